@@ -1,0 +1,80 @@
+"""jaxtrain: a trainer for stateful one-step models in JAX, where how gradients are made is one flag.
+
+Everything public is imported from here, lazily (PEP 562): ``import jaxtrain`` costs nothing, so that a recipe's
+``--help`` never waits for JAX.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Period": "period",
+    "DataModule": "data",
+    "DataError": "data",
+    "DataEnded": "data",
+    "CopyDataset": "datasets",
+    "CopyDataModule": "datasets",
+    "Module": "module",
+    "Phases": "module",
+    "Strategy": "strategies",
+    "Learner": "strategies",
+    "BPTT": "strategies",
+    "DRTRL": "strategies",
+    "Callback": "callback",
+    "Checkpoint": "callbacks",
+    "CopyFigure": "callbacks",
+    "EarlyStopping": "callbacks",
+    "LearningRateMonitor": "callbacks",
+    "ProgressBar": "callbacks",
+    "Throughput": "callbacks",
+    "JSONL": "loggers",
+    "TensorBoard": "loggers",
+    "CorruptCheckpoint": "checkpoint",
+    "NoReadableCheckpoint": "checkpoint",
+    "NonFiniteError": "run",
+    "Fit": "fit",
+    "Result": "run",
+    "load": "fit",
+}
+__all__ = ["__version__", *_HOME]
+
+if TYPE_CHECKING:
+    from .callback import Callback as Callback
+    from .callbacks import Checkpoint as Checkpoint
+    from .callbacks import CopyFigure as CopyFigure
+    from .callbacks import EarlyStopping as EarlyStopping
+    from .callbacks import LearningRateMonitor as LearningRateMonitor
+    from .callbacks import ProgressBar as ProgressBar
+    from .callbacks import Throughput as Throughput
+    from .checkpoint import CorruptCheckpoint as CorruptCheckpoint
+    from .checkpoint import NoReadableCheckpoint as NoReadableCheckpoint
+    from .data import DataEnded as DataEnded
+    from .data import DataError as DataError
+    from .data import DataModule as DataModule
+    from .datasets import CopyDataModule as CopyDataModule
+    from .datasets import CopyDataset as CopyDataset
+    from .fit import Fit as Fit
+    from .fit import load as load
+    from .loggers import JSONL as JSONL
+    from .loggers import TensorBoard as TensorBoard
+    from .module import Module as Module
+    from .module import Phases as Phases
+    from .period import Period as Period
+    from .run import NonFiniteError as NonFiniteError
+    from .run import Result as Result
+    from .strategies import BPTT as BPTT
+    from .strategies import DRTRL as DRTRL
+    from .strategies import Learner as Learner
+    from .strategies import Strategy as Strategy
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module 'jaxtrain' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted(__all__)

@@ -1,0 +1,8 @@
+"""Callbacks that come with the trainer: one idea a file."""
+
+from .checkpoint import Checkpoint as Checkpoint
+from .copy_figure import CopyFigure as CopyFigure
+from .early_stopping import EarlyStopping as EarlyStopping
+from .lr_monitor import LearningRateMonitor as LearningRateMonitor
+from .progress import ProgressBar as ProgressBar
+from .throughput import Throughput as Throughput

@@ -1,0 +1,105 @@
+"""Checkpoint: when a run is saved, and which checkpoints are kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from ..callback import Callback
+from ..period import Period
+from .early_stopping import Mode, Monitor, pack, same_monitor
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..run import Run
+
+
+class Checkpoint(Callback):
+    """Saves every so often, and whenever a validation enters the best ``k``.
+
+    ``every``: steps, epochs or time (``500``, ``"1ep"``, ``"10min"``); a time is looked at when a chunk ends.
+    ``best``: ``(tag of a validation metric, k)`` or None. ``last``: how many of the newest are kept besides these.
+    ``mode``: "min" or "max"; None takes "max" for names that end in accuracy, acc, r2 or score.
+    A score counts only at the step where it was measured; NaN is the worst one.
+    Raises ValueError for bad arguments, KeyError where validation gives no such metric.
+
+    >>> callbacks = [Checkpoint(every=500, best=("val/accuracy", 2), last=2)]
+    """
+
+    rank = "persist"
+
+    def __init__(self, every: int | str | Period | None = None, best: tuple[str, int] | None = ("val/loss", 1),
+                 last: int = 1, mode: Mode | None = None):  # fmt: skip
+        self.every = Period.of(every)
+        self.last = _count(last, "last")
+        self.monitor: Monitor | None = None
+        if best is not None:
+            if not (isinstance(best, tuple | list) and len(best) == 2):
+                raise ValueError(f"Checkpoint: best is {best!r}; expected (tag, how many), as ('val/loss', 1), or None")
+            best = (best[0], _count(best[1], "the number in best"))
+            self.monitor = Monitor.of(best[0], mode, "Checkpoint")
+        elif mode is not None:
+            raise ValueError(f"Checkpoint: mode is {mode!r}, but best is None; give best=(tag, how many) or no mode")
+        self.best = best
+        self.mode: Mode = self.monitor.mode if self.monitor else "min"
+        self.scores: list[list[Any]] = []
+        """The best so far, best first: ``[score, step]``."""
+        self._saved_at = time.monotonic()
+
+    def edges(self) -> Iterable[Period]:
+        return () if self.every is None or self.every.unit == "time" else (self.every,)
+
+    def on_fit_start(self, run: Run) -> None:
+        self._saved_at = time.monotonic()
+        if run.restored_step is None:  # the same object may serve a second run
+            self.scores = []
+
+    def on_chunk_end(self, run: Run, metrics: dict[str, Any]) -> None:
+        if self.every is None:
+            return
+        if self.every.unit == "time":
+            due = time.monotonic() - self._saved_at >= self.every.n
+        else:
+            due = self.every.due(run.step, run.epoch_length)
+        if due:
+            run.save()
+
+    def on_validation_end(self, run: Run, metrics: dict[str, float]) -> None:
+        if self.monitor is None or self.best is None:
+            return
+        score = self.monitor.read(metrics, "Checkpoint")
+        run.score = score  # also for a save that is due at this step for another reason
+        others = [entry for entry in self.scores if entry[1] != run.step]
+        # A stable sort: of two equal scores the earlier stays, so an equal one does not enter.
+        ranked = sorted([*others, [score, run.step]], key=lambda entry: self._key(entry[0]))[: self.best[1]]
+        if any(step == run.step for _, step in ranked):
+            run.save()
+        self.scores = ranked
+
+    def on_checkpoint(self, run: Run, path: Path) -> None:
+        self._saved_at = time.monotonic()
+
+    def _key(self, score: float) -> tuple[bool, float]:
+        assert self.monitor is not None
+        return self.monitor.key(score)
+
+    def state(self) -> dict[str, Any]:
+        if self.monitor is None:
+            return {}
+        scores = [[pack(score), step] for score, step in self.scores]
+        return {"monitor": self.monitor.tag, "mode": self.monitor.mode, "scores": scores}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.scores = []
+        if self.monitor is None or self.best is None or not state:
+            return
+        if same_monitor(self.monitor, state, "Checkpoint"):
+            self.scores = [[float(score), step] for score, step in state["scores"]][: self.best[1]]
+
+
+def _count(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"Checkpoint: {name} is {value!r}; expected a whole number, 1 or more")
+    return value

@@ -1,0 +1,91 @@
+"""ProgressBar: a bar on a terminal, a line now and then anywhere else."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from ..callback import Callback
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+log = logging.getLogger("jaxtrain")
+
+
+class ProgressBar(Callback):
+    """Shows where a run is: a tqdm bar where stderr is a terminal, else a log line every ``every_seconds``.
+
+    Both show steps, their rate since the start of training (compiling does not count), the loss averaged over the
+    last chunk and the last validation. Nothing here waits for the device: it shows what has arrived.
+
+    >>> callbacks = [ProgressBar(every_seconds=60)]
+    """
+
+    rank = "record"
+
+    def __init__(self, every_seconds: float = 30):
+        if not every_seconds > 0:
+            raise ValueError(f"ProgressBar: every_seconds is {every_seconds!r}; expected a number above 0")
+        self.every_seconds = every_seconds
+        self._bar: Any = None
+
+    def on_fit_start(self, run: Run) -> None:
+        self._close()
+        self._loss: float | None = None
+        self._val: dict[str, float] = {}
+        self._start = self._told = time.perf_counter()
+        self._first = run.restored_step or 0
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=run.max_steps, initial=self._first, unit="step", dynamic_ncols=True, file=sys.stderr
+            )
+
+    def on_chunk_end(self, run: Run, metrics: dict[str, Any]) -> None:
+        loss = metrics.get("loss")
+        if loss is not None and len(loss):
+            self._loss = float(loss.mean())
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._numbers(), refresh=False)
+            self._bar.update(run.step - self._bar.n)
+        elif time.perf_counter() - self._told >= self.every_seconds:
+            self._told = time.perf_counter()
+            log.info(self._line(run, eta=True))
+
+    def on_validation_end(self, run: Run, metrics: dict[str, float]) -> None:
+        self._val = dict(metrics)
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._numbers(), refresh=False)
+
+    def on_exception(self, run: Run, error: BaseException) -> None:
+        self._close()
+
+    def on_fit_end(self, run: Run, status: str) -> None:
+        if self._bar is None and not sys.stderr.isatty():
+            log.info("%s, %s", self._line(run, eta=False), status)
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _numbers(self) -> str:
+        loss = {} if self._loss is None else {"loss": self._loss}
+        return ", ".join(f"{name} {value:.4g}" for name, value in {**loss, **self._val}.items())
+
+    def _line(self, run: Run, *, eta: bool) -> str:
+        seconds = time.perf_counter() - self._start
+        rate = (run.step - self._first) / seconds if seconds > 0 else 0.0
+        parts = [f"step {run.step}" if run.max_steps is None else f"step {run.step}/{run.max_steps}"]
+        parts += [f"{rate:.4g} steps/s", self._numbers()]
+        if eta and run.max_steps is not None and rate > 0:
+            parts.append(f"ETA {timedelta(seconds=round((run.max_steps - run.step) / rate))}")
+        elif not eta:
+            parts.append(f"after {timedelta(seconds=round(seconds))}")
+        return ", ".join(part for part in parts if part)

@@ -1,0 +1,399 @@
+"""Orbax behind one class: save, restore, the latest readable, retention, digests. Knows flat dicts and JSON only.
+
+Orbax promises that a listed step was complete once, not that its content is unchanged: most flipped bits it reads back
+as numbers. So every leaf carries a sha256, the metadata carries its own, and both are checked on the way back.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import math
+import operator
+import os
+import re
+import shutil
+import tempfile
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+
+Mode = Literal["min", "max"]
+Arrays = Mapping[str, Any]  # arrays by name, on the host or on a device
+_log = logging.getLogger("jaxtrain")
+_RESERVED = {"digest", "digests", "store"}  # keys of the metadata that Store writes
+_STEP = re.compile(r"[0-9]{8}|[1-9][0-9]{8,}")
+_UNFINISHED = re.compile(r"[0-9]{8,}\.orbax-checkpoint-tmp.*")
+_SPACE = ("No space left", "Disk quota exceeded", "RESOURCE_EXHAUSTED")  # TensorStore says it in words only
+# What TensorStore can write: of any other dtype it would complain only after save() has returned.
+_DTYPES = re.compile(
+    r"bool|int[24]|u?int(8|16|32|64)|b?float16|float(32|64)|complex(64|128)|float4_e2m1fn|float8_(?!e4m3$)\w+"
+)
+
+
+class CorruptCheckpoint(RuntimeError):
+    """A checkpoint that does not hold what was saved. Attributes: step, why (one line)."""
+
+    def __init__(self, step: int, why: str):
+        super().__init__(f"the checkpoint of step {step} is unreadable: {why}")
+        self.step, self.why = step, why
+
+
+class NoReadableCheckpoint(RuntimeError):
+    """There are checkpoints, and none of them can be read."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds: numpy arrays by name, JSON metadata. An item that was not asked for is empty."""
+
+    step: int
+    params: dict[str, np.ndarray]
+    train: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+
+def digest(arrays: Mapping[str, Any]) -> str:
+    """One sha256 over the names and leaf digests (dtype, shape, bytes) of a flat dict of arrays, in sorted order."""
+    return _json_digest({name: _leaf_digest(np.asarray(array)) for name, array in arrays.items()})
+
+
+class Store:
+    """The checkpoints of one directory: saved asynchronously, verified when read, the `last` and the `best` kept.
+
+    Args:
+        directory: made if it is missing; `~` and relative paths are resolved here.
+        last: how many of the newest are kept (at least 1).
+        best: how many of the best by score are kept beside them; of equal scores the earlier is the better.
+        mode: whether a low ("min") or a high ("max") score is good; a non-finite one is the worst either way.
+        read_only: touches nothing (save() is refused), so it may read the directory of a run that is alive.
+
+    Raises OSError if the directory cannot be written.
+    """
+
+    def __init__(
+        self, directory: str | Path, *, last: int = 1, best: int = 0, mode: Mode = "min", read_only: bool = False
+    ):
+        if last < 1 or best < 0:
+            raise ValueError(f"a store keeps last >= 1 and best >= 0 checkpoints, not last={last}, best={best}")
+        if mode not in ("min", "max"):
+            raise ValueError(f"the mode of a checkpoint's score is 'min' or 'max', not {mode!r}")
+        self.directory = Path(directory).expanduser().resolve()
+        self.last, self.best, self.mode, self.read_only = last, best, mode, read_only
+        self._manager: Any = None  # made by the first save
+        self._pending: int | None = None  # the step whose save is in flight
+        self._saved = True  # the newest save is on disk
+        self._scores: dict[int, float | None] = {}
+        self._sound: set[int] = set()  # steps known to read back whole
+        self._bad: dict[int, str] = {}  # steps known not to, and why
+        # Orbax writes errors to absl's logger which are raised or named here: its own lines are dropped until close().
+        self._quiet = lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname
+        if not read_only:
+            self._probe()
+            self._remove()
+
+    def steps(self) -> list[int]:
+        """The steps on disk, ascending. A save in flight is listed once it is committed."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.directory.iterdir() if _STEP.fullmatch(p.name) and p.is_dir())
+
+    def best_step(self) -> int | None:
+        """The step with the best recorded score; None when no readable checkpoint carries one."""
+        self._settle()
+        self._learn_scores()
+        return next(iter(self._ranked(self.steps())), None)
+
+    def save(
+        self, step: int, params: Arrays, train: Arrays, meta: Mapping[str, Any], score: float | None = None
+    ) -> bool:
+        """Starts to save a step; returns when all is copied to the host, so buffers may be donated or overwritten.
+
+        `params` and `train` are flat dicts of arrays (a PRNG key as uint32 key data), `meta` is JSON. A step that is on
+        disk already is not written again, unless it is unreadable. False: failed at once for want of disk space, which
+        is logged. Raises TypeError for a leaf that is no numeric array or metadata that is not JSON, and whatever the
+        save before this one raised other than want of space.
+        """
+        if self.read_only:
+            raise RuntimeError(f"step {step} is not saved: the checkpoints in {self.directory} were opened read-only")
+        if (step := operator.index(step)) < 0:
+            raise ValueError(f"a checkpoint belongs to a step >= 0, not {step}")
+        self._settle()
+        items = {"params": _host("params", params), "train": _host("train", train)}
+        record = _record(step, items, meta, None if score is None else float(score))
+        if step in self.steps():
+            if self._is_sound(step):
+                self._saved = True
+                return True
+            _log.warning("the unreadable checkpoint of step %d in %s is replaced", step, self.directory)
+            self._drop_manager()  # which would go on listing it
+            self._remove(step)
+        if self.best:
+            self._learn_scores()
+        self._sound.discard(step)
+        self._bad.pop(step, None)
+        self._pending, self._scores[step] = step, record["store"]["score"]
+        try:
+            ocp = self._orbax()
+            args: dict[str, Any] = {"meta": ocp.args.JsonSave(record)}
+            for item, leaves in items.items():
+                # Orbax refuses arrays of zero size and empty trees; the metadata is enough to make them again.
+                if stored := {name: leaf for name, leaf in leaves.items() if leaf.size}:
+                    args[item] = ocp.args.StandardSave(stored)
+            if self._manager is None:
+                from orbax.checkpoint.checkpoint_managers.save_decision_policy import FixedIntervalPolicy
+
+                # FixedIntervalPolicy(1), force: Orbax must have no opinion of its own on which steps are worth saving.
+                options = ocp.CheckpointManagerOptions(
+                    save_decision_policy=FixedIntervalPolicy(1),
+                    preservation_policy=self,
+                    step_format_fixed_length=8,
+                    cleanup_tmp_directories=True,
+                )
+                self._manager = ocp.CheckpointManager(self.directory, options=options)
+            self._manager.save(step, args=ocp.args.Composite(**args), force=True)
+        except Exception as error:
+            self._failed(step, error)
+            return self._saved
+        return True
+
+    def wait(self) -> bool:
+        """Waits for the save in flight. True: the newest save is on disk; False: it failed for want of space.
+
+        Any other error of that save is raised, once.
+        """
+        self._settle()
+        return self._saved
+
+    def read_meta(self, step: int) -> dict[str, Any]:
+        """The verified metadata of a step. Raises CorruptCheckpoint; FileNotFoundError names the steps there are."""
+        return self._read(step, ()).meta
+
+    def restore(self, step: int, *, params: bool = True, train: bool = True) -> Saved:
+        """Reads a step back: numpy arrays of the saved dtypes and shapes, every leaf verified, on any device layout.
+
+        Raises CorruptCheckpoint; FileNotFoundError names the steps there are.
+        """
+        return self._read(step, ("params",) * params + ("train",) * train)
+
+    def latest_readable(self) -> Saved | None:
+        """The newest checkpoint that reads back whole; None if there are no checkpoints.
+
+        Every unreadable one before it is named in a warning. Raises NoReadableCheckpoint if all are unreadable.
+        """
+        self._settle()
+        for step in reversed(self.steps()):
+            if saved := self._attempt(step):
+                return saved
+        if steps := self.steps():
+            why = "; ".join(f"step {step}: {self._bad[step]}" for step in reversed(steps))
+            raise NoReadableCheckpoint(f"no checkpoint in {self.directory} can be read: {why}")
+        return None
+
+    def close(self) -> None:
+        """Waits for the save in flight and frees its threads. Raises what that save raised."""
+        try:
+            self._settle()
+        finally:
+            self._drop_manager()
+            logging.getLogger("absl").removeFilter(self._quiet)
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Orbax asks which steps stay, while one is being saved; the others go when that one is on disk."""
+        # Orbax' own LatestN | BestN keeps steps without a score while there are few, counts unreadable ones, and
+        # trusts a metrics file that nothing protects. The scores used here come from verified metadata.
+        assert self._pending is not None
+        readable = sorted(c.step for c in checkpoints if c.step not in self._bad)
+        kept = {self._pending, *readable[-self.last :], *self._ranked(readable)[: self.best]}
+        # An unreadable step does not count, and goes when a newer one is saved.
+        kept.update(step for step in self._bad if step > self._pending)
+        return [c.step in kept for c in checkpoints]
+
+    def _probe(self) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=".probe-", dir=self.directory)
+            os.close(handle)
+            os.unlink(name)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT) and self.directory.is_dir():
+                return  # a full disk is dealt with save by save
+            why = f"checkpoints cannot be written here ({error.strerror}), give another directory"
+            raise OSError(error.errno, why, str(self.directory)) from None
+
+    def _remove(self, step: int | None = None) -> None:
+        """Removes what unfinished saves left, and the given step."""
+        for path in self.directory.iterdir():
+            if _UNFINISHED.fullmatch(path.name) or (step is not None and path == self._path(step)):
+                shutil.rmtree(path)
+
+    def _orbax(self) -> Any:
+        import orbax.checkpoint as ocp  # costs a second, so not before the first use
+
+        logging.getLogger("absl").addFilter(self._quiet)
+        return ocp
+
+    def _settle(self) -> None:
+        """Waits for the save in flight and deals with its outcome."""
+        if (step := self._pending) is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+            if step not in self.steps():
+                raise RuntimeError(f"the checkpoint of step {step} vanished from {self.directory} while it was saved")
+        except Exception as error:
+            self._failed(step, error)
+        else:
+            self._pending, self._saved = None, True
+            self._sound.add(step)
+
+    def _failed(self, step: int, error: Exception) -> None:
+        """Removes what a failed save left. Returns if it failed for want of space, else raises the error."""
+        # Orbax goes on listing a step that failed, and forgets those it meant to delete: start over with a new manager.
+        self._drop_manager()
+        self._pending = None
+        # The step is whole if only the removal of older ones failed.
+        self._saved = step in self.steps() and self._is_sound(step)
+        self._remove(None if self._saved else step)
+        # Without frames, but with all that the error was raised from.
+        if not any(words in "".join(traceback.format_exception(error, limit=0)) for words in _SPACE):
+            raise error
+        outcome = "is saved, but older ones were not removed" if self._saved else "is not saved; the next one is tried"
+        _log.warning("no space left in %s: the checkpoint of step %d %s", self.directory, step, outcome)
+
+    def _drop_manager(self) -> None:
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            with suppress(Exception):  # raises the error of a save, which is in hand by now, once more
+                manager.wait_until_finished()
+            manager.close()
+
+    def _attempt(self, step: int, names: tuple[str, ...] = ("params", "train")) -> Saved | None:
+        try:
+            return self._read(step, names)
+        except CorruptCheckpoint as error:
+            _log.warning("%s (in %s)", error, self.directory)
+            return None
+
+    def _is_sound(self, step: int) -> bool:
+        return step in self._sound or (step not in self._bad and self._attempt(step) is not None)
+
+    def _learn_scores(self) -> None:
+        for step in self.steps():
+            if step not in self._scores and step not in self._bad:
+                self._attempt(step, ())
+
+    def _ranked(self, steps: list[int]) -> list[int]:
+        """Those of the readable steps that carry a score, the best first."""
+        sign = 1 if self.mode == "min" else -1
+        scores = [(self._scores.get(step), step) for step in steps if step not in self._bad]
+        # A NaN compares with nothing: left in, it would scramble the order and the best would be deleted.
+        keys = [
+            (sign * score if math.isfinite(score) else math.inf, step) for score, step in scores if score is not None
+        ]
+        return [step for _, step in sorted(keys)]
+
+    def _path(self, step: int) -> Path:
+        return self.directory / f"{step:08d}"
+
+    def _read(self, step: int, names: tuple[str, ...] = ("params", "train")) -> Saved:
+        self._settle()
+        if (step := operator.index(step)) not in (steps := self.steps()):
+            there = ", ".join(map(str, steps)) or "none"
+            raise FileNotFoundError(f"no checkpoint of step {step} in {self.directory} (there are: {there})")
+        try:
+            meta = self._read_meta(step)
+            items = {item: self._read_item(step, item, meta) for item in names}
+        except CorruptCheckpoint as error:
+            self._bad[step] = error.why
+            self._sound.discard(step)
+            raise
+        self._scores[step] = meta["store"]["score"]
+        if len(names) == 2:
+            self._sound.add(step)
+            self._bad.pop(step, None)
+        return Saved(step, items.get("params", {}), items.get("train", {}), meta)
+
+    def _read_meta(self, step: int) -> dict[str, Any]:
+        meta = self._fetch(step, "meta", self._orbax().args.JsonRestore())
+        if not isinstance(meta, dict) or not meta.keys() >= _RESERVED:
+            raise CorruptCheckpoint(step, "its metadata was not written by jaxtrain")
+        if meta["digest"] != _json_digest({key: value for key, value in meta.items() if key != "digest"}):
+            raise CorruptCheckpoint(step, "its metadata differs from its digest")
+        if meta["store"]["step"] != step:
+            raise CorruptCheckpoint(step, f"its metadata belongs to step {meta['store']['step']}")
+        return meta
+
+    def _read_item(self, step: int, item: str, meta: dict[str, Any]) -> dict[str, np.ndarray]:
+        # A template of exactly the recorded dtypes and shapes: without one, Orbax wants the devices of the save.
+        recorded = meta["store"][item].items()
+        leaves = {name: np.empty(shape, getattr(ml_dtypes, dtype, dtype)) for name, (dtype, shape) in recorded}
+        if stored := {name: leaf for name, leaf in leaves.items() if leaf.size}:
+            leaves |= self._fetch(step, item, self._orbax().args.StandardRestore(stored))
+        elif (self._path(step) / item).exists():
+            raise CorruptCheckpoint(step, f"it has {item} that its metadata does not name")
+        for name, leaf in leaves.items():
+            if _leaf_digest(leaf) != meta["digests"][item].get(name):
+                raise CorruptCheckpoint(step, f"leaf {name!r} of {item} differs from its digest")
+        return leaves
+
+    def _fetch(self, step: int, item: str, args: Any) -> Any:
+        ocp = self._orbax()
+        try:
+            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+                return reader.restore(self._path(step), args=ocp.args.Composite(**{item: args}))[item]
+        except MemoryError:
+            raise
+        except Exception as error:  # anything from a KeyError to a bare Exception of 40 lines
+            text = (str(error).strip().splitlines() or [""])[0]
+            raise CorruptCheckpoint(step, f"{type(error).__name__}: {text[:160]}") from None
+
+
+def _host(item: str, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Copies to the host, which donating or overwriting a buffer cannot reach."""
+    for leaf in arrays.values():
+        if hasattr(leaf, "copy_to_host_async"):
+            leaf.copy_to_host_async()
+    host: dict[str, np.ndarray] = {}
+    for name, leaf in arrays.items():
+        try:
+            array = np.array(leaf, order="C")
+        except TypeError:  # a typed PRNG key
+            array = np.array(None)
+        if not isinstance(name, str) or not _DTYPES.fullmatch(array.dtype.name) or not array.dtype.isnative:
+            given = f"checkpoint: leaf {name!r} of {item} is {getattr(leaf, 'dtype', type(leaf).__name__)}"
+            raise TypeError(f"{given}; expected numbers under a name (of a PRNG key: jax.random.key_data(key))")
+        host[name] = array
+    return host
+
+
+def _record(step: int, items: dict[str, Any], meta: Mapping[str, Any], score: float | None) -> dict[str, Any]:
+    """The metadata as it goes to disk: the caller's, what is needed to read the leaves back, and the digests."""
+    try:
+        record = json.loads(json.dumps(dict(meta)))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"checkpoint: the metadata of step {step} is not JSON: {error}") from None
+    if taken := _RESERVED & record.keys():
+        raise ValueError(f"checkpoint: the metadata of step {step} has keys that the store writes: {sorted(taken)}")
+    record["store"] = {"step": step, "score": score}
+    record["digests"] = {}
+    for item, leaves in items.items():
+        record["store"][item] = {name: [leaf.dtype.name, list(leaf.shape)] for name, leaf in leaves.items()}
+        record["digests"][item] = {name: _leaf_digest(leaf) for name, leaf in leaves.items()}
+    return {**record, "digest": _json_digest(record)}
+
+
+def _leaf_digest(leaf: np.ndarray) -> str:
+    sha = hashlib.sha256(f"{leaf.dtype.name}{list(leaf.shape)}".encode())
+    sha.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+    return sha.hexdigest()
+
+
+def _json_digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,372 @@
+"""A recipe as a command line, and the `jaxtrain` command. Nothing here imports JAX: `--help` is instant.
+
+Where a value comes from, later ones win: the recipe's defaults, `--preset`, `--config FILE`, the flags. A run that is
+resumed takes its own saved configuration in place of the first three. Mistakes are one line on stderr
+(`JAXTRAIN_TRACEBACK=1` shows where they were raised); errors in a user's own code keep their traceback.
+Exit codes: 0 done, 1 error, 2 usage, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import fcntl
+import inspect
+import os
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from .config import ConfigError, did_you_mean, overlay, read_config
+from .run import Result, read_json
+from .strategies import names
+
+if TYPE_CHECKING:
+    StrategyName = str
+    from .strategies import Strategy
+else:
+    StrategyName = Literal[tuple(names.REGISTRY)]
+
+PERSONAL = ("run_dir", "progress")
+"""Options of one start that are no part of what is trained: never saved, never imposed on a resume."""
+
+WORDS = ("never", "last", "best")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What every recipe's Config begins with; subclass it as a frozen dataclass whose fields are the flags."""
+
+    strategy: StrategyName = "drtrl"
+    """how gradients are made"""
+    strategy_fields: Annotated[dict[str, Any], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
+    """the strategy's own fields, as given by --strategy.FIELD"""
+    run_dir: str | None = None
+    """directory of the run (default: a fresh numbered one under checkpoints/)"""
+    progress: bool = True
+    """show a progress bar"""
+
+    def make_strategy(self) -> Strategy:
+        """The strategy object, to give to Fit. Raises ValueError for an unknown name or field."""
+        return names.make_strategy(self.strategy, **self.strategy_fields)
+
+    def saved(self) -> dict[str, Any]:
+        """The configuration as a run directory keeps it: a plain dict without the options of this start alone."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in PERSONAL}
+
+
+def main(Config: type[Options], make: Callable[[Any], tuple[Any, Any, Any]], *,
+         presets: Mapping[str, Mapping[str, Any]] | None = None, chance: Mapping[str, float] | None = None,
+         argv: Sequence[str] | None = None) -> int:  # fmt: skip
+    """Run a recipe from the command line; returns the exit code, for `sys.exit`.
+
+    `Config`: a frozen dataclass that extends `Options`. `make(config)`: `(fit, module, data)`; import JAX in there.
+    `presets`: name -> {option: value}; a key that is a strategy's name holds fields for that strategy alone.
+    `chance`: metric name -> what guessing scores, shown beside the results. `argv`: without the program's name.
+    """
+    return _guarded(lambda: _recipe(Config, make, presets or {}, chance or {}, argv))
+
+
+def _recipe(Config, make, presets, chance, argv) -> int:
+    if not (dataclasses.is_dataclass(Config) and issubclass(Config, Options)):
+        raise TypeError(f"{Config!r} is no recipe's Config; expected a frozen dataclass that extends jaxtrain.cli.Options")
+    script = Path(inspect.getfile(make))
+    root = Path("checkpoints") / script.stem
+    try:
+        config, args, start = _parse(Config, presets, list(sys.argv[1:] if argv is None else argv), script.name, root)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if start.note:
+        print(start.note)
+    fresh = start.run_dir is None
+    label = config.strategy + (f"-seed{config.seed}" if hasattr(config, "seed") else "")
+    run_dir = start.run_dir or fresh_run(root, label, create=not args.dry_run)
+    config = dataclasses.replace(config, run_dir=str(run_dir))
+    try:
+        made = make(config)
+        if not (isinstance(made, tuple) and len(made) == 3):
+            raise TypeError(f"{script.name}: make(config) returned {type(made).__name__}; expected (fit, module, data)")
+        fit, module, data = made
+        result = fit.run(module, data, resume=start.resume, config=config.saved(), dry_run=args.dry_run)
+    finally:
+        if fresh:
+            _drop_unused(run_dir)
+    if not args.dry_run:
+        print(_summary(result, config, script, root, chance))
+    return result.exit_code
+
+
+# ---- from the command line to a config ---------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """Which run: its directory (None: a fresh numbered one), what to tell Fit, the saved config, a word about it."""
+
+    run_dir: Path | None
+    resume: str | int
+    saved: dict[str, Any] | None = None
+    note: str = ""
+
+
+def _parse(Config, presets, argv: list[str], prog: str, root: Path):
+    # These few decide what the others' defaults are, so they are looked at first; tyro reports what is malformed.
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("strategy", "config", "preset", "resume", "run-dir"):
+        early.add_argument(f"--{name}", f"--{name.replace('-', '_')}", dest=name.replace("-", "_"), nargs="?")
+    given = early.parse_known_args(argv)[0]
+
+    layers: list[tuple[Mapping[str, Any], str]] = []
+    if given.preset not in (None, "None"):
+        if given.preset not in presets:
+            raise ConfigError(f"unknown preset {given.preset!r}; {did_you_mean(given.preset, presets)}")
+        layers.append((presets[given.preset], f"preset {given.preset!r}"))
+    if given.config not in (None, "None"):
+        layers.append((read_config(Path(given.config)), given.config))
+    config = Config()
+    for values, _ in layers:  # a file may name the run directory, too
+        given.run_dir = given.run_dir or values.get("run_dir", values.get("run-dir"))
+    start = _find(given.resume or "never", given.run_dir, root)
+    if start.saved is not None:
+        layers = [(start.saved, f"{start.run_dir}/config.json")]
+
+    fields: dict[str, dict[str, Any]] = {name: {} for name in names.REGISTRY}
+    for values, where in layers:
+        own = {key: value for key, value in values.items() if key not in names.REGISTRY and key != "strategy_fields"}
+        config = overlay(config, own, where)
+        for name in names.REGISTRY.keys() & values.keys():
+            fields[name] |= names.lookup(name).check(values[name], f"{where}: {name}")
+        if extra := values.get("strategy_fields"):
+            fields[config.strategy] |= names.lookup(config.strategy).check(extra, f"{where}: strategy_fields")
+    entry = names.lookup(given.strategy or config.strategy)
+
+    values = {name: fields[entry.name].get(name, field.default) for name, field in entry.fields.items()}
+    arguments, default = _arguments(Config, entry, config, values, presets)
+    parsed, unknown = tyro.cli(
+        arguments, args=argv, default=default, prog=prog, return_unknown_args=True, description=_describe(Config, entry, presets)
+    )
+    if unknown:
+        raise ConfigError(_unknown(unknown[0], Config, entry))
+    chosen = dataclasses.replace(parsed.recipe, strategy_fields=dataclasses.asdict(parsed.fields))
+    ignored = [f"--{name}" for name in ("preset", "config") if getattr(parsed, name) is not None]
+    if start.saved is not None and ignored:
+        start = dataclasses.replace(start, note=f"{start.note}; it replaces {' and '.join(ignored)}".lstrip("; "))
+    return chosen, parsed, start
+
+
+def _arguments(Config, entry: names.Entry, config: Options, values: dict[str, Any], presets):
+    """The whole command line as one dataclass for tyro, and its defaults."""
+    arg = tyro.conf.arg
+    fields = dataclasses.make_dataclass(
+        "Fields", [(name, Annotated[field.type, arg(help=field.help)]) for name, field in entry.fields.items()], frozen=True
+    )
+    preset = Literal[tuple(presets)] if presets else str  # pyright: ignore[reportInvalidTypeForm]
+    help_resume = "continue a run: its last checkpoint; or fork one: its best, a step, or the path of checkpoints/STEP"
+    arguments = dataclasses.make_dataclass(
+        "Arguments",
+        [
+            ("recipe", Annotated[Config, arg(name="")]),
+            ("fields", Annotated[fields, arg(name="strategy", help=f"fields of {entry.name} ({entry.help})")]),
+            ("resume", Annotated[str, arg(help=help_resume, metavar="never|last|best|STEP|PATH")]),
+            ("config", Annotated[Path | None, arg(help="JSON or TOML file of options, or a run's config.json")]),
+            ("preset", Annotated[preset | None, arg(help="a named set of options")]),
+            ("dry_run", Annotated[bool, tyro.conf.FlagCreatePairsOff, arg(help="print the pre-flight report and stop")]),
+        ],
+        frozen=True,
+    )
+    return arguments, arguments(config, fields(**values), "never", None, None, False)
+
+
+def _describe(Config, entry: names.Entry, presets) -> str:
+    lines = [inspect.cleandoc(Config.__doc__ or ""), ""]
+    for other in names.REGISTRY.values():
+        if other is not entry:
+            options = ", ".join(f"--strategy.{name.replace('_', '-')}" for name in other.fields)
+            lines.append(f"--strategy {other.name} ({other.help}) takes {options}.")
+    for name, values in presets.items():
+        lines.append(f"--preset {name}: " + ", ".join(f"{key}={value}" for key, value in values.items()) + ".")
+    return "\n".join(lines)
+
+
+def _unknown(word: str, Config, entry: names.Entry) -> str:
+    if not word.startswith("-"):
+        return f"unexpected argument {word!r}; options are spelled --name value, see --help"
+    flag = word.split("=")[0]
+    field = flag.removeprefix("--strategy.").replace("-", "_")
+    owners = [other.name for other in names.REGISTRY.values() if field in other.fields]
+    if flag.startswith("--strategy.") and owners:
+        return f"{flag} is a field of strategy {' and '.join(owners)}; this run's strategy is {entry.name}"
+    own = [f.name for f in dataclasses.fields(Config) if f.name != "strategy_fields"]
+    flags = [f"--{name}".replace("_", "-") for name in (*own, "resume", "config", "preset", "dry_run", "help")]
+    flags += [f"--strategy.{name}".replace("_", "-") for name in entry.fields] + ["--no-progress"]
+    close = did_you_mean(flag, flags).partition("; ")[2]
+    return f"unknown option {flag}; {close or 'see --help'}"
+
+
+# ---- run directories ---------------------------------------------------------------------------------------------
+
+
+def _find(resume: str, run_dir: str | None, root: Path) -> _Start:
+    """Which run `--resume` and `--run-dir` mean."""
+    given = None if run_dir in (None, "None") else Path(run_dir).expanduser()
+    if resume == "never":
+        return _Start(given, resume)
+    if resume not in WORDS and not resume.isdigit():
+        path = Path(resume).expanduser()
+        if not (path.is_dir() and path.name.isdigit() and path.parent.name == "checkpoints"):
+            expected = "expected never, last, best, a step, or the path of an existing RUN_DIR/checkpoints/STEP"
+            hint = did_you_mean(resume, WORDS).partition("; ")[2]
+            raise ConfigError(f"--resume {resume}: {expected}" + (f"; {hint}" if hint else ""))
+        source = path.parent.parent
+        return _Start(given or source, str(path), _saved(source), f"resuming from {path} with its saved configuration")
+    source = given or newest_run(root)
+    if source is None:
+        if resume != "last":
+            raise ConfigError(f"--resume {resume}: there is no run under {root}; say which with --run-dir")
+        return _Start(None, "never", note=f"--resume last: there is no run under {root} yet, starting a fresh one")
+    saved = _saved(source)
+    note = "" if saved is None else f"resuming {source} with its saved configuration"
+    return _Start(source, int(resume) if resume.isdigit() else resume, saved, note)
+
+
+def _saved(run_dir: Path) -> dict[str, Any] | None:
+    path = run_dir / "config.json"
+    return read_json(path).get("config") if path.exists() else None
+
+
+def _numbered(root: Path) -> list[tuple[int, Path]]:
+    found = root.iterdir() if root.is_dir() else ()
+    return sorted((int(m[1]), path) for path in found if (m := re.match(r"(\d+)(-|$)", path.name)) and path.is_dir())
+
+
+def newest_run(root: Path) -> Path | None:
+    """The run of the highest number under a recipe's folder; folders in which no run began do not count."""
+    started = [path for _, path in _numbered(root) if (path / "config.json").exists()]
+    return started[-1] if started else None
+
+
+def fresh_run(root: Path, label: str, *, create: bool = True) -> Path:
+    """A numbered folder of its own for a new run, `root/0001-label`; two starts at once get two numbers."""
+
+    def following() -> Path:
+        number = max((number for number, _ in _numbered(root)), default=0) + 1
+        return root / f"{number:04d}-{label}"
+
+    if not create:
+        return following()
+    root.mkdir(parents=True, exist_ok=True)
+    handle = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # the labels may differ, so mkdir alone would not keep numbers apart
+        path = following()
+        path.mkdir()
+        return path
+    finally:
+        os.close(handle)
+
+
+def _drop_unused(run_dir: Path) -> None:
+    """Remove a numbered folder in which no run began."""
+    if run_dir.is_dir() and {path.name for path in run_dir.iterdir()} <= {".lock"}:
+        (run_dir / ".lock").unlink(missing_ok=True)
+        run_dir.rmdir()
+
+
+# ---- what is said ------------------------------------------------------------------------------------------------
+
+
+def _summary(result: Result, config: Options, script: Path, root: Path, chance: Mapping[str, float]) -> str:
+    why = f" ({result.reason})" if result.reason else ""
+    lines = ["", f"{result.status} at step {result.step}{why}, strategy {config.strategy}"]
+    for part in ("train", "val"):
+        scores = []
+        for tag, value in result.metrics.items():
+            head, _, name = tag.partition("/")
+            if head == part:
+                guess = f" (chance {chance[name]:.4g})" if name in chance else ""
+                scores.append(f"{name} {value:.4g}{guess}")
+        if scores:
+            lines.append(f"{part:<8}{', '.join(scores)}")
+    run_dir = Path(result.run_dir or config.run_dir or "")
+    command = [_python(), os.path.relpath(script), "--run-dir", str(run_dir), "--resume", "last"]
+    steps = getattr(config, "max_steps", None)
+    if result.status == "finished" and isinstance(steps, int):
+        command += ["--max-steps", str(2 * steps)]
+    logs = root.parent if run_dir.is_relative_to(root) else run_dir
+    lines += [f"run     {run_dir}", f"logs    tensorboard --logdir {shlex.quote(str(logs))}", f"go on   {shlex.join(command)}"]
+    return "\n".join(lines)
+
+
+def _python() -> str:
+    path = Path(sys.executable)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else "python"
+
+
+EXPECTED = (ValueError, TypeError, RuntimeError, OSError, LookupError, ArithmeticError)
+
+
+def _guarded(work: Callable[[], int]) -> int:
+    """`work()`'s exit code, with a person's mistakes told in one line; every other error goes on as it is."""
+    try:
+        return work()
+    except SystemExit as leaving:  # tyro and argparse: --help, usage
+        return leaving.code if isinstance(leaving.code, int) else 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except EXPECTED as error:
+        if os.environ.get("JAXTRAIN_TRACEBACK") == "1" or not _deliberate(error):
+            raise
+        notes = getattr(error, "__notes__", [])
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        print(" ".join(f"error: {'; '.join([text, *notes])}".split()), file=sys.stderr)
+        return 1
+
+
+def _deliberate(error: BaseException) -> bool:
+    """Whether jaxtrain raised this itself, or the system refused jaxtrain a file: not a bug, not a user's code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, OSError):
+        library = Path(os.__file__).parent
+        while frames and (Path(frames[-1].filename).parent in (library, library / "pathlib")
+                          or frames[-1].filename.startswith("<frozen")):  # fmt: skip
+            frames.pop()
+    package = Path(__file__).parent
+    if not frames or not Path(frames[-1].filename).is_relative_to(package):
+        return False
+    return isinstance(error, OSError) or (frames[-1].line or "").startswith("raise")
+
+
+# ---- the `jaxtrain` command --------------------------------------------------------------------------------------
+
+
+def tool(argv: Sequence[str] | None = None) -> int:
+    """The `jaxtrain` command; returns the exit code."""
+    return _guarded(lambda: _tool(argv))
+
+
+def _tool(argv: Sequence[str] | None) -> int:
+    from . import __version__
+
+    parser = argparse.ArgumentParser(prog="jaxtrain", description="Look at runs.")
+    parser.add_argument("--version", action="version", version=f"jaxtrain {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    info = commands.add_parser("info", help="what a run directory holds")
+    info.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    args = parser.parse_args(argv)
+    print(describe_run(args.run_dir.expanduser()))
+    return 0
+
+
+def describe_run(run_dir: Path) -> str:
+    """What a run directory holds, in a few lines, from its JSON files and folder names alone."""
+    from .info import describe_run
+
+    return describe_run(run_dir)

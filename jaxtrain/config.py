@@ -1,0 +1,127 @@
+"""Values from a person or a file, checked against a dataclass: one clear line for every mistake. No JAX in here."""
+
+import dataclasses
+import difflib
+import json
+import tomllib
+import types
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says where it comes from and what was expected."""
+
+
+def did_you_mean(word: object, options: Iterable[object]) -> str:
+    """`"expected a, b or c; did you mean 'b'?"`, the question only where something is close."""
+    names = [str(option) for option in options]
+    listed = ", ".join(names[:-1]) + (" or " if names[1:] else "") + names[-1] if names else "nothing"
+    # Upper and lower case, dashes and underscores are the commonest typos of all.
+    plain = {name.lower().replace("-", "_"): name for name in names}
+    close = difflib.get_close_matches(str(word).lower().replace("-", "_"), plain, n=1)
+    return f"expected {listed}" + (f"; did you mean {plain[close[0]]!r}?" if close else "")
+
+
+def coerce(value: Any, annotation: Any, where: str) -> Any:
+    """`value` as `annotation` asks, without guessing: an int is a float, text is never a number.
+
+    `"None"` stands for None where None is allowed (TOML has no null, and the command line spells it so).
+    Raises ConfigError that begins with `where`.
+    """
+    origin, args = get_origin(annotation), get_args(annotation)
+    if annotation is Any:
+        return value
+    if origin is Annotated:
+        return coerce(value, args[0], where)
+    if origin in (Union, types.UnionType):
+        if type(None) in args and value in (None, "None", "none"):
+            return None
+        for member in args:
+            try:
+                return coerce(value, member, where)
+            except ConfigError:
+                continue
+    elif origin is Literal:
+        for choice in args:
+            if type(choice) is type(value) and choice == value:
+                return value
+        raise ConfigError(f"{where} = {value!r}: {did_you_mean(value, args)}")
+    elif origin in (list, tuple) and isinstance(value, list | tuple):
+        inner = args[0] if args else Any
+        return origin(coerce(item, inner, f"{where}[{i}]") for i, item in enumerate(value))
+    elif (origin or annotation) is dict and isinstance(value, Mapping):
+        inner = args[1] if args else Any
+        return {key: coerce(item, inner, f"{where}.{key}") for key, item in value.items()}
+    elif annotation is Path and isinstance(value, str | Path):
+        return Path(value)
+    elif annotation is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(annotation, type) and type(value) is annotation:
+        return value
+    raise ConfigError(f"{where} = {value!r} is {_kind(value)}; expected {spell(annotation)}")
+
+
+def spell(annotation: Any) -> str:
+    """A type as a person writes it: `int`, `float or None`, `'auto' or int`."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return spell(args[0])
+    if origin in (Union, types.UnionType):
+        return " or ".join(spell(member) for member in args)
+    if origin is Literal:
+        return " or ".join(repr(choice) for choice in args)
+    if annotation is type(None):
+        return "None"
+    return {str: "text", bool: "true or false"}.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _kind(value: Any) -> str:
+    names = {str: "text", bool: "true or false", type(None): "null", dict: "a table", list: "a list"}
+    return names.get(type(value), type(value).__name__)
+
+
+def overlay(config: T, values: Mapping[str, Any], where: str) -> T:
+    """A copy of the dataclass `config` with `values` put over it; dashes in keys count as underscores.
+
+    Raises ConfigError for an unknown key or a value of the wrong type, naming `where` the values come from.
+    """
+    hints = get_type_hints(type(config), include_extras=True)
+    names = [field.name for field in dataclasses.fields(config) if field.init]  # pyright: ignore[reportArgumentType]
+    changes = {}
+    for given, value in values.items():
+        name = given.replace("-", "_")
+        if name not in names:
+            raise ConfigError(f"{where}: unknown key {given!r}; {did_you_mean(given, names)}")
+        if dataclasses.is_dataclass(current := getattr(config, name)) and isinstance(value, Mapping):
+            changes[name] = overlay(current, value, f"{where}: {name}")
+        else:
+            changes[name] = coerce(value, hints[name], f"{where}: {name}")
+    return dataclasses.replace(config, **changes)  # pyright: ignore[reportArgumentType]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON or TOML file; of a run directory's config.json, the recipe's part.
+
+    Raises ConfigError where there is no such file, it does not parse, or it holds no configuration.
+    """
+    path = path.expanduser()
+    if path.is_dir():
+        path = path / "config.json"
+    if path.suffix not in (".json", ".toml"):
+        raise ConfigError(f"{path}: expected a .json or .toml file")
+    try:
+        text = path.read_text()
+        value = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:  # both parsers' errors, and bytes that are no text
+        raise ConfigError(f"{path}: is not valid {path.suffix[1:].upper()}: {error}") from None
+    if isinstance(value, dict) and "config" in value:
+        value = value["config"]
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: holds no recipe's configuration; expected a table of option = value")
+    return value

@@ -1,0 +1,285 @@
+"""DataModule: where the batches come from. Feed: an exact position among them, through prefetch and resume."""
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from .sources import Counted, DataEnded, DataError, Kind, Spec, Stream, adapt, host, length_of, noted
+
+__all__ = ["DataEnded", "DataError", "DataModule", "Feed", "as_data"]
+
+logger = logging.getLogger("jaxtrain")
+
+
+class DataModule:
+    """The data of a run: subclass it, or give it sources: `DataModule(train, val=..., test=..., predict=...)`.
+
+    A source is anything a `Feed` takes: best an object with `batch(step)`, else an iterable of batches, each a
+    pytree of arrays, time-major `(T, B, ...)`, usually `(inputs, targets)`.
+
+    `task` holds the parameters of a curriculum as a JSON dict. It is saved in checkpoints and put back before data is
+    asked for; a source that reads it must read it anew for every batch.
+    """
+
+    task: dict[str, Any] = {}
+    _sources: tuple[Any, Any, Any, Any] = (None, None, None, None)
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "DataModule":
+        self = super().__new__(cls)
+        # A dict of its own for every instance, also where a subclass has an __init__ without super().__init__().
+        object.__setattr__(self, "task", dict(cls.task))
+        return self
+
+    def __init__(self, train: Any = None, val: Any = None, test: Any = None, predict: Any = None) -> None:
+        self._sources = (train, val, test, predict)
+
+    def setup(self) -> None:
+        """Called once before any source is asked for: download, open, split."""
+
+    def train_data(self) -> Any:
+        """The source of train batches. Raises DataError where there is none."""
+        if self._sources[0] is None:
+            raise DataError(
+                f"train data: {type(self).__qualname__} has none; define train_data() or give it a source of batches"
+            )
+        return self._sources[0]
+
+    def val_data(self) -> Any:
+        """The source of validation batches, or None."""
+        return self._sources[1]
+
+    def test_data(self) -> Any:
+        """The source of test batches, or None."""
+        return self._sources[2]
+
+    def predict_data(self) -> Any:
+        """The source of batches to predict, or None."""
+        return self._sources[3]
+
+    def encode(self, x: Any) -> Any:
+        """Turn one time step of the inputs, `(B, ...)`, into what the model takes; traced, inside the time loop.
+
+        The default is the `encode` of the train source it was given, where that has one, else `x` itself.
+        """
+        encode = getattr(self._sources[0], "encode", None)
+        return encode(x) if callable(encode) else x
+
+    def identity(self) -> dict[str, Any]:
+        """A JSON dict that says which data this is; compared when a run is resumed."""
+        return {"class": type(self).__qualname__}
+
+
+def as_data(data: Any, val: Any = None) -> DataModule:
+    """A DataModule as it is; any other source, with its validation source, in a DataModule.
+
+    >>> as_data([(1.0, 2.0)]).train_data()
+    [(1.0, 2.0)]
+
+    Raises DataError for None, for a class, and for a validation source beside a DataModule.
+    """
+    if isinstance(data, type):
+        raise DataError(f"train data: {data.__qualname__} is a class; give an instance: {data.__qualname__}(...)")
+    if not isinstance(data, DataModule):
+        if data is None:
+            raise DataError("train data: got None; give a DataModule, an object with batch(step), or a list of batches")
+        return DataModule(data, val)
+    if val is not None:
+        raise DataError(
+            f"val data: given beside {type(data).__qualname__}, which has its own; define its val_data() instead"
+        )
+    return data
+
+
+class Feed:
+    """A position in a source of batches.
+
+    A source is an object with `batch(step)` ("addressed"; with `__len__` an epoch is that many steps); an iterable
+    that, or whose iterator, has `state_dict/load_state_dict` or `get_state/set_state` ("stateful"); a list or any
+    iterable that starts again ("reiterable"; a short last batch is dropped); or a one-shot "iterator".
+    Batches are pytrees of arrays, time-major `(T, B, ...)`; they come out as copies in numpy, 64 bits made 32 unless
+    `jax_enable_x64`; a list of plain numbers is one array. All have the tree, shapes and dtypes of the first.
+
+    `length` is the batches of an epoch, None where unknown; `kind` one of the words in quotes above; `taken` counts
+    the batches consumed; `ready` those that `take` can return without asking the source. Batches are numbered from 0.
+    Raises DataError for what is no source or holds no batch.
+
+    >>> feed = Feed([[1.0, 2.0], [3.0, 4.0]])
+    >>> feed.take(1), feed.state()
+    ([array([1., 2.], dtype=float32)], {'kind': 'reiterable', 'batch': 1, 'epoch': 0, 'index': 1})
+    """
+
+    def __init__(self, source: Any, name: str = "train") -> None:
+        self.name = name
+        self._source = adapt(source, name)
+        self._queue: deque[tuple[Any, dict[str, Any]]] = deque()  # batches made ahead, each with the position after it
+        self._error: Exception | None = None  # what making the batch after those in the queue raised
+        self._spec: Spec | None = None  # what all batches look like
+        self._old_spec: Spec | None = None  # before clear(): the next batch may be a short last one
+        self._said: set[str] = set()
+        self.taken = 0
+        self._measure()
+        self._position = self._source.position(0)
+
+    @property
+    def kind(self) -> Kind:
+        return self._source.kind
+
+    @property
+    def length(self) -> int | None:
+        return self._source.length
+
+    @property
+    def ready(self) -> int:
+        return len(self._queue)
+
+    def example(self) -> Any:
+        """The next batch, not consumed. Raises as `take` does."""
+        self._fill(1)
+        if not self._queue:
+            self._fail()
+        return self._queue[0][0]
+
+    def take(self, n: int) -> list[Any]:
+        """Consume the next `n` batches.
+
+        Raises DataError for a batch unlike the first, DataEnded where an iterator has ended, and what the source
+        raised, with a note that says which batch. Then nothing is consumed; the `ready` batches before it can be.
+        """
+        self._fill(n)
+        if len(self._queue) < n:
+            self._fail()
+        batches = []
+        for _ in range(n):
+            batch, self._position = self._queue.popleft()
+            batches.append(batch)
+        self.taken += len(batches)
+        return batches
+
+    def prefetch(self, n: int) -> None:
+        """Make the next `n` batches now. The position stays; an error is kept for the `take` that reaches it."""
+        self._fill(n)
+
+    def once(self) -> Iterator[Any]:
+        """One pass over the source from its start, for evaluation; a feed of its own, this one's position stays.
+
+        Raises DataError for a source without an end, and for a one-shot iterator.
+        """
+        feed = Feed(self._source.source, self.name)
+        feed._spec = feed._spec or self._spec
+        if isinstance(feed._source, Stream):
+            if feed._source.own:
+                raise DataError(f"{self.name} data: a one-shot iterator gives no second pass; give a list")
+            feed._source.repeat = False
+        elif feed.length is None:
+            raise DataError(f"{self.name} data: never ends; give it a __len__, the number of batches in one pass")
+        while feed.length is None or isinstance(feed._source, Stream) or feed.taken < feed.length:
+            try:
+                yield feed.take(1)[0]
+            except DataEnded:
+                return
+
+    def state(self) -> dict[str, Any]:
+        """The position after the last batch consumed, as JSON."""
+        return {"kind": self.kind, **self._position}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go to the position of `state()`; the next batch is exactly the one that would have come.
+
+        What cannot be set is replayed from the start, epoch by epoch, with a line in the log. Raises DataError for a
+        position of another kind of source, DataEnded for an iterator that ends before it.
+        """
+        position = {key: value for key, value in state.items() if key != "kind"}
+        if state["kind"] != self.kind:
+            raise DataError(
+                f"{self.name} data: the saved position is of a source of kind {state['kind']!r}, this one is "
+                f"{self.kind!r}; give the data that the run was saved with"
+            )
+        if self._spec is None:
+            self.example()  # the next batch may be a short one: only the first of all says what is expected
+        if not self._source.replays or position["batch"] < self.taken:
+            self._seek(position)
+        self._skip(position["batch"] - self.taken)
+
+    def clear(self) -> None:
+        """Drop what was prefetched, and expect what comes next to look anew: the task of the data has changed.
+
+        A one-shot iterator cannot make its batches again: they stay, with a warning.
+        """
+        if self.kind == "iterator" and self._queue:
+            logger.warning("%s data: %d batches made before the task changed come first", self.name, len(self._queue))
+            return
+        self._spec, self._old_spec = None, self._spec or self._old_spec
+        self._measure()
+        if isinstance(self._source, Counted):
+            self._position = self._source.position(self.taken)  # in epochs of what may be another length now
+        if self._queue or self._error:
+            target = self.taken
+            self._seek(self._position)
+            self._skip(target - self.taken)
+
+    def _seek(self, position: dict[str, Any]) -> None:
+        self.taken = self._source.seek(position)
+        self._position = position
+        self._queue.clear()
+        self._error = None
+
+    def _skip(self, n: int) -> None:
+        if n:
+            logger.info("%s data: replaying %d batches to reach the saved position", self.name, n)
+        for _ in range(n):
+            self.take(1)
+
+    def _fail(self) -> NoReturn:
+        assert self._error is not None
+        raise self._error
+
+    def _fill(self, n: int) -> None:
+        while len(self._queue) < n and self._error is None:
+            number = self.taken + len(self._queue)
+            try:
+                self._queue.append(self._make(number))
+            except Exception as error:
+                self._error = noted(error, number, self.name)
+
+    def _make(self, number: int) -> tuple[Any, dict[str, Any]]:
+        why = None
+        for _ in range(2):  # a short last batch is dropped once: then an epoch must begin with a whole one
+            batch = host(self._source.get(number), self.name, number)
+            position = self._source.position(number + 1)  # before ended(), which may read on
+            why = self._spec.mismatch(batch) if self._spec else None
+            expected = self._spec or self._old_spec
+            short = expected is not None and expected.short(batch) and self._source.ended()
+            if why is None and not short:
+                self._spec = self._spec or Spec(batch)
+                return batch, position
+            if not short:
+                break
+            self._say(
+                f"{self.name} data: the short last batch of an epoch is dropped"
+                + (f"; periods in epochs count it, {self.length} steps an epoch" if self.length else "")
+            )
+        raise DataError(f"{self.name} data: batch {number}: {why} as in batches before; make all alike", number)
+
+    def _measure(self) -> None:
+        """Leave a short last item out of a sequence's epoch, before anything counts by its length."""
+        source = self._source
+        if not isinstance(source, Counted) or source.kind == "addressed":
+            return
+        source.length = length_of(source.source, self.name)
+        last = (source.length or 1) - 1
+        number = 0
+        try:
+            self._spec = Spec(host(source.get(0), self.name, 0))
+            number = last
+            short = self._spec.short(host(source.get(last), self.name, last))
+        except Exception as error:
+            raise noted(error, number, self.name)  # noqa: B904
+        if short:
+            source.length = last
+            self._say(f"{self.name} data: the short last batch of an epoch is dropped; an epoch is {last} batches")
+
+    def _say(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            logger.info(line)

@@ -1,0 +1,5 @@
+"""Loggers: callbacks of rank "record" that write the finished rows of a run."""
+
+from .jsonl import JSONL as JSONL
+from .jsonl import read_rows as read_rows
+from .tensorboard import TensorBoard as TensorBoard

@@ -1,0 +1,129 @@
+"""JSONL: the record of a run, metrics.jsonl, one JSON object a row."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import numbers
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ..callback import Callback
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+log = logging.getLogger("jaxtrain")
+FILE = "metrics.jsonl"
+
+
+class JSONL(Callback):
+    """Writes every row to ``run_dir/metrics.jsonl``, the record from which other loggers restore their history.
+
+    A row is ``{"step": 50, "train/loss": 0.7, ...}``. A number that is not finite is ``null`` and its tag is listed
+    under ``"nonfinite"``. Rows reach the file at once and the disk before a checkpoint is saved; a resumed run first
+    cuts the file to the restored step, a fresh one to nothing. Raises ValueError without a run directory.
+
+    >>> callbacks = [JSONL()]
+    """
+
+    rank = "record"
+
+    def __init__(self) -> None:
+        self._file: BinaryIO | None = None
+
+    def on_fit_start(self, run: Run) -> None:
+        if run.run_dir is None:
+            raise ValueError("JSONL needs a run directory: Fit(run_dir=...)")
+        self.on_fit_end(run, "started")
+        if run.restored_step is None:
+            self._file = open(run.run_dir / FILE, "wb")
+
+    def on_restore(self, run: Run) -> None:
+        assert run.run_dir is not None
+        path = run.run_dir / FILE
+        if path.exists():
+            rows = [row for row in read_rows(path) if row["step"] <= run.step]
+            write_atomic(path, b"".join(map(encode, rows)))
+        self._file = open(path, "ab")
+
+    def on_row(self, run: Run, row: dict[str, Any]) -> None:
+        if self._file is None:
+            raise RuntimeError(f"JSONL: a row for step {row['step']} after the end of the run; rows end at on_fit_end")
+        self._file.write(encode(row))
+        self._file.flush()
+
+    def flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def on_fit_end(self, run: Run, status: str) -> None:
+        if self._file is not None:
+            self.flush()
+            self._file.close()
+            self._file = None
+
+
+def encode(row: dict[str, Any]) -> bytes:
+    """One line of the file: strict JSON, floats in the shortest text that reads back exactly."""
+    line, nonfinite = {}, list(row.get("nonfinite", ()))
+    for tag, value in row.items():
+        if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+            value = int(value)
+        elif isinstance(value, numbers.Real) and not isinstance(value, bool):
+            value = float(value)
+            if not math.isfinite(value):
+                value = None
+                nonfinite.append(tag)
+        line[tag] = value
+    if nonfinite:
+        line["nonfinite"] = nonfinite
+    return json.dumps(line, allow_nan=False).encode() + b"\n"
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, as they stand in the file; raises FileNotFoundError.
+
+    A torn last line (the process died while writing it) is left out; any other line that is no row is left out with
+    a warning that names it.
+
+    >>> rows = read_rows("checkpoints/demo/metrics.jsonl")  # doctest: +SKIP
+    """
+    lines = Path(path).read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+        elif number < len(lines):
+            log.warning('%s: line %d is no row; expected a JSON object with a "step"; it is left out', path, number)
+    return rows
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a machine that loses power, has the old one or the new one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

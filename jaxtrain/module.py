@@ -1,0 +1,234 @@
+"""What a user writes: a ``Module`` (model, loss, optimizer), and the ``Phases`` of one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .metrics import Mean
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Phases:
+    """One batch of sequences, split in time. Every array is time-major: ``(T, B, ...)``.
+
+    ``warmup``: inputs ``(T_w, B, ...)`` that only evolve the hidden state, or None.
+    ``inputs``, ``targets``: ``(T_l, B, ...)``, the learning phase; targets may be None.
+    ``weights``: ``(T_l,)`` or ``(T_l, B)`` weights of the loss; None counts every scored time step once.
+    ``reset``: bool ``(T_w + T_l, B)``, clears a lane's hidden state and traces before that time step.
+    ``extras``: a dict of further sequences over the learning phase, passed to ``learning_step`` by keyword.
+    """
+
+    warmup: Any
+    inputs: Any
+    targets: Any = None
+    weights: Any = None
+    reset: Any = None
+    extras: dict[str, Any] | None = None
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """``(T_w, T_l, B)``"""
+        time, batch = jax.tree.leaves(self.inputs)[0].shape[:2]
+        warm = jax.tree.leaves(self.warmup)
+        return (warm[0].shape[0] if warm else 0), time, batch
+
+
+class Module:
+    """A model with its loss and optimizer; a plain Python class to subclass.
+
+    Required are ``build`` (or an attribute ``model``), ``learning_step`` and ``configure_optimizer``.
+
+    Example::
+
+        class Copy(jaxtrain.Module):
+            def build(self):
+                return GRUNet(10, 128, 10)              # a brainstate.nn.Module that makes one time step
+
+            def learning_step(self, forward, x, y):
+                logits = forward(x)                     # (B, 10)
+                loss = cross_entropy(logits, y)         # (B,)
+                return loss, {"accuracy": logits.argmax(-1) == y}
+
+            def configure_optimizer(self):
+                return braintools.optim.Adam(1e-3)
+    """
+
+    model: Any = None
+    environ: dict[str, Any] = {}
+    """``brainstate.environ`` values to build, compile and train under, e.g. ``{"dt": 0.1 * u.ms}``."""
+
+    def build(self):
+        """The model: a ``brainstate.nn.Module`` whose call is one time step, ``(B, ...) -> (B, ...)``."""
+        raise TypeError(f"{type(self).__name__} defines neither build() nor a model")
+
+    def learning_step(self, forward: Callable, x, y, **extras):
+        """One scored time step: call ``forward(x)`` exactly once and return ``loss`` or ``(loss, metrics)``.
+
+        ``loss`` and every metric are ``()`` or ``(B,)``.
+        """
+        raise TypeError(f"{type(self).__name__} defines no learning_step(forward, x, y)")
+
+    def warmup_step(self, forward: Callable, x):
+        """One time step of the warm-up phase."""
+        return forward(x)
+
+    def evaluation_step(self, forward: Callable, x, y, **extras):
+        """One scored time step of a validation or test; as ``learning_step`` by default."""
+        return self.learning_step(forward, x, y, **extras)
+
+    def predict_step(self, forward: Callable, x):
+        """One time step of a prediction: whatever it returns is stacked over time, ``(T_l, B, ...)``."""
+        return forward(x)
+
+    def phases(self, batch) -> Phases:
+        """Split a batch in time. For ``(inputs, targets)`` the last ``len(targets)`` time steps are scored."""
+        if isinstance(batch, Phases):
+            return batch
+        if not (isinstance(batch, tuple | list) and len(batch) == 2):
+            return Phases(warmup=None, inputs=batch)
+        inputs, targets = batch
+        scored = {np.shape(leaf)[0] for leaf in jax.tree.leaves(targets) if np.ndim(leaf)}
+        if not scored:
+            return Phases(warmup=None, inputs=inputs, targets=targets)
+        warm = min(np.shape(leaf)[0] for leaf in jax.tree.leaves(inputs) if np.ndim(leaf)) - max(scored)
+        if warm < 0:
+            raise ValueError(f"targets have {max(scored)} time steps and inputs only {warm + max(scored)}; {_TIME_MAJOR}")
+        if warm == 0:
+            return Phases(warmup=None, inputs=inputs, targets=targets)
+        head = jax.tree.map(lambda leaf: leaf[:warm], inputs)
+        tail = jax.tree.map(lambda leaf: leaf[warm:], inputs)
+        return Phases(warmup=head, inputs=tail, targets=targets)
+
+    def configure_optimizer(self):
+        """A braintools.optim optimizer, an optax transformation, or ``{label: optimizer}`` with ``group(name)``."""
+        raise TypeError(f"{type(self).__name__} defines no configure_optimizer()")
+
+    def group(self, name: str) -> str:
+        """The label of the optimizer that trains parameter ``name``, where ``configure_optimizer`` gives several."""
+        raise TypeError(f"{type(self).__name__}.configure_optimizer gives a dict, so define group(name) -> label")
+
+    def trainable(self, name: str) -> bool:
+        """Whether parameter ``name`` (its dotted path) is trained."""
+        return True
+
+
+_TIME_MAJOR = "arrays are time-major, (T, B, ...): is this batch batch-major, (B, T, ...)?"
+
+
+def check_phases(phases: Any) -> Phases:
+    """Raise one clear line where the arrays of a batch do not fit together."""
+    if not isinstance(phases, Phases):
+        raise TypeError(f"Module.phases must return jaxtrain.Phases, got {type(phases).__name__}")
+    if not jax.tree.leaves(phases.inputs):
+        raise ValueError("the batch holds no inputs for the learning phase")
+    parts = {"inputs": phases.inputs, "targets": phases.targets, "warmup": phases.warmup, "extras": phases.extras}
+    for part, tree in parts.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if np.ndim(leaf) < 2:
+                raise ValueError(
+                    f"{part}{jax.tree_util.keystr(path)} has shape {np.shape(leaf)}; expected at least (T, B): "
+                    "every array carries a time axis and a batch axis"
+                )
+    _, time, batch = phases.sizes
+    for part, tree in parts.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            shape, name = np.shape(leaf), part + jax.tree_util.keystr(path)
+            if shape[1] != batch:
+                raise ValueError(f"{name} has shape {shape}, but the inputs' batch axis is {batch}; {_TIME_MAJOR}")
+            if part != "warmup" and shape[0] != time:
+                raise ValueError(f"{name} has shape {shape}, but the learning phase is {time} time steps; {_TIME_MAJOR}")
+            if 0 in shape[:2]:
+                raise ValueError(f"{name} has shape {shape}: no time steps or an empty batch")
+    warm = phases.sizes[0]
+    if phases.weights is not None and np.shape(phases.weights) not in ((time,), (time, batch)):
+        raise ValueError(f"weights have shape {np.shape(phases.weights)}; expected ({time},) or ({time}, {batch})")
+    if phases.reset is not None and np.shape(phases.reset) != (warm + time, batch):
+        raise ValueError(f"reset has shape {np.shape(phases.reset)}; expected ({warm + time}, {batch})")
+    if phases.extras is not None and not isinstance(phases.extras, dict):
+        raise TypeError(f"extras must be a dict of sequences, got {type(phases.extras).__name__}")
+    return phases
+
+
+class Objective:
+    """A module's steps with the data's encoding in front and one normaliser behind, for every strategy alike.
+
+    The objective is ``sum(w * loss) / sum(w)`` over time steps and lanes. The steps here return its numerator; the
+    division happens once, where gradients become an update.
+    """
+
+    def __init__(self, module: Module, encode: Callable):
+        self.module = module
+        self.model = module.model
+        self.encode = encode
+
+    def warmup(self, forward: Callable, x) -> None:
+        self.module.warmup_step(forward, self.encode(x))
+
+    def learn(self, forward: Callable, x, y, w, extras: dict[str, Any]) -> tuple[jax.Array, dict[str, Mean]]:
+        """One scored time step: ``(sum of w * loss, metrics)``; ``w`` is ``()`` or ``(B,)``."""
+        return self._score(self.module.learning_step, "learning_step", forward, x, y, w, extras)
+
+    def evaluate(self, forward: Callable, x, y, w, extras: dict[str, Any]) -> dict[str, Mean]:
+        return self._score(self.module.evaluation_step, "evaluation_step", forward, x, y, w, extras)[1]
+
+    def predict(self, forward: Callable, x) -> Any:
+        return self.module.predict_step(forward, self.encode(x))
+
+    def _score(self, step, name, forward, x, y, w, extras):
+        batch = jax.tree.leaves(x)[0].shape[0]
+        calls = []
+
+        def counted(u):
+            calls.append(u)
+            return forward(u)
+
+        result = step(counted, self.encode(x), y, **extras)
+        where = f"{type(self.module).__name__}.{name}"
+        if len(calls) != 1:
+            raise ValueError(f"{where} called forward {len(calls)} times; expected exactly one call a time step")
+        loss, metrics = result if isinstance(result, tuple) else (result, {})
+        if not isinstance(metrics, dict):
+            raise TypeError(f"{where} returned metrics of type {type(metrics).__name__}; expected a dict name -> value")
+        if "loss" in metrics:
+            raise ValueError(f"{where} names a metric 'loss'; that name is the loss's own, choose another")
+        scored = {"loss": loss, **metrics}
+        means = {key: _weighted(value, w, batch, f"{where}: {key}", key == "loss") for key, value in scored.items()}
+        return means["loss"].num, means
+
+
+def _weighted(value, w, batch: int, what: str, is_loss: bool) -> Mean:
+    """``sum(w * value)`` and ``sum(w)`` over lanes."""
+    value = jnp.asarray(value)
+    if value.shape not in ((), (batch,)):
+        raise ValueError(f"{what} has shape {value.shape}; expected () or ({batch},), one value a lane")
+    if is_loss and not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"{what} has dtype {value.dtype}; expected a floating type")
+    if is_loss and value.shape == () and jnp.ndim(w) == 1:
+        raise ValueError(f"{what} is a scalar, but the batch has weights a lane; return one loss a lane, ({batch},)")
+    lanes = jnp.broadcast_to(w, (batch,)).astype(jnp.float32)
+    if value.shape == ():
+        total = jnp.sum(lanes)
+        return Mean(value * total, total)
+    value = value.astype(value.dtype if jnp.issubdtype(value.dtype, jnp.floating) else jnp.float32)
+    return Mean(jnp.sum(lanes * value), jnp.sum(lanes))
+
+
+def weights_of(phases: Phases) -> Any:
+    """Weights over the learning phase, ``(T_l,)`` or ``(T_l, B)``, ones where the batch has none."""
+    return jnp.ones((phases.sizes[1],), jnp.float32) if phases.weights is None else jnp.asarray(phases.weights)
+
+
+def total_weight(phases: Phases) -> Any:
+    """``sum(w)`` broadcast to ``(T_l, B)``: a Python float where it is known beforehand."""
+    _, time, batch = phases.sizes
+    if phases.weights is None:
+        return float(time * batch)
+    w = jnp.asarray(phases.weights, jnp.float32)
+    return jnp.sum(jnp.broadcast_to(w if w.ndim == 2 else w[:, None], (time, batch)))

@@ -1,0 +1,242 @@
+"""braintools and optax behind one face: a gradient comes in, clipped and accumulated, and parameters change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from braintools.optim import OptaxOptimizer
+
+from .metrics import Mean, Metrics
+from .state import State, leaf_names, states_of, strengthen
+
+_UNJITTED = {
+    "ReduceLROnPlateau": "optax.contrib.reduce_on_plateau",
+    "SequentialLR": "optax.join_schedules",
+    "ChainedScheduler": "one optax schedule that multiplies the factors",
+    "CosineAnnealingWarmRestarts": "optax.sgdr_schedule",
+}
+
+
+class _Braintools:
+    """A braintools.optim optimizer with its scheduler, which is stepped at every update."""
+
+    def __init__(self, optimizer: OptaxOptimizer, params: dict[str, State], where: str):
+        self.optimizer = optimizer
+        if optimizer.opt_state is None:
+            optimizer.register_trainable_weights(params)
+        known = {id(state): name for name, state in params.items()}
+        registered = optimizer.param_states.to_dict()
+        missing = [name for name, state in params.items() if id(state) not in {id(s) for s in registered.values()}]
+        if missing:
+            raise ValueError(
+                f"the optimizer {where}misses {missing}: register every trained parameter, or none (jaxtrain does it), "
+                "or exclude them with Module.trainable"
+            )
+        extra = [str(key) for key, state in registered.items() if id(state) not in known]
+        if extra:
+            raise ValueError(f"the optimizer {where}holds {extra}, which the module does not train (Module.trainable)")
+        self._names = {key: known[id(state)] for key, state in registered.items()}
+
+    def apply(self, grads: dict[str, Any]) -> None:
+        self.optimizer.update({key: grads[name] for key, name in self._names.items()})
+        self.optimizer.lr_scheduler.step()
+
+    def rate(self) -> Any:
+        return self.optimizer.lr_scheduler.current_lrs.value[0]
+
+    def states(self) -> dict[str, State]:
+        own = {name: state for name, state in states_of(self.optimizer).items() if not isinstance(state, brainstate.ParamState)}
+        # The scheduler is a plain object: no enumeration of the optimizer's states reaches it.
+        scheduler = vars(self.optimizer.lr_scheduler)
+        own |= {f"scheduler.{name.lstrip('_')}": state for name, state in scheduler.items() if isinstance(state, State)}
+        return own
+
+    def settings(self) -> dict[str, Any]:
+        return {"base_lrs": [float(rate) for rate in self.optimizer.lr_scheduler.base_lrs]}
+
+    def renew(self, saved: dict[str, Any]) -> None:
+        """After a restore: a learning rate that was changed since wins over the one in the checkpoint."""
+        if saved != self.settings():
+            scheduler = self.optimizer.lr_scheduler
+            scheduler.step(int(scheduler.last_epoch.value))
+            strengthen(self.states().values())
+
+
+class _Optax:
+    """An optax transformation; a schedule inside it counts updates by itself."""
+
+    def __init__(self, transformation: optax.GradientTransformation, params: dict[str, State]):
+        self._tx = optax.with_extra_args_support(transformation)
+        self._params = params
+        self._state = State(self._tx.init({name: state.value for name, state in params.items()}))
+        self._initial = self._hyperparameters()
+
+    def apply(self, grads: dict[str, Any]) -> None:
+        values = {name: state.value for name, state in self._params.items()}
+        updates, self._state.value = self._tx.update({name: grads[name] for name in values}, self._state.value, values)
+        for name, value in optax.apply_updates(values, updates).items():
+            self._params[name].value = value
+
+    def rate(self) -> Any:
+        """Known where the transformation is wrapped in ``optax.inject_hyperparams``, else None."""
+        rates = [value for path, value in self._injected() if path.endswith("learning_rate")]
+        return rates[0] if len(rates) == 1 else None
+
+    def states(self) -> dict[str, State]:
+        return {"state": self._state}
+
+    def settings(self) -> dict[str, Any]:
+        return {"hyperparameters": self._initial}
+
+    def renew(self, saved: dict[str, Any]) -> None:
+        """After a restore: injected hyperparameters that were changed since win over those in the checkpoint."""
+        changed = {k: v for k, v in self._initial.items() if saved.get("hyperparameters", {}).get(k, v) != v}
+        if changed:
+            leaves, tree = jax.tree_util.tree_flatten_with_path(self._state.value)
+            new = [jnp.asarray(changed.get(jax.tree_util.keystr(path), leaf), jnp.asarray(leaf).dtype) for path, leaf in leaves]
+            self._state.value = jax.tree.unflatten(tree, new)
+
+    def _injected(self):
+        return [
+            (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(self._state.value)
+            if ".hyperparams[" in jax.tree_util.keystr(path)
+        ]
+
+    def _hyperparameters(self) -> dict[str, float]:
+        return {
+            jax.tree_util.keystr(path): float(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(self._state.value)
+            if ".hyperparams[" in jax.tree_util.keystr(path) and np.ndim(leaf) == 0
+        }
+
+
+class Optimizer:
+    """Everything between a gradient and new parameters, for the parameters that a module trains.
+
+    ``update(grads, weight)`` takes gradients of ``sum(w * loss)`` and ``sum(w)``. It adds them up over ``accumulate``
+    calls, divides once, clips by global norm and applies the optimizer; where nothing weighs anything there is no
+    update. ``updates`` counts applications, and schedules advance by them.
+    """
+
+    def __init__(self, module, params: dict[str, State], *, clip: float | None, accumulate: int):
+        self._params = params
+        self._clip = clip
+        self._accumulate = accumulate
+        self._parts = _bind(module, params)
+        self._updates = State(jnp.int32(0))
+        self._total = {name: State(jax.tree.map(jnp.zeros_like, state.value)) for name, state in params.items()}
+        self._weight, self._count = State(jnp.float32(0)), State(jnp.int32(0))
+        self.leaves = leaf_names({name: params[name].value for name in params})
+        strengthen(self.states().values())
+        self._try(module)
+
+    def states(self) -> dict[str, State]:
+        """Everything of the optimizer that a checkpoint must hold, under stable names."""
+        states = {"updates": self._updates}
+        for label, part in self._parts.items():
+            states |= {f"{label}.{name}" if label else name: state for name, state in part.states().items()}
+        if self._accumulate > 1:
+            states |= {f"accumulated.{name}": state for name, state in self._total.items()}
+            states |= {"accumulated_weight": self._weight, "accumulated_batches": self._count}
+        return states
+
+    def settings(self) -> dict[str, Any]:
+        return {label: part.settings() for label, part in self._parts.items()}
+
+    def renew(self, saved: dict[str, Any]) -> None:
+        for label, part in self._parts.items():
+            part.renew(saved.get(label, part.settings()))
+
+    def update(self, grads: dict[str, Any], weight: Any) -> Metrics:
+        """Traced. Returns ``grad_norm`` (before clipping) and ``lr``, weighing nothing where there was no update."""
+        if self._accumulate == 1:
+            if isinstance(weight, float):
+                return self._apply(grads, weight)
+            return brainstate.transform.cond(weight > 0, self._apply, self._skip, grads, weight)
+        for name, total in self._total.items():
+            total.value = jax.tree.map(jnp.add, total.value, grads[name])
+        self._weight.value = self._weight.value + weight
+        self._count.value = self._count.value + 1
+        total = {name: state.value for name, state in self._total.items()}
+        full = self._count.value >= self._accumulate
+        metrics = brainstate.transform.cond(
+            full & (self._weight.value > 0), self._apply, self._skip, total, self._weight.value
+        )
+        for state in (*self._total.values(), self._weight, self._count):
+            state.value = jax.tree.map(lambda leaf: jnp.where(full, jnp.zeros_like(leaf), leaf), state.value)
+        return metrics
+
+    def _apply(self, grads: dict[str, Any], weight: Any) -> Metrics:
+        grads = jax.tree.map(lambda leaf: (leaf / weight).astype(leaf.dtype), grads)
+        norm = optax.global_norm(jax.tree.leaves(grads))
+        if self._clip is not None:
+            scale = jnp.minimum(1.0, self._clip / jnp.maximum(norm, 1e-12))
+            grads = jax.tree.map(lambda leaf: (leaf * scale).astype(leaf.dtype), grads)
+        rates = self._rates()
+        for part in self._parts.values():
+            part.apply(grads)
+        self._updates.value = self._updates.value + 1
+        return self._metrics(norm, rates, 1.0)
+
+    def _skip(self, grads: dict[str, Any], weight: Any) -> Metrics:
+        return self._metrics(0.0, self._rates(), 0.0)
+
+    def _rates(self) -> dict[str, Any]:
+        rates = {f"lr/{label}" if label else "lr": part.rate() for label, part in self._parts.items()}
+        return {name: rate for name, rate in rates.items() if rate is not None}
+
+    def _metrics(self, norm: Any, rates: dict[str, Any], weight: float) -> Metrics:
+        mean = lambda value, weight: Mean(jnp.asarray(value, jnp.float32), jnp.float32(weight))  # noqa: E731
+        return {"grad_norm": mean(norm, weight), **{name: mean(rate, 1.0) for name, rate in rates.items()}}
+
+    def _try(self, module) -> None:
+        """Trace one update now, so that what cannot run compiled is named before step 0."""
+        zeros = {name: jax.tree.map(jnp.zeros_like, state.value) for name, state in self._params.items()}
+        try:
+            brainstate.transform.StatefulFunction(lambda g: self._apply(g, 1.0)).make_jaxpr(zeros)
+        except Exception as error:
+            raise ValueError(
+                f"the optimizer of {type(module).__name__} cannot run in a compiled program "
+                f"({type(error).__name__}: {str(error).splitlines()[0]}): use another braintools.optim optimizer or optax"
+            ) from error
+
+
+def _bind(module, params: dict[str, State]) -> dict[str, _Braintools | _Optax]:
+    configured = module.configure_optimizer()
+    if not isinstance(configured, dict):
+        return {"": _one(configured, params, "")}
+    labels = {name: module.group(name) for name in params}
+    unknown = {name: label for name, label in labels.items() if label not in configured}
+    if unknown:
+        raise ValueError(f"Module.group gives labels without an optimizer: {unknown}; there are {list(configured)}")
+    unused = [label for label in configured if label not in labels.values()]
+    if unused:
+        raise ValueError(f"no parameter belongs to the optimizer(s) {unused}; Module.group gives {labels}")
+    return {
+        label: _one(part, {name: params[name] for name in params if labels[name] == label}, f"of group {label!r} ")
+        for label, part in configured.items()
+    }
+
+
+def _one(optimizer: Any, params: dict[str, State], where: str) -> _Braintools | _Optax:
+    if isinstance(optimizer, OptaxOptimizer):
+        scheduler = type(optimizer.lr_scheduler).__name__
+        if scheduler in _UNJITTED:
+            raise ValueError(
+                f"the scheduler {scheduler} cannot run in a compiled program: use optax with {_UNJITTED[scheduler]}"
+            )
+        return _Braintools(optimizer, params, where)
+    if isinstance(optimizer, optax.GradientTransformation):
+        return _Optax(optimizer, params)
+    raise TypeError(
+        f"configure_optimizer {where}gave {type(optimizer).__name__}; expected a gradient-based braintools.optim "
+        "optimizer (an OptaxOptimizer), an optax transformation, or a dict of them"
+    )
+
+

@@ -1,0 +1,102 @@
+"""What is known before step 0: parameters and what the rule does to them, memory, work, and what every auto became."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from .state import State
+from .strategies.base import Row
+
+
+def flops(jaxpr: Any) -> float:
+    """Floating-point operations of a jaxpr: products by their contraction, everything else one a result element.
+
+    Bodies of scans count once a time step. (XLA's own estimate takes a loop's body once, whatever its length.)
+    """
+    jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
+
+
+def _equation_flops(equation: Any) -> float:
+    name, params = equation.primitive.name, equation.params
+    inner = [value for value in jax.tree.leaves(params, is_leaf=_is_jaxpr) if _is_jaxpr(value)]
+    if name == "cond":
+        return max((flops(branch) for branch in inner), default=0.0)
+    if inner:
+        return params.get("length", 1) * sum(flops(body) for body in inner)
+    size = sum(math.prod(out.aval.shape) for out in equation.outvars if hasattr(out.aval, "shape"))
+    if name == "dot_general":
+        (contracting, _), _ = params["dimension_numbers"]
+        return 2.0 * size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracting)
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        return 2.0 * size * math.prod(kernel) / kernel[params["dimension_numbers"].rhs_spec[0]]
+    return float(size)
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, ClosedJaxpr | Jaxpr)
+
+
+def compiled_memory(compiled: Any) -> dict[str, int]:
+    """The compiler's own account of a program's memory, in bytes; empty where the backend gives none."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return {}
+    alive = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return {"peak_bytes": int(alive + analysis.temp_size_in_bytes), "temporary_bytes": int(analysis.temp_size_in_bytes)}
+
+
+def describe_parameters(params: dict[str, State], rows: list[Row]) -> dict[str, dict[str, Any]]:
+    """One entry a parameter: sizes, whether the rule trains it, why not, and bytes of trace."""
+    by_name = {row.name: row for row in rows}
+    table = {}
+    for name, state in params.items():
+        leaves = jax.tree.leaves(state.value)
+        row = by_name.get(name) or Row(name, "no", "excluded by Module.trainable")
+        table[name] = {
+            "count": sum(leaf.size for leaf in leaves),
+            "bytes": sum(leaf.nbytes for leaf in leaves),
+            "trains": row.trains,
+            "why": row.why,
+            "trace_bytes": row.bytes,
+        }
+    return table
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+    """The report for the terminal."""
+    table = report["parameters"]
+    total = sum(entry["count"] for entry in table.values())
+    strategy = report["strategy"]
+    fields = ", ".join(f"{key}={value}" for key, value in strategy.items() if key != "name")
+    out = [
+        f"strategy   {strategy['name']}" + (f" ({fields})" if fields else ""),
+        f"sequence   {report['warmup']} warm-up + {report['learning']} scored time steps, {report['batch']} lanes",
+        f"parameters {total:,} ({_bytes(sum(entry['bytes'] for entry in table.values()))})",
+    ]
+    width = max(len(name) for name in table)
+    for name, entry in table.items():
+        trace = f"  trace {_bytes(entry['trace_bytes'])}" if entry["trace_bytes"] else ""
+        note = "" if entry["trains"] == "yes" and not entry["why"] else f"  trained: {entry['trains']}"
+        why = f" ({entry['why']})" if entry["why"] else ""
+        out.append(f"  {name:<{width}}  {entry['count']:>9,}{trace}{note}{why}")
+    if "peak_bytes" in report["memory"]:
+        memory = report["memory"]
+        out.append(f"memory     {_bytes(memory['peak_bytes'])} peak, {_bytes(memory['temporary_bytes'])} of it temporary")
+    out.append(f"work       {report['flops'] / 1e6:,.1f} MFLOP a step")
+    out.append("resolved   " + ", ".join(f"{key}={value}" for key, value in report["auto"].items()))
+    out.append(f"compiled   in {report['compile_seconds']:.1f} s")
+    return out
+
+
+def _bytes(n: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if n < 1024:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1024
+    return f"{n:.1f} GiB"

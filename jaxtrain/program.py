@@ -1,0 +1,258 @@
+"""Module + learner -> compiled programs: train a chunk, evaluate, predict, probe. The training state lives here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .metrics import Mean, Metrics, Pending
+from .module import Module, Objective, check_phases
+from .optimizer import Optimizer
+from .preflight import compiled_memory, describe_parameters, flops
+from .state import (
+    Functional,
+    flatten,
+    fold_in,
+    lasting,
+    parameters,
+    set_key,
+    signature,
+    strengthen,
+    strong,
+    unflatten,
+)
+from .strategies.base import Learner, Strategy, trained
+
+NonFinite = Literal["raise", "skip", "warn"]
+CHUNK_CAP, CHUNK_FLOPS = 50, 4e10
+"""``chunk="auto"``: at most 50 steps a dispatch, and about this much work: seconds, so that signals are heard."""
+TRAIN, EVALUATE, PREDICT, PROBE = range(4)
+"""Streams of random numbers that share one root."""
+_BAD = "nonfinite"
+
+
+class Program:
+    """Compiled programs of one module under one strategy, and the state that they share.
+
+    ``values`` maps names to device values: parameters under their own names, the rest under ``model/``,
+    ``optimizer/`` and ``learner/``. The train program donates it, so nobody else keeps a reference to it.
+    """
+
+    def __init__(self, module: Module, strategy: Strategy, encode: Callable, example: Any, *, seed: int,
+                 clip: float | None, accumulate: int, nonfinite: NonFinite, chunk: int | Literal["auto"]):  # fmt: skip
+        started = time.perf_counter()
+        self.module, self.strategy, self._nonfinite = module, strategy, nonfinite
+        self._example = example
+        self._executables: dict[Any, Any] = {}
+        with self._environ(fit=True):
+            strengthen(parameters(module.model).values())
+            self.objective = Objective(module, encode)
+            self.phases = check_phases(module.phases(example))
+            self.learner: Learner = strategy.bind(self.objective, self.phases)
+            self.optimizer = Optimizer(module, trained(self.objective), clip=clip, accumulate=accumulate)
+            self.parameters = list(parameters(module.model))
+            self._named = {
+                **parameters(module.model),
+                **{f"model/{name}": state for name, state in lasting(module.model).items()},
+                **{f"optimizer/{name}": state for name, state in self.optimizer.states().items()},
+                **{f"learner/{name}": state for name, state in self.learner.states().items()},
+            }
+            strengthen([*self._named.values(), *self.learner.scratch()])
+            self._bad_names: list[str] = []
+            self._step = self._functional(self._train_step, jnp.int32(0), example)
+        self.root = jax.random.key(seed)
+        self.values: dict[str, Any] = {name: strong(state.value) for name, state in self._named.items()}
+        self.flops = flops(self._step.jaxpr)
+        self.chunk = self._choose_chunk() if chunk == "auto" else chunk
+        self._train = self._compile_train()
+        self.compile_seconds = time.perf_counter() - started
+
+    # ------------------------------------------------------------------------------------------------- running
+
+    def train(self, batches: list[Any], first_step: int) -> Pending:
+        """Dispatch the steps ``first_step + 1 ... first_step + len(batches)``; their metrics are pending."""
+        n = len(batches)
+        stacked = jax.tree.map(lambda *leaves: _stack(leaves, self.chunk), *batches)
+        self.values, metrics = self._train(self.values, self.root, np.int32(first_step), np.int32(n), stacked)
+        return Pending(metrics)
+
+    def evaluate(self, batch: Any, index: int) -> Pending:
+        """Metrics of one batch, ``Mean`` by name."""
+        return Pending(self._run("evaluate", self._evaluate_step, batch, index))
+
+    def predict(self, batch: Any, index: int) -> Pending:
+        """Outputs over the learning phase of one batch, ``(T_l, B, ...)``."""
+        return Pending(self._run("predict", self._predict_step, batch, index))
+
+    def probe(self, callback: Any, batch: Any, index: int) -> Pending:
+        """What a callback's ``probe`` computes on one batch."""
+
+        def step(root, index, batch):
+            set_key(fold_in(root, PROBE, index))
+            return callback.probe(self.module, self.learner, check_phases(self.module.phases(batch)))
+
+        return Pending(self._run(("probe", id(callback)), step, batch, index, fit=True))
+
+    def prepare(self, *, evaluate: Any = None, probes: Iterable[Any] = ()) -> None:
+        """Compile now what a run will need, so that nothing is compiled after step 0."""
+        started = time.perf_counter()
+        if evaluate is not None:
+            self._run("evaluate", self._evaluate_step, evaluate, 0)
+        for callback in probes:
+            self.probe(callback, self._example, 0)
+        self.compile_seconds += time.perf_counter() - started
+
+    # --------------------------------------------------------------------------------------------------- state
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Flat arrays of the parameters, and of everything else that training goes on from."""
+        params = {name: self.values[name] for name in self.parameters}
+        rest = {name: value for name, value in self.values.items() if name not in params}
+        return flatten(params), flatten({**rest, "rng": self.root})
+
+    def signature(self) -> tuple[dict[str, str], dict[str, str]]:
+        params, train = self.state()
+        return signature(params), signature(train)
+
+    def load_parameters(self, flat: dict[str, Any]) -> None:
+        template = {name: self.values[name] for name in self.parameters}
+        self.values = {**self.values, **unflatten(template, flat)}
+
+    def load(self, params: dict[str, Any], train: dict[str, Any], optimizer_settings: dict[str, Any]) -> None:
+        """Go on from a checkpoint; a learning rate changed since then wins over the saved one."""
+        self.load_parameters(params)
+        template = {name: value for name, value in self.values.items() if name not in self.parameters}
+        restored = unflatten({**template, "rng": self.root}, train)
+        self.root = restored.pop("rng")
+        self.values = {**self.values, **restored}
+        if optimizer_settings != self.optimizer.settings():
+            self.write_back()
+            self.optimizer.renew(optimizer_settings)
+            for name, state in self.optimizer.states().items():
+                self.values[f"optimizer/{name}"] = strong(state.value)
+
+    def write_back(self) -> None:
+        """Give the module's model (and the optimizer) the values reached so far, as copies."""
+        for name, state in self._named.items():
+            state.value = jax.tree.map(jnp.copy, self.values[name])
+
+    def host_parameters(self) -> dict[str, Any]:
+        params = {name: self.values[name] for name in self.parameters}
+        return jax.tree.map(np.array, jax.device_get(params))
+
+    def report(self) -> dict[str, Any]:
+        warm, learn, batch = self.phases.sizes
+        return {
+            "strategy": self.strategy.config(),
+            "warmup": warm,
+            "learning": learn,
+            "batch": batch,
+            "parameters": describe_parameters(parameters(self.module.model), self.learner.report()),
+            "memory": compiled_memory(self._train),
+            "flops": self.flops,
+            "auto": {"chunk": self.chunk, **self.learner.resolved()},
+            "compile_seconds": self.compile_seconds,
+        }
+
+    # ------------------------------------------------------------------------------------------- traced bodies
+
+    def _train_step(self, root, index, batch) -> tuple[dict[str, Mean], jax.Array]:
+        set_key(fold_in(root, TRAIN, index))
+        phases = check_phases(self.module.phases(batch))
+        metrics = self.learner.learn(phases, self._update)
+        counts = metrics.pop(_BAD).num
+        norm = jnp.sqrt(sum(jnp.sum(jnp.square(jnp.abs(leaf.astype(jnp.float32)))) for leaf in self._parameter_leaves()))
+        self._bad_names = [*(f"train/{name}" for name in metrics), *(f"the gradient of {n}" for n in self.optimizer.leaves)]
+        flags = jnp.concatenate([jnp.stack([~jnp.isfinite(mean.num) for mean in metrics.values()]), counts > 0])
+        bad = jnp.where(flags.any(), jnp.argmax(flags), -1).astype(jnp.int32)
+        metrics["param_norm"] = Mean(norm, jnp.float32(1))
+        return metrics, bad
+
+    def _update(self, grads: dict[str, Any], weight: Any) -> Metrics:
+        grads = {name: grads[name] for name in grads}
+        counts = jnp.stack([(~jnp.isfinite(leaf)).any().astype(jnp.float32) for leaf in jax.tree.leaves(list(grads.values()))])
+        return {**self.optimizer.update(grads, weight), _BAD: Mean(counts, jnp.float32(1))}
+
+    def _parameter_leaves(self) -> list[Any]:
+        return jax.tree.leaves([self._named[name].value for name in self.parameters])
+
+    def _evaluate_step(self, root, index, batch) -> Metrics:
+        set_key(fold_in(root, EVALUATE, index))
+        return self.learner.evaluate(check_phases(self.module.phases(batch)))
+
+    def _predict_step(self, root, index, batch) -> Any:
+        set_key(fold_in(root, PREDICT, index))
+        return self.learner.predict(check_phases(self.module.phases(batch)))
+
+    # ----------------------------------------------------------------------------------------------- compiling
+
+    def _environ(self, fit: bool):
+        return brainstate.environ.context(**self.module.environ, fit=fit)
+
+    def _functional(self, step: Callable, index: Any, batch: Any) -> Functional:
+        return Functional(step, self._named, self.learner.scratch(), jax.random.key(0), index, batch)
+
+    def _choose_chunk(self) -> int:
+        return int(max(1, min(CHUNK_CAP, CHUNK_FLOPS // max(self.flops, 1.0))))
+
+    def _compile_train(self):
+        """One program for every number of steps up to ``chunk``: a loop with a traced count."""
+
+        def step(values, root, index, batch):
+            new, (metrics, bad) = self._step(values, root, index, batch)
+            if self._nonfinite == "skip":
+                new = jax.tree.map(lambda n, o: jnp.where(bad < 0, n, o), new, values)
+                metrics = jax.tree.map(lambda leaf: jnp.where(bad < 0, leaf, 0), metrics)
+            return new, {**metrics, _BAD: bad}
+
+        def chunk(values, root, first, n, batches):
+            shapes = jax.eval_shape(lambda: step(values, root, first, jax.tree.map(lambda leaf: leaf[0], batches))[1])
+            empty = jax.tree.map(lambda leaf: jnp.zeros((self.chunk, *leaf.shape), leaf.dtype), shapes)
+
+            def body(i, carry):
+                values, filled = carry
+                values, metrics = step(values, root, first + i, jax.tree.map(lambda leaf: leaf[i], batches))
+                write = lambda buffer, leaf: jax.lax.dynamic_update_index_in_dim(buffer, leaf, i, 0)  # noqa: E731
+                return values, jax.tree.map(write, filled, metrics)
+
+            return jax.lax.fori_loop(0, n, body, (values, empty))
+
+        stacked = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((self.chunk, *np.shape(leaf)), leaf.dtype), self._example
+        )
+        with self._environ(fit=True):
+            lowered = jax.jit(chunk, donate_argnums=0).lower(
+                self.values, self.root, jnp.int32(0), jnp.int32(0), stacked
+            )
+        return lowered.compile()
+
+    def _run(self, kind: Any, step: Callable, batch: Any, index: int, fit: bool = False) -> Any:
+        """Run a program that reads the state and does not change it, compiled once for each shape of batch."""
+        shapes = tuple((np.shape(leaf), str(leaf.dtype)) for leaf in jax.tree.leaves(batch))
+        key = (kind, jax.tree.structure(batch), shapes)
+        if key not in self._executables:
+            with self._environ(fit=fit):
+                functional = self._functional(step, jnp.int32(0), batch)
+                read = lambda values, root, index, batch: functional(values, root, index, batch)[1]  # noqa: E731
+                self._executables[key] = jax.jit(read).lower(self.values, self.root, jnp.int32(0), batch).compile()
+        return self._executables[key](self.values, self.root, np.int32(index), batch)
+
+    def bad_name(self, code: int) -> str:
+        """What a non-negative entry of the non-finite mask stands for."""
+        return self._bad_names[code]
+
+
+def _stack(leaves: tuple[Any, ...], length: int) -> np.ndarray:
+    """Batches one after another, ``(length, ...)``; a fresh array, since a device may still read the one before."""
+    stacked = np.zeros((length, *np.shape(leaves[0])), leaves[0].dtype)
+    for i, leaf in enumerate(leaves):
+        stacked[i] = leaf
+    return stacked
+
+

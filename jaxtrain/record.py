@@ -1,0 +1,71 @@
+"""From per-step metrics to the rows of the record: sums that merge, held until a row is complete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+HIDDEN = ("lr",)
+"""Per-step values that are no mean over steps; a callback (LearningRateMonitor) puts them into rows."""
+PLAIN = ("grad_norm", "param_norm")
+"""Metrics that keep their own name; all others are logged under ``train/``."""
+
+
+def tag(name: str) -> str:
+    return name if name in PLAIN else f"train/{name}"
+
+
+class Recorder:
+    """Turns metrics of single steps into rows ``{"step", "train/loss", ...}``: means since the row before.
+
+    A row is made at every multiple of ``log_every``, at every validation and at the end. Sums are float64 and are
+    added in step order, so a row does not depend on how steps were grouped into chunks.
+    """
+
+    def __init__(self, log_every: int):
+        self.log_every = log_every
+        self.sums: dict[str, list[float]] = {}
+        self.logged: dict[str, float] = {}
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, first_step: int, metrics: dict[str, np.ndarray], weights: dict[str, np.ndarray]) -> None:
+        """Metrics of the steps ``first_step + 1 ...``: numerators and weights, ``(n,)`` each."""
+        n = len(next(iter(metrics.values())))
+        for i in range(n):
+            for name, values in metrics.items():
+                if name not in HIDDEN:
+                    total = self.sums.setdefault(name, [0.0, 0.0])
+                    total[0] += float(values[i])
+                    total[1] += float(weights[name][i])
+            if (first_step + i + 1) % self.log_every == 0:
+                self._row(first_step + i + 1)
+
+    def log(self, values: dict[str, float]) -> None:
+        """Values that join the next row."""
+        self.logged.update({name: float(value) for name, value in values.items()})
+
+    def force(self, step: int, values: dict[str, float]) -> None:
+        """A row at ``step`` with these values, whether or not one is due there."""
+        if not self.rows or self.rows[-1]["step"] != step:
+            self._row(step)
+        self.rows[-1].update({name: float(value) for name, value in values.items()})
+
+    def _row(self, step: int) -> None:
+        means = {tag(name): num / weight for name, (num, weight) in self.sums.items() if weight}
+        self.rows.append({"step": step, **means})
+        self.sums = {}
+
+    def take(self) -> list[dict[str, Any]]:
+        """The rows that are complete now; values that were logged join the last of them."""
+        rows, self.rows = self.rows, []
+        if rows:
+            rows[-1].update(self.logged)
+            self.logged = {}
+        return rows
+
+    def state(self) -> dict[str, Any]:
+        return {"sums": self.sums, "logged": self.logged, "rows": self.rows}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.sums, self.logged, self.rows = state["sums"], state["logged"], state["rows"]

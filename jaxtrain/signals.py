@@ -1,0 +1,59 @@
+"""SIGTERM and SIGINT as a flag that the loop polls, with the old handlers put back."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any, Self
+
+_EXIT_CODES = {"SIGTERM": 143, "SIGINT": 130}
+
+
+class Signals:
+    """Context manager in which the first SIGTERM or SIGINT only sets `received`.
+
+    The first signal also puts the old handler for it back, so a second one acts at once (SIGTERM ends the process,
+    SIGINT raises KeyboardInterrupt). Outside the main thread, where Python allows no handlers, it does nothing. A
+    signal that the process was told to ignore (`nohup`, a job in the background) stays ignored.
+
+    Example:
+        with Signals() as signals:
+            while step < steps and signals.received is None:
+                step += 1
+    """
+
+    received: str | None = None  # "SIGTERM" | "SIGINT" | None: the first one
+
+    def __init__(self) -> None:
+        self._old: dict[int, Any] = {}
+
+    @property
+    def exit_code(self) -> int:
+        """143 after SIGTERM, 130 after SIGINT, else 0."""
+        return 0 if self.received is None else _EXIT_CODES[self.received]
+
+    def __enter__(self) -> Self:
+        self.received = None
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                old = signal.getsignal(number)
+                if old is not signal.SIG_IGN:
+                    # None: set by C code, which Python cannot put back.
+                    self._old[number] = signal.SIG_DFL if old is None else old
+                    signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number in list(self._old):
+            self._restore(number)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        # Nothing but flags in here: a handler runs between any two instructions of the main thread.
+        if self.received is None:
+            self.received = signal.Signals(number).name
+        self._restore(number)
+
+    def _restore(self, number: int) -> None:
+        old = self._old.pop(number, None)
+        # Somebody may have set a handler of their own meanwhile: that one stays.
+        if old is not None and signal.getsignal(number) == self._handle:
+            signal.signal(number, old)

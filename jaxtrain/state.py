@@ -1,0 +1,229 @@
+"""brainstate States on one side, plain pytrees on the other: the one place that touches brainstate's internals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+from brainstate import State
+from brainstate.transform import StatefulFunction
+
+SHORT = brainstate.ShortTermState
+"""States that are made anew for every sequence; all others outlive it."""
+
+
+def name_of(path: Iterable[Any]) -> str:
+    """The dotted name of a state, e.g. ``rnn.layers.0.Wh.weight``."""
+    return ".".join(map(str, path))
+
+
+def states_of(node) -> dict[str, State]:
+    """Every State below a node of brainstate's graph (a module, an optimizer), by name."""
+    return {name_of(path): state for path, state in brainstate.graph.states(node).items()}
+
+
+def parameters(model) -> dict[str, brainstate.ParamState]:
+    return {name: state for name, state in states_of(model).items() if isinstance(state, brainstate.ParamState)}
+
+
+def lasting(model) -> dict[str, State]:
+    """States other than parameters that outlive a sequence: running statistics, a model's own random states."""
+    return {
+        name: state
+        for name, state in states_of(model).items()
+        if not isinstance(state, (brainstate.ParamState, SHORT))
+    }
+
+
+def short_term(model) -> dict[str, State]:
+    return {name: state for name, state in states_of(model).items() if isinstance(state, SHORT)}
+
+
+def is_key(value: Any) -> bool:
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def strong(value: Any) -> Any:
+    """The same numbers as device arrays with strong types: weak types and Python numbers recompile the second step."""
+
+    def one(leaf):
+        if is_key(leaf):
+            return leaf
+        array = jnp.asarray(leaf)
+        return jnp.array(np.asarray(array), dtype=array.dtype)
+
+    return jax.tree.map(one, value)
+
+
+def strengthen(states: Iterable[State]) -> None:
+    for state in states:
+        state.value = strong(state.value)
+
+
+def set_key(key: jax.Array) -> None:
+    """Root of every random number that a step draws from ``brainstate.random``."""
+    brainstate.random.DEFAULT.value = key
+
+
+def fold_in(root: jax.Array, *numbers: Any) -> jax.Array:
+    for number in numbers:
+        root = jax.random.fold_in(root, number)
+    return root
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Initial values under a seed; the caller's random state is put back."""
+    before = brainstate.random.DEFAULT.value
+    try:
+        set_key(jax.random.key(seed))
+        yield
+    finally:
+        set_key(before)
+
+
+# ---------------------------------------------------------------------------------------------- hidden states
+
+
+def create_hidden(model, batch_size: int, vmapped: bool) -> None:
+    """Give the model hidden states for a batch: with a batch axis of their own, or mapped over lanes."""
+    if vmapped:
+
+        @brainstate.transform.vmap_new_states(state_tag="new", axis_size=batch_size)
+        def init():
+            brainstate.nn.init_all_states(model)
+
+        init()
+    else:
+        brainstate.nn.init_all_states(model, batch_size=batch_size)
+
+
+def fresh_hidden(model, batch_size: int, vmapped: bool) -> dict[str, Any]:
+    """The values that ``init_state`` gives, name by name, while the model keeps the State objects it has.
+
+    ``init_all_states`` replaces State objects, and what was compiled against the old ones would go on without them;
+    so the attributes of every node are put back.
+    """
+    nodes = list({id(node): node for node in brainstate.graph.nodes(model).values()}.values())
+    kept = [(node, dict(vars(node))) for node in nodes]
+    try:
+        create_hidden(model, batch_size, vmapped)
+        return {name: state.value for name, state in short_term(model).items()}
+    finally:
+        for node, attributes in kept:
+            vars(node).clear()
+            vars(node).update(attributes)
+
+
+def draws_random(model, x: Any) -> bool:
+    """Whether one call of the model draws random numbers."""
+    touched = StatefulFunction(model).make_jaxpr(x).get_states(x)
+    return any(isinstance(state, brainstate.random.RandomState) for state in touched)
+
+
+def where_lanes(mask: jax.Array, new: Any, old: Any) -> Any:
+    """``new`` in the lanes where ``mask`` (B,) is set, else ``old``; every leaf has lanes on axis 0."""
+
+    def one(n, o):
+        return jnp.where(mask.reshape(mask.shape + (1,) * (jnp.ndim(o) - 1)), n, o)
+
+    return jax.tree.map(one, new, old)
+
+
+# ------------------------------------------------------------------------------------------ pure functions
+
+
+class Functional:
+    """A function that reads and writes States, as a pure function of a dict of their values.
+
+    ``named`` outlive the call: ``functional(values, *args) -> (new values, result)``. ``scratch`` are set by the
+    function before it reads them, so what they held before does not matter. Touching any other State is an error.
+    """
+
+    def __init__(self, function: Callable, named: dict[str, State], scratch: Iterable[State], *example: Any):
+        self._stateful = StatefulFunction(function, return_only_write=False)
+        self._stateful.make_jaxpr(*example)
+        names = {id(state): name for name, state in named.items()}
+        free = {id(state) for state in scratch} | {id(brainstate.random.DEFAULT)}
+        self._order: list[str | None] = []
+        self._base: list[Any] = []
+        for state in self._stateful.get_states(*example):
+            if id(state) not in names and id(state) not in free:
+                raise ValueError(
+                    f"the step touches a {type(state).__name__} that belongs neither to the model nor to the optimizer "
+                    f"(value {jax.tree.map(jnp.shape, state.value)}): make it an attribute of the module's model"
+                )
+            self._order.append(names.get(id(state)))
+            self._base.append(state.value)
+        self.jaxpr = self._stateful.get_jaxpr(*example)
+
+    def __call__(self, values: dict[str, Any], *args: Any) -> tuple[dict[str, Any], Any]:
+        given = [base if name is None else values[name] for name, base in zip(self._order, self._base, strict=True)]
+        returned, result = self._stateful.jaxpr_call(given, *args)
+        new = dict(values)
+        for name, value in zip(self._order, returned, strict=True):
+            if name is not None:
+                new[name] = _same_type(name, values[name], value)
+        return new, result
+
+
+def _same_type(name: str, before: Any, after: Any) -> Any:
+    """A state must leave a step as it came, or the next step would be another program."""
+    old, new = jax.tree.map(jax.typeof, before), jax.tree.map(jax.typeof, after)
+    if jax.tree.structure(before) != jax.tree.structure(after):
+        raise ValueError(f"state {name!r} changes its structure within a step; a State keeps its tree, shapes and dtypes")
+    for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            raise ValueError(
+                f"state {name!r} changes from {a.str_short()} to {b.str_short()} within a step; "
+                "a State keeps its shapes and dtypes (cast what is assigned to it)"
+            )
+    return after
+
+
+# ---------------------------------------------------------------------------------------------- flat arrays
+
+
+def leaf_names(values: dict[str, Any]) -> list[str]:
+    """One name a leaf: the state's name and the path inside its value."""
+    return [_leaf_name(name, path) for name, value in values.items() for path, _ in _leaves(value)]
+
+
+def flatten(values: dict[str, Any]) -> dict[str, Any]:
+    """``{name: pytree}`` -> ``{leaf name: array}``; random keys as their uint32 data."""
+    flat = {}
+    for name, value in values.items():
+        for path, leaf in _leaves(value):
+            flat[_leaf_name(name, path)] = jax.random.key_data(leaf) if is_key(leaf) else leaf
+    return flat
+
+
+def unflatten(template: dict[str, Any], flat: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of ``flatten``; ``template`` gives trees, units and which leaves are random keys."""
+    result = {}
+    for name, value in template.items():
+        leaves = []
+        for path, leaf in _leaves(value):
+            array = jnp.asarray(flat[_leaf_name(name, path)])
+            leaves.append(jax.random.wrap_key_data(array) if is_key(leaf) else array)
+        result[name] = jax.tree.unflatten(jax.tree.structure(value), leaves)
+    return result
+
+
+def signature(flat: dict[str, Any]) -> dict[str, str]:
+    """``{leaf name: "float32[3,4]"}``, for comparing a checkpoint with a live model."""
+    return {name: f"{np.dtype(leaf.dtype).name}{list(np.shape(leaf))}" for name, leaf in flat.items()}
+
+
+def _leaves(value: Any):
+    return jax.tree_util.tree_leaves_with_path(value)
+
+
+def _leaf_name(name: str, path: Any) -> str:
+    inside = jax.tree_util.keystr(path, simple=True, separator=".")
+    return f"{name}.{inside}" if inside else name

@@ -1,0 +1,227 @@
+"""A strategy says how gradients are made; a learner is a strategy bound to one module."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+import brainstate
+import jax
+import jax.numpy as jnp
+
+from ..metrics import Metrics, sum_over_time
+from ..module import Objective, Phases, total_weight, weights_of
+from ..state import State, create_hidden, fresh_hidden, parameters, short_term, where_lanes
+
+Batching = Literal["auto", "batched", "vmap"]
+Update = Callable[[dict[str, Any], Any], Metrics]
+"""``update(grads, weight)``: gradients of ``sum(w * loss)`` by parameter name, and ``sum(w)``. It divides, clips,
+accumulates and steps the optimizer, and returns metrics of its own (``grad_norm``, ``lr``)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a learner's report: what the rule does to one parameter.
+
+    ``trains``: "yes", "in part" or "no". ``bytes``: memory of the trace that the rule keeps for it.
+    """
+
+    name: str
+    trains: Literal["yes", "in part", "no"] = "yes"
+    why: str = ""
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Strategy(ABC):
+    """How gradients are made. A frozen dataclass: its fields are its configuration, compared on resume."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def bind(self, objective: Objective, example: Phases) -> Learner:
+        """The rule for one module and one shape of batch; called once, outside any trace."""
+
+    def config(self) -> dict[str, Any]:
+        return {"name": self.name, **asdict(self)}
+
+
+class Network:
+    """The model over a batch: ``network(x)``, ``(B, ...) -> (B, ...)``, whether its states carry the batch axis
+    themselves (``batched``) or it is written for one lane and mapped (``vmap``)."""
+
+    def __init__(self, model, batching: Literal["batched", "vmap"]):
+        self.model = model
+        self.vmapped = batching == "vmap"
+        self.hidden = short_term(model)
+        self._created = {name: state.value for name, state in self.hidden.items()}
+        self._call = brainstate.nn.Vmap(model, vmap_states="new") if self.vmapped else model
+
+    def __call__(self, x) -> Any:
+        return self._call(x)
+
+    def reset(self, batch_size: int) -> None:
+        """Hidden states as ``init_state`` makes them."""
+        for name, value in self._fresh(batch_size).items():
+            self.hidden[name].value = value
+
+    def reset_lanes(self, mask: jax.Array) -> None:
+        """Hidden states as ``init_state`` makes them in the lanes where ``mask`` (B,) is set."""
+        for name, value in self._fresh(mask.shape[0]).items():
+            state = self.hidden[name]
+            state.value = where_lanes(mask, value, state.value)
+
+    def _fresh(self, batch_size: int) -> dict[str, Any]:
+        # A state that init_state does not make anew keeps the value it was created with.
+        for name, state in self.hidden.items():
+            state.value = self._created[name]
+        return fresh_hidden(self.model, batch_size, self.vmapped)
+
+
+class Learner(ABC):
+    """A rule bound to one module, with the States that it owns."""
+
+    def __init__(self, objective: Objective, network: Network):
+        self.objective = objective
+        self.network = network
+
+    @abstractmethod
+    def learn(self, phases: Phases, update: Update) -> Metrics:
+        """Traced: one batch of sequences; calls ``update`` and returns the metrics of the scored time steps."""
+
+    @abstractmethod
+    def report(self) -> list[Row]:
+        """What the rule does to each parameter, before step 0."""
+
+    def resolved(self) -> dict[str, Any]:
+        """What every ``auto`` of the strategy became."""
+        return {"batching": "vmap" if self.network.vmapped else "batched"}
+
+    def states(self) -> dict[str, State]:
+        """States that outlive a sequence, under stable names."""
+        return {}
+
+    def scratch(self) -> list[State]:
+        """States that ``learn`` sets anew for every sequence."""
+        return list(self.network.hidden.values())
+
+    def evaluate(self, phases: Phases) -> Metrics:
+        """Traced: metrics of one batch, no gradients."""
+        self._warm_up(phases)
+
+        def step(x, y, w, extras, reset):
+            self._reset(reset)
+            return self.objective.evaluate(self.network, x, y, w, extras)
+
+        return sum_over_time(brainstate.transform.for_loop(step, *scored(phases)))
+
+    def predict(self, phases: Phases) -> Any:
+        """Traced: outputs of ``predict_step`` over the learning phase, ``(T_l, B, ...)``."""
+        self._warm_up(phases)
+
+        def step(x, reset):
+            self._reset(reset)
+            return self.objective.predict(self.network, x)
+
+        return brainstate.transform.for_loop(step, phases.inputs, split_reset(phases)[1])
+
+    def _warm_up(self, phases: Phases) -> None:
+        self.network.reset(phases.sizes[2])
+        warm_up(self.objective, self.network, phases, self._reset)
+
+    def _reset(self, mask) -> None:
+        if mask is not None:
+            self.network.reset_lanes(mask)
+
+
+def split_reset(phases: Phases) -> tuple[Any, Any]:
+    """``Phases.reset`` over the warm-up and over the learning phase."""
+    warm = phases.sizes[0]
+    return (None, None) if phases.reset is None else (phases.reset[:warm], phases.reset[warm:])
+
+
+def warm_up(objective: Objective, forward: Callable, phases: Phases, reset: Callable) -> None:
+    """Evolve hidden states (and whatever ``forward`` carries) over the warm-up phase."""
+    if phases.warmup is None:
+        return
+
+    def step(x, mask):
+        reset(mask)
+        objective.warmup(forward, x)
+
+    brainstate.transform.for_loop(step, phases.warmup, split_reset(phases)[0])
+
+
+def scored(phases: Phases) -> tuple[Any, ...]:
+    """The sequences of the learning phase: inputs, targets, weights, extras, reset."""
+    return phases.inputs, phases.targets, weights_of(phases), phases.extras or {}, split_reset(phases)[1]
+
+
+def input_of(objective: Objective, phases: Phases) -> Any:
+    """Shape and dtype of what ``learning_step`` hands to ``forward``: it may transform its input first."""
+
+    class Captured(BaseException):
+        pass
+
+    def forward(u):
+        raise Captured(u)
+
+    def first(x, y, w, extras):
+        try:
+            objective.learn(forward, x, y, w, extras)
+        except Captured as captured:
+            return captured.args[0]
+        raise ValueError(f"{type(objective.module).__name__}.learning_step never called forward(x)")
+
+    head = jax.tree.map(lambda leaf: leaf[0], scored(phases)[:4])
+    return jax.eval_shape(first, *head)
+
+
+def choose_batching(wanted: Batching, model, u: Any, batch_size: int) -> Literal["batched", "vmap"]:
+    """``auto``: batched where the model accepts a batch and gives one back, else mapped over lanes.
+
+    The model's hidden states are created on the way.
+    """
+    if wanted not in ("auto", "batched", "vmap"):
+        raise ValueError(f"batching must be 'auto', 'batched' or 'vmap', got {wanted!r}")
+    if wanted == "vmap":
+        create_hidden(model, batch_size, True)
+        return "vmap"
+    try:
+        create_hidden(model, batch_size, False)
+        out = brainstate.transform.StatefulFunction(model).make_jaxpr(u).get_out_shapes(u)[0]
+        wrong = [leaf.shape for leaf in jax.tree.leaves(out) if leaf.shape[:1] != (batch_size,)]
+        if not wrong:
+            return "batched"
+        problem: Exception = ValueError(f"outputs of shape {wrong[0]} carry no batch axis of {batch_size}")
+    except Exception as error:
+        problem = error
+    if wanted == "auto":
+        try:
+            create_hidden(model, batch_size, True)
+            network = Network(model, "vmap")
+            brainstate.transform.StatefulFunction(network).make_jaxpr(u)
+            return "vmap"
+        except Exception:  # noqa: S110 - what went wrong with a batch is the error to show, and is raised below
+            pass
+    shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), u)
+    problem.add_note(f"jaxtrain: the model was called with an input of shape {shapes}, (B, ...), one time step")
+    raise problem
+
+
+def zeros_like_parameters(params: dict[str, State]) -> dict[str, Any]:
+    return {name: jax.tree.map(jnp.zeros_like, state.value) for name, state in params.items()}
+
+
+def trained(objective: Objective) -> dict[str, State]:
+    """The parameters that the module trains, by name."""
+    every = parameters(objective.model)
+    chosen = {name: state for name, state in every.items() if objective.module.trainable(name)}
+    if not chosen:
+        raise ValueError(f"nothing to train: the model's parameters are {list(every)} and trainable(name) is False for all")
+    return chosen
+
+
+__all__ = ["Batching", "Learner", "Metrics", "Network", "Row", "Strategy", "Update", "total_weight"]

@@ -1,0 +1,71 @@
+"""Backpropagation through time: exact, and its memory grows with the length of the sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import brainstate
+import jax
+
+from ..metrics import Metrics, sum_over_time
+from ..module import Objective, Phases, total_weight
+from .base import (
+    Batching,
+    Learner,
+    Network,
+    Row,
+    Strategy,
+    Update,
+    choose_batching,
+    input_of,
+    scored,
+    trained,
+    warm_up,
+)
+
+
+@dataclass(frozen=True)
+class BPTT(Strategy):
+    """Backpropagation through time over the whole sequence, warm-up included (Werbos 1990).
+
+    ``remat``: store hidden states only, and recompute each time step in the backward pass: less memory, about a
+    third more work. ``batching``: whether hidden states carry a batch axis or the model is mapped over lanes.
+
+    Example::
+
+        fit = jaxtrain.Fit(strategy=jaxtrain.BPTT(remat=True), max_steps=1000)
+    """
+
+    name: ClassVar[str] = "bptt"
+    remat: bool = False
+    batching: Batching = "auto"
+
+    def bind(self, objective: Objective, example: Phases) -> Learner:
+        batching = choose_batching(self.batching, objective.model, input_of(objective, example), example.sizes[2])
+        return _Learner(objective, Network(objective.model, batching), self.remat)
+
+
+class _Learner(Learner):
+    def __init__(self, objective: Objective, network: Network, remat: bool):
+        super().__init__(objective, network)
+        self._params = trained(objective)
+        self._forward = brainstate.transform.checkpoint(network) if remat else network
+
+    def learn(self, phases: Phases, update: Update) -> Metrics:
+        def loss() -> tuple[jax.Array, Metrics]:
+            self.network.reset(phases.sizes[2])
+            warm_up(self.objective, self._forward, phases, self._reset)
+
+            def step(x, y, w, extras, reset):
+                self._reset(reset)
+                return self.objective.learn(self._forward, x, y, w, extras)
+
+            losses, metrics = brainstate.transform.for_loop(step, *scored(phases))
+            return losses.sum(), sum_over_time(metrics)
+
+        grads, metrics = brainstate.transform.grad(loss, self._params, has_aux=True)()
+        return {**metrics, **update(grads, total_weight(phases))}
+
+    def report(self) -> list[Row]:
+        return [Row(name) for name in self._params]

@@ -36,7 +36,8 @@ _HOME = {
     "NonFiniteError": "run",
     "Fit": "fit",
     "Result": "run",
-    "load": "fit",
+    "Run": "run",
+    "load": "loading",
 }
 __all__ = ["__version__", *_HOME]
 
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from .datasets import CopyDataModule as CopyDataModule
     from .datasets import CopyDataset as CopyDataset
     from .fit import Fit as Fit
-    from .fit import load as load
+    from .loading import load as load
     from .loggers import JSONL as JSONL
     from .loggers import TensorBoard as TensorBoard
     from .module import Module as Module
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from .period import Period as Period
     from .run import NonFiniteError as NonFiniteError
     from .run import Result as Result
+    from .run import Run as Run
     from .strategies import BPTT as BPTT
     from .strategies import DRTRL as DRTRL
     from .strategies import Learner as Learner

@@ -108,6 +108,9 @@ class Callbacks:
         for callback in self._listeners[event]:
             getattr(callback, event)(*args)
 
+    def listens(self, event: str) -> bool:
+        return bool(self._listeners[event])
+
     def keys(self) -> dict[str, Callback]:
         """Name of each callback in a checkpoint: its class name and position among its kind."""
         counts: dict[str, int] = {}

@@ -13,7 +13,8 @@ import operator
 import os
 import re
 import shutil
-import tempfile
+import sys
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -82,16 +83,13 @@ class Store:
     ):
         if last < 1 or best < 0:
             raise ValueError(f"a store keeps last >= 1 and best >= 0 checkpoints, not last={last}, best={best}")
-        if mode not in ("min", "max"):
-            raise ValueError(f"the mode of a checkpoint's score is 'min' or 'max', not {mode!r}")
         self.directory = Path(directory).expanduser().resolve()
         self.last, self.best, self.mode, self.read_only = last, best, mode, read_only
         self._manager: Any = None  # made by the first save
         self._pending: int | None = None  # the step whose save is in flight
         self._saved = True  # the newest save is on disk
         self._scores: dict[int, float | None] = {}
-        self._sound: set[int] = set()  # steps known to read back whole
-        self._bad: dict[int, str] = {}  # steps known not to, and why
+        self._bad: dict[int, str] = {}  # steps known to be unreadable, and why
         # Orbax writes errors to absl's logger which are raised or named here: its own lines are dropped until close().
         self._quiet = lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname
         if not read_only:
@@ -100,9 +98,7 @@ class Store:
 
     def steps(self) -> list[int]:
         """The steps on disk, ascending. A save in flight is listed once it is committed."""
-        if not self.directory.is_dir():
-            return []
-        return sorted(int(p.name) for p in self.directory.iterdir() if _STEP.fullmatch(p.name) and p.is_dir())
+        return sorted(int(p.name) for p in self.directory.glob("[0-9]*") if _STEP.fullmatch(p.name) and p.is_dir())
 
     def best_step(self) -> int | None:
         """The step with the best recorded score; None when no readable checkpoint carries one."""
@@ -111,13 +107,14 @@ class Store:
         return next(iter(self._ranked(self.steps())), None)
 
     def save(
-        self, step: int, params: Arrays, train: Arrays, meta: Mapping[str, Any], score: float | None = None
-    ) -> bool:
+        self, step: int, params: Arrays, train: Arrays, meta: Mapping[str, Any], score: float | None = None,
+        replace: bool = False,
+    ) -> bool:  # fmt: skip
         """Starts to save a step; returns when all is copied to the host, so buffers may be donated or overwritten.
 
         `params` and `train` are flat dicts of arrays (a PRNG key as uint32 key data), `meta` is JSON. A step that is on
-        disk already is not written again, unless it is unreadable. False: failed at once for want of disk space, which
-        is logged. Raises TypeError for a leaf that is no numeric array or metadata that is not JSON, and whatever the
+        disk already is not written again, unless it is unreadable, or to `replace` what an interrupted run left of it.
+        False: failed at once for want of disk space, which is logged. Raises TypeError for a leaf that is no numeric array or metadata that is not JSON, and whatever the
         save before this one raised other than want of space.
         """
         if self.read_only:
@@ -128,15 +125,15 @@ class Store:
         items = {"params": _host("params", params), "train": _host("train", train)}
         record = _record(step, items, meta, None if score is None else float(score))
         if step in self.steps():
-            if self._is_sound(step):
+            if not replace and self._attempt(step):
                 self._saved = True
                 return True
-            _log.warning("the unreadable checkpoint of step %d in %s is replaced", step, self.directory)
+            if not replace:
+                _log.warning("the unreadable checkpoint of step %d in %s is replaced", step, self.directory)
             self._drop_manager()  # which would go on listing it
             self._remove(step)
         if self.best:
             self._learn_scores()
-        self._sound.discard(step)
         self._bad.pop(step, None)
         self._pending, self._scores[step] = step, record["store"]["score"]
         try:
@@ -147,7 +144,7 @@ class Store:
                 if stored := {name: leaf for name, leaf in leaves.items() if leaf.size}:
                     args[item] = ocp.args.StandardSave(stored)
             if self._manager is None:
-                from orbax.checkpoint.checkpoint_managers.save_decision_policy import FixedIntervalPolicy
+                from orbax.checkpoint.checkpoint_managers import FixedIntervalPolicy
 
                 # FixedIntervalPolicy(1), force: Orbax must have no opinion of its own on which steps are worth saving.
                 options = ocp.CheckpointManagerOptions(
@@ -164,10 +161,7 @@ class Store:
         return True
 
     def wait(self) -> bool:
-        """Waits for the save in flight. True: the newest save is on disk; False: it failed for want of space.
-
-        Any other error of that save is raised, once.
-        """
+        """True: the newest save is on disk; False: it failed for want of space. Any other error is raised, once."""
         self._settle()
         return self._saved
 
@@ -176,16 +170,13 @@ class Store:
         return self._read(step, ()).meta
 
     def restore(self, step: int, *, params: bool = True, train: bool = True) -> Saved:
-        """Reads a step back: numpy arrays of the saved dtypes and shapes, every leaf verified, on any device layout.
-
-        Raises CorruptCheckpoint; FileNotFoundError names the steps there are.
-        """
+        """Numpy arrays of the saved dtypes and shapes, every leaf verified. Raises what read_meta does."""
         return self._read(step, ("params",) * params + ("train",) * train)
 
     def latest_readable(self) -> Saved | None:
-        """The newest checkpoint that reads back whole; None if there are no checkpoints.
+        """The newest checkpoint that reads back whole, each unreadable one before it named in a warning; None if empty.
 
-        Every unreadable one before it is named in a warning. Raises NoReadableCheckpoint if all are unreadable.
+        Raises NoReadableCheckpoint if there are some and all are unreadable.
         """
         self._settle()
         for step in reversed(self.steps()):
@@ -218,9 +209,9 @@ class Store:
     def _probe(self) -> None:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=".probe-", dir=self.directory)
-            os.close(handle)
-            os.unlink(name)
+            probe = self.directory / f".probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT) and self.directory.is_dir():
                 return  # a full disk is dealt with save by save
@@ -251,15 +242,14 @@ class Store:
             self._failed(step, error)
         else:
             self._pending, self._saved = None, True
-            self._sound.add(step)
 
     def _failed(self, step: int, error: Exception) -> None:
         """Removes what a failed save left. Returns if it failed for want of space, else raises the error."""
         # Orbax goes on listing a step that failed, and forgets those it meant to delete: start over with a new manager.
-        self._drop_manager()
         self._pending = None
+        self._drop_manager()
         # The step is whole if only the removal of older ones failed.
-        self._saved = step in self.steps() and self._is_sound(step)
+        self._saved = step in self.steps() and self._attempt(step) is not None
         self._remove(None if self._saved else step)
         # Without frames, but with all that the error was raised from.
         if not any(words in "".join(traceback.format_exception(error, limit=0)) for words in _SPACE):
@@ -270,8 +260,9 @@ class Store:
     def _drop_manager(self) -> None:
         manager, self._manager = self._manager, None
         if manager is not None:
-            with suppress(Exception):  # raises the error of a save, which is in hand by now, once more
-                manager.wait_until_finished()
+            for _ in range(4):  # each part of Orbax raises once more the failure of the save, which is in hand by now
+                with suppress(Exception):
+                    return manager.close()
             manager.close()
 
     def _attempt(self, step: int, names: tuple[str, ...] = ("params", "train")) -> Saved | None:
@@ -281,9 +272,6 @@ class Store:
             _log.warning("%s (in %s)", error, self.directory)
             return None
 
-    def _is_sound(self, step: int) -> bool:
-        return step in self._sound or (step not in self._bad and self._attempt(step) is not None)
-
     def _learn_scores(self) -> None:
         for step in self.steps():
             if step not in self._scores and step not in self._bad:
@@ -291,13 +279,11 @@ class Store:
 
     def _ranked(self, steps: list[int]) -> list[int]:
         """Those of the readable steps that carry a score, the best first."""
+        scores = {step: self._scores.get(step) for step in steps if step not in self._bad}
         sign = 1 if self.mode == "min" else -1
-        scores = [(self._scores.get(step), step) for step in steps if step not in self._bad]
         # A NaN compares with nothing: left in, it would scramble the order and the best would be deleted.
-        keys = [
-            (sign * score if math.isfinite(score) else math.inf, step) for score, step in scores if score is not None
-        ]
-        return [step for _, step in sorted(keys)]
+        keys = {s: sign * x if math.isfinite(x) else math.inf for s, x in scores.items() if x is not None}
+        return sorted(keys, key=lambda step: (keys[step], step))
 
     def _path(self, step: int) -> Path:
         return self.directory / f"{step:08d}"
@@ -308,27 +294,21 @@ class Store:
             there = ", ".join(map(str, steps)) or "none"
             raise FileNotFoundError(f"no checkpoint of step {step} in {self.directory} (there are: {there})")
         try:
-            meta = self._read_meta(step)
+            meta = self._fetch(step, "meta", self._orbax().args.JsonRestore())
+            if not isinstance(meta, dict) or not meta.keys() >= _RESERVED:
+                raise CorruptCheckpoint(step, "its metadata was not written by jaxtrain")
+            if meta["digest"] != _json_digest({key: value for key, value in meta.items() if key != "digest"}):
+                raise CorruptCheckpoint(step, "its metadata differs from its digest")
+            if meta["store"]["step"] != step:
+                raise CorruptCheckpoint(step, f"its metadata belongs to step {meta['store']['step']}")
             items = {item: self._read_item(step, item, meta) for item in names}
         except CorruptCheckpoint as error:
             self._bad[step] = error.why
-            self._sound.discard(step)
             raise
         self._scores[step] = meta["store"]["score"]
         if len(names) == 2:
-            self._sound.add(step)
             self._bad.pop(step, None)
         return Saved(step, items.get("params", {}), items.get("train", {}), meta)
-
-    def _read_meta(self, step: int) -> dict[str, Any]:
-        meta = self._fetch(step, "meta", self._orbax().args.JsonRestore())
-        if not isinstance(meta, dict) or not meta.keys() >= _RESERVED:
-            raise CorruptCheckpoint(step, "its metadata was not written by jaxtrain")
-        if meta["digest"] != _json_digest({key: value for key, value in meta.items() if key != "digest"}):
-            raise CorruptCheckpoint(step, "its metadata differs from its digest")
-        if meta["store"]["step"] != step:
-            raise CorruptCheckpoint(step, f"its metadata belongs to step {meta['store']['step']}")
-        return meta
 
     def _read_item(self, step: int, item: str, meta: dict[str, Any]) -> dict[str, np.ndarray]:
         # A template of exactly the recorded dtypes and shapes: without one, Orbax wants the devices of the save.
@@ -344,15 +324,20 @@ class Store:
         return leaves
 
     def _fetch(self, step: int, item: str, args: Any) -> Any:
-        ocp = self._orbax()
+        ocp, hook = self._orbax(), sys.unraisablehook
+        # Reads that outlive a failed one report to an event loop which Orbax has closed by then.
+        sys.unraisablehook = lambda what: None if "loop is closed" in str(what.exc_value) else hook(what)
         try:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
                 return reader.restore(self._path(step), args=ocp.args.Composite(**{item: args}))[item]
         except MemoryError:
             raise
         except Exception as error:  # anything from a KeyError to a bare Exception of 40 lines
+            time.sleep(0.05)  # until they have done so
             text = (str(error).strip().splitlines() or [""])[0]
             raise CorruptCheckpoint(step, f"{type(error).__name__}: {text[:160]}") from None
+        finally:
+            sys.unraisablehook = hook
 
 
 def _host(item: str, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -362,12 +347,11 @@ def _host(item: str, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
             leaf.copy_to_host_async()
     host: dict[str, np.ndarray] = {}
     for name, leaf in arrays.items():
-        try:
-            array = np.array(leaf, order="C")
-        except TypeError:  # a typed PRNG key
-            array = np.array(None)
+        kind = getattr(leaf, "dtype", None)
+        is_key = kind is not None and not isinstance(kind, np.dtype)  # jax's typed PRNG keys
+        array = np.array(None if is_key else leaf, order="C")
         if not isinstance(name, str) or not _DTYPES.fullmatch(array.dtype.name) or not array.dtype.isnative:
-            given = f"checkpoint: leaf {name!r} of {item} is {getattr(leaf, 'dtype', type(leaf).__name__)}"
+            given = f"checkpoint: leaf {name!r} of {item} is {kind or type(leaf).__name__}"
             raise TypeError(f"{given}; expected numbers under a name (of a PRNG key: jax.random.key_data(key))")
         host[name] = array
     return host

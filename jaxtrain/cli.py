@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import fcntl
 import inspect
 import os
-import re
 import shlex
 import sys
 import traceback
@@ -24,12 +22,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from .config import ConfigError, did_you_mean, overlay, read_config
-from .run import Result, read_json
+from .folders import describe_run, drop_unused, fresh_run, newest_run, saved_config
 from .strategies import names
 
 if TYPE_CHECKING:
-    StrategyName = str
+    from .run import Result
     from .strategies import Strategy
+
+    StrategyName = str
 else:
     StrategyName = Literal[tuple(names.REGISTRY)]
 
@@ -48,7 +48,7 @@ class Options:
     strategy_fields: Annotated[dict[str, Any], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
     """the strategy's own fields, as given by --strategy.FIELD"""
     run_dir: str | None = None
-    """directory of the run (default: a fresh numbered one under checkpoints/)"""
+    """directory of the run; by itself a fresh numbered one under checkpoints/"""
     progress: bool = True
     """show a progress bar"""
 
@@ -74,8 +74,8 @@ def main(Config: type[Options], make: Callable[[Any], tuple[Any, Any, Any]], *,
 
 
 def _recipe(Config, make, presets, chance, argv) -> int:
-    if not (dataclasses.is_dataclass(Config) and issubclass(Config, Options)):
-        raise TypeError(f"{Config!r} is no recipe's Config; expected a frozen dataclass that extends jaxtrain.cli.Options")
+    if not (isinstance(Config, type) and issubclass(Config, Options)):
+        raise TypeError(f"{Config!r} is no recipe's Config; expected a dataclass that extends jaxtrain.cli.Options")
     script = Path(inspect.getfile(make))
     root = Path("checkpoints") / script.stem
     try:
@@ -97,7 +97,7 @@ def _recipe(Config, make, presets, chance, argv) -> int:
         result = fit.run(module, data, resume=start.resume, config=config.saved(), dry_run=args.dry_run)
     finally:
         if fresh:
-            _drop_unused(run_dir)
+            drop_unused(run_dir)
     if not args.dry_run:
         print(_summary(result, config, script, root, chance))
     return result.exit_code
@@ -108,10 +108,11 @@ def _recipe(Config, make, presets, chance, argv) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Start:
-    """Which run: its directory (None: a fresh numbered one), what to tell Fit, the saved config, a word about it."""
+    """Which run: its directory (None: a fresh numbered one), what to tell Fit, and the configuration it takes over."""
 
     run_dir: Path | None
     resume: str | int
+    source: Path | None = None
     saved: dict[str, Any] | None = None
     note: str = ""
 
@@ -130,54 +131,59 @@ def _parse(Config, presets, argv: list[str], prog: str, root: Path):
         layers.append((presets[given.preset], f"preset {given.preset!r}"))
     if given.config not in (None, "None"):
         layers.append((read_config(Path(given.config)), given.config))
-    config = Config()
-    for values, _ in layers:  # a file may name the run directory, too
-        given.run_dir = given.run_dir or values.get("run_dir", values.get("run-dir"))
-    start = _find(given.resume or "never", given.run_dir, root)
+    config, fields = _overlaid(Config(), layers)
+    start = _find(given.resume or "never", given.run_dir or config.run_dir, root)  # a file may name the directory
     if start.saved is not None:
-        layers = [(start.saved, f"{start.run_dir}/config.json")]
-
-    fields: dict[str, dict[str, Any]] = {name: {} for name in names.REGISTRY}
-    for values, where in layers:
-        own = {key: value for key, value in values.items() if key not in names.REGISTRY and key != "strategy_fields"}
-        config = overlay(config, own, where)
-        for name in names.REGISTRY.keys() & values.keys():
-            fields[name] |= names.lookup(name).check(values[name], f"{where}: {name}")
-        if extra := values.get("strategy_fields"):
-            fields[config.strategy] |= names.lookup(config.strategy).check(extra, f"{where}: strategy_fields")
+        config, fields = _overlaid(Config(), [(start.saved, f"{start.source}/config.json")])
     entry = names.lookup(given.strategy or config.strategy)
-
-    values = {name: fields[entry.name].get(name, field.default) for name, field in entry.fields.items()}
-    arguments, default = _arguments(Config, entry, config, values, presets)
+    own = {name: fields[entry.name].get(name, field.default) for name, field in entry.fields.items()}
+    arguments, default = _arguments(Config, entry, config, own, presets)
+    description = _describe(Config, entry, presets)
     parsed, unknown = tyro.cli(
-        arguments, args=argv, default=default, prog=prog, return_unknown_args=True, description=_describe(Config, entry, presets)
+        arguments, args=argv, default=default, prog=prog, description=description, return_unknown_args=True
     )
     if unknown:
         raise ConfigError(_unknown(unknown[0], Config, entry))
     chosen = dataclasses.replace(parsed.recipe, strategy_fields=dataclasses.asdict(parsed.fields))
     ignored = [f"--{name}" for name in ("preset", "config") if getattr(parsed, name) is not None]
-    if start.saved is not None and ignored:
-        start = dataclasses.replace(start, note=f"{start.note}; it replaces {' and '.join(ignored)}".lstrip("; "))
+    if start.saved is not None:
+        replaces = f", which replaces {' and '.join(ignored)}" if ignored else ""
+        note = f"resuming {start.source} at {parsed.resume} with its saved configuration{replaces}"
+        start = dataclasses.replace(start, note=note)
     return chosen, parsed, start
+
+
+def _overlaid(config: Options, layers) -> tuple[Options, dict[str, dict[str, Any]]]:
+    """The config with all layers put over it in turn, and the fields they hold for each strategy."""
+    fields: dict[str, dict[str, Any]] = {name: {} for name in names.REGISTRY}
+    for values, where in layers:
+        tables = {key: values[key] for key in values if key in names.REGISTRY or key == "strategy_fields"}
+        for key, table in tables.items():
+            if not isinstance(table, Mapping):
+                raise ConfigError(f"{where}: {key} = {table!r}; expected a table of the strategy's fields")
+        config = overlay(config, {key: values[key] for key in values if key not in tables}, where)
+        for key, table in tables.items():
+            name = config.strategy if key == "strategy_fields" else key
+            fields[name] |= names.lookup(name).check(table, f"{where}: {key}")
+    return config, fields
 
 
 def _arguments(Config, entry: names.Entry, config: Options, values: dict[str, Any], presets):
     """The whole command line as one dataclass for tyro, and its defaults."""
     arg = tyro.conf.arg
-    fields = dataclasses.make_dataclass(
-        "Fields", [(name, Annotated[field.type, arg(help=field.help)]) for name, field in entry.fields.items()], frozen=True
-    )
+    own = [(name, Annotated[field.type, arg(help=field.help)]) for name, field in entry.fields.items()]
+    fields = dataclasses.make_dataclass("Fields", own, frozen=True)
     preset = Literal[tuple(presets)] if presets else str  # pyright: ignore[reportInvalidTypeForm]
-    help_resume = "continue a run: its last checkpoint; or fork one: its best, a step, or the path of checkpoints/STEP"
+    resume = "last continues a run; best, a step, or the path of RUN_DIR/checkpoints/STEP begins a new run from there"
     arguments = dataclasses.make_dataclass(
         "Arguments",
         [
             ("recipe", Annotated[Config, arg(name="")]),
             ("fields", Annotated[fields, arg(name="strategy", help=f"fields of {entry.name} ({entry.help})")]),
-            ("resume", Annotated[str, arg(help=help_resume, metavar="never|last|best|STEP|PATH")]),
+            ("resume", Annotated[str, arg(help=resume, metavar="never|last|best|STEP|PATH")]),
             ("config", Annotated[Path | None, arg(help="JSON or TOML file of options, or a run's config.json")]),
             ("preset", Annotated[preset | None, arg(help="a named set of options")]),
-            ("dry_run", Annotated[bool, tyro.conf.FlagCreatePairsOff, arg(help="print the pre-flight report and stop")]),
+            ("dry_run", Annotated[bool, tyro.conf.FlagCreatePairsOff, arg(help="print the report of a run and stop")]),
         ],
         frozen=True,
     )
@@ -185,7 +191,7 @@ def _arguments(Config, entry: names.Entry, config: Options, values: dict[str, An
 
 
 def _describe(Config, entry: names.Entry, presets) -> str:
-    lines = [inspect.cleandoc(Config.__doc__ or ""), ""]
+    lines = [inspect.cleandoc(Config.__doc__ or "")]
     for other in names.REGISTRY.values():
         if other is not entry:
             options = ", ".join(f"--strategy.{name.replace('_', '-')}" for name in other.fields)
@@ -210,9 +216,6 @@ def _unknown(word: str, Config, entry: names.Entry) -> str:
     return f"unknown option {flag}; {close or 'see --help'}"
 
 
-# ---- run directories ---------------------------------------------------------------------------------------------
-
-
 def _find(resume: str, run_dir: str | None, root: Path) -> _Start:
     """Which run `--resume` and `--run-dir` mean."""
     given = None if run_dir in (None, "None") else Path(run_dir).expanduser()
@@ -225,58 +228,13 @@ def _find(resume: str, run_dir: str | None, root: Path) -> _Start:
             hint = did_you_mean(resume, WORDS).partition("; ")[2]
             raise ConfigError(f"--resume {resume}: {expected}" + (f"; {hint}" if hint else ""))
         source = path.parent.parent
-        return _Start(given or source, str(path), _saved(source), f"resuming from {path} with its saved configuration")
+        return _Start(given or source, str(path), source, saved_config(source))
     source = given or newest_run(root)
     if source is None:
         if resume != "last":
-            raise ConfigError(f"--resume {resume}: there is no run under {root}; say which with --run-dir")
+            raise RuntimeError(f"--resume {resume}: there is no run under {root}; say which with --run-dir")
         return _Start(None, "never", note=f"--resume last: there is no run under {root} yet, starting a fresh one")
-    saved = _saved(source)
-    note = "" if saved is None else f"resuming {source} with its saved configuration"
-    return _Start(source, int(resume) if resume.isdigit() else resume, saved, note)
-
-
-def _saved(run_dir: Path) -> dict[str, Any] | None:
-    path = run_dir / "config.json"
-    return read_json(path).get("config") if path.exists() else None
-
-
-def _numbered(root: Path) -> list[tuple[int, Path]]:
-    found = root.iterdir() if root.is_dir() else ()
-    return sorted((int(m[1]), path) for path in found if (m := re.match(r"(\d+)(-|$)", path.name)) and path.is_dir())
-
-
-def newest_run(root: Path) -> Path | None:
-    """The run of the highest number under a recipe's folder; folders in which no run began do not count."""
-    started = [path for _, path in _numbered(root) if (path / "config.json").exists()]
-    return started[-1] if started else None
-
-
-def fresh_run(root: Path, label: str, *, create: bool = True) -> Path:
-    """A numbered folder of its own for a new run, `root/0001-label`; two starts at once get two numbers."""
-
-    def following() -> Path:
-        number = max((number for number, _ in _numbered(root)), default=0) + 1
-        return root / f"{number:04d}-{label}"
-
-    if not create:
-        return following()
-    root.mkdir(parents=True, exist_ok=True)
-    handle = os.open(root, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # the labels may differ, so mkdir alone would not keep numbers apart
-        path = following()
-        path.mkdir()
-        return path
-    finally:
-        os.close(handle)
-
-
-def _drop_unused(run_dir: Path) -> None:
-    """Remove a numbered folder in which no run began."""
-    if run_dir.is_dir() and {path.name for path in run_dir.iterdir()} <= {".lock"}:
-        (run_dir / ".lock").unlink(missing_ok=True)
-        run_dir.rmdir()
+    return _Start(source, int(resume) if resume.isdigit() else resume, source, saved_config(source))
 
 
 # ---- what is said ------------------------------------------------------------------------------------------------
@@ -294,19 +252,29 @@ def _summary(result: Result, config: Options, script: Path, root: Path, chance: 
                 scores.append(f"{name} {value:.4g}{guess}")
         if scores:
             lines.append(f"{part:<8}{', '.join(scores)}")
-    run_dir = Path(result.run_dir or config.run_dir or "")
-    command = [_python(), os.path.relpath(script), "--run-dir", str(run_dir), "--resume", "last"]
+    run_dir = _short(Path(result.run_dir or config.run_dir or ""))  # a fork has a directory of its own
+    command = [_python(), str(_short(script)), "--run-dir", str(run_dir), "--resume", "last"]
     steps = getattr(config, "max_steps", None)
     if result.status == "finished" and isinstance(steps, int):
         command += ["--max-steps", str(2 * steps)]
     logs = root.parent if run_dir.is_relative_to(root) else run_dir
-    lines += [f"run     {run_dir}", f"logs    tensorboard --logdir {shlex.quote(str(logs))}", f"go on   {shlex.join(command)}"]
+    lines += [
+        f"run     {run_dir}",
+        f"logs    tensorboard --logdir {shlex.quote(str(logs))}",
+        f"go on   {shlex.join(command)}",
+    ]
     return "\n".join(lines)
 
 
+def _short(path: Path) -> Path:
+    """Relative to where we are, if it lies below."""
+    path = path.absolute()
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def _python() -> str:
-    path = Path(sys.executable)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else "python"
+    path = _short(Path(sys.executable))
+    return "python" if path.is_absolute() else str(path)
 
 
 EXPECTED = (ValueError, TypeError, RuntimeError, OSError, LookupError, ArithmeticError)
@@ -363,10 +331,3 @@ def _tool(argv: Sequence[str] | None) -> int:
     args = parser.parse_args(argv)
     print(describe_run(args.run_dir.expanduser()))
     return 0
-
-
-def describe_run(run_dir: Path) -> str:
-    """What a run directory holds, in a few lines, from its JSON files and folder names alone."""
-    from .info import describe_run
-
-    return describe_run(run_dir)

@@ -7,9 +7,7 @@ import tomllib
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
-
-T = TypeVar("T")
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 class ConfigError(ValueError):
@@ -22,7 +20,8 @@ def did_you_mean(word: object, options: Iterable[object]) -> str:
     listed = ", ".join(names[:-1]) + (" or " if names[1:] else "") + names[-1] if names else "nothing"
     # Upper and lower case, dashes and underscores are the commonest typos of all.
     plain = {name.lower().replace("-", "_"): name for name in names}
-    close = difflib.get_close_matches(str(word).lower().replace("-", "_"), plain, n=1)
+    given = str(word).lower().replace("-", "_")
+    close = difflib.get_close_matches(given, plain, n=1) or [name for name in plain if given and name.startswith(given)]
     return f"expected {listed}" + (f"; did you mean {plain[close[0]]!r}?" if close else "")
 
 
@@ -84,7 +83,7 @@ def _kind(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def overlay(config: T, values: Mapping[str, Any], where: str) -> T:
+def overlay[T](config: T, values: Mapping[str, Any], where: str) -> T:
     """A copy of the dataclass `config` with `values` put over it; dashes in keys count as underscores.
 
     Raises ConfigError for an unknown key or a value of the wrong type, naming `where` the values come from.

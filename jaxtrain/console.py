@@ -9,11 +9,18 @@ log = logging.getLogger("jaxtrain")
 
 
 class _Console(logging.Handler):
-    """Plain lines on stdout, warnings on stderr, without tearing a tqdm bar; silent where the program that embeds
-    jaxtrain has set up logging of its own."""
+    """Plain lines on stdout, warnings on stderr, without tearing a tqdm bar.
+
+    Where the program that embeds jaxtrain has set up logging of its own, its handlers get the lines instead. (absl,
+    which comes with Orbax, puts a handler on the root logger unasked: that is nobody's set-up.)
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        if logging.getLogger().handlers:
+        theirs = [h for h in logging.getLogger().handlers if not type(h).__module__.startswith("absl")]
+        if theirs:
+            for handler in theirs:
+                if record.levelno >= handler.level:
+                    handler.handle(record)
             return
         warning = record.levelno >= logging.WARNING
         text = f"{record.levelname.lower()}: {self.format(record)}" if warning else self.format(record)
@@ -29,3 +36,4 @@ class _Console(logging.Handler):
 if not log.handlers:
     log.addHandler(_Console())
     log.setLevel(logging.INFO)
+    log.propagate = False

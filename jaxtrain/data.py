@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from .sources import Counted, DataEnded, DataError, Kind, Spec, Stream, adapt, host, length_of, noted
 
-__all__ = ["DataEnded", "DataError", "DataModule", "Feed", "as_data"]
+__all__ = ["DataEnded", "DataError", "DataModule", "Feed", "as_data", "batches"]
 
 logger = logging.getLogger("jaxtrain")
 
@@ -283,3 +283,18 @@ class Feed:
         if line not in self._said:
             self._said.add(line)
             logger.info(line)
+
+
+def batches(source: Any, name: str) -> Iterator[Any]:
+    """Every batch of one pass, of whatever sizes, for predictions. DataError: it never ends, or there is none."""
+    if callable(getattr(source, "batch", None)):
+        if Feed(source, name).length is None:
+            raise DataError(f"{name} data: never ends; give it a __len__, the number of batches in one pass")
+        every: Any = (source.batch(step) for step in range(len(source)))
+    else:
+        every = source
+    number = -1
+    for number, batch in enumerate(every):
+        yield host(batch, name, number)
+    if number < 0:
+        raise DataError(f"{name} data: no batches")

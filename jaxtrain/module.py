@@ -99,7 +99,9 @@ class Module:
             return Phases(warmup=None, inputs=inputs, targets=targets)
         warm = min(np.shape(leaf)[0] for leaf in jax.tree.leaves(inputs) if np.ndim(leaf)) - max(scored)
         if warm < 0:
-            raise ValueError(f"targets have {max(scored)} time steps and inputs only {warm + max(scored)}; {_TIME_MAJOR}")
+            raise ValueError(
+                f"targets have {max(scored)} time steps and inputs only {warm + max(scored)}; {_TIME_MAJOR}"
+            )
         if warm == 0:
             return Phases(warmup=None, inputs=inputs, targets=targets)
         head = jax.tree.map(lambda leaf: leaf[:warm], inputs)
@@ -143,7 +145,9 @@ def check_phases(phases: Any) -> Phases:
             if shape[1] != batch:
                 raise ValueError(f"{name} has shape {shape}, but the inputs' batch axis is {batch}; {_TIME_MAJOR}")
             if part != "warmup" and shape[0] != time:
-                raise ValueError(f"{name} has shape {shape}, but the learning phase is {time} time steps; {_TIME_MAJOR}")
+                raise ValueError(
+                    f"{name} has shape {shape}, but the learning phase is {time} time steps; {_TIME_MAJOR}"
+                )
             if 0 in shape[:2]:
                 raise ValueError(f"{name} has shape {shape}: no time steps or an empty batch")
     warm = phases.sizes[0]

@@ -50,7 +50,11 @@ class _Braintools:
         return self.optimizer.lr_scheduler.current_lrs.value[0]
 
     def states(self) -> dict[str, State]:
-        own = {name: state for name, state in states_of(self.optimizer).items() if not isinstance(state, brainstate.ParamState)}
+        own = {
+            name: state
+            for name, state in states_of(self.optimizer).items()
+            if not isinstance(state, brainstate.ParamState)
+        }
         # The scheduler is a plain object: no enumeration of the optimizer's states reaches it.
         scheduler = vars(self.optimizer.lr_scheduler)
         own |= {f"scheduler.{name.lstrip('_')}": state for name, state in scheduler.items() if isinstance(state, State)}
@@ -98,7 +102,10 @@ class _Optax:
         changed = {k: v for k, v in self._initial.items() if saved.get("hyperparameters", {}).get(k, v) != v}
         if changed:
             leaves, tree = jax.tree_util.tree_flatten_with_path(self._state.value)
-            new = [jnp.asarray(changed.get(jax.tree_util.keystr(path), leaf), jnp.asarray(leaf).dtype) for path, leaf in leaves]
+            new = [
+                jnp.asarray(changed.get(jax.tree_util.keystr(path), leaf), jnp.asarray(leaf).dtype)
+                for path, leaf in leaves
+            ]
             self._state.value = jax.tree.unflatten(tree, new)
 
     def _injected(self):
@@ -132,6 +139,7 @@ class Optimizer:
         self._updates = State(jnp.int32(0))
         self._total = {name: State(jax.tree.map(jnp.zeros_like, state.value)) for name, state in params.items()}
         self._weight, self._count = State(jnp.float32(0)), State(jnp.int32(0))
+        self.names = list(params)
         self.leaves = leaf_names({name: params[name].value for name in params})
         strengthen(self.states().values())
         self._try(module)
@@ -238,5 +246,3 @@ def _one(optimizer: Any, params: dict[str, State], where: str) -> _Braintools | 
         f"configure_optimizer {where}gave {type(optimizer).__name__}; expected a gradient-based braintools.optim "
         "optimizer (an OptaxOptimizer), an optax transformation, or a dict of them"
     )
-
-

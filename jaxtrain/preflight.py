@@ -82,12 +82,15 @@ def lines(report: dict[str, Any]) -> list[str]:
     width = max(len(name) for name in table)
     for name, entry in table.items():
         trace = f"  trace {_bytes(entry['trace_bytes'])}" if entry["trace_bytes"] else ""
-        note = "" if entry["trains"] == "yes" and not entry["why"] else f"  trained: {entry['trains']}"
-        why = f" ({entry['why']})" if entry["why"] else ""
-        out.append(f"  {name:<{width}}  {entry['count']:>9,}{trace}{note}{why}")
+        note = "" if entry["trains"] == "yes" else f"  trained: {entry['trains']}"
+        out.append(f"  {name:<{width}}  {entry['count']:>9,}{trace}{note}")
+        if entry["trains"] != "yes":
+            out.append(f"  {'':<{width}}  {entry['why']}")
     if "peak_bytes" in report["memory"]:
         memory = report["memory"]
-        out.append(f"memory     {_bytes(memory['peak_bytes'])} peak, {_bytes(memory['temporary_bytes'])} of it temporary")
+        out.append(
+            f"memory     {_bytes(memory['peak_bytes'])} peak, {_bytes(memory['temporary_bytes'])} of it temporary"
+        )
     out.append(f"work       {report['flops'] / 1e6:,.1f} MFLOP a step")
     out.append("resolved   " + ", ".join(f"{key}={value}" for key, value in report["auto"].items()))
     out.append(f"compiled   in {report['compile_seconds']:.1f} s")

@@ -34,7 +34,7 @@ CHUNK_CAP, CHUNK_FLOPS = 50, 4e10
 """``chunk="auto"``: at most 50 steps a dispatch, and about this much work: seconds, so that signals are heard."""
 TRAIN, EVALUATE, PREDICT, PROBE = range(4)
 """Streams of random numbers that share one root."""
-_BAD = "nonfinite"
+BAD = "nonfinite"
 
 
 class Program:
@@ -48,7 +48,7 @@ class Program:
                  clip: float | None, accumulate: int, nonfinite: NonFinite, chunk: int | Literal["auto"]):  # fmt: skip
         started = time.perf_counter()
         self.module, self.strategy, self._nonfinite = module, strategy, nonfinite
-        self._example = example
+        self.example = example
         self._executables: dict[Any, Any] = {}
         with self._environ(fit=True):
             strengthen(parameters(module.model).values())
@@ -70,7 +70,7 @@ class Program:
         self.values: dict[str, Any] = {name: strong(state.value) for name, state in self._named.items()}
         self.flops = flops(self._step.jaxpr)
         self.chunk = self._choose_chunk() if chunk == "auto" else chunk
-        self._train = self._compile_train()
+        self._train: Any = None
         self.compile_seconds = time.perf_counter() - started
 
     # ------------------------------------------------------------------------------------------------- running
@@ -102,10 +102,11 @@ class Program:
     def prepare(self, *, evaluate: Any = None, probes: Iterable[Any] = ()) -> None:
         """Compile now what a run will need, so that nothing is compiled after step 0."""
         started = time.perf_counter()
+        self._train = self._compile_train()
         if evaluate is not None:
             self._run("evaluate", self._evaluate_step, evaluate, 0)
         for callback in probes:
-            self.probe(callback, self._example, 0)
+            self.probe(callback, self.example, 0)
         self.compile_seconds += time.perf_counter() - started
 
     # --------------------------------------------------------------------------------------------------- state
@@ -166,18 +167,23 @@ class Program:
         set_key(fold_in(root, TRAIN, index))
         phases = check_phases(self.module.phases(batch))
         metrics = self.learner.learn(phases, self._update)
-        counts = metrics.pop(_BAD).num
-        norm = jnp.sqrt(sum(jnp.sum(jnp.square(jnp.abs(leaf.astype(jnp.float32)))) for leaf in self._parameter_leaves()))
-        self._bad_names = [*(f"train/{name}" for name in metrics), *(f"the gradient of {n}" for n in self.optimizer.leaves)]
+        counts = metrics.pop(BAD).num
+        norm = jnp.sqrt(
+            sum(jnp.sum(jnp.square(jnp.abs(leaf.astype(jnp.float32)))) for leaf in self._parameter_leaves())
+        )
+        self._bad_names = [
+            *(f"train/{name}" for name in metrics),
+            *(f"the gradient of {n}" for n in self.optimizer.leaves),
+        ]
         flags = jnp.concatenate([jnp.stack([~jnp.isfinite(mean.num) for mean in metrics.values()]), counts > 0])
         bad = jnp.where(flags.any(), jnp.argmax(flags), -1).astype(jnp.int32)
         metrics["param_norm"] = Mean(norm, jnp.float32(1))
         return metrics, bad
 
     def _update(self, grads: dict[str, Any], weight: Any) -> Metrics:
-        grads = {name: grads[name] for name in grads}
-        counts = jnp.stack([(~jnp.isfinite(leaf)).any().astype(jnp.float32) for leaf in jax.tree.leaves(list(grads.values()))])
-        return {**self.optimizer.update(grads, weight), _BAD: Mean(counts, jnp.float32(1))}
+        leaves = flatten({name: grads[name] for name in self.optimizer.names}).values()
+        counts = jnp.stack([(~jnp.isfinite(leaf)).any().astype(jnp.float32) for leaf in leaves])
+        return {**self.optimizer.update(grads, weight), BAD: Mean(counts, jnp.float32(1))}
 
     def _parameter_leaves(self) -> list[Any]:
         return jax.tree.leaves([self._named[name].value for name in self.parameters])
@@ -209,7 +215,7 @@ class Program:
             if self._nonfinite == "skip":
                 new = jax.tree.map(lambda n, o: jnp.where(bad < 0, n, o), new, values)
                 metrics = jax.tree.map(lambda leaf: jnp.where(bad < 0, leaf, 0), metrics)
-            return new, {**metrics, _BAD: bad}
+            return new, {**metrics, BAD: bad}
 
         def chunk(values, root, first, n, batches):
             shapes = jax.eval_shape(lambda: step(values, root, first, jax.tree.map(lambda leaf: leaf[0], batches))[1])
@@ -224,7 +230,7 @@ class Program:
             return jax.lax.fori_loop(0, n, body, (values, empty))
 
         stacked = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((self.chunk, *np.shape(leaf)), leaf.dtype), self._example
+            lambda leaf: jax.ShapeDtypeStruct((self.chunk, *np.shape(leaf)), leaf.dtype), self.example
         )
         with self._environ(fit=True):
             lowered = jax.jit(chunk, donate_argnums=0).lower(
@@ -254,5 +260,3 @@ def _stack(leaves: tuple[Any, ...], length: int) -> np.ndarray:
     for i, leaf in enumerate(leaves):
         stacked[i] = leaf
     return stacked
-
-

@@ -7,6 +7,8 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,7 +34,8 @@ class Result:
 
     ``status``: finished, stopped (by a callback or the clock), interrupted (Ctrl-C) or terminated (SIGTERM).
     ``history``: the rows of the record that this process wrote. ``metrics``: the last value of every tag.
-    ``saved``: whether the newest state is on disk (None without a run directory).
+    ``saved``: whether the newest state is on disk (None without a run directory). ``report``: the pre-flight report.
+    ``summary``: what result.json holds.
     """
 
     status: Status
@@ -45,6 +48,7 @@ class Result:
     digest: str | None = None
     saved: bool | None = None
     report: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -86,6 +90,8 @@ class Run:
         self.batch_size = batch_size
         self.step = 0
         self.restored_step: int | None = None
+        self.row_limit = 0
+        """After a restore: the last step whose row of the record is complete."""
         self.last_validation: int | None = None
         self.metrics: dict[str, float] = {}
         self.requests = Requests()
@@ -102,6 +108,15 @@ class Run:
             )
         self.recorder.log(values)
         self.metrics.update({name: float(value) for name, value in values.items()})
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """While the rows of this step are already written."""
+        self._rows_open = False
+        try:
+            yield
+        finally:
+            self._rows_open = True
 
     def figure(self, tag: str, figure: Any) -> None:
         """Hand a matplotlib figure to the loggers under ``tag`` at this step."""
@@ -131,11 +146,23 @@ class Run:
 
 
 class RunLock:
-    """An advisory lock on a run directory; the kernel drops it when the process dies."""
+    """A run directory, made if it is missing and locked while in use; the kernel drops the lock when a process dies.
 
-    def __init__(self, run_dir: Path):
-        self.path = run_dir / ".lock"
-        self._file = open(self.path, "a+")
+    A directory that it made and that nothing was written to is removed again. None: no directory, no lock.
+    """
+
+    def __init__(self, run_dir: Path | None):
+        self._run_dir, self._file, self._made = run_dir, None, False
+
+    def __enter__(self) -> RunLock:
+        if self._run_dir is None:
+            return self
+        self._made = not self._run_dir.exists()
+        try:
+            self._run_dir.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._run_dir / ".lock", "a+")
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write the run directory {self._run_dir}: {error.strerror}") from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -143,14 +170,20 @@ class RunLock:
             pid = self._file.read().strip() or "unknown"
             self._file.close()
             raise RuntimeError(
-                f"run directory {run_dir} is in use by process {pid}: wait for it, or choose another run_dir"
+                f"run directory {self._run_dir} is in use by process {pid}: wait for it, or choose another run_dir"
             ) from None
         self._file.seek(0)
         self._file.truncate()
         self._file.write(str(os.getpid()))
         self._file.flush()
+        return self
 
-    def release(self) -> None:
+    def __exit__(self, *exc: object) -> None:
+        if self._run_dir is None or self._file is None:
+            return
+        if self._made and [entry.name for entry in self._run_dir.iterdir()] == [".lock"]:
+            (self._run_dir / ".lock").unlink()
+            self._run_dir.rmdir()
         self._file.close()
 
 

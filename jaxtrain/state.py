@@ -34,9 +34,7 @@ def parameters(model) -> dict[str, brainstate.ParamState]:
 def lasting(model) -> dict[str, State]:
     """States other than parameters that outlive a sequence: running statistics, a model's own random states."""
     return {
-        name: state
-        for name, state in states_of(model).items()
-        if not isinstance(state, (brainstate.ParamState, SHORT))
+        name: state for name, state in states_of(model).items() if not isinstance(state, (brainstate.ParamState, SHORT))
     }
 
 
@@ -176,7 +174,9 @@ def _same_type(name: str, before: Any, after: Any) -> Any:
     """A state must leave a step as it came, or the next step would be another program."""
     old, new = jax.tree.map(jax.typeof, before), jax.tree.map(jax.typeof, after)
     if jax.tree.structure(before) != jax.tree.structure(after):
-        raise ValueError(f"state {name!r} changes its structure within a step; a State keeps its tree, shapes and dtypes")
+        raise ValueError(
+            f"state {name!r} changes its structure within a step; a State keeps its tree, shapes and dtypes"
+        )
     for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             raise ValueError(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 COLUMNS = 40
 """Time steps a figure shows at most; more would be too small to read."""
-WRONG = "#c1121f"
+INK, WRONG = "#1a1a1a", "#c1121f"
 
 
 class CopyFigure(Callback):
@@ -76,16 +76,16 @@ def draw(target: Any, prediction: Any, step: int) -> Any:
                 colour = colours[(2 * int(digit) + 1) % 20]
                 ax.add_patch(Rectangle((t, row), 1, 1, facecolor=colour, edgecolor="white", linewidth=1.5))
                 bad = row == 1 and wrong[t]
-                style = {"color": WRONG, "weight": "bold"} if bad else {"color": "#1a1a1a"}
-                ax.text(t + 0.5, row + 0.5, str(digit), ha="center", va="center", fontsize=10, **style)
+                weight = "bold" if bad else "normal"
+                ax.text(t + 0.5, row + 0.5, str(digit), ha="center", va="center", color=INK, weight=weight)
                 if bad:
-                    frame = Rectangle((t + 0.07, row + 0.07), 0.86, 0.86, fill=False, edgecolor=WRONG, linewidth=2)
+                    frame = Rectangle((t + 0.07, row + 0.07), 0.86, 0.86, fill=False, edgecolor=WRONG, linewidth=2.5)
                     ax.add_patch(frame)
         ax.set(xlim=(0, shown), ylim=(2, 0), aspect="equal", xticks=[])
-        ax.set_yticks([0.5, 1.5], ["target", "prediction"], fontsize=9, color="#1a1a1a")
+        ax.set_yticks([0.5, 1.5], ["target", "prediction"], fontsize=9, color=INK)
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
-        ax.set_title(f"sequence {lane}: {int(wrong.sum())} wrong", loc="left", fontsize=9, color="#1a1a1a")
+        ax.set_title(f"sequence {lane}: {int(wrong.sum())} wrong", loc="left", fontsize=9, color=INK)
     cut = f", first {shown} of {time} time steps" if shown < time else ""
-    figure.suptitle(f"recall at step {step}: {right} of {total} right{cut}", fontsize=11, color="#1a1a1a")
+    figure.suptitle(f"recall at step {step}: {right} of {total} right{cut}", fontsize=11, color=INK)
     return figure

@@ -42,9 +42,7 @@ class ProgressBar(Callback):
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(
-                total=run.max_steps, initial=self._first, unit="step", dynamic_ncols=True, file=sys.stderr
-            )
+            self._bar = tqdm(total=run.max_steps, initial=self._first, unit="step", dynamic_ncols=True, file=sys.stderr)
 
     def on_chunk_end(self, run: Run, metrics: dict[str, Any]) -> None:
         loss = metrics.get("loss")

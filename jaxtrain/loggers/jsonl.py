@@ -8,6 +8,7 @@ import math
 import numbers
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -38,17 +39,12 @@ class JSONL(Callback):
     def on_fit_start(self, run: Run) -> None:
         if run.run_dir is None:
             raise ValueError("JSONL needs a run directory: Fit(run_dir=...)")
-        self.on_fit_end(run, "started")
         if run.restored_step is None:
-            self._file = open(run.run_dir / FILE, "wb")
+            self._open(run.run_dir / FILE, step=0, keep=lambda step: False)
 
     def on_restore(self, run: Run) -> None:
         assert run.run_dir is not None
-        path = run.run_dir / FILE
-        if path.exists():
-            rows = [row for row in read_rows(path) if row["step"] <= run.step]
-            write_atomic(path, b"".join(map(encode, rows)))
-        self._file = open(path, "ab")
+        self._open(run.run_dir / FILE, step=run.step, keep=lambda step: step <= run.row_limit)
 
     def on_row(self, run: Run, row: dict[str, Any]) -> None:
         if self._file is None:
@@ -62,6 +58,19 @@ class JSONL(Callback):
             os.fsync(self._file.fileno())
 
     def on_fit_end(self, run: Run, status: str) -> None:
+        self._close()
+
+    def _open(self, path: Path, step: int, keep: Callable[[int], bool]) -> None:
+        self._close()
+        if path.exists():
+            rows = read_rows(path)
+            kept = [row for row in rows if keep(row["step"])]
+            if len(kept) < len(rows):
+                log.info("%s: the run goes on from step %d, %d rows are cut", path, step, len(rows) - len(kept))
+            write_atomic(path, b"".join(map(encode, kept)))
+        self._file = open(path, "ab")
+
+    def _close(self) -> None:
         if self._file is not None:
             self.flush()
             self._file.close()

@@ -54,7 +54,7 @@ class TensorBoard(Callback):
     def on_fit_start(self, run: Run) -> None:
         if run.run_dir is None:
             raise ValueError("TensorBoard needs a run directory: Fit(run_dir=...)")
-        self.on_fit_end(run, "started")
+        self._close()
         if run.restored_step is None:
             for path, _, _ in _figures(run.run_dir):  # of a run that died before its first checkpoint
                 path.unlink()
@@ -65,7 +65,7 @@ class TensorBoard(Callback):
     def on_restore(self, run: Run) -> None:
         assert run.run_dir is not None
         record = run.run_dir / FILE
-        rows = [row for row in read_rows(record) if row["step"] <= run.step] if record.exists() else []
+        rows = [row for row in read_rows(record) if row["step"] <= run.row_limit] if record.exists() else []
         figures = []
         for path, tag, step in _figures(run.run_dir):
             if step > run.step:
@@ -105,6 +105,9 @@ class TensorBoard(Callback):
             self._flushed = time.monotonic()
 
     def on_fit_end(self, run: Run, status: str) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import brainstate
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ..metrics import Metrics, sum_over_time
-from ..module import Objective, Phases, total_weight, weights_of
+from ..module import Objective, Phases, weights_of
 from ..state import State, create_hidden, fresh_hidden, parameters, short_term, where_lanes
 
 Batching = Literal["auto", "batched", "vmap"]
@@ -46,6 +46,11 @@ class Strategy(ABC):
 
     def config(self) -> dict[str, Any]:
         return {"name": self.name, **asdict(self)}
+
+    def resolve(self, auto: dict[str, Any]) -> Strategy:
+        """The strategy with what every "auto" became in an earlier part of the run."""
+        known = {key: value for key, value in asdict(self).items() if value == "auto" and key in auto}
+        return replace(self, **{key: auto[key] for key in known})
 
 
 class Network:
@@ -220,8 +225,7 @@ def trained(objective: Objective) -> dict[str, State]:
     every = parameters(objective.model)
     chosen = {name: state for name, state in every.items() if objective.module.trainable(name)}
     if not chosen:
-        raise ValueError(f"nothing to train: the model's parameters are {list(every)} and trainable(name) is False for all")
+        raise ValueError(
+            f"nothing to train: the model's parameters are {list(every)} and trainable(name) is False for all"
+        )
     return chosen
-
-
-__all__ = ["Batching", "Learner", "Metrics", "Network", "Row", "Strategy", "Update", "total_weight"]

@@ -47,7 +47,9 @@ class DRTRL(Strategy):
         if not isinstance(self.window, int) or self.window < 1:
             raise ValueError(f"DRTRL(window={self.window!r}): expected a whole number of time steps, at least 1")
         if self.window > 1 and self.vjp == "single-step":
-            raise ValueError(f"DRTRL(vjp='single-step', window={self.window}): a single-step rule has no window; drop one")
+            raise ValueError(
+                f"DRTRL(vjp='single-step', window={self.window}): a single-step rule has no window; drop one"
+            )
         if self.window > 1 and self.batching == "vmap":
             raise ValueError(f"DRTRL(window={self.window}, batching='vmap'): windows need batched states")
 
@@ -56,7 +58,9 @@ class DRTRL(Strategy):
         if self.window > time:
             raise ValueError(f"DRTRL(window={self.window}): the learning phase has only {time} time steps")
         if self.window == time and not warm and time > 1:
-            raise ValueError(f"DRTRL(window={self.window}) spans the whole sequence, which is BPTT: use strategy='bptt'")
+            raise ValueError(
+                f"DRTRL(window={self.window}) spans the whole sequence, which is BPTT: use strategy='bptt'"
+            )
         x = input_of(objective, example)
         batching = choose_batching("batched" if self.window > 1 else self.batching, objective.model, x, batch_size)
         if self.batching == "auto" and self.window == 1 and batching == "batched" and self._prefers_lanes(objective, x):

@@ -44,7 +44,7 @@ class Entry:
         return checked
 
 
-BATCHING = Field(Literal["auto", "batched", "vmap"], "auto", "how lanes are batched: one batched call, or vmap over one")
+BATCHING = Field(Literal["auto", "batched", "vmap"], "auto", "states with a batch axis, or a model mapped over lanes")
 REMAT = Field(bool, False, "recompute activations instead of storing them: less memory, more time")
 VJP = Field(
     Literal["multi-step", "single-step"], "multi-step", "what a loss sends back: through the window, or one time step"

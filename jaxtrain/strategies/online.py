@@ -101,9 +101,7 @@ class OnlineLearner(Learner):
         whole = length - length % self.window
         parts = []
         if whole:
-            tiled = jax.tree.map(
-                lambda leaf: leaf[:whole].reshape(-1, self.window, *leaf.shape[1:]), sequences
-            )
+            tiled = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, self.window, *leaf.shape[1:]), sequences)
 
             def step(total, window):
                 grads, metrics = self._window(window)
@@ -187,10 +185,10 @@ class OnlineLearner(Learner):
             return Row(name, "yes", "", size)
         if name in bypass or excluded.get(name) == "relation_excluded_non_temporal":
             return Row(name, "yes", "reaches the output without the hidden state: exact at every time step")
-        why = "acts on the hidden state only through another weight, so the rule keeps no trace of it"
+        why = "reaches the hidden state only through another weight, so no trace of it is kept"
         if single:
-            return Row(name, "no", f"{why}: its gradient is exactly zero; use vjp='multi-step'")
-        return Row(name, "in part", f"{why}: its gradient reaches back only within a window; a longer window helps")
+            return Row(name, "no", f"{why}: its gradient is exactly zero. Use vjp='multi-step'")
+        return Row(name, "in part", f"{why}: its credit lies within one window. A longer window gives more")
 
     def _trace_bytes(self) -> dict[str, int]:
         sizes: dict[str, int] = {}

@@ -1,0 +1,68 @@
+# Every target sets up $(VENV) by itself, once. Choose with: make test PYTHON=/path/to/python3.13 VENV=.venv-3.13
+VENV ?= .venv
+VERSIONS ?= 3.14 3.13 3.12
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help copy test test-all lint bench clean which-python venv
+
+help:
+	@echo "make copy [ARGS='...']   train a GRU on the copying task with D-RTRL (ARGS='--help' shows the options)"
+	@echo "make test [ARGS='...']   the tests, without the slow ones; make test-all runs every one"
+	@echo "make lint                ruff and pyright"
+	@echo "make bench [ARGS='...']  the benchmarks"
+	@echo "make clean               remove $(VENV) and caches; runs under checkpoints/ stay"
+	@echo "PYTHON=... and VENV=... choose the interpreter ($(VERSIONS)) and the virtual environment"
+
+copy: $(READY)
+	$(BIN)/python recipes/copy_gru.py --strategy drtrl $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(READY)
+	@set -e; ls benchmarks/*.py >/dev/null 2>&1 || { echo "no benchmarks/*.py here"; exit 1; }; \
+	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis dist *.egg-info
+	find jaxtrain recipes tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+venv: $(READY)
+
+$(READY): pyproject.toml
+	@set -e; if [ ! -x $(BIN)/python ]; then \
+	  python="$$($(FIND_PYTHON))"; echo "making $(VENV) with $$python"; "$$python" -m venv $(VENV); fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+which-python:
+	@$(FIND_PYTHON)
+
+# An interpreter fits if it starts (pyenv's shims may not), is one of VERSIONS, and can make virtual environments.
+# Looked for in this order: PYTHON, the PATH, pyenv's versions, plain python3.
+define FIND_PYTHON
+fits() { "$$1" -c 'import ensurepip, sys, venv; \
+sys.exit("%d.%d" % sys.version_info[:2] not in sys.argv[1].split())' "$(VERSIONS)" >/dev/null 2>&1; }; \
+if [ -n "$(PYTHON)" ]; then \
+  if "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1; then echo "$(PYTHON)"; exit 0; fi; \
+  echo "PYTHON=$(PYTHON) does not start or is older than Python 3.12" >&2; exit 1; \
+fi; \
+pyenv="$$(pyenv root 2>/dev/null || echo "$$HOME/.pyenv")"; \
+for version in $(VERSIONS); do \
+  for python in "$$(command -v python$$version)" "$$pyenv"/versions/$$version*/bin/python; do \
+    if fits "$$python"; then echo "$$python"; exit 0; fi; \
+  done; \
+done; \
+if fits python3; then command -v python3; exit 0; fi; \
+echo "no Python found: jaxtrain needs one of $(VERSIONS) with venv and ensurepip, on the PATH or under $$pyenv/versions;" \
+  "install one (Debian: python3-venv, too) or say where it is: make PYTHON=/path/to/python3.12" >&2; exit 1
+endef

@@ -1,0 +1,331 @@
+"""The loop: chunks of steps, event edges between them, and what happens at an edge, in this order and no other."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from .callback import Callback, Callbacks
+from .checkpoint import Store, digest
+from .console import log
+from .data import DataModule, Feed
+from .metrics import Mean, Pending
+from .period import Period
+from .program import BAD, NonFinite, Program
+from .run import NonFiniteError, Requests, Result, Run, Status
+from .schedule import Schedule
+from .signals import Signals
+
+STATUS_OF = {"SIGINT": "interrupted", "SIGTERM": "terminated"}
+
+
+class Loop:
+    """One run under way. ``position`` counts dispatched steps; ``run.step`` those whose metrics have been delivered."""
+
+    def __init__(self, *, run: Run, program: Program, callbacks: Callbacks, schedule: Schedule, data: DataModule,
+                 feed: Feed, val: Feed | None, store: Store | None, nonfinite: NonFinite, signals: Signals,
+                 retask: Callable[[Loop, dict[str, Any]], None]):  # fmt: skip
+        self.run, self.program, self.callbacks, self.schedule = run, program, callbacks, schedule
+        self.data, self.feed, self.val, self.store = data, feed, val, store
+        self.nonfinite, self.signals = nonfinite, signals
+        self._retask = retask
+        self.position = run.step
+        self.status: Status | None = None
+        self.reason: str | None = None
+        self.saved: bool | None = None
+        self.history: list[dict[str, Any]] = []
+        self.seconds = {"validate": 0.0, "checkpoint": 0.0}
+        self.cut = False
+        """Whether the run was ended between the two halves of an edge, with a validation still to come."""
+        self._late: tuple[Pending, int] | None = None
+        self._error: Exception | None = None
+
+    def train(self) -> None:
+        """Run until the budget is spent, a callback or a signal ends it, or something fails."""
+        if self.cut:
+            self._edge_after_probes()
+        while self.status is None:
+            if self.schedule.is_epoch_end(self.position) or self.position == 0:
+                self.callbacks("on_epoch_start", self.run)
+            self.callbacks("on_chunk_start", self.run)
+            late, self._late = self._late, self._dispatch(self.schedule.length(self.position))
+            self._deliver(late)
+            if self._error is None:
+                self.feed.prefetch(self.schedule.length(self.position) if not self._is_over() else 0)
+            if self._at_edge():
+                self._deliver(self._late)
+                self._late = None
+                self._edge()
+
+    # ------------------------------------------------------------------------------------------------- a chunk
+
+    def _dispatch(self, n: int) -> tuple[Pending, int] | None:
+        try:
+            batches = self.feed.take(n)
+        except (
+            Exception
+        ) as error:  # whole steps before the one that failed still count; the error is raised at the edge
+            self._error = error
+            batches = self.feed.take(self.feed.ready)
+        if not batches:
+            return None
+        pending = self.program.train(batches, self.position)
+        self.position += len(batches)
+        return pending, len(batches)
+
+    def _deliver(self, chunk: tuple[Pending, int] | None) -> None:
+        """Hand the metrics of a dispatched chunk to the record and to the callbacks."""
+        if chunk is None:
+            return
+        arrays = chunk[0].fetch()
+        n, first = chunk[1], self.run.step
+        bad = arrays.pop(BAD)[:n]
+        nums = {name: mean.num[:n] for name, mean in arrays.items()}
+        weights = {name: mean.weight[:n] for name, mean in arrays.items()}
+        self._check(bad, first)
+        self.run.recorder.add(first, nums, weights)
+        self.run.step = first + n
+        with np.errstate(invalid="ignore", divide="ignore"):
+            metrics = {name: nums[name] / weights[name] for name in nums}
+        self.callbacks("on_chunk_end", self.run, metrics)
+        if not self._at_edge():
+            self._finish_rows()
+
+    def _check(self, bad: np.ndarray, first: int) -> None:
+        """Apply the policy for steps in which something is NaN or infinite."""
+        where = np.flatnonzero(bad >= 0)
+        if not len(where):
+            return
+        step, name = first + int(where[0]) + 1, self.program.bad_name(int(bad[where[0]]))
+        text = f"step {step}: {name} is not finite"
+        if self.nonfinite == "raise":
+            raise NonFiniteError(
+                f"{text}; lower the learning rate, clip gradients, or choose Fit(nonfinite='skip' or 'warn')"
+            )
+        more = f" (and {len(where) - 1} more steps of this chunk)" if len(where) > 1 else ""
+        log.warning("%s%s%s", text, more, "; skipped" if self.nonfinite == "skip" else "")
+        if self.nonfinite == "skip":
+            self.run.recorder.log({"skipped_steps": self.run.recorder.logged.get("skipped_steps", 0.0) + len(where)})
+
+    # ------------------------------------------------------------------------------------------------- an edge
+
+    def _is_over(self) -> bool:
+        return self.schedule.total is not None and self.position >= self.schedule.total
+
+    def _at_edge(self) -> bool:
+        return (
+            self._error is not None
+            or self.signals.received is not None
+            or self.run.requests.any()
+            or self.schedule.is_edge(self.position)
+            or self.schedule.out_of_time()
+            or self.schedule.clock_due()
+        )
+
+    def _edge(self) -> None:
+        if self._error is not None:
+            self._save()
+            raise self._error
+        for callback in self.callbacks:
+            if callback.probe_every is not None and self._probe_due(callback):
+                self._probe(callback)
+        self._edge_after_probes()
+
+    def _edge_after_probes(self) -> None:
+        run = self.run
+        ending = self._ending()
+        due = self.cut or run.requests.validate or self.schedule.validation_due(run.step) or ending is not None
+        self.cut = False
+        if self.val is not None and due and run.last_validation != run.step and not self._validate():
+            self.cut = True  # a signal: this step's checkpoint says that the rest of the edge is still to come
+            self._end_by_signal()
+            return
+        if self.schedule.is_epoch_end(run.step):
+            self.callbacks("on_epoch_end", run)
+        ending = ending or self._ending()
+        if ending is not None:
+            run.recorder.force(run.step, {})
+        self._finish_rows()
+        requests, run.requests = run.requests, Requests()
+        if requests.task is not None and ending is None:
+            self._retask(self, requests.task)
+        if ending is not None:
+            self.status, self.reason = ending
+            self._save()
+        elif self.signals.received is not None:
+            self._end_by_signal()
+        elif requests.save:
+            self._save()
+        run.score = None
+
+    def _ending(self) -> tuple[Status, str | None] | None:
+        """Status and reason if the run ends here of itself."""
+        if self.run.requests.stop is not None:
+            return "stopped", self.run.requests.stop
+        if self._is_over():
+            return "finished", None
+        return ("stopped", "max_time reached") if self.schedule.out_of_time() else None
+
+    def _end_by_signal(self) -> None:
+        self.status = STATUS_OF[self.signals.received or "SIGTERM"]  # type: ignore[assignment]
+        self.reason = self.signals.received
+        self._save()
+
+    def _probe_due(self, callback: Callback) -> bool:
+        every = Period.of(callback.probe_every)
+        return every is not None and every.due(self.run.step, self.schedule.epoch_length)
+
+    def _probe(self, callback: Callback) -> None:
+        callback.on_probe(self.run, self.program.probe(callback, self.program.example, self.run.step).fetch())
+
+    def _validate(self) -> bool:
+        """Whether the validation was completed; a signal cuts it."""
+        if self.signals.received is not None or self.val is None:
+            return False
+        with self._timed("validate"):
+            self.callbacks("on_validation_start", self.run)
+            metrics = evaluate(self.program, self.val, "val", lambda: self.signals.received is not None)
+            if metrics is None:
+                return False
+            self.run.recorder.force(self.run.step, metrics)
+            self.run.metrics.update(metrics)
+            self.run.last_validation = self.run.step
+            self.schedule.validated()
+            self.callbacks("on_validation_end", self.run, metrics)
+        return True
+
+    def _finish_rows(self) -> None:
+        for row in self.run.recorder.take():
+            self.callbacks("on_row", self.run, row)
+            self.run.metrics.update({name: value for name, value in row.items() if name != "step"})
+            self.history.append(row)
+
+    # -------------------------------------------------------------------------------------------------- saving
+
+    def _save(self) -> None:
+        """Save this step, the last thing that happens at it."""
+        if self.store is None:
+            return
+        with self._timed("checkpoint"):
+            self.callbacks("flush")
+            params, train = self.program.state()
+            replace = self.resumed_cut == self.run.step
+            self.store.save(self.run.step, params, train, self._meta(), self.run.score, replace=replace)
+            path = self.store.directory / f"{self.run.step:08d}"
+            with self.run.closed():
+                self.callbacks("on_checkpoint", self.run, path)
+
+    resumed_cut: int | None = None
+    """The step whose checkpoint was saved in the middle of an edge; it is written anew when the edge is over."""
+
+    def _meta(self) -> dict[str, Any]:
+        run = self.run
+        params, train = self.program.signature()
+        return {
+            "schema": 1,
+            "step": run.step,
+            "model": params,
+            "optimizer": train,
+            "optimizer_settings": self.program.optimizer.settings(),
+            "strategy": self.program.strategy.config(),
+            "data": self.data.identity(),
+            "feed": self.feed.state(),
+            "task": self.data.task,
+            "callbacks": {key: callback.state() for key, callback in self.callbacks.keys().items()},
+            "recorder": run.recorder.state(),
+            "metrics": run.metrics,
+            "last_validation": run.last_validation,
+            "cut": self.cut,
+            "requests": vars(run.requests),
+            "score": run.score,
+            "status": self.status if self.status in ("finished", "stopped") else None,
+            "reason": self.reason if self.status == "stopped" else None,
+            "seconds": self.seconds,
+            "versions": run.config.get("versions", {}),
+        }
+
+    def restore(self, meta: dict[str, Any]) -> None:
+        """Go on from a checkpoint's metadata (its arrays are the program's business)."""
+        run = self.run
+        run.step = self.position = run.restored_step = meta["step"]
+        run.recorder.load_state(meta["recorder"])
+        run.metrics, run.last_validation = dict(meta["metrics"]), meta["last_validation"]
+        run.requests, run.score = Requests(**meta["requests"]), meta["score"]
+        self.cut = meta["cut"]
+        self.resumed_cut = meta["step"] if meta["cut"] else None
+        run.row_limit = meta["step"] - 1 if meta["cut"] else meta["step"]
+        self.seconds = dict(meta["seconds"])
+        keys = self.callbacks.keys()
+        for key, state in meta["callbacks"].items():
+            if key in keys:
+                keys[key].load_state(state)
+            elif state:
+                log.warning("resume: the checkpoint holds the state of a callback that this run lacks: %s", key)
+        for key in keys:
+            if key not in meta["callbacks"] and keys[key].state():
+                log.warning("resume: %s was not part of the saved run and starts anew", key)
+
+    @contextmanager
+    def _timed(self, what: str):
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] += time.perf_counter() - started
+
+
+def summarize(loop: Loop, status: str, report: dict[str, Any], best: dict[str, Any] | None, total: float) -> Result:
+    """What a run came to. After a failure the state may be half donated, so it has no digest."""
+    run = loop.run
+    seconds = {**loop.seconds, "compile": loop.program.compile_seconds, "total": total}
+    seconds["train"] = total - sum(seconds[key] for key in ("validate", "checkpoint", "compile"))
+    steps = run.step - (run.restored_step or 0)
+    whole = None
+    if status != "failed":
+        params, train = loop.program.state()
+        whole = digest({**params, **train})
+    part = lambda prefix: {  # noqa: E731
+        name.removeprefix(prefix): value for name, value in run.metrics.items() if name.startswith(prefix)
+    }
+    summary = {
+        "status": status,
+        "reason": loop.reason,
+        "step": run.step,
+        "strategy": loop.program.strategy.config(),
+        "train": part("train/"),
+        "val": part("val/"),
+        "best": best,
+        "digest": whole,
+        "seconds": seconds,
+        "steps_per_second": steps / max(seconds["train"], 1e-9),
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "params": sum(entry["count"] for entry in report["parameters"].values()),
+        "versions": run.config["versions"],
+        "config": run.config["config"],
+    }
+    return Result(
+        status=status, step=run.step, reason=loop.reason, metrics=dict(run.metrics), history=loop.history,
+        run_dir=run.run_dir, best=best, digest=whole, saved=loop.saved, report=report, summary=summary,
+    )  # fmt: skip
+
+
+def evaluate(program: Program, feed: Feed, prefix: str, interrupted: Callable[[], bool]) -> dict[str, float] | None:
+    """Weighted means over a data source, ``{"val/loss": ...}``; None where ``interrupted`` said so on the way."""
+    pendings = []
+    for index, batch in enumerate(feed.once()):
+        if interrupted():
+            return None
+        pendings.append(program.evaluate(batch, index))
+    if not pendings:
+        raise ValueError(f"{prefix} data gave no batches")
+    total: dict[str, Mean] = {}
+    for pending in pendings:
+        for name, mean in pending.fetch().items():
+            mean = Mean(float(mean.num), float(mean.weight))
+            total[name] = total[name].merge(mean) if name in total else mean
+    return {f"{prefix}/{name}": mean.num / mean.weight if mean.weight else float("nan") for name, mean in total.items()}

@@ -1,0 +1,65 @@
+"""When something is due: a function of the step alone, except where a period is given in minutes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from .period import Period
+
+
+class Schedule:
+    """Event edges of a run and the chunks between them.
+
+    Chunks end at multiples of ``chunk`` and at event edges, so where they end does not depend on where a run was
+    resumed. ``total``: steps of the whole run, None where only the clock or a callback ends it.
+    """
+
+    def __init__(self, *, chunk: int, total: int | None, max_time: Period | None, validate_every: Period | None,
+                 epoch_length: int | None, edges: Iterable[Period], epochs_are_edges: bool = False):  # fmt: skip
+        self.chunk, self.total, self.epoch_length = chunk, total, epoch_length
+        self.validate_every = validate_every
+        self._max_time = max_time
+        periods = [*edges, *([validate_every] if validate_every else [])]
+        if epochs_are_edges and epoch_length:
+            periods.append(Period(1, "epoch"))
+        self._periods = [period for period in periods if period.unit != "time"]
+        for period in self._periods:
+            period.steps(epoch_length)  # an epoch of unknown length is an error now, not at the first event
+        self._started = self._validated = time.monotonic()
+
+    def next_edge(self, step: int) -> int | None:
+        due = [period.next(step, self.epoch_length) for period in self._periods]
+        if self.total is not None:
+            due.append(self.total)
+        return min((edge for edge in due if edge is not None), default=None)
+
+    def length(self, step: int) -> int:
+        """Steps of the chunk that starts at ``step``."""
+        n = self.chunk - step % self.chunk
+        edge = self.next_edge(step)
+        return n if edge is None else min(n, edge - step)
+
+    def is_edge(self, step: int) -> bool:
+        return self.total == step or any(period.due(step, self.epoch_length) for period in self._periods)
+
+    def is_epoch_end(self, step: int) -> bool:
+        return bool(self.epoch_length) and step > 0 and step % self.epoch_length == 0
+
+    def validation_due(self, step: int) -> bool:
+        if self.validate_every is None:
+            return False
+        if self.validate_every.unit == "time":
+            return self.clock_due()
+        return self.validate_every.due(step, self.epoch_length)
+
+    def clock_due(self) -> bool:
+        """Whether a validation is due by the clock."""
+        every = self.validate_every
+        return every is not None and every.unit == "time" and time.monotonic() - self._validated >= every.n
+
+    def validated(self) -> None:
+        self._validated = time.monotonic()
+
+    def out_of_time(self) -> bool:
+        return self._max_time is not None and time.monotonic() - self._started >= self._max_time.n

@@ -1,0 +1,25 @@
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from jaxtrain.callback import Callback, Callbacks
+from jaxtrain.record import Recorder
+from jaxtrain.run import Run
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """A real Run around some callbacks, without a loop."""
+
+    def make(*callbacks: Callback, restored: int | None = None, **changes: Any) -> Run:
+        options: dict[str, Any] = dict(
+            module=SimpleNamespace(), callbacks=Callbacks(callbacks), recorder=Recorder(10), config={},
+            run_dir=tmp_path, max_steps=100, epoch_length=None, batch_size=4, params=dict,
+        )  # fmt: skip
+        run = Run(**{**options, **changes})
+        run.restored_step = restored
+        run.step = restored or 0
+        return run
+
+    return make

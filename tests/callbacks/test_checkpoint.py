@@ -1,0 +1,156 @@
+import json
+import math
+
+import pytest
+
+import jaxtrain.callbacks.checkpoint as module
+from jaxtrain.callbacks import Checkpoint
+from jaxtrain.period import Period
+
+
+def validate(callback, run, step, score, tag="val/loss"):
+    """Whether this validation asked for a save."""
+    run.step, run.requests.save, run.score = step, False, None
+    callback.on_validation_end(run, {tag: score})
+    return run.requests.save
+
+
+def chunk(callback, run, step):
+    run.step, run.requests.save = step, False
+    callback.on_chunk_end(run, {})
+    return run.requests.save
+
+
+def test_every_counts_steps_and_asks_for_edges_there(make_run):
+    callback = Checkpoint(every=20)
+    run = make_run(callback)
+    assert [step for step in range(10, 70, 10) if chunk(callback, run, step)] == [20, 40, 60]
+    assert list(callback.edges()) == [Period(20, "step")]
+    assert run.score is None, "a save without a validation carries no score"
+
+
+def test_every_counts_epochs(make_run):
+    callback = Checkpoint(every="1ep")
+    run = make_run(callback, epoch_length=30)
+    assert [step for step in range(10, 70, 10) if chunk(callback, run, step)] == [30, 60]
+
+
+def test_a_time_period_runs_from_the_last_save(make_run, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    callback = Checkpoint(every="10min")
+    run = make_run(callback)
+    callback.on_fit_start(run)
+    assert list(callback.edges()) == []
+    saves = []
+    for minute in (5, 11, 12, 20, 22):
+        now[0] = 1000.0 + 60 * minute
+        saves.append(chunk(callback, run, minute))
+        if minute == 12:  # the edge at which the request of minute 11 took effect
+            callback.on_checkpoint(run, run.run_dir)
+    assert saves == [False, True, True, False, True]
+
+
+def test_entering_the_best_k_saves_with_its_score(make_run):
+    callback = Checkpoint(best=("val/loss", 2))
+    run = make_run(callback)
+    scores = [(10, 0.5), (20, 0.7), (30, 0.6), (40, 0.65), (50, 0.6), (60, 0.1)]
+    assert [step for step, score in scores if validate(callback, run, step, score)] == [10, 20, 30, 60]
+    assert callback.scores == [[0.1, 60], [0.5, 10]]
+    assert not validate(callback, run, 70, 9.0)
+    assert run.score == 9.0, "a save that is due here for another reason carries the score too"
+
+
+def test_nan_enters_only_while_there_is_room(make_run):
+    callback = Checkpoint(best=("val/loss", 2))
+    run = make_run(callback)
+    scores = [(10, math.nan), (20, math.inf), (30, math.nan), (40, 0.5), (50, 0.4), (60, math.nan)]
+    assert [step for step, score in scores if validate(callback, run, step, score)] == [10, 20, 40, 50]
+    assert callback.scores == [[0.4, 50], [0.5, 40]]
+
+
+@pytest.mark.parametrize(
+    ("tag", "mode", "expected"),
+    [("val/accuracy", None, "max"), ("val/acc", None, "max"), ("val/r2", None, "max"), ("val/loss", None, "min"),
+     ("val/accuracy", "min", "min"), ("val/loss", "max", "max")],
+)  # fmt: skip
+def test_the_mode_follows_the_name_unless_given(make_run, tag, mode, expected):
+    callback = Checkpoint(best=(tag, 1), mode=mode)
+    run = make_run(callback)
+    validate(callback, run, 10, 0.5, tag)
+    assert callback.mode == expected
+    assert validate(callback, run, 20, 0.6, tag) == (expected == "max")
+
+
+def test_a_validation_that_is_run_again_at_its_step_counts_once(make_run):
+    callback = Checkpoint(best=("val/loss", 2))
+    run = make_run(callback)
+    validate(callback, run, 10, 0.5)
+    assert validate(callback, run, 10, 0.5)
+    assert callback.scores == [[0.5, 10]]
+
+
+def test_state_is_exact_through_strict_json(make_run):
+    callback = Checkpoint(best=("val/loss", 3))
+    run = make_run(callback)
+    for step, score in ((10, 0.1 + 0.2), (20, math.nan), (30, math.inf)):
+        validate(callback, run, step, score)
+    text = json.dumps(callback.state(), allow_nan=False)
+    again = Checkpoint(best=("val/loss", 3))
+    again.load_state(json.loads(text))
+    assert again.scores[:2] == [[0.1 + 0.2, 10], [math.inf, 30]]
+    assert math.isnan(again.scores[2][0]) and again.scores[2][1] == 20
+    assert json.dumps(again.state()) == text
+    fewer = Checkpoint(best=("val/loss", 1))
+    fewer.load_state(json.loads(text))
+    assert fewer.scores == [[0.1 + 0.2, 10]]
+
+
+def test_another_monitor_starts_anew_and_says_so(make_run, caplog):
+    callback = Checkpoint(best=("val/loss", 1))
+    validate(callback, make_run(callback), 10, 0.5)
+    again = Checkpoint(best=("val/accuracy", 1))
+    again.load_state(callback.state())
+    assert again.scores == []
+    assert "Checkpoint monitored val/loss (min) and now val/accuracy (max)" in caplog.text
+
+
+def test_a_fresh_run_forgets_the_scores_of_the_run_before(make_run):
+    callback = Checkpoint()
+    run = make_run(callback)
+    validate(callback, run, 10, 0.5)
+    callback.on_fit_start(make_run(callback, restored=10))
+    assert callback.scores == [[0.5, 10]]
+    callback.on_fit_start(make_run(callback))
+    assert callback.scores == []
+
+
+def test_best_none_has_no_scores(make_run):
+    callback = Checkpoint(every=5, best=None)
+    run = make_run(callback)
+    assert not validate(callback, run, 10, 0.5)
+    assert run.score is None and callback.state() == {} and callback.mode == "min"
+
+
+def test_a_missing_monitor_names_the_tags_there_are(make_run):
+    callback = Checkpoint(best=("val/acc", 1))
+    with pytest.raises(KeyError, match=r"Checkpoint monitors 'val/acc', but validation gave \['val/accuracy', 'val/l"):
+        callback.on_validation_end(make_run(callback), {"val/loss": 1.0, "val/accuracy": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"best": ("val/loss", 0)}, "the number in best is 0"),
+        ({"best": "val/loss"}, "best is 'val/loss'"),
+        ({"best": (3, 1)}, "monitor is 3"),
+        ({"last": 0}, "last is 0"),
+        ({"last": True}, "last is True"),
+        ({"mode": "least"}, "mode is 'least'"),
+        ({"best": None, "mode": "min"}, "best is None"),
+        ({"every": "soon"}, "'soon' is not understood"),
+    ],
+)
+def test_bad_arguments_are_one_clear_line(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Checkpoint(**arguments)

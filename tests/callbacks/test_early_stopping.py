@@ -1,0 +1,92 @@
+import json
+import math
+
+import pytest
+
+from jaxtrain.callbacks import EarlyStopping
+
+
+def feed(callback, run, scores, tag="val/loss", first=1):
+    """The number of the validation that stopped the run, counted from ``first``."""
+    for number, score in enumerate(scores, first):
+        run.step = 10 * number
+        callback.on_validation_end(run, {tag: score})
+        if run.requests.stop:
+            return number
+    return None
+
+
+def test_stops_after_patience_validations_without_a_better_one(make_run):
+    run = make_run()
+    assert feed(EarlyStopping(patience=2), run, [5.0, 4.0, 4.0, 3.0, 3.5, 3.0, 1.0]) == 6
+    assert run.requests.stop == "val/loss is 3 and has not improved for 2 validations (best 3 at step 40)"
+
+
+def test_more_is_better_for_an_accuracy(make_run):
+    run = make_run()
+    assert feed(EarlyStopping("val/accuracy", patience=2), run, [0.1, 0.2, 0.3, 0.3, 0.2], "val/accuracy") == 5
+
+
+def test_an_improvement_must_exceed_min_delta(make_run):
+    assert feed(EarlyStopping(patience=2, min_delta=0.5), make_run(), [5.0, 4.5, 4.4, 4.6]) is None
+    assert feed(EarlyStopping(patience=2, min_delta=0.5), make_run(), [5.0, 4.5, 4.6]) == 3
+
+
+def test_nan_is_never_better_and_any_number_is_better_than_it(make_run):
+    run = make_run()
+    assert feed(EarlyStopping(patience=2), run, [math.nan, math.nan]) == 2
+    assert "it never was a number" in run.requests.stop
+    assert feed(EarlyStopping(patience=2), make_run(), [math.nan, math.inf, 5.0, math.nan, 4.0]) is None
+
+
+@pytest.mark.parametrize(("tag", "threshold", "scores"), [("val/loss", 0.1, [0.5, 0.1]), ("val/acc", 0.9, [0.5, 0.95])])
+def test_stops_as_soon_as_the_threshold_is_reached(make_run, tag, threshold, scores):
+    run = make_run()
+    assert feed(EarlyStopping(tag, threshold=threshold), run, scores, tag) == 2
+    assert f"has reached {threshold}" in run.requests.stop
+
+
+@pytest.mark.parametrize("cut", range(1, 7))
+def test_a_restored_state_decides_as_if_never_interrupted(make_run, cut):
+    scores = [math.nan, 0.1 + 0.2, 0.3, math.inf, 0.29, 0.3, 0.3]
+    whole = feed(EarlyStopping(patience=2), make_run(), scores)
+    assert whole == 7
+    first = EarlyStopping(patience=2)
+    feed(first, make_run(), scores[:cut])
+    second = EarlyStopping(patience=2)
+    second.on_fit_start(make_run(restored=10 * cut))
+    second.load_state(json.loads(json.dumps(first.state(), allow_nan=False)))
+    assert second.state() == first.state()
+    assert feed(second, make_run(), scores[cut:], first=cut + 1) == whole
+
+
+def test_a_fresh_run_starts_to_count_again(make_run):
+    callback = EarlyStopping(patience=2)
+    feed(callback, make_run(), [1.0, 2.0])
+    callback.on_fit_start(make_run())
+    assert feed(callback, make_run(), [3.0, 4.0, 5.0]) == 3
+
+
+def test_scores_of_another_monitor_are_not_compared(caplog):
+    saved = EarlyStopping("val/loss")
+    saved.best, saved.waited = 0.1, 2
+    callback = EarlyStopping("val/accuracy")
+    callback.load_state(saved.state())
+    assert callback.best is None and callback.waited == 0
+    assert "EarlyStopping monitored val/loss" in caplog.text
+
+
+def test_a_missing_monitor_names_the_tags_there_are(make_run):
+    with pytest.raises(KeyError, match=r"EarlyStopping monitors 'val/f1', but validation gave \['val/loss'\]"):
+        feed(EarlyStopping("val/f1"), make_run(), [1.0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"patience": 0}, "patience is 0"), ({"patience": 1.5}, "patience is 1.5"), ({"min_delta": -1}, "min_delta is -1"),
+     ({"mode": "up"}, "mode is 'up'"), ({"threshold": math.nan}, "threshold is NaN"),
+     ({"monitor": ""}, "monitor is ''")],
+)  # fmt: skip
+def test_bad_arguments_are_one_clear_line(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        EarlyStopping(**arguments)

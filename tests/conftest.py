@@ -1,0 +1,31 @@
+"""Settings of all tests: one CPU, and compiled programs kept on disk so that the next session starts at once."""
+
+import os
+from pathlib import Path
+
+# Before anything imports JAX, and in the environment, so that processes started by tests have them too.
+os.environ["JAX_PLATFORMS"] = "cpu"
+if os.environ.get("JAXTRAIN_TEST_CACHE") != "off":
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("jaxtrain", deadline=None)  # the first example of a test compiles
+settings.load_profile("jaxtrain")
+
+
+@pytest.fixture
+def no_compilation_cache():
+    """Every program is compiled anew: for tests that count or time compiles."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX remembers whether it uses the cache
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+    compilation_cache.reset_cache()

@@ -1,0 +1,91 @@
+"""Numbered folders, and what a run directory holds."""
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from jaxtrain.folders import describe_run, drop_unused, fresh_run, newest_run, saved_config, saved_steps
+from jaxtrain.run import RunLock
+
+
+def begin(path, **config):
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.json").write_text(json.dumps({"schema": 1, **config}))
+    return path
+
+
+def test_numbers_go_up(tmp_path):
+    root = tmp_path / "checkpoints" / "task"
+    assert fresh_run(root, "a", create=False).name == "0001-a" and not root.exists()
+    assert fresh_run(root, "a").name == "0001-a"
+    (root / "notes").mkdir()
+    (root / "0007-by-hand").mkdir()
+    (root / "0009-file").write_text("")
+    assert fresh_run(root, "b").name == "0008-b"
+
+
+def test_starts_at_once_get_different_numbers(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(lambda i: fresh_run(tmp_path, f"label{i}"), range(24)))
+    assert sorted(int(path.name[:4]) for path in paths) == list(range(1, 25))
+
+
+def test_processes_at_once_get_different_numbers(tmp_path):
+    code = "import sys; from pathlib import Path; from jaxtrain.folders import fresh_run as f\n"
+    code += "for i in range(20): print(f(Path(sys.argv[1]), sys.argv[2]).name[:4])"
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), label], stdout=subprocess.PIPE, text=True)
+        for label in "ab"
+    ]
+    numbers = "".join(process.communicate()[0] for process in started).split()
+    assert sorted(map(int, numbers)) == list(range(1, 41))
+
+
+def test_newest_run(tmp_path):
+    assert newest_run(tmp_path / "nothing") is None
+    fresh_run(tmp_path, "a")
+    assert newest_run(tmp_path) is None  # nothing began in it
+    first = begin(tmp_path / "0002-a")
+    begin(tmp_path / "other")
+    fresh_run(tmp_path, "b")
+    assert newest_run(tmp_path) == first
+    assert newest_run(tmp_path) != begin(tmp_path / "0002-a-from-50")
+    assert newest_run(tmp_path).name == "0002-a-from-50"
+
+
+def test_drop_unused(tmp_path):
+    empty, used = fresh_run(tmp_path, "a"), begin(fresh_run(tmp_path, "b"))
+    (empty / ".lock").write_text("1")
+    drop_unused(empty)
+    drop_unused(used)
+    drop_unused(tmp_path / "missing")
+    assert not empty.exists() and used.exists()
+
+
+def test_saved_config_and_steps(tmp_path):
+    assert saved_config(tmp_path) is None and saved_steps(tmp_path) == []
+    begin(tmp_path, config={"lr": 1})
+    for name in ("500", "1000", "1500.orbax-checkpoint-tmp-3"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert saved_config(tmp_path) == {"lr": 1} and saved_steps(tmp_path) == [500, 1000]
+
+
+def test_describe_run(tmp_path):
+    with pytest.raises(RuntimeError, match="no config.json"):
+        describe_run(tmp_path)
+    begin(tmp_path, config={"lr": 0.003, "strategy_fields": {"window": 2}}, strategy={"name": "drtrl", "window": 2})
+    text = describe_run(tmp_path)
+    assert "drtrl window=2" in text and "lr=0.003 strategy_fields.window=2" in text and "no checkpoint" in text
+    assert "--resume last" in text
+    lock = RunLock(tmp_path)
+    assert "running, process" in describe_run(tmp_path)
+    lock.release()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 50, "train/loss": 0.5}\n{"step": 100, "tr')
+    (tmp_path / "result.json").write_text(
+        json.dumps({"status": "finished", "step": 50, "best": {"step": 40, "val/loss": 0.25}, "val": {"loss": 0.3}})
+    )
+    text = describe_run(tmp_path)
+    assert "finished at step 50" in text and "step=40 val/loss=0.25" in text and "step=50 train/loss=0.5" in text

@@ -30,6 +30,7 @@ Arrays = Mapping[str, Any]  # arrays by name, on the host or on a device
 _log = logging.getLogger("jaxtrain")
 _RESERVED = {"digest", "digests", "store"}  # keys of the metadata that Store writes
 _STEP = re.compile(r"[0-9]{8}|[1-9][0-9]{8,}")
+_ASIDE = ".replaced"  # ending of a step that another save is about to replace
 _UNFINISHED = re.compile(r"[0-9]{8,}\.orbax-checkpoint-tmp.*")
 _SPACE = ("No space left", "Disk quota exceeded", "RESOURCE_EXHAUSTED")  # TensorStore says it in words only
 # What TensorStore can write: of any other dtype it would complain only after save() has returned.
@@ -94,11 +95,12 @@ class Store:
         self._quiet = lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname
         if not read_only:
             self._probe()
-            self._remove()
+            self._tidy()
 
     def steps(self) -> list[int]:
         """The steps on disk, ascending. A save in flight is listed once it is committed."""
-        return sorted(int(p.name) for p in self.directory.glob("[0-9]*") if _STEP.fullmatch(p.name) and p.is_dir())
+        names = {path.name.removesuffix(_ASIDE) for path in self.directory.glob("[0-9]*") if path.is_dir()}
+        return sorted(int(name) for name in names if _STEP.fullmatch(name))
 
     def best_step(self) -> int | None:
         """The step with the best recorded score; None when no readable checkpoint carries one."""
@@ -113,9 +115,10 @@ class Store:
         """Starts to save a step; returns when all is copied to the host, so buffers may be donated or overwritten.
 
         `params` and `train` are flat dicts of arrays (a PRNG key as uint32 key data), `meta` is JSON. A step that is on
-        disk already is not written again, unless it is unreadable, or to `replace` what an interrupted run left of it.
-        False: failed at once for want of disk space, which is logged. Raises TypeError for a leaf that is no numeric array or metadata that is not JSON, and whatever the
-        save before this one raised other than want of space.
+        disk already is not written again, unless it is unreadable or to `replace` what an interrupted run left of it;
+        then the old one stays until the new one is on disk. False: failed at once for want of disk space, which is
+        logged. Raises TypeError for a leaf that is no numeric array or metadata that is not JSON, and whatever the save
+        before this one raised other than want of space.
         """
         if self.read_only:
             raise RuntimeError(f"step {step} is not saved: the checkpoints in {self.directory} were opened read-only")
@@ -131,7 +134,7 @@ class Store:
             if not replace:
                 _log.warning("the unreadable checkpoint of step %d in %s is replaced", step, self.directory)
             self._drop_manager()  # which would go on listing it
-            self._remove(step)
+            self._whole(step).rename(self._whole(step, _ASIDE))
         if self.best:
             self._learn_scores()
         self._bad.pop(step, None)
@@ -218,11 +221,16 @@ class Store:
             why = f"checkpoints cannot be written here ({error.strerror}), give another directory"
             raise OSError(error.errno, why, str(self.directory)) from None
 
-    def _remove(self, step: int | None = None) -> None:
-        """Removes what unfinished saves left, and the given step."""
+    def _tidy(self, step: int | None = None) -> None:
+        """Removes what unfinished saves left, and the given step; a step whose replacement is missing comes back."""
         for path in self.directory.iterdir():
-            if _UNFINISHED.fullmatch(path.name) or (step is not None and path == self._path(step)):
+            if _UNFINISHED.fullmatch(path.name) or (step is not None and path == self._whole(step)):
                 shutil.rmtree(path)
+        for aside in self.directory.glob(f"[0-9]*{_ASIDE}"):
+            if aside.with_suffix("").exists():
+                shutil.rmtree(aside)
+            else:
+                aside.rename(aside.with_suffix(""))
 
     def _orbax(self) -> Any:
         import orbax.checkpoint as ocp  # costs a second, so not before the first use
@@ -236,12 +244,13 @@ class Store:
             return
         try:
             self._manager.wait_until_finished()
-            if step not in self.steps():
+            if not self._whole(step).is_dir():
                 raise RuntimeError(f"the checkpoint of step {step} vanished from {self.directory} while it was saved")
         except Exception as error:
             self._failed(step, error)
         else:
             self._pending, self._saved = None, True
+            self._tidy()
 
     def _failed(self, step: int, error: Exception) -> None:
         """Removes what a failed save left. Returns if it failed for want of space, else raises the error."""
@@ -249,8 +258,10 @@ class Store:
         self._pending = None
         self._drop_manager()
         # The step is whole if only the removal of older ones failed.
-        self._saved = step in self.steps() and self._attempt(step) is not None
-        self._remove(None if self._saved else step)
+        self._saved = self._whole(step).is_dir() and self._attempt(step) is not None
+        if not self._saved:
+            self._scores.pop(step, None)
+        self._tidy(None if self._saved else step)
         # Without frames, but with all that the error was raised from.
         if not any(words in "".join(traceback.format_exception(error, limit=0)) for words in _SPACE):
             raise error
@@ -285,8 +296,12 @@ class Store:
         keys = {s: sign * x if math.isfinite(x) else math.inf for s, x in scores.items() if x is not None}
         return sorted(keys, key=lambda step: (keys[step], step))
 
+    def _whole(self, step: int, ending: str = "") -> Path:
+        return self.directory / f"{step:08d}{ending}"
+
     def _path(self, step: int) -> Path:
-        return self.directory / f"{step:08d}"
+        whole = self._whole(step)
+        return whole if whole.is_dir() else self._whole(step, _ASIDE)
 
     def _read(self, step: int, names: tuple[str, ...] = ("params", "train")) -> Saved:
         self._settle()

@@ -293,9 +293,15 @@ def _guarded(work: Callable[[], int]) -> int:
         if os.environ.get("JAXTRAIN_TRACEBACK") == "1" or not _deliberate(error):
             raise
         notes = getattr(error, "__notes__", [])
-        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        print(" ".join(f"error: {'; '.join([text, *notes])}".split()), file=sys.stderr)
+        print(" ".join(f"error: {'; '.join([_text(error), *notes])}".split()), file=sys.stderr)
         return 1
+
+
+def _text(error: BaseException) -> str:
+    """The message alone: a KeyError would quote it, an OSError put its number first."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
 
 
 def _deliberate(error: BaseException) -> bool:

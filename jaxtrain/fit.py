@@ -25,7 +25,7 @@ from .period import Period
 from .program import NonFinite, Program
 from .record import Recorder
 from .resume import CHECKPOINTS, Origin, absolute, locate, log_changes, read_checkpoint, refuse_differences
-from .run import Result, Run, RunLock, write_json
+from .run import Result, Run, RunLock, Status, write_json
 from .schedule import Schedule
 from .signals import Signals
 from .state import flatten, parameters, signature
@@ -78,10 +78,11 @@ class Fit:
             raise ValueError(f"Fit(seed={seed!r}): expected a whole number from 0 to 2**32 - 1")
         self.clip = None if clip is None else float(clip)
         self.accumulate = _count(accumulate, "accumulate", required=True)
-        self.chunk = chunk if chunk == "auto" else _count(chunk, "chunk", required=True)
+        self.chunk: int | Literal["auto"] = "auto" if chunk == "auto" else _count(chunk, "chunk", required=True)
         self.log_every = _count(log_every, "log_every", required=True)
         self.validate_every = Period.of(validate_every)
-        self.seed, self.nonfinite = seed, nonfinite
+        self.seed = seed
+        self.nonfinite: NonFinite = nonfinite
         self.callbacks = Callbacks(callbacks)
         kept = [callback for callback in self.callbacks if isinstance(callback, Checkpoint)]
         if len(kept) > 1:
@@ -120,7 +121,7 @@ class Fit:
         loop.store = None if origin.run_dir is None else self._store(origin.run_dir)
         if origin.run_dir is not None:
             write_json(origin.run_dir / "config.json", run.config)
-        status = "failed"
+        status: Status = "failed"
         try:
             with loop.signals:
                 loop.callbacks("on_fit_start", run)
@@ -277,7 +278,7 @@ class Fit:
             "callbacks": list(self.callbacks.keys()),
         }
 
-    def _result(self, loop: Loop, status: str, report: dict[str, Any], started: float) -> Result:
+    def _result(self, loop: Loop, status: Status, report: dict[str, Any], started: float) -> Result:
         result = summarize(loop, status, report, self._best(), time.perf_counter() - started)
         if loop.run.run_dir is not None:
             write_json(loop.run.run_dir / "result.json", result.summary)
@@ -342,13 +343,7 @@ class Fit:
             return read_checkpoint(word)
         if self.run_dir is None:
             raise ValueError(f"checkpoint={checkpoint!r} needs a run directory: Fit(run_dir=...)")
-        if word == "last":
-            return read_checkpoint(self.run_dir)
-        store = Store(self.run_dir / CHECKPOINTS, mode=self._kept()["mode"], read_only=True)
-        step = store.best_step() if word == "best" else int(word)
-        if step is None:
-            raise FileNotFoundError(f"checkpoint='best': no checkpoint in {self.run_dir} carries a score")
-        return read_checkpoint(self.run_dir / CHECKPOINTS / f"{step:08d}")
+        return read_checkpoint(self.run_dir, word)
 
 
 def versions() -> dict[str, str]:

@@ -232,7 +232,7 @@ class Loop:
             "model": params,
             "optimizer": train,
             "optimizer_settings": self.program.optimizer.settings(),
-            "strategy": self.program.strategy.config(),
+            "strategy": run.config["strategy"],
             "data": self.data.identity(),
             "feed": self.feed.state(),
             "task": self.data.task,
@@ -245,7 +245,6 @@ class Loop:
             "score": run.score,
             "status": self.status if self.status in ("finished", "stopped") else None,
             "reason": self.reason if self.status == "stopped" else None,
-            "seconds": self.seconds,
             "versions": run.config.get("versions", {}),
         }
 
@@ -259,7 +258,6 @@ class Loop:
         self.cut = meta["cut"]
         self.resumed_cut = meta["step"] if meta["cut"] else None
         run.row_limit = meta["step"] - 1 if meta["cut"] else meta["step"]
-        self.seconds = dict(meta["seconds"])
         keys = self.callbacks.keys()
         for key, state in meta["callbacks"].items():
             if key in keys:
@@ -279,7 +277,7 @@ class Loop:
             self.seconds[what] += time.perf_counter() - started
 
 
-def summarize(loop: Loop, status: str, report: dict[str, Any], best: dict[str, Any] | None, total: float) -> Result:
+def summarize(loop: Loop, status: Status, report: dict[str, Any], best: dict[str, Any] | None, total: float) -> Result:
     """What a run came to. After a failure the state may be half donated, so it has no digest."""
     run = loop.run
     seconds = {**loop.seconds, "compile": loop.program.compile_seconds, "total": total}
@@ -296,7 +294,7 @@ def summarize(loop: Loop, status: str, report: dict[str, Any], best: dict[str, A
         "status": status,
         "reason": loop.reason,
         "step": run.step,
-        "strategy": loop.program.strategy.config(),
+        "strategy": run.config["strategy"],
         "train": part("train/"),
         "val": part("val/"),
         "best": best,

@@ -83,8 +83,9 @@ class _Optax:
     def apply(self, grads: dict[str, Any]) -> None:
         values = {name: state.value for name, state in self._params.items()}
         updates, self._state.value = self._tx.update({name: grads[name] for name in values}, self._state.value, values)
-        for name, value in optax.apply_updates(values, updates).items():
-            self._params[name].value = value
+        new: Any = optax.apply_updates(values, updates)
+        for name, state in self._params.items():
+            state.value = new[name]
 
     def rate(self) -> Any:
         """Known where the transformation is wrapped in ``optax.inject_hyperparams``, else None."""
@@ -211,7 +212,7 @@ class Optimizer:
         except Exception as error:
             raise ValueError(
                 f"the optimizer of {type(module).__name__} cannot run in a compiled program "
-                f"({type(error).__name__}: {str(error).splitlines()[0]}): use another braintools.optim optimizer or optax"
+                f"({type(error).__name__}: {str(error).splitlines()[0]}): use another optimizer, or optax"
             ) from error
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from .state import State
 from .strategies.base import Row
@@ -17,7 +17,7 @@ def flops(jaxpr: Any) -> float:
 
     Bodies of scans count once a time step. (XLA's own estimate takes a loop's body once, whatever its length.)
     """
-    jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # without the constants it is closed over
     return sum(_equation_flops(equation) for equation in jaxpr.eqns)
 
 
@@ -39,7 +39,7 @@ def _equation_flops(equation: Any) -> float:
 
 
 def _is_jaxpr(value: Any) -> bool:
-    return isinstance(value, ClosedJaxpr | Jaxpr)
+    return hasattr(value, "jaxpr") or hasattr(value, "eqns")
 
 
 def compiled_memory(compiled: Any) -> dict[str, int]:
@@ -51,7 +51,7 @@ def compiled_memory(compiled: Any) -> dict[str, int]:
     return {"peak_bytes": int(alive + analysis.temp_size_in_bytes), "temporary_bytes": int(analysis.temp_size_in_bytes)}
 
 
-def describe_parameters(params: dict[str, State], rows: list[Row]) -> dict[str, dict[str, Any]]:
+def describe_parameters(params: Mapping[str, State], rows: list[Row]) -> dict[str, dict[str, Any]]:
     """One entry a parameter: sizes, whether the rule trains it, why not, and bytes of trace."""
     by_name = {row.name: row for row in rows}
     table = {}

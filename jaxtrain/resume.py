@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,15 @@ def locate(run_dir: str | Path | None, resume: str | int | Path) -> Origin:
     return _from_step(source, path.name, None if own in (None, source) else own)
 
 
-def read_checkpoint(where: str | Path) -> Saved:
-    """The checkpoint at a path: a run directory (its newest readable one) or ``<run>/checkpoints/<step>``."""
+def read_checkpoint(where: str | Path, word: str = "last") -> Saved:
+    """The checkpoint at a path: ``<run>/checkpoints/<step>``, or of a run directory its "last" readable one, its
+    "best", or a step."""
     path = absolute(where)
     if path.name.isdigit() and path.parent.name == CHECKPOINTS:
-        return _read(path.parent.parent, int(path.name))
-    saved = _store(path).latest_readable() if (path / CHECKPOINTS).is_dir() else None
+        path, word = path.parent.parent, path.name
+    if word != "last":
+        return _choose(path, word)[0]
+    saved = _newest(path)
     if saved is None:
         raise FileNotFoundError(f"no checkpoint in {path}: expected a run directory or <run>/{CHECKPOINTS}/<step>")
     return saved
@@ -74,52 +78,67 @@ def _holds_run(run_dir: Path) -> bool:
     return (run_dir / "config.json").exists() or (run_dir / CHECKPOINTS).exists()
 
 
-def _store(run_dir: Path, config: dict[str, Any] | None = None) -> Store:
+@contextmanager
+def _store(run_dir: Path, config: dict[str, Any] | None = None) -> Iterator[Store]:
+    """The checkpoints of a run, to read: nothing is touched, so the run may be alive."""
     kept = ((config or {}).get("fit") or {}).get("checkpoint") or {}
-    return Store(run_dir / CHECKPOINTS, mode=kept.get("mode", "min"), read_only=True)
+    store = Store(run_dir / CHECKPOINTS, mode=kept.get("mode", "min"), read_only=True)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _config(run_dir: Path) -> dict[str, Any] | None:
+    path = run_dir / "config.json"
+    return read_json(path) if path.exists() else None
+
+
+def _newest(run_dir: Path) -> Saved | None:
+    if not (run_dir / CHECKPOINTS).is_dir():
+        return None
+    with _store(run_dir) as store:
+        return store.latest_readable()
 
 
 def _last(run_dir: Path) -> Origin:
     if not _holds_run(run_dir):
         log.info("resume: %s holds no run yet, starting fresh", run_dir)
         return Origin(run_dir)
-    saved = _store(run_dir).latest_readable() if (run_dir / CHECKPOINTS).is_dir() else None
-    config = read_json(run_dir / "config.json") if (run_dir / "config.json").exists() else None
+    saved, config = _newest(run_dir), _config(run_dir)
     if saved is None:
         log.info("resume: %s has no checkpoint yet, starting again at step 0; its log rows are cut", run_dir)
-        return Origin(run_dir, restarted=True, config=config, parent=(config or {}).get("parent"))
-    log.info("resume: step %d of %s", saved.step, run_dir)
-    return Origin(run_dir, saved, config=config, parent=(config or {}).get("parent"))
+    else:
+        log.info("resume: step %d of %s", saved.step, run_dir)
+    return Origin(run_dir, saved, restarted=saved is None, config=config, parent=(config or {}).get("parent"))
+
+
+def _choose(source: Path, word: str) -> tuple[Saved, bool]:
+    """The checkpoint of a run that a word names, and whether it is the run's last."""
+    if not (source / CHECKPOINTS).is_dir():
+        raise FileNotFoundError(f"{word!r}: {source} holds no checkpoints")
+    with _store(source, _config(source)) as store:
+        steps = store.steps()
+        step = store.best_step() if word == "best" else int(word)
+        if step is None:
+            raise FileNotFoundError(f"'best': no checkpoint of {source} carries a score; there are steps {steps}")
+        if step not in steps:
+            raise FileNotFoundError(f"{word!r}: {source} holds no checkpoint of step {step}; there are {steps}")
+        return store.restore(step), step == steps[-1]
 
 
 def _from_step(source: Path, word: str, target: Path | None) -> Origin:
     """A checkpoint that is the run's last continues it; any other is forked, so that nothing is overwritten."""
-    config = read_json(source / "config.json") if (source / "config.json").exists() else None
-    store = _store(source, config) if (source / CHECKPOINTS).is_dir() else None
-    steps = store.steps() if store else []
-    if store is None or not steps:
-        raise FileNotFoundError(f"resume={word!r}: {source} holds no checkpoint")
-    step = store.best_step() if word == "best" else int(word)
-    if step is None:
-        raise FileNotFoundError(f"resume='best': no checkpoint of {source} carries a score; there are steps {steps}")
-    if step not in steps:
-        raise FileNotFoundError(f"resume={word!r}: {source} holds no step {step}; there are {steps}")
-    saved = store.restore(step)
-    if step == steps[-1] and target is None:
-        log.info("resume: step %d of %s", step, source)
+    saved, is_last = _choose(source, word)
+    config = _config(source)
+    if is_last and target is None:
+        log.info("resume: step %d of %s", saved.step, source)
         return Origin(source, saved, config=config, parent=(config or {}).get("parent"))
-    target = target or _free(source.with_name(f"{source.name}-from-{step}"))
+    target = target or _free(source.with_name(f"{source.name}-from-{saved.step}"))
     if _holds_run(target):
         raise FileExistsError(f"run directory {target} holds a run: a fork of {source} needs an empty one")
-    log.info("resume: step %d of %s goes on as a fork in %s", step, source, target)
-    return Origin(target, saved, config=config, parent={"run_dir": source.name, "step": step})
-
-
-def _read(run_dir: Path, step: int) -> Saved:
-    store = _store(run_dir)
-    if step not in store.steps():
-        raise FileNotFoundError(f"{run_dir} holds no checkpoint of step {step}; there are {store.steps()}")
-    return store.restore(step)
+    log.info("resume: step %d of %s goes on as a fork in %s", saved.step, source, target)
+    return Origin(target, saved, config=config, parent={"run_dir": source.name, "step": saved.step})
 
 
 def _free(path: Path) -> Path:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from .module import Module
     from .record import Recorder
 
-Status = Literal["finished", "stopped", "interrupted", "terminated"]
-EXIT_CODES = {"finished": 0, "stopped": 0, "interrupted": 130, "terminated": 143}
+Status = Literal["finished", "stopped", "interrupted", "terminated", "failed"]
+EXIT_CODES = {"finished": 0, "stopped": 0, "failed": 1, "interrupted": 130, "terminated": 143}
 
 
 class NonFiniteError(FloatingPointError):
@@ -32,7 +32,8 @@ class NonFiniteError(FloatingPointError):
 class Result:
     """What ``fit.run`` returns.
 
-    ``status``: finished, stopped (by a callback or the clock), interrupted (Ctrl-C) or terminated (SIGTERM).
+    ``status``: finished, stopped (by a callback or the clock), interrupted (Ctrl-C) or terminated (SIGTERM); a run that
+    failed raises, and says "failed" in result.json.
     ``history``: the rows of the record that this process wrote. ``metrics``: the last value of every tag.
     ``saved``: whether the newest state is on disk (None without a run directory). ``report``: the pre-flight report.
     ``summary``: what result.json holds.

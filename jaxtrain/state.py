@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import brainstate
 import jax
@@ -24,7 +24,8 @@ def name_of(path: Iterable[Any]) -> str:
 
 def states_of(node) -> dict[str, State]:
     """Every State below a node of brainstate's graph (a module, an optimizer), by name."""
-    return {name_of(path): state for path, state in brainstate.graph.states(node).items()}
+    found: Any = brainstate.graph.states(node)
+    return {name_of(path): state for path, state in found.items()}
 
 
 def parameters(model) -> dict[str, brainstate.ParamState]:
@@ -107,7 +108,8 @@ def fresh_hidden(model, batch_size: int, vmapped: bool) -> dict[str, Any]:
     ``init_all_states`` replaces State objects, and what was compiled against the old ones would go on without them;
     so the attributes of every node are put back.
     """
-    nodes = list({id(node): node for node in brainstate.graph.nodes(model).values()}.values())
+    found: Any = brainstate.graph.nodes(model)
+    nodes = list({id(node): node for node in found.values()}.values())
     kept = [(node, dict(vars(node))) for node in nodes]
     try:
         create_hidden(model, batch_size, vmapped)
@@ -134,6 +136,14 @@ def where_lanes(mask: jax.Array, new: Any, old: Any) -> Any:
 
 
 # ------------------------------------------------------------------------------------------ pure functions
+
+
+def gradient(function: Callable, states: Any) -> Callable[..., tuple[Any, Any]]:
+    """Of a function that returns ``(loss, auxiliary)``: a function that returns ``(gradients, auxiliary)``.
+
+    Gradients come in the tree in which ``states`` holds the States to differentiate with respect to.
+    """
+    return cast(Any, brainstate.transform.grad(function, states, has_aux=True))
 
 
 class Functional:

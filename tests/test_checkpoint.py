@@ -309,6 +309,35 @@ def test_a_step_on_disk_is_not_written_again(tmp_path, opened):
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
+@pytest.mark.parametrize("end", ["commit", "kill", "fail"])
+def test_replacing_never_leaves_nothing(tmp_path, opened, monkeypatch, end):
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    store = opened(tmp_path, best=1)
+    scored(store, {3: 1.0})
+    if end == "fail":
+        monkeypatch.setattr(ocp.AsyncCheckpointer, "_save_step_metadata", fail)
+    store.save(3, {"w": np.float32(99)}, {}, {}, score=2.0, replace=True)
+    if end == "kill":  # what is on disk before the commit, seen by a process that starts now
+        store.wait()
+        (tmp_path / "00000003").rename(tmp_path / "00000003.orbax-checkpoint-tmp")
+        scored(opened(tmp_path / "old"), {3: 1.0})
+        (tmp_path / "old/00000003").rename(tmp_path / "00000003.replaced")
+        shutil.rmtree(tmp_path / "old")
+        store = opened(tmp_path, read_only=True)
+        assert store.steps() == [3] and store.restore(3).params["w"] == 3 and store.best_step() == 3
+        store = opened(tmp_path, best=1)
+    assert store.wait() is (end != "fail")
+    assert [p.name for p in tmp_path.iterdir()] == ["00000003"]
+    saved = store.restore(3)
+    assert saved.params["w"] == (99 if end == "commit" else 3)
+    assert saved.meta["store"]["score"] == (2.0 if end == "commit" else 1.0)
+    monkeypatch.undo()
+    scored(store, {4: 5.0})
+    assert store.steps() == [3, 4]
+
+
 # Damage
 
 

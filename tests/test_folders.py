@@ -1,6 +1,7 @@
 """Numbered folders, and what a run directory holds."""
 
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -80,9 +81,8 @@ def test_describe_run(tmp_path):
     text = describe_run(tmp_path)
     assert "drtrl window=2" in text and "lr=0.003 strategy_fields.window=2" in text and "no checkpoint" in text
     assert "--resume last" in text
-    lock = RunLock(tmp_path)
-    assert "running, process" in describe_run(tmp_path)
-    lock.release()
+    with RunLock(tmp_path):
+        assert f"running, process {os.getpid()}" in describe_run(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"step": 50, "train/loss": 0.5}\n{"step": 100, "tr')
     (tmp_path / "result.json").write_text(
         json.dumps({"status": "finished", "step": 50, "best": {"step": 40, "val/loss": 0.25}, "val": {"loss": 0.3}})

@@ -223,7 +223,7 @@ def zeros_like_parameters(params: dict[str, State]) -> dict[str, Any]:
 def trained(objective: Objective) -> dict[str, State]:
     """The parameters that the module trains, by name."""
     every = parameters(objective.model)
-    chosen = {name: state for name, state in every.items() if objective.module.trainable(name)}
+    chosen: dict[str, State] = {name: state for name, state in every.items() if objective.module.trainable(name)}
     if not chosen:
         raise ValueError(
             f"nothing to train: the model's parameters are {list(every)} and trainable(name) is False for all"

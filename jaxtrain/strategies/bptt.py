@@ -10,6 +10,7 @@ import jax
 
 from ..metrics import Metrics, sum_over_time
 from ..module import Objective, Phases, total_weight
+from ..state import gradient
 from .base import (
     Batching,
     Learner,
@@ -64,7 +65,7 @@ class _Learner(Learner):
             losses, metrics = brainstate.transform.for_loop(step, *scored(phases))
             return losses.sum(), sum_over_time(metrics)
 
-        grads, metrics = brainstate.transform.grad(loss, self._params, has_aux=True)()
+        grads, metrics = gradient(loss, self._params)()
         return {**metrics, **update(grads, total_weight(phases))}
 
     def report(self) -> list[Row]:

@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import saiunit as u
-from braintrace import ETraceAlgorithm
 
 from ..metrics import Metrics, add, sum_over_time
 from ..module import Objective, Phases, total_weight
-from ..state import SHORT, State, name_of, where_lanes
+from ..state import SHORT, State, gradient, name_of, states_of, where_lanes
 from .base import Learner, Network, Row, Update, scored, trained, warm_up, zeros_like_parameters
 
 
@@ -37,14 +36,15 @@ class OnlineLearner(Learner):
 
     def __init__(self, objective: Objective, rule: Any, window: int, batch_size: int):
         self.rule = rule
-        self.inner: ETraceAlgorithm = rule.module if isinstance(rule, brainstate.nn.Vmap) else rule
+        # Any: which of braintrace's engines it is shows only in its attributes.
+        self.inner: Any = rule.module if isinstance(rule, brainstate.nn.Vmap) else rule
         super().__init__(objective, Network(objective.model, "vmap" if rule is not self.inner else "batched"))
         self.window = window
         self.batch_size = batch_size
         self._params = trained(objective)
         hidden = {id(state) for state in self.network.hidden.values()}
         model = {id(state) for state in objective.model.states().values()}
-        owned = brainstate.graph.states(rule).values()
+        owned = states_of(rule).values()
         self._traces = [s for s in owned if id(s) not in model and id(s) not in hidden and isinstance(s, SHORT)]
         self._counters = [s for s in owned if id(s) not in model and not isinstance(s, SHORT)]
         # Zeros are made inside the program: a trace is too large to be one of its constants.
@@ -84,12 +84,12 @@ class OnlineLearner(Learner):
         def loss(x, y, w, extras):
             return self.objective.learn(self.rule, x, y, w, extras)
 
-        gradient = brainstate.transform.grad(loss, self._params, has_aux=True)
+        step_gradient = gradient(loss, self._params)
 
         def step(total, xs):
             *slices, reset = xs
             self._reset(reset)
-            grads, metrics = gradient(*slices)
+            grads, metrics = step_gradient(*slices)
             return jax.tree.map(jnp.add, total, grads), metrics
 
         grads, metrics = brainstate.transform.scan(step, zeros_like_parameters(self._params), sequences)
@@ -128,7 +128,7 @@ class OnlineLearner(Learner):
             losses, metrics = brainstate.transform.for_loop(step, *sequences)
             return losses.sum(), sum_over_time(metrics)
 
-        grads, metrics = brainstate.transform.grad(loss, {"params": self._params, "entry": entry}, has_aux=True)()
+        grads, metrics = gradient(loss, {"params": self._params, "entry": entry})()
         self._restore(before)
         carried = self._contract(grads["entry"])
 

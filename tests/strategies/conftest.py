@@ -1,0 +1,183 @@
+"""A small laboratory: models, batches, the gradient a strategy hands to ``update``, and braintrace driven by hand."""
+
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import brainstate
+import braintrace
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxtrain
+from jaxtrain.module import Objective, Phases, check_phases
+from jaxtrain.state import Functional, lasting, name_of, parameters, strengthen
+
+N_IN, N, N_OUT, B = 3, 6, 2, 3
+WARM, LEARN = 5, 4
+
+CELLS = {
+    "gru": lambda i=N_IN: braintrace.nn.GRUCell(i, N),
+    "lstm": lambda i=N_IN: braintrace.nn.LSTMCell(i, N),
+    "mgu": lambda i=N_IN: braintrace.nn.MGUCell(i, N),
+    "minigru": lambda i=N_IN: braintrace.nn.MiniGRU(i, N),
+    "lru": lambda i=N_IN: braintrace.nn.LRUCell(i, N),
+    "vanilla": lambda i=N_IN: braintrace.nn.ValinaRNNCell(i, N, activation="tanh"),
+}
+
+
+class Net(brainstate.nn.Module):
+    """A cell and a readout; ``states=True`` gives the hidden state as a second output."""
+
+    def __init__(self, cell: str, states: bool = False):
+        super().__init__()
+        self.rnn = CELLS[cell]()
+        self.out = braintrace.nn.Linear(N_IN if cell == "lru" else N, N_OUT)
+        self.states_too = states
+
+    def update(self, x):
+        y = self.out(self.rnn(x))
+        return (y, self.rnn.h.value) if self.states_too else y
+
+
+class Task(jaxtrain.Module):
+    """Squared error, one loss a lane."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def learning_step(self, forward, x, y):
+        return jnp.square(forward(x) - y).mean(-1)
+
+
+class Drive:
+    """A learner in a compiled program whose ``update`` hands out what it was given."""
+
+    def __init__(self, strategy, module, phases: Phases, encode=lambda x: x):
+        with brainstate.environ.context(**module.environ, fit=True):
+            strengthen(parameters(module.model).values())
+            self.learner = strategy.bind(Objective(module, encode), check_phases(phases))
+            named = {**parameters(module.model), **lasting(module.model)}
+            strengthen(self.learner.scratch())
+            self._values = {name: state.value for name, state in named.items()}
+            functional = Functional(self._step, named, self.learner.scratch(), phases)
+        self._call = jax.jit(lambda values, phases: functional(values, phases)[1])
+
+    def _step(self, phases):
+        handed = {}
+
+        def update(grads, weight):
+            assert not handed, "update was called twice"
+            handed.update(grads=dict(grads), weight=jnp.asarray(weight))
+            return {}
+
+        metrics = self.learner.learn(check_phases(phases), update)
+        return handed["grads"], handed["weight"], metrics
+
+    def __call__(self, phases: Phases):
+        return self._call(self._values, phases)
+
+    def grads(self, phases: Phases) -> dict[str, Any]:
+        return self(phases)[0]
+
+
+def learn(strategy, module, phases: Phases, encode=lambda x: x) -> dict[str, Any]:
+    return Drive(strategy, module, phases, encode).grads(phases)
+
+
+def task(cell: str = "gru", seed: int = 0, **kwargs) -> Task:
+    """The same initial values for the same cell and seed."""
+    with brainstate.random.seed_context(seed):
+        model = Net(cell, **kwargs)
+        for state in parameters(model).values():  # biases too, so that no gradient vanishes by symmetry
+            state.value = jax.tree.map(lambda leaf: leaf + 0.1 * brainstate.random.randn(*leaf.shape), state.value)
+    return Task(model)
+
+
+def sequences(seed: int = 0, warm: int = WARM, time: int = LEARN, lanes: int = B, **kwargs) -> Phases:
+    rng = np.random.default_rng(seed)
+    make = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+    x, y = make(warm + time, lanes, N_IN), make(time, lanes, N_OUT)
+    return Phases(warmup=x[:warm] if warm else None, inputs=x[warm:], targets=y, **kwargs)
+
+
+def by_hand(model, phases: Phases, loss, *, vjp="multi-step", vmap=False, window=None, environ=None) -> dict[str, Any]:
+    """The gradient of ``sum(w * loss)`` by braintrace's own drivers: compile, ``etrace_evolve``, ``etrace_grad``.
+
+    ``loss(out, y)`` is a value a lane, over whatever axes come before the features'. A window's remainder is a
+    window of its own.
+    """
+    weights = jnp.ones(phases.sizes[1:2]) if phases.weights is None else phases.weights
+    weights = jnp.broadcast_to(weights if weights.ndim == 2 else weights[:, None], phases.sizes[1:])
+
+    def run(phases, weights):
+        learner = braintrace.compile(
+            model, "d_rtrl", phases.inputs[0], batch_size=phases.sizes[2], vmap=vmap, vjp_method=vjp
+        )
+        if phases.warmup is not None:
+            learner.etrace_evolve(phases.warmup)
+
+        def part(now, size):
+            def step(x, y, w):
+                out = learner(x if size is None else braintrace.MultiStepData(x))
+                return (w * loss(out, y)).sum(-1)
+
+            return learner.etrace_grad(
+                phases.inputs[now], phases.targets[now], weights[now], step_fn=step, chunk_size=size, reduction="sum"
+            )
+
+        time = phases.sizes[1]
+        whole = time - time % (window or 1)
+        parts = [part(slice(0, whole), window)] if whole else []
+        if whole < time:
+            rest = time - whole
+            parts.append(part(slice(whole, time), rest if rest > 1 else None))
+        return jax.tree.map(lambda *leaves: sum(leaves), *({name_of(k): v for k, v in p.items()} for p in parts))
+
+    with warnings.catch_warnings(), brainstate.environ.context(**(environ or {}), fit=True):
+        warnings.simplefilter("ignore")
+        return brainstate.transform.jit(run)(phases, weights)
+
+
+def squared(out, y):
+    return jnp.square(out - y).mean(-1)
+
+
+def flat(grads) -> dict[str, np.ndarray]:
+    return {
+        f"{name}{jax.tree_util.keystr(path)}": np.asarray(leaf)
+        for name, tree in grads.items()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def same(got, wanted, tolerance: float = 1e-5) -> None:
+    """Every leaf within ``tolerance`` of the largest number of the wanted leaf; exact zeros are equal."""
+    got, wanted = flat(got), flat(wanted)
+    assert got.keys() == wanted.keys()
+    for name, want in wanted.items():
+        have, scale = got[name], np.abs(want).max()
+        assert have.shape == want.shape and have.dtype == want.dtype, name
+        assert np.isfinite(want).all(), name
+        if scale == 0:
+            assert not have.any(), f"{name}: expected exact zeros, got {np.abs(have).max()}"
+        error = np.abs(have - want).max()
+        assert error <= tolerance * scale, f"{name}: off by {error / scale:.2e} of its largest number"
+
+
+def cosine(a, b) -> float:
+    x, y = (np.concatenate([leaf.ravel() for leaf in flat(g).values()]) for g in (a, b))
+    return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+
+
+@pytest.fixture(scope="session")
+def lab():
+    return SimpleNamespace(
+        **{
+            f.__name__: f
+            for f in (Drive, Net, Task, learn, task, sequences, by_hand, squared, flat, same, cosine)
+        },
+        B=B, N=N, N_IN=N_IN, N_OUT=N_OUT, WARM=WARM, LEARN=LEARN,
+    )  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import dis
 import inspect
 import os
 import shlex
@@ -277,6 +278,7 @@ def _python() -> str:
     return "python" if path.is_absolute() else str(path)
 
 
+STDLIB = (Path(os.__file__).parent, Path(os.__file__).parent / "pathlib")
 EXPECTED = (ValueError, TypeError, RuntimeError, OSError, LookupError, ArithmeticError)
 
 
@@ -306,16 +308,19 @@ def _text(error: BaseException) -> str:
 
 def _deliberate(error: BaseException) -> bool:
     """Whether jaxtrain raised this itself, or the system refused jaxtrain a file: not a bug, not a user's code."""
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = list(traceback.walk_tb(error.__traceback__))
+    files = [frame.f_code.co_filename for frame, _ in frames]
     if isinstance(error, OSError):
-        library = Path(os.__file__).parent
-        while frames and (Path(frames[-1].filename).parent in (library, library / "pathlib")
-                          or frames[-1].filename.startswith("<frozen")):  # fmt: skip
-            frames.pop()
-    package = Path(__file__).parent
-    if not frames or not Path(frames[-1].filename).is_relative_to(package):
+        while files and (files[-1].startswith("<frozen") or Path(files[-1]).parent in STDLIB):
+            files.pop()
+    if not files or not Path(files[-1]).is_relative_to(Path(__file__).parent):
         return False
-    return isinstance(error, OSError) or (frames[-1].line or "").startswith("raise")
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    # A `raise` statement, rather than an operation that failed.
+    raised = last is not None and dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
+    return raised or isinstance(error, OSError)
 
 
 # ---- the `jaxtrain` command --------------------------------------------------------------------------------------

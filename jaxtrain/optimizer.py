@@ -12,7 +12,7 @@ import optax
 from braintools.optim import OptaxOptimizer
 
 from .metrics import Mean, Metrics
-from .state import State, leaf_names, states_of, strengthen
+from .state import State, global_norm, leaf_names, states_of, strengthen
 
 _UNJITTED = {
     "ReduceLROnPlateau": "optax.contrib.reduce_on_plateau",
@@ -183,7 +183,7 @@ class Optimizer:
 
     def _apply(self, grads: dict[str, Any], weight: Any) -> Metrics:
         grads = jax.tree.map(lambda leaf: (leaf / weight).astype(leaf.dtype), grads)
-        norm = optax.global_norm(jax.tree.leaves(grads))
+        norm = global_norm(grads)
         if self._clip is not None:
             scale = jnp.minimum(1.0, self._clip / jnp.maximum(norm, 1e-12))
             grads = jax.tree.map(lambda leaf: (leaf * scale).astype(leaf.dtype), grads)

@@ -19,6 +19,7 @@ from .state import (
     Functional,
     flatten,
     fold_in,
+    global_norm,
     lasting,
     parameters,
     set_key,
@@ -168,15 +169,13 @@ class Program:
         phases = check_phases(self.module.phases(batch))
         metrics = self.learner.learn(phases, self._update)
         counts = metrics.pop(BAD).num
-        norm = jnp.sqrt(
-            sum(jnp.sum(jnp.square(jnp.abs(leaf.astype(jnp.float32)))) for leaf in self._parameter_leaves())
-        )
         self._bad_names = [
             *(f"train/{name}" for name in metrics),
             *(f"the gradient of {n}" for n in self.optimizer.leaves),
         ]
         flags = jnp.concatenate([jnp.stack([~jnp.isfinite(mean.num) for mean in metrics.values()]), counts > 0])
         bad = jnp.where(flags.any(), jnp.argmax(flags), -1).astype(jnp.int32)
+        norm = global_norm([self._named[name].value for name in self.parameters])
         metrics["param_norm"] = Mean(norm, jnp.float32(1))
         return metrics, bad
 
@@ -184,9 +183,6 @@ class Program:
         leaves = flatten({name: grads[name] for name in self.optimizer.names}).values()
         counts = jnp.stack([(~jnp.isfinite(leaf)).any().astype(jnp.float32) for leaf in leaves])
         return {**self.optimizer.update(grads, weight), BAD: Mean(counts, jnp.float32(1))}
-
-    def _parameter_leaves(self) -> list[Any]:
-        return jax.tree.leaves([self._named[name].value for name in self.parameters])
 
     def _evaluate_step(self, root, index, batch) -> Metrics:
         set_key(fold_in(root, EVALUATE, index))

@@ -59,6 +59,11 @@ def strong(value: Any) -> Any:
     return jax.tree.map(one, value)
 
 
+def global_norm(tree: Any) -> jax.Array:
+    """Euclidean norm over all leaves; units are left out."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(jnp.abs(leaf))) for leaf in jax.tree.leaves(tree)))
+
+
 def strengthen(states: Iterable[State]) -> None:
     for state in states:
         state.value = strong(state.value)

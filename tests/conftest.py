@@ -1,6 +1,7 @@
 """Settings of all tests: one CPU, and compiled programs kept on disk so that the next session starts at once."""
 
 import os
+import sys
 from pathlib import Path
 
 # Before anything imports JAX, and in the environment, so that processes started by tests have them too.
@@ -9,6 +10,9 @@ if os.environ.get("JAXTRAIN_TEST_CACHE") != "off":
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+
+if str(Path(__file__).parents[1]) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # for tests.small, also where pytest is not run as a module
 
 import pytest
 from hypothesis import settings

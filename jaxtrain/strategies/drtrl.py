@@ -13,7 +13,7 @@ from ..state import draws_random, parameters
 from .base import Batching, Learner, Strategy, choose_batching, input_of
 from .online import OnlineLearner, compile_rule
 
-VMAP_FROM = 2**20
+VMAP_FROM = 2**19
 """Trace elements, about lanes x parameters, from which mapping over lanes measures faster than a batched trace."""
 
 
@@ -44,7 +44,7 @@ class DRTRL(Strategy):
     def __post_init__(self):
         if self.vjp not in ("multi-step", "single-step"):
             raise ValueError(f"DRTRL(vjp={self.vjp!r}): expected 'multi-step' or 'single-step'")
-        if not isinstance(self.window, int) or self.window < 1:
+        if type(self.window) is not int or self.window < 1:
             raise ValueError(f"DRTRL(window={self.window!r}): expected a whole number of time steps, at least 1")
         if self.window > 1 and self.vjp == "single-step":
             raise ValueError(

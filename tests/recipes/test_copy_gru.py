@@ -14,7 +14,8 @@ import pytest
 import jaxtrain
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "copy_gru.py"
-TINY = "--time-lag 5 --digits 2 --batch-size 4 --hidden 8 --validate-every 10 --checkpoint-every 10 --log-every 5".split()
+TINY = "--time-lag 5 --digits 2 --batch-size 4 --hidden 8".split()
+TINY += "--validate-every 10 --checkpoint-every 10 --log-every 5".split()
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,8 @@ def test_it_learns(call):
 def test_signals(tmp_path, number, code):
     env = {**os.environ, "PYTHONPATH": str(RECIPE.parents[1])}
     command = [sys.executable, RECIPE, *TINY, "--max-steps", "1000000", "--run-dir", "run"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=pipe, stderr=pipe, text=True)
     try:
         until = time.monotonic() + 60
         while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < until:

@@ -1,6 +1,7 @@
 """A small laboratory: models, batches, the gradient a strategy hands to ``update``, and braintrace driven by hand."""
 
 import warnings
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -141,6 +142,12 @@ def by_hand(model, phases: Phases, loss, *, vjp="multi-step", vmap=False, window
         return brainstate.transform.jit(run)(phases, weights)
 
 
+@cache
+def grads_of(strategy, cell: str = "gru") -> dict[str, Any]:
+    """A strategy's gradient on ``task(cell)`` and ``sequences()``, compiled once for all tests."""
+    return learn(strategy, task(cell), sequences())
+
+
 def squared(out, y):
     return jnp.square(out - y).mean(-1)
 
@@ -177,7 +184,7 @@ def lab():
     return SimpleNamespace(
         **{
             f.__name__: f
-            for f in (Drive, Net, Task, learn, task, sequences, by_hand, squared, flat, same, cosine)
+            for f in (Drive, Net, Task, learn, grads_of, task, sequences, by_hand, squared, flat, same, cosine)
         },
         B=B, N=N, N_IN=N_IN, N_OUT=N_OUT, WARM=WARM, LEARN=LEARN,
     )  # fmt: skip

@@ -1,0 +1,395 @@
+"""What ``Fit`` costs over a hand-written loop, and what other ways to train the same network cost.
+
+python benchmarks/overhead.py
+python benchmarks/overhead.py --strategies bptt --rounds 30 --json overhead.json
+
+The copying task at a size where a step is short, so that the host shows: GRU of 16 units, 70 time steps, batch 16,
+Adam, a row of the record every 100 steps. Four ways to take the same steps:
+
+* hand-written: one ``jax.lax.scan`` over a chunk of steps of the very step that ``Fit`` compiles, its state donated,
+  the next batches stacked while the device works, the losses fetched for every row. Nothing else is done.
+* Fit: run directory, JSONL, TensorBoard, LearningRateMonitor, Throughput, Checkpoint, ProgressBar.
+* tutorial: one jitted call a batch with learner and states made inside it, one-hot data transposed, a loss fetched
+  every step. Its D-RTRL is braintrace's own default, the single-step rule: less work a step than Fit's default.
+* braintools.trainer: a LightningModule and its Trainer with the CSV logger, no progress bar; BPTT is all it has.
+
+Speed: all run in one process, by turns. A round of Fit lies between two rounds of the hand-written loop and is
+compared with their mean, so a machine that slows down slows both. A round of either begins and ends at rest, and the
+data it prepares ahead, its rows and its callbacks count. Checkpoints and validations fall outside and are listed
+apart. Compile seconds and peak memory: a fresh process each; all import the same modules, whose size is listed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import brainstate
+import braintools
+import braintrace
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxtrain as jt
+from jaxtrain.callbacks.throughput import peak_rss_mb
+from jaxtrain.loading import build
+from jaxtrain.program import Program
+from jaxtrain.strategies.names import make_strategy
+
+HIDDEN, LAG, DIGITS, BATCH = 16, 50, 10, 16
+DEPTH, WARM = 10, LAG + DIGITS
+LR, CLIP, LOG_EVERY = 3e-3, 1.0, 100
+SLOW = 5
+"""Ways that dispatch every batch take this many times fewer steps a round."""
+cross_entropy = braintools.metric.softmax_cross_entropy_with_integer_labels
+
+
+class Net(brainstate.nn.Module):
+    """One time step, (B, 10) -> (B, 10)."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = braintrace.nn.GRUCell(DEPTH, HIDDEN)
+        self.readout = braintrace.nn.Linear(HIDDEN, DEPTH)
+
+    def update(self, x):
+        return self.readout(self.rnn(x))
+
+
+class CopyGRU(jt.Module):
+    def build(self):
+        return Net()
+
+    def learning_step(self, forward, x, y):
+        logits = forward(x)
+        return cross_entropy(logits, y), {"accuracy": logits.argmax(-1) == y}
+
+    def configure_optimizer(self):
+        return braintools.optim.Adam(LR)
+
+
+# ------------------------------------------------------------------------------------------------ ways to train
+
+
+class HandWritten:
+    """The same step in a scan; ``round(steps)`` gives seconds."""
+
+    def __init__(self, strategy: str):
+        started = time.perf_counter()
+        self.data = jt.CopyDataset(LAG, DIGITS, BATCH)
+        module = CopyGRU()
+        build(module, 0)
+        program = Program(
+            module, make_strategy(strategy), self.data.encode, self.data.batch(0), seed=0, clip=CLIP, accumulate=1,
+            nonfinite="raise", chunk="auto",
+        )  # fmt: skip
+        self.values, self.root, self.length = program.values, program.root, program.chunk
+        step = program._step
+
+        def chunk(values, root, first, batches):
+            # Every output of the step is kept, or XLA would leave out the work behind it.
+            body = lambda values, x: step(values, root, *x)  # noqa: E731
+            return jax.lax.scan(body, values, (first + jnp.arange(self.length), batches))
+
+        self.step, self.losses = 0, []
+        self.rows: list[float] = []
+        self.batches = self._stacked()
+        example = (self.values, self.root, np.int32(0), self.batches)
+        self.chunk = jax.jit(chunk, donate_argnums=0).lower(*example).compile()
+        self.compile_seconds = time.perf_counter() - started
+
+    def _stacked(self) -> tuple[np.ndarray, np.ndarray]:
+        batches = [self.data.batch(self.step + i) for i in range(self.length)]
+        return np.stack([ids for ids, _ in batches]), np.stack([targets for _, targets in batches])
+
+    def round(self, steps: int) -> float:
+        started = time.perf_counter()
+        for _ in range(steps // self.length):
+            self.values, (metrics, _) = self.chunk(self.values, self.root, np.int32(self.step), self.batches)
+            self.losses.append(metrics["loss"])
+            self.step += self.length
+            self.batches = self._stacked()
+            if self.step % LOG_EVERY == 0:
+                nums, weights = (np.concatenate(arrays) for arrays in zip(*self.losses, strict=True))
+                self.rows.append(float(nums.sum() / weights.sum()))
+                self.losses = []
+        return time.perf_counter() - started
+
+
+class Tutorial:
+    """A jitted call for every batch, in the manner of braintrace's tutorial on the copying task."""
+
+    def __init__(self, strategy: str):
+        started = time.perf_counter()
+        brainstate.random.seed(0)
+        self.model = Net()
+        self.weights = self.model.states().subset(brainstate.ParamState)
+        self.optimizer = braintools.optim.Adam(LR)
+        self.optimizer.register_trainable_weights(self.weights)
+        self.train_step = brainstate.transform.jit({"drtrl": self._online, "bptt": self._bptt}[strategy])
+        self.batches = iter(jt.CopyDataset(LAG, DIGITS, BATCH))
+        self.losses: list[float] = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # braintrace says that Wr gets no gradient
+            self.round(1)
+        self.compile_seconds = time.perf_counter() - started - self.round(1)
+
+    def _online(self, inputs, targets):
+        rule = braintrace.D_RTRL(self.model)
+
+        @brainstate.transform.vmap_new_states(state_tag="new", axis_size=inputs.shape[1])
+        def init():
+            brainstate.nn.init_all_states(self.model)
+            rule.compile_graph(inputs[0, 0])
+
+        init()
+        learner = brainstate.nn.Vmap(rule, vmap_states="new")
+
+        def loss(x, y):
+            return cross_entropy(learner(x), y).mean()
+
+        def step(total, xs):
+            grads, value = brainstate.transform.grad(loss, self.weights, return_value=True)(*xs)
+            return jax.tree.map(jnp.add, total, grads), value
+
+        brainstate.transform.for_loop(learner, inputs[:WARM])
+        zeros = jax.tree.map(jnp.zeros_like, {key: state.value for key, state in self.weights.items()})
+        grads, losses = brainstate.transform.scan(step, zeros, (inputs[WARM:], targets))
+        self.optimizer.update(grads)
+        return losses.mean()
+
+    def _bptt(self, inputs, targets):
+        @brainstate.transform.vmap_new_states(state_tag="new", axis_size=inputs.shape[1])
+        def init():
+            brainstate.nn.init_all_states(self.model)
+
+        init()
+        network = brainstate.nn.Vmap(self.model, vmap_states="new")
+
+        def loss():
+            brainstate.transform.for_loop(network, inputs[:WARM])
+            step = lambda x, y: cross_entropy(network(x), y).mean()  # noqa: E731
+            return brainstate.transform.for_loop(step, inputs[WARM:], targets).mean()
+
+        grads, value = brainstate.transform.grad(loss, self.weights, return_value=True)()
+        self.optimizer.update(grads)
+        return value
+
+    def round(self, steps: int) -> float:
+        started = time.perf_counter()
+        for _ in range(steps):
+            x, y = next(self.batches)
+            loss = self.train_step(jnp.asarray(np.transpose(x, (1, 0, 2))), jnp.asarray(np.transpose(y)))
+            self.losses.append(float(loss))
+        return time.perf_counter() - started
+
+
+class Lightning(braintools.trainer.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = Net()
+
+    def training_step(self, batch, batch_idx):
+        ids, targets = batch
+        brainstate.nn.init_all_states(self.net, batch_size=BATCH)
+        logits = brainstate.transform.for_loop(self.net, jax.nn.one_hot(ids, DEPTH))[WARM:]
+        self.log("accuracy", jnp.mean(logits.argmax(-1) == targets))
+        return {"loss": cross_entropy(logits, targets).mean()}
+
+    def configure_optimizers(self):
+        return braintools.optim.Adam(LR)
+
+
+class Batches(braintools.trainer.Dataset):
+    """Whole batches as the items of a braintools DataLoader."""
+
+    def __init__(self, length: int):
+        self.length, self.data = length, jt.CopyDataset(LAG, DIGITS, BATCH)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Any:
+        return self.data.batch(index)
+
+
+class BrainTools:
+    """braintools.trainer. A fit compiles anew, so a round's clock starts behind its first batches."""
+
+    def __init__(self, root: str):
+        self.model, self.root = Lightning(), root
+        self.compile_seconds = self._fit(2)[1]
+
+    def round(self, steps: int) -> float:
+        return self._fit(steps + 10, skip=10)[0]
+
+    def _fit(self, steps: int, skip: int = 1) -> tuple[float, float]:
+        """Seconds of the steps after ``skip``, and of everything before."""
+        marks: list[float] = []
+
+        class Clock(braintools.trainer.Callback):
+            def on_train_batch_end(self, *args):
+                marks.append(time.perf_counter())
+
+        started = time.perf_counter()
+        trainer = braintools.trainer.Trainer(
+            max_epochs=1, gradient_clip_val=CLIP, default_root_dir=self.root, enable_progress_bar=False,
+            callbacks=[Clock()],
+        )  # fmt: skip
+        loader = braintools.trainer.DataLoader(Batches(steps), batch_size=1, collate_fn=lambda items: items[0])
+        trainer.fit(self.model, loader)
+        return marks[-1] - marks[skip - 1], marks[0] - started
+
+
+class Rounds(jt.Callback):
+    """Times a run of Fit in rounds of ``steps``, and lets ``between`` run while Fit rests. Round 0 warms up."""
+
+    rank = "persist"  # last in its event: what other callbacks do at the end of a round counts
+
+    def __init__(self, steps: int, between: Callable[[], None]):
+        self.steps, self.between = steps, between
+        self.seconds: list[float] = []
+
+    def edges(self):
+        return (jt.Period(self.steps, "step"),)
+
+    def on_fit_start(self, run):
+        self.started = time.perf_counter()
+
+    def on_chunk_end(self, run, metrics):
+        if run.step % self.steps == 0:
+            self.seconds.append(time.perf_counter() - self.started)
+            self.between()
+            self.started = time.perf_counter()  # what else happens at this edge, as its row, opens the next round
+
+
+def run_fit(strategy: str, steps: int, run_dir: Path, every: int, extra: jt.Callback | None = None) -> jt.Result:
+    """Fit with its defaults on, as the recipe has them, but for the figure, which is an event."""
+    callbacks = [jt.LearningRateMonitor(), jt.Throughput(), jt.JSONL(), jt.TensorBoard(), jt.ProgressBar()]
+    callbacks.append(jt.Checkpoint(every=every, best=("val/loss", 2), last=2))
+    fit = jt.Fit(
+        strategy, max_steps=steps, clip=CLIP, log_every=LOG_EVERY, run_dir=run_dir,
+        callbacks=[*callbacks, *([extra] if extra else [])],
+    )  # fmt: skip
+    return fit.run(CopyGRU(), jt.CopyDataModule(LAG, DIGITS, BATCH))
+
+
+# ------------------------------------------------------------------------------------------------- measurements
+
+
+def alone(way: str, strategy: str, root: str) -> dict[str, float]:
+    """Compile seconds and peak memory of one way; meant for a fresh process."""
+    imported, steps = peak_rss_mb(), 400
+    numbers = {}
+    if way == "Fit":
+        seconds = run_fit(strategy, steps, Path(root) / "run", every=100).summary["seconds"]
+        numbers = {"checkpoint_ms": 1e3 * seconds["checkpoint"] / 4, "validate_ms": 1e3 * seconds["validate"]}
+        compiled = seconds["compile"]
+    else:
+        trained = make(way, strategy, root)
+        trained.round(steps)
+        compiled = trained.compile_seconds
+    return {"compile_s": compiled, "peak_mib": peak_rss_mb(), "imports_mib": imported, **numbers}
+
+
+def make(way: str, strategy: str, root: str) -> HandWritten | Tutorial | BrainTools:
+    if way == "braintools.trainer":
+        return BrainTools(root)
+    return {"hand-written": HandWritten, "tutorial": Tutorial}[way](strategy)
+
+
+def by_turns(strategy: str, ways: list[str], rounds: int, steps: int, root: str) -> dict[str, list[float]]:
+    """Steps per second of every round, and of the hand-written loop around each round of Fit."""
+    hand = HandWritten(strategy)
+    others = {way: make(way, strategy, root) for way in ways if way not in ("hand-written", "Fit")}
+    seconds: dict[str, list[float]] = {way: [] for way in others}
+    before, after = [], []
+
+    def between() -> None:
+        after.append(hand.round(steps))
+        for way, other in others.items():
+            seconds[way].append(other.round(steps // SLOW) * SLOW)
+        before.append(hand.round(steps))
+
+    clock = Rounds(steps, between)
+    run_fit(strategy, (rounds + 1) * steps, Path(root) / "run", every=10**9, extra=clock)
+    # before[i] comes ahead of Fit's round i + 1 and after[i + 1] behind it.
+    around = [(b + a) / 2 for b, a in zip(before[:-1], after[1:], strict=True)]
+    taken = {"hand-written": around, "Fit": clock.seconds[1:], **{way: every[1:] for way, every in seconds.items()}}
+    return {way: [steps / second for second in every] for way, every in taken.items()}
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    low, middle, high = np.percentile(values, [25, 50, 75]).tolist()
+    return low, middle, high
+
+
+def table(speeds: dict[str, list[float]], fresh: dict[str, dict[str, float]]) -> Iterator[str]:
+    yield "| | steps/s, median (quartiles) | ms a step | time over hand-written, paired median (quartiles) "
+    yield "| compile, s | peak memory, MiB (above imports) |\n|---|---|---|---|---|---|\n"
+    hand = speeds["hand-written"]
+    for way, every in speeds.items():
+        low, middle, high = quartiles(every)
+        less, ratio, more = quartiles([100 * (h / e - 1) for h, e in zip(hand, every, strict=True)])
+        over = "" if way == "hand-written" else f"{ratio:+.1f} % ({less:+.1f} to {more:+.1f})"
+        peak, imports = fresh[way]["peak_mib"], fresh[way]["imports_mib"]
+        yield f"| {way} | {middle:.0f} ({low:.0f} to {high:.0f}) | {1000 / middle:.2f} | {over} "
+        yield f"| {fresh[way]['compile_s']:.1f} | {peak:.0f} ({peak - imports:+.0f}) |\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--strategies", nargs="+", default=["drtrl", "bptt"], choices=["drtrl", "bptt"])
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of Fit, each between two of the loop")
+    parser.add_argument("--steps", type=int, default=500, help=f"steps a round, a multiple of {LOG_EVERY}")
+    parser.add_argument("--json", type=Path, help="where to write every number")
+    parser.add_argument("--alone", nargs=2, metavar=("WAY", "STRATEGY"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.rounds < 1 or options.steps < 1 or options.steps % LOG_EVERY:
+        parser.error(f"--rounds must be 1 or more and --steps a multiple of {LOG_EVERY}")
+    jax.config.update("jax_enable_compilation_cache", False)
+    logging.getLogger("jaxtrain").setLevel(logging.WARNING)
+    if options.alone:
+        with tempfile.TemporaryDirectory() as root:
+            print(json.dumps(alone(*options.alone, root)))
+        return
+
+    print(f"hidden {HIDDEN}, {LAG + 2 * DIGITS} time steps, batch {BATCH}, a row every {LOG_EVERY} steps; "
+          f"{options.rounds} rounds of {options.steps} steps; jax {jax.__version__} on {jax.default_backend()}, "
+          f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")  # fmt: skip
+    results: dict[str, Any] = {"load": [os.getloadavg()]}
+    for strategy in options.strategies:
+        ways = ["hand-written", "Fit", "tutorial", *(["braintools.trainer"] if strategy == "bptt" else [])]
+        fresh = {}
+        for way in ways:
+            command = [sys.executable, __file__, "--alone", way, strategy]
+            answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            fresh[way] = json.loads(answer.splitlines()[-1])
+        with tempfile.TemporaryDirectory() as root:
+            speeds = by_turns(strategy, ways, options.rounds, options.steps, root)
+        middle = {way: statistics.median(every) for way, every in speeds.items()}
+        print(f"\n### {strategy}\n\n{''.join(table(speeds, fresh))}")
+        print(f"Fit over hand-written, ratio of medians: {100 * (middle['hand-written'] / middle['Fit'] - 1):+.1f} %. "
+              f"Events apart: a checkpoint holds the loop up for {fresh['Fit']['checkpoint_ms']:.0f} ms, a validation "
+              f"of 8 batches for {fresh['Fit']['validate_ms']:.0f} ms.")  # fmt: skip
+        results[strategy] = {"steps_per_second": speeds, "alone": fresh}
+    results["load"].append(os.getloadavg())
+    print(f"\nload at the end: {os.getloadavg()[0]:.1f}")
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,357 @@
+"""The loop: the order of events, requests of callbacks, numbers that are not finite, data that fails, compiles."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxtrain as jt
+from jaxtrain.metrics import Pending
+from tests.small import (
+    At,
+    CopyGRU,
+    Linear,
+    Lines,
+    LinesOf,
+    Trace,
+    copies,
+    count_compiles,
+    leaves,
+    line,
+    lines,
+    result_of,
+    rows,
+    same,
+    steps_of,
+)
+
+
+class Probing(Trace):
+    probe_every = 4
+
+    def probe(self, module, learner, phases):
+        return jnp.float32(1)
+
+
+# ------------------------------------------------------------------------------------------------- order of events
+
+
+def test_the_trace_of_a_run(tmp_path):
+    events = []
+    data = jt.DataModule(LinesOf(4), LinesOf(2))
+    callbacks = [Probing(events), jt.Checkpoint(every=4, best=None)]
+    fit = jt.Fit(
+        "bptt", max_steps=6, chunk=3, validate_every=6, log_every=2, callbacks=callbacks, run_dir=tmp_path / "a"
+    )
+    fit.run(Linear(), data)
+    assert events == [
+        "fit_start 0",
+        "epoch_start 0",
+        "chunk_start 0",
+        "chunk_start 0",
+        "chunk_end 3",
+        "row 3",
+        "chunk_end 4",
+        "probe 4",
+        "epoch_end 4",
+        "row 4",
+        "checkpoint 4",
+        "epoch_start 4",
+        "chunk_start 4",
+        "chunk_end 6",
+        "validation_start 6",
+        "validation_end 6",
+        "row 6",
+        "checkpoint 6",
+        "fit_end 6",
+    ]
+    events.clear()
+    callbacks = [Probing(events), jt.Checkpoint(every=4, best=None)]
+    fit = jt.Fit(
+        "bptt", max_steps=8, chunk=3, validate_every=6, log_every=2, callbacks=callbacks, run_dir=tmp_path / "a"
+    )
+    fit.run(Linear(), jt.DataModule(LinesOf(4), LinesOf(2)), resume="last")
+    assert events == [
+        "fit_start 6",
+        "restore 6",
+        "chunk_start 6",
+        "chunk_end 8",
+        "probe 8",
+        "validation_start 8",
+        "validation_end 8",
+        "epoch_end 8",
+        "row 8",
+        "checkpoint 8",
+        "fit_end 8",
+    ]
+
+
+def test_ranks_order_the_callbacks_of_an_event(tmp_path):
+    events = []
+
+    def ranked(rank, mark):
+        return type("Ranked", (Trace,), {"rank": rank})(events, mark)
+
+    kinds = [
+        ("persist", "p "),
+        ("record", "r "),
+        ("decide", "d "),
+        ("produce", "m "),
+        ("record", "s "),
+        ("produce", "n "),
+    ]
+    callbacks = [ranked(*kind) for kind in kinds]
+    fit = jt.Fit("bptt", max_steps=2, callbacks=callbacks, run_dir=tmp_path)
+    fit.run(Linear(), lines())
+    assert len(events) == 6 * len(set(event[2:] for event in events)), "everyone hears everything"
+    for i in range(0, len(events), 6):
+        assert [event[0] for event in events[i : i + 6]] == ["m", "n", "d", "r", "s", "p"]
+        assert len({event[2:] for event in events[i : i + 6]}) == 1
+
+
+def test_an_exception_is_told_before_the_end(tmp_path):
+    def fail(run):
+        raise RuntimeError("boom")
+
+    events = []
+    fit = jt.Fit("bptt", max_steps=9, chunk=2, callbacks=[Trace(events), At("on_chunk_end", 4, fail)], run_dir=tmp_path)
+    with pytest.raises(RuntimeError, match="boom"):
+        fit.run(Linear(), Lines())
+    assert events[-2:] == ["exception 4", "fit_end 4"]
+    assert result_of(tmp_path)["status"] == "failed" and result_of(tmp_path)["digest"] is None
+
+
+def test_hooks_that_nobody_overrides_are_not_called(monkeypatch):
+    def never(*_):
+        raise AssertionError("called")
+
+    class Silent(jt.Callback):
+        def on_chunk_end(self, run, metrics):
+            self.step = run.step
+
+    silent = Silent()
+    for name in vars(jt.Callback):
+        if name.startswith("on_") and name != "on_chunk_end":
+            monkeypatch.setattr(jt.Callback, name, never)
+    monkeypatch.setattr(jt.Callback, "flush", never)
+    jt.Fit("bptt", max_steps=4, validate_every=2, callbacks=[silent]).run(
+        Linear(), jt.DataModule(LinesOf(2), LinesOf(1))
+    )
+    assert silent.step == 4
+
+
+def test_metrics_of_every_step_arrive_and_rows_are_their_means():
+    got = {}
+
+    class Keep(jt.Callback):
+        def on_chunk_end(self, run, metrics):
+            n = len(metrics["loss"])
+            for i in range(n):
+                got[run.step - n + i + 1] = {name: values[i] for name, values in metrics.items()}
+            assert all(values.shape == (n,) for values in metrics.values())
+
+    result = jt.Fit("bptt", max_steps=10, chunk=3, log_every=4, callbacks=[Keep()]).run(Linear(), Lines())
+    assert list(got) == list(range(1, 11))
+    assert set(got[1]) == {"loss", "grad_norm", "param_norm", "lr"}
+    assert [row["step"] for row in result.history] == [4, 8, 10]
+    assert result.history[0]["train/loss"] == pytest.approx(np.mean([got[s]["loss"] for s in range(1, 5)]), rel=1e-6)
+    assert result.history[2]["grad_norm"] == pytest.approx(np.mean([got[s]["grad_norm"] for s in (9, 10)]), rel=1e-6)
+    assert "lr" not in result.history[0]
+
+
+# ---------------------------------------------------------------------------------------------- compiles, fetches
+
+
+class Figure(jt.Callback):
+    probe_every = 6
+
+    def probe(self, module, learner, phases):
+        return learner.predict(phases)
+
+
+@pytest.mark.parametrize("strategy", ["bptt", "drtrl"])
+def test_nothing_is_compiled_after_the_start(tmp_path, no_compilation_cache, strategy):
+    seen, stop = count_compiles()
+    marks = {}
+
+    class Marks(jt.Callback):
+        def on_fit_start(self, run):
+            marks["start"] = len(seen)
+
+        def on_fit_end(self, run, status):
+            marks["end"] = len(seen)
+
+    data = copies() if strategy == "drtrl" else lines()
+    module = CopyGRU() if strategy == "drtrl" else Linear()
+    before = Pending.fetches
+    try:
+        jt.Fit(
+            strategy, max_steps=23, chunk=5, validate_every=10, log_every=4, clip=1.0, run_dir=tmp_path,
+            callbacks=[Marks(), Figure(), jt.JSONL(), jt.TensorBoard(), jt.Checkpoint(every=7)],
+        ).run(module, data)  # fmt: skip
+    finally:
+        stop()
+    assert marks["start"] > 0 and marks["end"] == marks["start"]
+    chunks = [5, 6, 7, 10, 12, 14, 15, 18, 20, 21, 23]  # multiples of 5 and edges: 6, 12, 18; 7, 14, 21; 10, 20; 23
+    validations, probes = 3, 3  # at 10, 20 and the end; 6, 12, 18
+    assert Pending.fetches - before == len(chunks) + 2 * validations + probes
+
+
+def test_the_state_before_a_step_is_donated():
+    from jaxtrain.program import Program
+    from jaxtrain.strategies.names import make_strategy
+
+    module = Linear()
+    module.model = module.build()
+    options = dict(seed=0, clip=None, accumulate=1, nonfinite="raise", chunk=2)
+    program = Program(module, make_strategy("bptt"), lambda x: x, line(0), **options)
+    program.prepare()
+    before = list(program.values.values())
+    pending = program.train([line(0), line(1)], 0)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
+    assert pending.fetch()["loss"].num.shape == (2,)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(program.values))
+
+
+# -------------------------------------------------------------------------------------------- chunks and observers
+
+
+@pytest.mark.parametrize("module,data", [(Linear, lines), (CopyGRU, copies)])
+def test_chunks_do_not_change_the_numbers(module, data):
+    results = []
+    for chunk in (1, 7, 50):
+        one = module()
+        strategy = "drtrl" if module is CopyGRU else "bptt"
+        fit = jt.Fit(strategy, max_steps=20, chunk=chunk, log_every=3, validate_every=9, clip=0.5)
+        result = fit.run(one, data())
+        results.append((result.digest, result.history, leaves(one)))
+    for digest, history, params in results[1:]:
+        assert digest == results[0][0] and history == results[0][1] and same(params, results[0][2])
+
+
+def test_observers_change_nothing(tmp_path):
+    def run(callbacks, **options):
+        module = CopyGRU(noise=0.1)
+        return jt.Fit("bptt", max_steps=14, clip=1.0, callbacks=callbacks, **options).run(module, copies()), leaves(
+            module
+        )
+
+    plain = run([], chunk=14)
+    callbacks = [
+        jt.CopyFigure(every=4, sequences=1), Figure(), jt.LearningRateMonitor(), jt.Throughput(), jt.JSONL(),
+        jt.TensorBoard(), jt.ProgressBar(), jt.EarlyStopping(patience=100), jt.Checkpoint(every=3, best=("val/loss", 2)),
+    ]  # fmt: skip
+    watched = run(callbacks, run_dir=tmp_path, validate_every=5, log_every=1, chunk=4)
+    assert watched[0].digest == plain[0].digest and same(plain[1], watched[1])
+    assert len(list((tmp_path / "figures").iterdir())) == 3
+
+
+# ---------------------------------------------------------------------------------------- numbers that are no numbers
+
+
+def spoil(*steps):
+    def change(step, batch):
+        x, y = batch
+        return (x, np.full_like(y, np.nan)) if step + 1 in steps else batch
+
+    return change
+
+
+def test_nonfinite_raise_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
+    callbacks = [jt.JSONL(), jt.Checkpoint(every=4, best=None)]
+    fit = jt.Fit("bptt", max_steps=12, chunk=4, log_every=2, callbacks=callbacks, run_dir=tmp_path)
+    with pytest.raises(jt.NonFiniteError, match=r"^step 7: train/loss is not finite; lower .*nonfinite='skip'"):
+        fit.run(Linear(), Lines(spoil(7)))
+    assert result_of(tmp_path)["status"] == "failed" and result_of(tmp_path)["step"] == 4
+    assert steps_of(tmp_path) == [4]
+    assert [row["step"] for row in rows(tmp_path)] == [2, 4]
+    good = Linear()
+    jt.load(tmp_path, good)
+    reference = Linear()
+    jt.Fit("bptt", max_steps=4).run(reference, Lines())
+    assert same(leaves(good), leaves(reference))
+
+
+def test_a_bad_gradient_is_named_by_its_parameter():
+    class Bad(Linear):
+        def learning_step(self, forward, x, y):
+            h = forward(x)
+            return jnp.where(h > 0, jnp.sqrt(jnp.abs(h - h)), 0.0).sum(-1)  # 0, its derivative is not
+
+    with pytest.raises(jt.NonFiniteError, match=r"step 1: the gradient of [bw] is not finite"):
+        jt.Fit("bptt", max_steps=2).run(Bad(), Lines())
+
+
+def test_nonfinite_skip_leaves_the_state_as_before(tmp_path, capsys):
+    import braintools
+
+    seen = {}
+
+    class Watch(jt.Callback):
+        def on_chunk_end(self, run, metrics):
+            seen[run.step] = run.params()
+
+    fit = jt.Fit(
+        "bptt", max_steps=6, chunk=1, log_every=3, nonfinite="skip", callbacks=[jt.JSONL()], run_dir=tmp_path / "skip"
+    )
+    module = Linear(lambda: braintools.optim.Adam(0.01))
+    result = fit.run(module, Lines(spoil(2, 3)))
+    assert "step 2: train/loss is not finite; skipped" in capsys.readouterr().err
+    assert [row.get("skipped_steps") for row in rows(tmp_path / "skip")] == [2.0, None]
+    assert all(math.isfinite(value) for row in result.history for value in row.values())
+
+    class Without(Lines):  # the same batches, those two left out
+        def batch(self, step):
+            return line(step if step < 1 else step + 2)
+
+    reference = Linear(lambda: braintools.optim.Adam(0.01))
+    jt.Fit("bptt", max_steps=4).run(reference, Without())
+    assert same(leaves(module), leaves(reference)), "parameters and optimizer are as if those steps had not been"
+
+
+def test_skipped_steps_are_counted_in_the_row_of_their_step(tmp_path):
+    found = []
+    for chunk in (1, 2, 6):
+        fit = jt.Fit("bptt", max_steps=6, chunk=chunk, log_every=1, nonfinite="skip")
+        result = fit.run(Linear(), Lines(spoil(2, 3)))
+        found.append([row.get("skipped_steps") for row in result.history])
+    assert found == [[None, 1.0, 1.0, None, None, None]] * 3
+
+
+def test_nonfinite_warn_goes_on(tmp_path, capsys):
+    def change(step, batch):
+        x, y = batch
+        return (x, y * np.float32(1e30)) if step == 1 else batch
+
+    fit = jt.Fit("bptt", max_steps=6, chunk=2, log_every=2, nonfinite="warn", callbacks=[jt.JSONL()], run_dir=tmp_path)
+    result = fit.run(Linear(), Lines(change))
+    assert result.status == "finished" and "step 2: train/loss is not finite" in capsys.readouterr().err
+    assert rows(tmp_path)[0]["train/loss"] is None and "train/loss" in rows(tmp_path)[0]["nonfinite"]
+
+
+def test_a_nan_validation_never_is_the_best(tmp_path):
+    class Score(Linear):
+        def evaluation_step(self, forward, x, y):
+            forward(x)
+            return jnp.where(y[0, 0] > 0, jnp.nan, 1.0)
+
+    class Val(LinesOf):
+        calls = 0
+
+        def batch(self, step):
+            if step == 0:
+                type(self).calls += 1
+            sign = 1.0 if self.calls in (4,) else -1.0
+            x, y = line(step)
+            return x, np.full_like(y, sign)
+
+    checkpoint = jt.Checkpoint(every=2, best=("val/loss", 1), last=1)
+    fit = jt.Fit("bptt", max_steps=6, validate_every=2, callbacks=[checkpoint], run_dir=tmp_path)
+    result = fit.run(Score(), jt.DataModule(Lines(), Val(1)))
+    assert any(math.isnan(row["val/loss"]) for row in result.history), "one of the three was NaN"
+    assert result.best is not None and result.best["score"] == 1.0
+    best = result.best["step"]
+    assert best in steps_of(tmp_path)
+    assert not math.isnan({row["step"]: row for row in result.history}[best]["val/loss"])

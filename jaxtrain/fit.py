@@ -117,7 +117,9 @@ class Fit:
 
     def _train(self, loop: Loop, origin: Origin, report: dict[str, Any], started: float) -> Result:
         run, saved = loop.run, origin.saved
-        over = saved is not None and (saved.meta["status"] == "stopped" or loop._is_over()) and not loop.cut
+        over = None if saved is None or loop.cut else saved.meta["over"]
+        if over is not None and (origin.explicit if over[0] == "stopped" else not loop.is_over()):
+            over = None  # asked to train on, or given a larger budget
         loop.store = None if origin.run_dir is None else self._store(origin.run_dir)
         if origin.run_dir is not None:
             write_json(origin.run_dir / "config.json", run.config)
@@ -127,10 +129,9 @@ class Fit:
                 loop.callbacks("on_fit_start", run)
                 if saved is not None or origin.restarted:
                     loop.callbacks("on_restore", run)
-                if over:
-                    assert saved is not None
-                    loop.status, loop.reason = saved.meta["status"] or "finished", saved.meta["reason"]
-                    log.info("already %s at step %d", loop.status, run.step)
+                if over is not None:
+                    loop.status, loop.reason = over
+                    log.info("already %s at step %d%s", loop.status, run.step, f": {over[1]}" if over[1] else "")
                 loop.train()
                 loop.saved = None if loop.store is None else loop.store.wait()
                 loop.program.write_back()
@@ -155,6 +156,10 @@ class Fit:
         feed = Feed(data.train_data(), "train")
         example = feed.example()
         val = _optional_feed(data.val_data(), "val")
+        if val is None and self.validate_every is not None:
+            raise ValueError(
+                f"Fit(validate_every={str(self.validate_every)!r}), but {type(data).__name__} has no val data"
+            )
         saved = origin.saved
         strategy, chunk = self._resolved(origin.config)
         if saved is not None:

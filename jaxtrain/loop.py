@@ -42,6 +42,8 @@ class Loop:
         self.seconds = {"validate": 0.0, "checkpoint": 0.0}
         self.cut = False
         """Whether the run was ended between the two halves of an edge, with a validation still to come."""
+        self.over = False
+        """Whether the run has come to its end, rather than to the end of this process's time."""
         self._late: tuple[Pending, int] | None = None
         self._error: Exception | None = None
 
@@ -56,21 +58,20 @@ class Loop:
             late, self._late = self._late, self._dispatch(self.schedule.length(self.position))
             self._deliver(late)
             if self._error is None:
-                self.feed.prefetch(self.schedule.length(self.position) if not self._is_over() else 0)
+                self.feed.prefetch(self.schedule.length(self.position) if not self.is_over() else 0)
             if self._at_edge():
+                due = self._edge_due()
                 self._deliver(self._late)
                 self._late = None
-                self._edge()
+                self._edge(due)
 
     # ------------------------------------------------------------------------------------------------- a chunk
 
     def _dispatch(self, n: int) -> tuple[Pending, int] | None:
         try:
             batches = self.feed.take(n)
-        except (
-            Exception
-        ) as error:  # whole steps before the one that failed still count; the error is raised at the edge
-            self._error = error
+        except Exception as error:
+            self._error = error  # raised at the edge: whole steps before the one that failed still count
             batches = self.feed.take(self.feed.ready)
         if not batches:
             return None
@@ -93,8 +94,8 @@ class Loop:
         with np.errstate(invalid="ignore", divide="ignore"):
             metrics = {name: nums[name] / weights[name] for name in nums}
         self.callbacks("on_chunk_end", self.run, metrics)
-        if not self._at_edge():
-            self._finish_rows()
+        if self.run.step < self.position or not self._at_edge():
+            self._finish_rows()  # at an edge the row of its step waits until all of the edge's events are over
 
     def _check(self, bad: np.ndarray, first: int) -> None:
         """Apply the policy for steps in which something is NaN or infinite."""
@@ -109,8 +110,6 @@ class Loop:
             )
         more = f" (and {len(where) - 1} more steps of this chunk)" if len(where) > 1 else ""
         log.warning("%s%s%s", text, more, "; skipped" if self.nonfinite == "skip" else "")
-        if self.nonfinite == "skip":
-            self.run.recorder.log({"skipped_steps": self.run.recorder.logged.get("skipped_steps", 0.0) + len(where)})
 
     # ------------------------------------------------------------------------------------------------- an edge
 
@@ -118,19 +117,26 @@ class Loop:
         return self.schedule.total is not None and self.position >= self.schedule.total
 
     def _at_edge(self) -> bool:
+        return self._error is not None or self.signals.received is not None or self._edge_due()
+
+    def _edge_due(self) -> bool:
+        """Whether an edge is due at ``position``, also without a failure or a signal."""
         return (
-            self._error is not None
-            or self.signals.received is not None
-            or self.run.requests.any()
+            self.run.requests.any()
             or self.schedule.is_edge(self.position)
             or self.schedule.out_of_time()
             or self.schedule.clock_due()
         )
 
-    def _edge(self) -> None:
+    def _edge(self, due: bool) -> None:
         if self._error is not None:
+            self._finish_rows()
             self._save()
             raise self._error
+        if not due:  # a signal alone: what callbacks asked for on the way waits, as it would have without the signal
+            self._finish_rows()
+            self._end_by_signal()
+            return
         for callback in self.callbacks:
             if callback.probe_every is not None and self._probe_due(callback):
                 self._probe(callback)
@@ -140,22 +146,26 @@ class Loop:
         run = self.run
         ending = self._ending()
         due = self.cut or run.requests.validate or self.schedule.validation_due(run.step) or ending is not None
-        self.cut = False
+        self.cut = run.requests.validate = False
         if self.val is not None and due and run.last_validation != run.step and not self._validate():
             self.cut = True  # a signal: this step's checkpoint says that the rest of the edge is still to come
             self._end_by_signal()
             return
         if self.schedule.is_epoch_end(run.step):
             self.callbacks("on_epoch_end", run)
-        ending = ending or self._ending()
+        if self.val is None or run.last_validation == run.step:  # a run ends with a validation
+            ending = ending or self._ending()
         if ending is not None:
             run.recorder.force(run.step, {})
         self._finish_rows()
-        requests, run.requests = run.requests, Requests()
+        # What was asked for too late for this edge waits for the next one.
+        requests, stop = run.requests, run.requests.stop if ending is None else None
+        run.requests = Requests(validate=requests.validate, stop=stop)
         if requests.task is not None and ending is None:
             self._retask(self, requests.task)
         if ending is not None:
             self.status, self.reason = ending
+            self.over = requests.stop is not None or self.is_over()
             self._save()
         elif self.signals.received is not None:
             self._end_by_signal()
@@ -167,7 +177,7 @@ class Loop:
         """Status and reason if the run ends here of itself."""
         if self.run.requests.stop is not None:
             return "stopped", self.run.requests.stop
-        if self._is_over():
+        if self.is_over():
             return "finished", None
         return ("stopped", "max_time reached") if self.schedule.out_of_time() else None
 
@@ -243,8 +253,7 @@ class Loop:
             "cut": self.cut,
             "requests": vars(run.requests),
             "score": run.score,
-            "status": self.status if self.status in ("finished", "stopped") else None,
-            "reason": self.reason if self.status == "stopped" else None,
+            "over": [self.status, self.reason] if self.over else None,
             "versions": run.config.get("versions", {}),
         }
 
@@ -257,7 +266,8 @@ class Loop:
         run.requests, run.score = Requests(**meta["requests"]), meta["score"]
         self.cut = meta["cut"]
         self.resumed_cut = meta["step"] if meta["cut"] else None
-        run.row_limit = meta["step"] - 1 if meta["cut"] else meta["step"]
+        pending = run.recorder.rows  # those of an edge that was cut
+        run.row_limit = pending[0]["step"] - 1 if pending else meta["step"]
         keys = self.callbacks.keys()
         for key, state in meta["callbacks"].items():
             if key in keys:

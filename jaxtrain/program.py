@@ -169,11 +169,16 @@ class Program:
         phases = check_phases(self.module.phases(batch))
         metrics = self.learner.learn(phases, self._update)
         counts = metrics.pop(BAD).num
+        # The norm comes last: a gradient that is not finite is named by its own leaf.
+        means = {name: mean for name, mean in metrics.items() if name != "grad_norm"}
+        finite = jnp.stack([jnp.isfinite(mean.num) for mean in means.values()])
+        last = jnp.isfinite(metrics["grad_norm"].num)[None]
         self._bad_names = [
-            *(f"train/{name}" for name in metrics),
+            *(f"train/{name}" for name in means),
             *(f"the gradient of {n}" for n in self.optimizer.leaves),
+            "grad_norm",
         ]
-        flags = jnp.concatenate([jnp.stack([~jnp.isfinite(mean.num) for mean in metrics.values()]), counts > 0])
+        flags = jnp.concatenate([~finite, counts > 0, ~last])
         bad = jnp.where(flags.any(), jnp.argmax(flags), -1).astype(jnp.int32)
         norm = global_norm([self._named[name].value for name in self.parameters])
         metrics["param_norm"] = Mean(norm, jnp.float32(1))
@@ -211,6 +216,7 @@ class Program:
             if self._nonfinite == "skip":
                 new = jax.tree.map(lambda n, o: jnp.where(bad < 0, n, o), new, values)
                 metrics = jax.tree.map(lambda leaf: jnp.where(bad < 0, leaf, 0), metrics)
+                metrics["skipped_fraction"] = Mean(jnp.float32(bad >= 0), jnp.float32(1))
             return new, {**metrics, BAD: bad}
 
         def chunk(values, root, first, n, batches):

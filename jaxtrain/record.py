@@ -8,7 +8,7 @@ import numpy as np
 
 HIDDEN = ("lr",)
 """Per-step values that are no mean over steps; a callback (LearningRateMonitor) puts them into rows."""
-PLAIN = ("grad_norm", "param_norm")
+PLAIN = ("grad_norm", "param_norm", "skipped_fraction")
 """Metrics that keep their own name; all others are logged under ``train/``."""
 
 
@@ -41,9 +41,10 @@ class Recorder:
             if (first_step + i + 1) % self.log_every == 0:
                 self._row(first_step + i + 1)
 
-    def log(self, values: dict[str, float]) -> None:
-        """Values that join the next row."""
-        self.logged.update({name: float(value) for name, value in values.items()})
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Values that join the row of this step, or where there is none the next one."""
+        row = self.rows[-1] if self.rows and self.rows[-1]["step"] == step else self.logged
+        row.update({name: float(value) for name, value in values.items()})
 
     def force(self, step: int, values: dict[str, float]) -> None:
         """A row at ``step`` with these values, whether or not one is due there."""
@@ -53,15 +54,12 @@ class Recorder:
 
     def _row(self, step: int) -> None:
         means = {tag(name): num / weight for name, (num, weight) in self.sums.items() if weight}
-        self.rows.append({"step": step, **means})
-        self.sums = {}
+        self.rows.append({"step": step, **means, **self.logged})
+        self.sums, self.logged = {}, {}
 
     def take(self) -> list[dict[str, Any]]:
-        """The rows that are complete now; values that were logged join the last of them."""
+        """The rows that are complete now."""
         rows, self.rows = self.rows, []
-        if rows:
-            rows[-1].update(self.logged)
-            self.logged = {}
         return rows
 
     def state(self) -> dict[str, Any]:

@@ -18,13 +18,15 @@ CHECKPOINTS = "checkpoints"
 @dataclass
 class Origin:
     """``run_dir``: where the run writes. ``saved``: the checkpoint it goes on from. ``restarted``: it begins at step 0
-    in a directory that holds an earlier attempt. ``parent``: the run it is a fork of. ``config``: the saved config."""
+    in a directory that holds an earlier attempt. ``parent``: the run it is a fork of. ``config``: the saved config.
+    ``explicit``: a step was asked for, so a run that a callback stopped there trains on."""
 
     run_dir: Path | None
     saved: Saved | None = None
     restarted: bool = False
     parent: dict[str, Any] | None = None
     config: dict[str, Any] | None = None
+    explicit: bool = False
 
 
 def absolute(path: str | Path) -> Path:
@@ -133,12 +135,13 @@ def _from_step(source: Path, word: str, target: Path | None) -> Origin:
     config = _config(source)
     if is_last and target is None:
         log.info("resume: step %d of %s", saved.step, source)
-        return Origin(source, saved, config=config, parent=(config or {}).get("parent"))
+        return Origin(source, saved, config=config, parent=(config or {}).get("parent"), explicit=True)
     target = target or _free(source.with_name(f"{source.name}-from-{saved.step}"))
     if _holds_run(target):
         raise FileExistsError(f"run directory {target} holds a run: a fork of {source} needs an empty one")
     log.info("resume: step %d of %s goes on as a fork in %s", saved.step, source, target)
-    return Origin(target, saved, config=config, parent={"run_dir": source.name, "step": saved.step})
+    parent = {"run_dir": source.name, "step": saved.step}
+    return Origin(target, saved, config=config, parent=parent, explicit=True)
 
 
 def _free(path: Path) -> Path:

@@ -107,7 +107,7 @@ class Run:
                 f"run.log({list(values)}) in on_checkpoint or on_fit_end: the row of step {self.step} is written; "
                 "log in on_validation_end or on_chunk_end"
             )
-        self.recorder.log(values)
+        self.recorder.log(self.step, values)
         self.metrics.update({name: float(value) for name, value in values.items()})
 
     @contextmanager

@@ -173,7 +173,7 @@ def test_spiking_network_with_units(lab, phases):
         return made
 
     wanted = lab.by_hand(task().model, phases, lab.squared, environ=environ)
-    print({k: np.abs(v).max() for k, v in lab.flat(wanted).items()})
+    assert all(np.abs(leaf).max() > 1e-2 for leaf in lab.flat(wanted).values())
     lab.same(lab.learn(DRTRL(), task(), phases), wanted)
     lab.same(lab.learn(DRTRL(batching="vmap"), task(), phases), wanted)
     window = lab.by_hand(task().model, phases, lab.squared, environ=environ, window=2)

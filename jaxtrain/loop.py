@@ -113,7 +113,7 @@ class Loop:
 
     # ------------------------------------------------------------------------------------------------- an edge
 
-    def _is_over(self) -> bool:
+    def is_over(self) -> bool:
         return self.schedule.total is not None and self.position >= self.schedule.total
 
     def _at_edge(self) -> bool:

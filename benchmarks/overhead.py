@@ -13,10 +13,12 @@ Adam, a row of the record every 100 steps. Four ways to take the same steps:
   every step. Its D-RTRL is braintrace's own default, the single-step rule: less work a step than Fit's default.
 * braintools.trainer: a LightningModule and its Trainer with the CSV logger, no progress bar; BPTT is all it has.
 
-Speed: all run in one process, by turns. A round of Fit lies between two rounds of the hand-written loop and is
-compared with their mean, so a machine that slows down slows both. A round of either begins and ends at rest, and the
-data it prepares ahead, its rows and its callbacks count. Checkpoints and validations fall outside and are listed
-apart. Compile seconds and peak memory: a fresh process each; all import the same modules, whose size is listed.
+Speed: all run in one process, by turns. A round of anything lies between two rounds of the hand-written loop and is
+compared with their mean, so a machine that slows down slows both. A round of Fit, as one of the loop, begins and ends
+at rest, and the data it prepares ahead, its rows and its callbacks count; checkpoints and validations fall outside and
+are listed apart. CPU time is that of all threads: what the host does while the device works costs no time where a core
+is free, and this much where none is. Compile seconds and peak memory: a fresh process each, and all import the same
+modules, whose size is listed.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ import argparse
 import json
 import logging
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -46,13 +47,14 @@ import jaxtrain as jt
 from jaxtrain.callbacks.throughput import peak_rss_mb
 from jaxtrain.loading import build
 from jaxtrain.program import Program
+from jaxtrain.state import parameters
 from jaxtrain.strategies.names import make_strategy
 
 HIDDEN, LAG, DIGITS, BATCH = 16, 50, 10, 16
 DEPTH, WARM = 10, LAG + DIGITS
 LR, CLIP, LOG_EVERY = 3e-3, 1.0, 100
-SLOW = 5
-"""Ways that dispatch every batch take this many times fewer steps a round."""
+SPARSE = 3
+"""Ways that dispatch every batch are far from the loop: they run in every third round, with a third of its steps."""
 cross_entropy = braintools.metric.softmax_cross_entropy_with_integer_labels
 
 
@@ -80,11 +82,16 @@ class CopyGRU(jt.Module):
         return braintools.optim.Adam(LR)
 
 
+def now() -> np.ndarray:
+    """Seconds of the clock, and CPU seconds of all threads."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
 # ------------------------------------------------------------------------------------------------ ways to train
 
 
 class HandWritten:
-    """The same step in a scan; ``round(steps)`` gives seconds."""
+    """The same step in a scan. ``round(steps)``, here and below, is what a step took: seconds and CPU seconds."""
 
     def __init__(self, strategy: str):
         started = time.perf_counter()
@@ -114,8 +121,8 @@ class HandWritten:
         batches = [self.data.batch(self.step + i) for i in range(self.length)]
         return np.stack([ids for ids, _ in batches]), np.stack([targets for _, targets in batches])
 
-    def round(self, steps: int) -> float:
-        started = time.perf_counter()
+    def round(self, steps: int) -> np.ndarray:
+        started = now()
         for _ in range(steps // self.length):
             self.values, (metrics, _) = self.chunk(self.values, self.root, np.int32(self.step), self.batches)
             self.losses.append(metrics["loss"])
@@ -125,7 +132,7 @@ class HandWritten:
                 nums, weights = (np.concatenate(arrays) for arrays in zip(*self.losses, strict=True))
                 self.rows.append(float(nums.sum() / weights.sum()))
                 self.losses = []
-        return time.perf_counter() - started
+        return (now() - started) / steps
 
 
 class Tutorial:
@@ -135,16 +142,16 @@ class Tutorial:
         started = time.perf_counter()
         brainstate.random.seed(0)
         self.model = Net()
-        self.weights = self.model.states().subset(brainstate.ParamState)
+        self.weights = parameters(self.model)
         self.optimizer = braintools.optim.Adam(LR)
         self.optimizer.register_trainable_weights(self.weights)
-        self.train_step = brainstate.transform.jit({"drtrl": self._online, "bptt": self._bptt}[strategy])
+        self.train_step: Any = brainstate.transform.jit({"drtrl": self._online, "bptt": self._bptt}[strategy])
         self.batches = iter(jt.CopyDataset(LAG, DIGITS, BATCH))
         self.losses: list[float] = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # braintrace says that Wr gets no gradient
             self.round(1)
-        self.compile_seconds = time.perf_counter() - started - self.round(1)
+        self.compile_seconds = time.perf_counter() - started
 
     def _online(self, inputs, targets):
         rule = braintrace.D_RTRL(self.model)
@@ -160,8 +167,10 @@ class Tutorial:
         def loss(x, y):
             return cross_entropy(learner(x), y).mean()
 
+        gradient: Any = brainstate.transform.grad(loss, self.weights, return_value=True)
+
         def step(total, xs):
-            grads, value = brainstate.transform.grad(loss, self.weights, return_value=True)(*xs)
+            grads, value = gradient(*xs)
             return jax.tree.map(jnp.add, total, grads), value
 
         brainstate.transform.for_loop(learner, inputs[:WARM])
@@ -183,17 +192,18 @@ class Tutorial:
             step = lambda x, y: cross_entropy(network(x), y).mean()  # noqa: E731
             return brainstate.transform.for_loop(step, inputs[WARM:], targets).mean()
 
-        grads, value = brainstate.transform.grad(loss, self.weights, return_value=True)()
+        gradient: Any = brainstate.transform.grad(loss, self.weights, return_value=True)
+        grads, value = gradient()
         self.optimizer.update(grads)
         return value
 
-    def round(self, steps: int) -> float:
-        started = time.perf_counter()
+    def round(self, steps: int) -> np.ndarray:
+        started = now()
         for _ in range(steps):
             x, y = next(self.batches)
-            loss = self.train_step(jnp.asarray(np.transpose(x, (1, 0, 2))), jnp.asarray(np.transpose(y)))
+            loss = self.train_step(jnp.asarray(np.transpose(x, (1, 0, 2))), jnp.asarray(y.T))
             self.losses.append(float(loss))
-        return time.perf_counter() - started
+        return (now() - started) / steps
 
 
 class Lightning(braintools.trainer.LightningModule):
@@ -230,27 +240,28 @@ class BrainTools:
 
     def __init__(self, root: str):
         self.model, self.root = Lightning(), root
-        self.compile_seconds = self._fit(2)[1]
+        started = now()
+        self.compile_seconds = (self._fit(1)[0] - started)[0]
 
-    def round(self, steps: int) -> float:
-        return self._fit(steps + 10, skip=10)[0]
+    def round(self, steps: int) -> np.ndarray:
+        marks = self._fit(steps + 10)
+        return (marks[-1] - marks[9]) / steps
 
-    def _fit(self, steps: int, skip: int = 1) -> tuple[float, float]:
-        """Seconds of the steps after ``skip``, and of everything before."""
-        marks: list[float] = []
+    def _fit(self, steps: int) -> list[np.ndarray]:
+        """``now()`` at the end of every step."""
+        marks: list[np.ndarray] = []
 
         class Clock(braintools.trainer.Callback):
             def on_train_batch_end(self, *args):
-                marks.append(time.perf_counter())
+                marks.append(now())
 
-        started = time.perf_counter()
         trainer = braintools.trainer.Trainer(
             max_epochs=1, gradient_clip_val=CLIP, default_root_dir=self.root, enable_progress_bar=False,
             callbacks=[Clock()],
         )  # fmt: skip
         loader = braintools.trainer.DataLoader(Batches(steps), batch_size=1, collate_fn=lambda items: items[0])
         trainer.fit(self.model, loader)
-        return marks[-1] - marks[skip - 1], marks[0] - started
+        return marks
 
 
 class Rounds(jt.Callback):
@@ -260,19 +271,19 @@ class Rounds(jt.Callback):
 
     def __init__(self, steps: int, between: Callable[[], None]):
         self.steps, self.between = steps, between
-        self.seconds: list[float] = []
+        self.taken: list[np.ndarray] = []
 
     def edges(self):
         return (jt.Period(self.steps, "step"),)
 
     def on_fit_start(self, run):
-        self.started = time.perf_counter()
+        self.started = now()
 
     def on_chunk_end(self, run, metrics):
         if run.step % self.steps == 0:
-            self.seconds.append(time.perf_counter() - self.started)
+            self.taken.append((now() - self.started) / self.steps)
             self.between()
-            self.started = time.perf_counter()  # what else happens at this edge, as its row, opens the next round
+            self.started = now()  # what else happens at this edge, as its row, opens the next round
 
 
 def run_fit(strategy: str, steps: int, run_dir: Path, every: int, extra: jt.Callback | None = None) -> jt.Result:
@@ -310,43 +321,44 @@ def make(way: str, strategy: str, root: str) -> HandWritten | Tutorial | BrainTo
     return {"hand-written": HandWritten, "tutorial": Tutorial}[way](strategy)
 
 
-def by_turns(strategy: str, ways: list[str], rounds: int, steps: int, root: str) -> dict[str, list[float]]:
-    """Steps per second of every round, and of the hand-written loop around each round of Fit."""
+def by_turns(strategy: str, ways: list[str], rounds: int, steps: int, root: str) -> dict[str, np.ndarray]:
+    """By way, ``(rounds, 2, 2)``: what a step of the way, and of the hand-written loop around it, took; see ``now``."""
     hand = HandWritten(strategy)
     others = {way: make(way, strategy, root) for way in ways if way not in ("hand-written", "Fit")}
-    seconds: dict[str, list[float]] = {way: [] for way in others}
-    before, after = [], []
+    pairs: dict[str, list[Any]] = {way: [] for way in ("Fit", *others)}
+    before: list[np.ndarray] = []
 
     def between() -> None:
-        after.append(hand.round(steps))
-        for way, other in others.items():
-            seconds[way].append(other.round(steps // SLOW) * SLOW)
-        before.append(hand.round(steps))
+        reference = hand.round(steps)
+        if before:  # round 0 warmed up
+            pairs["Fit"].append((clock.taken[-1], (before[-1] + reference) / 2))
+        for way, other in others.items() if len(before) % SPARSE == 0 else ():
+            taken, earlier, reference = other.round(steps // SPARSE), reference, hand.round(steps)
+            pairs[way].append((taken, (earlier + reference) / 2))
+        before.append(reference)
 
     clock = Rounds(steps, between)
     run_fit(strategy, (rounds + 1) * steps, Path(root) / "run", every=10**9, extra=clock)
-    # before[i] comes ahead of Fit's round i + 1 and after[i + 1] behind it.
-    around = [(b + a) / 2 for b, a in zip(before[:-1], after[1:], strict=True)]
-    taken = {"hand-written": around, "Fit": clock.seconds[1:], **{way: every[1:] for way, every in seconds.items()}}
-    return {way: [steps / second for second in every] for way, every in taken.items()}
+    return {way: np.array(every) for way, every in pairs.items()}
 
 
-def quartiles(values: list[float]) -> tuple[float, float, float]:
+def quartiles(values: np.ndarray) -> tuple[float, float, float]:
     low, middle, high = np.percentile(values, [25, 50, 75]).tolist()
     return low, middle, high
 
 
-def table(speeds: dict[str, list[float]], fresh: dict[str, dict[str, float]]) -> Iterator[str]:
-    yield "| | steps/s, median (quartiles) | ms a step | time over hand-written, paired median (quartiles) "
-    yield "| compile, s | peak memory, MiB (above imports) |\n|---|---|---|---|---|---|\n"
-    hand = speeds["hand-written"]
-    for way, every in speeds.items():
-        low, middle, high = quartiles(every)
-        less, ratio, more = quartiles([100 * (h / e - 1) for h, e in zip(hand, every, strict=True)])
-        over = "" if way == "hand-written" else f"{ratio:+.1f} % ({less:+.1f} to {more:+.1f})"
+def table(pairs: dict[str, np.ndarray], fresh: dict[str, dict[str, float]]) -> Iterator[str]:
+    yield "| | steps/s, median (quartiles) | CPU ms a step | time over hand-written, paired median (quartiles) "
+    yield "| CPU over hand-written | compile, s | peak memory, MiB (above imports) |\n|---|---|---|---|---|---|---|\n"
+    for way, every in {"hand-written": pairs["Fit"][:, [1, 1]], **pairs}.items():
+        low, middle, high = quartiles(1 / every[:, 0, 0])
+        over = 100 * (every[:, 0] / every[:, 1] - 1)
+        less, ratio, more = quartiles(over[:, 0])
+        beside = f"{ratio:+.1f} % ({less:+.1f} to {more:+.1f}) | {np.median(over[:, 1]):+.1f} %"
         peak, imports = fresh[way]["peak_mib"], fresh[way]["imports_mib"]
-        yield f"| {way} | {middle:.0f} ({low:.0f} to {high:.0f}) | {1000 / middle:.2f} | {over} "
-        yield f"| {fresh[way]['compile_s']:.1f} | {peak:.0f} ({peak - imports:+.0f}) |\n"
+        yield f"| {way} | {middle:.0f} ({low:.0f} to {high:.0f}) | {1000 * np.median(every[:, 0, 1]):.2f} "
+        yield f"| {'|' if way == 'hand-written' else beside} | {fresh[way]['compile_s']:.1f} "
+        yield f"| {peak:.0f} ({peak - imports:+.0f}) |\n"
 
 
 def main() -> None:
@@ -363,7 +375,7 @@ def main() -> None:
     logging.getLogger("jaxtrain").setLevel(logging.WARNING)
     if options.alone:
         with tempfile.TemporaryDirectory() as root:
-            print(json.dumps(alone(*options.alone, root)))
+            print(json.dumps(alone(options.alone[0], options.alone[1], root)))
         return
 
     print(f"hidden {HIDDEN}, {LAG + 2 * DIGITS} time steps, batch {BATCH}, a row every {LOG_EVERY} steps; "
@@ -378,13 +390,13 @@ def main() -> None:
             answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             fresh[way] = json.loads(answer.splitlines()[-1])
         with tempfile.TemporaryDirectory() as root:
-            speeds = by_turns(strategy, ways, options.rounds, options.steps, root)
-        middle = {way: statistics.median(every) for way, every in speeds.items()}
-        print(f"\n### {strategy}\n\n{''.join(table(speeds, fresh))}")
-        print(f"Fit over hand-written, ratio of medians: {100 * (middle['hand-written'] / middle['Fit'] - 1):+.1f} %. "
-              f"Events apart: a checkpoint holds the loop up for {fresh['Fit']['checkpoint_ms']:.0f} ms, a validation "
-              f"of 8 batches for {fresh['Fit']['validate_ms']:.0f} ms.")  # fmt: skip
-        results[strategy] = {"steps_per_second": speeds, "alone": fresh}
+            pairs = by_turns(strategy, ways, options.rounds, options.steps, root)
+        medians = np.median(pairs["Fit"][:, :, 0], axis=0)
+        print(f"\n### {strategy}\n\n{''.join(table(pairs, fresh))}")
+        print(f"Fit over hand-written, ratio of medians: {100 * (medians[0] / medians[1] - 1):+.1f} %. Events apart: a "
+              f"checkpoint holds the loop up for {fresh['Fit']['checkpoint_ms']:.0f} ms, a validation of 8 batches "
+              f"for {fresh['Fit']['validate_ms']:.0f} ms.")  # fmt: skip
+        results[strategy] = {"pairs": {way: every.tolist() for way, every in pairs.items()}, "alone": fresh}
     results["load"].append(os.getloadavg())
     print(f"\nload at the end: {os.getloadavg()[0]:.1f}")
     if options.json:

@@ -5,8 +5,6 @@ as numbers. So every leaf carries a sha256, the metadata carries its own, and bo
 """
 
 import errno
-import hashlib
-import json
 import logging
 import math
 import operator
@@ -22,21 +20,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import absl.logging
 import ml_dtypes
 import numpy as np
+
+from .digests import RESERVED, describe, host, json_digest, leaf_digest
 
 Mode = Literal["min", "max"]
 Arrays = Mapping[str, Any]  # arrays by name, on the host or on a device
 _log = logging.getLogger("jaxtrain")
-_RESERVED = {"digest", "digests", "store"}  # keys of the metadata that Store writes
 _STEP = re.compile(r"[0-9]{8}|[1-9][0-9]{8,}")
 _ASIDE = ".replaced"  # ending of a step that another save is about to replace
 _UNFINISHED = re.compile(r"[0-9]{8,}\.orbax-checkpoint-tmp.*")
 _SPACE = ("No space left", "Disk quota exceeded", "RESOURCE_EXHAUSTED")  # TensorStore says it in words only
-# What TensorStore can write: of any other dtype it would complain only after save() has returned.
-_DTYPES = re.compile(
-    r"bool|int[24]|u?int(8|16|32|64)|b?float16|float(32|64)|complex(64|128)|float4_e2m1fn|float8_(?!e4m3$)\w+"
-)
 
 
 class CorruptCheckpoint(RuntimeError):
@@ -59,11 +55,6 @@ class Saved:
     params: dict[str, np.ndarray]
     train: dict[str, np.ndarray]
     meta: dict[str, Any]
-
-
-def digest(arrays: Mapping[str, Any]) -> str:
-    """One sha256 over the names and leaf digests (dtype, shape, bytes) of a flat dict of arrays, in sorted order."""
-    return _json_digest({name: _leaf_digest(np.asarray(array)) for name, array in arrays.items()})
 
 
 class Store:
@@ -125,8 +116,8 @@ class Store:
         if (step := operator.index(step)) < 0:
             raise ValueError(f"a checkpoint belongs to a step >= 0, not {step}")
         self._settle()
-        items = {"params": _host("params", params), "train": _host("train", train)}
-        record = _record(step, items, meta, None if score is None else float(score))
+        items = {"params": host("params", params), "train": host("train", train)}
+        record = describe(step, items, meta, None if score is None else float(score))
         if step in self.steps():
             if not replace and self._attempt(step):
                 self._saved = True
@@ -233,6 +224,8 @@ class Store:
                 aside.rename(aside.with_suffix(""))
 
     def _orbax(self) -> Any:
+        if not logging.root.handlers:  # else importing Orbax calls basicConfig, which looks as if the user had
+            absl.logging.use_absl_handler()
         import orbax.checkpoint as ocp  # costs a second, so not before the first use
 
         logging.getLogger("absl").addFilter(self._quiet)
@@ -310,9 +303,9 @@ class Store:
             raise FileNotFoundError(f"no checkpoint of step {step} in {self.directory} (there are: {there})")
         try:
             meta = self._fetch(step, "meta", self._orbax().args.JsonRestore())
-            if not isinstance(meta, dict) or not meta.keys() >= _RESERVED:
+            if not isinstance(meta, dict) or not meta.keys() >= RESERVED:
                 raise CorruptCheckpoint(step, "its metadata was not written by jaxtrain")
-            if meta["digest"] != _json_digest({key: value for key, value in meta.items() if key != "digest"}):
+            if meta["digest"] != json_digest({key: value for key, value in meta.items() if key != "digest"}):
                 raise CorruptCheckpoint(step, "its metadata differs from its digest")
             if meta["store"]["step"] != step:
                 raise CorruptCheckpoint(step, f"its metadata belongs to step {meta['store']['step']}")
@@ -334,7 +327,7 @@ class Store:
         elif (self._path(step) / item).exists():
             raise CorruptCheckpoint(step, f"it has {item} that its metadata does not name")
         for name, leaf in leaves.items():
-            if _leaf_digest(leaf) != meta["digests"][item].get(name):
+            if leaf_digest(leaf) != meta["digests"][item].get(name):
                 raise CorruptCheckpoint(step, f"leaf {name!r} of {item} differs from its digest")
         return leaves
 
@@ -353,46 +346,3 @@ class Store:
             raise CorruptCheckpoint(step, f"{type(error).__name__}: {text[:160]}") from None
         finally:
             sys.unraisablehook = hook
-
-
-def _host(item: str, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Copies to the host, which donating or overwriting a buffer cannot reach."""
-    for leaf in arrays.values():
-        if hasattr(leaf, "copy_to_host_async"):
-            leaf.copy_to_host_async()
-    host: dict[str, np.ndarray] = {}
-    for name, leaf in arrays.items():
-        kind = getattr(leaf, "dtype", None)
-        is_key = kind is not None and not isinstance(kind, np.dtype)  # jax's typed PRNG keys
-        array = np.array(None if is_key else leaf, order="C")
-        if not isinstance(name, str) or not _DTYPES.fullmatch(array.dtype.name) or not array.dtype.isnative:
-            given = f"checkpoint: leaf {name!r} of {item} is {kind or type(leaf).__name__}"
-            raise TypeError(f"{given}; expected numbers under a name (of a PRNG key: jax.random.key_data(key))")
-        host[name] = array
-    return host
-
-
-def _record(step: int, items: dict[str, Any], meta: Mapping[str, Any], score: float | None) -> dict[str, Any]:
-    """The metadata as it goes to disk: the caller's, what is needed to read the leaves back, and the digests."""
-    try:
-        record = json.loads(json.dumps(dict(meta)))
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"checkpoint: the metadata of step {step} is not JSON: {error}") from None
-    if taken := _RESERVED & record.keys():
-        raise ValueError(f"checkpoint: the metadata of step {step} has keys that the store writes: {sorted(taken)}")
-    record["store"] = {"step": step, "score": score}
-    record["digests"] = {}
-    for item, leaves in items.items():
-        record["store"][item] = {name: [leaf.dtype.name, list(leaf.shape)] for name, leaf in leaves.items()}
-        record["digests"][item] = {name: _leaf_digest(leaf) for name, leaf in leaves.items()}
-    return {**record, "digest": _json_digest(record)}
-
-
-def _leaf_digest(leaf: np.ndarray) -> str:
-    sha = hashlib.sha256(f"{leaf.dtype.name}{list(leaf.shape)}".encode())
-    sha.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
-    return sha.hexdigest()
-
-
-def _json_digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from .callback import Callback, Callbacks
-from .checkpoint import Store, digest
+from .checkpoint import Store
 from .console import log
 from .data import DataModule, Feed
+from .digests import digest
 from .metrics import Mean, Pending
 from .period import Period
 from .program import BAD, NonFinite, Program
@@ -267,7 +268,7 @@ class Loop:
         self.cut = meta["cut"]
         self.resumed_cut = meta["step"] if meta["cut"] else None
         pending = run.recorder.rows  # those of an edge that was cut
-        run.row_limit = pending[0]["step"] - 1 if pending else meta["step"]
+        run.first_open_row = pending[0]["step"] if pending else None
         keys = self.callbacks.keys()
         for key, state in meta["callbacks"].items():
             if key in keys:

@@ -142,7 +142,7 @@ class Program:
     def write_back(self) -> None:
         """Give the module's model (and the optimizer) the values reached so far, as copies."""
         for name, state in self._named.items():
-            state.value = jax.tree.map(jnp.copy, self.values[name])
+            state.value = strong(self.values[name])  # through the host: a copy on the device would compile
 
     def host_parameters(self) -> dict[str, Any]:
         params = {name: self.values[name] for name in self.parameters}

@@ -91,14 +91,19 @@ class Run:
         self.batch_size = batch_size
         self.step = 0
         self.restored_step: int | None = None
-        self.row_limit = 0
-        """After a restore: the last step whose row of the record is complete."""
+        self.first_open_row: int | None = None
+        """After a restore: the step of the first row that the checkpoint still holds, to be written later."""
         self.last_validation: int | None = None
         self.metrics: dict[str, float] = {}
         self.requests = Requests()
         self.score: float | None = None
         self._params = params
         self._rows_open = True
+
+    @property
+    def row_limit(self) -> int:
+        """At the time of ``on_restore``: the last step whose rows the record may hold."""
+        return self.step if self.first_open_row is None else self.first_open_row - 1
 
     def log(self, values: dict[str, float]) -> None:
         """Put values into the next row of the record (tag -> number)."""

@@ -48,11 +48,12 @@ def is_key(value: Any) -> bool:
 
 
 def strong(value: Any) -> Any:
-    """The same numbers as device arrays with strong types: weak types and Python numbers recompile the second step."""
+    """Copies as device arrays with strong types: weak types and Python numbers recompile the second step."""
 
     def one(leaf):
-        if is_key(leaf):
-            return leaf
+        if is_key(leaf):  # a copy too: a buffer that was donated is not always marked as deleted
+            data = jnp.array(np.asarray(jax.random.key_data(leaf)))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
         array = jnp.asarray(leaf)
         return jnp.array(np.asarray(array), dtype=array.dtype)
 

@@ -16,7 +16,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxtrain.checkpoint import CorruptCheckpoint, NoReadableCheckpoint, Store, digest
+from jaxtrain.checkpoint import CorruptCheckpoint, NoReadableCheckpoint, Store
+from jaxtrain.digests import digest
 
 
 def tree(step, size=6):
@@ -509,6 +510,7 @@ def test_disk_full(small_disk, opened, caplog, capfd):
     assert store.wait() is False and store.steps() == [5, 6]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own threads, some of the time
 def test_disk_without_one_free_byte(small_disk, opened):
     store = opened(small_disk / "run")
     put(store, 1)

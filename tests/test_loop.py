@@ -2,6 +2,7 @@
 
 import math
 
+import braintools
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -284,22 +285,14 @@ def test_a_bad_gradient_is_named_by_its_parameter():
         jt.Fit("bptt", max_steps=2).run(Bad(), Lines())
 
 
-def test_nonfinite_skip_leaves_the_state_as_before(tmp_path, capsys):
-    import braintools
-
-    seen = {}
-
-    class Watch(jt.Callback):
-        def on_chunk_end(self, run, metrics):
-            seen[run.step] = run.params()
-
+def test_nonfinite_skip_leaves_the_state_as_before(tmp_path, caplog):
     fit = jt.Fit(
-        "bptt", max_steps=6, chunk=1, log_every=3, nonfinite="skip", callbacks=[jt.JSONL()], run_dir=tmp_path / "skip"
+        "bptt", max_steps=6, chunk=2, log_every=3, nonfinite="skip", callbacks=[jt.JSONL()], run_dir=tmp_path / "skip"
     )
     module = Linear(lambda: braintools.optim.Adam(0.01))
     result = fit.run(module, Lines(spoil(2, 3)))
-    assert "step 2: train/loss is not finite; skipped" in capsys.readouterr().err
-    assert [row.get("skipped_steps") for row in rows(tmp_path / "skip")] == [2.0, None]
+    assert "step 2: train/loss is not finite; skipped" in caplog.text
+    assert [row["skipped_fraction"] * 3 for row in rows(tmp_path / "skip")] == pytest.approx([2, 0])
     assert all(math.isfinite(value) for row in result.history for value in row.values())
 
     class Without(Lines):  # the same batches, those two left out
@@ -307,27 +300,28 @@ def test_nonfinite_skip_leaves_the_state_as_before(tmp_path, capsys):
             return line(step if step < 1 else step + 2)
 
     reference = Linear(lambda: braintools.optim.Adam(0.01))
-    jt.Fit("bptt", max_steps=4).run(reference, Without())
+    jt.Fit("bptt", max_steps=4, chunk=2, nonfinite="skip").run(reference, Without())  # the same program
     assert same(leaves(module), leaves(reference)), "parameters and optimizer are as if those steps had not been"
 
 
-def test_skipped_steps_are_counted_in_the_row_of_their_step(tmp_path):
+def test_skipped_steps_are_counted_in_the_row_of_their_step():
     found = []
     for chunk in (1, 2, 6):
         fit = jt.Fit("bptt", max_steps=6, chunk=chunk, log_every=1, nonfinite="skip")
-        result = fit.run(Linear(), Lines(spoil(2, 3)))
-        found.append([row.get("skipped_steps") for row in result.history])
-    assert found == [[None, 1.0, 1.0, None, None, None]] * 3
+        found.append(fit.run(Linear(), Lines(spoil(2, 3))).history)
+    assert found[1] == found[0] and found[2] == found[0]
+    assert [row["skipped_fraction"] for row in found[0]] == [0, 1, 1, 0, 0, 0]
+    assert ["train/loss" in row for row in found[0]] == [True, False, False, True, True, True]
 
 
-def test_nonfinite_warn_goes_on(tmp_path, capsys):
+def test_nonfinite_warn_goes_on(tmp_path, caplog):
     def change(step, batch):
         x, y = batch
         return (x, y * np.float32(1e30)) if step == 1 else batch
 
     fit = jt.Fit("bptt", max_steps=6, chunk=2, log_every=2, nonfinite="warn", callbacks=[jt.JSONL()], run_dir=tmp_path)
     result = fit.run(Linear(), Lines(change))
-    assert result.status == "finished" and "step 2: train/loss is not finite" in capsys.readouterr().err
+    assert result.status == "finished" and "step 2: train/loss is not finite" in caplog.text
     assert rows(tmp_path)[0]["train/loss"] is None and "train/loss" in rows(tmp_path)[0]["nonfinite"]
 
 

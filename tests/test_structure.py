@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A file imports only from files and packages to the left of its own; within a package, from any.
 LAYERS = """
     period metrics console config state feed sources data datasets module optimizer strategies preflight program
-    callback record run folders checkpoint signals schedule resume loading callbacks loggers loop fit cli
+    callback record run folders digests checkpoint signals schedule resume loading callbacks loggers loop fit cli
 """.split()
 
 

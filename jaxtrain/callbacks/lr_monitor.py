@@ -24,12 +24,15 @@ class LearningRateMonitor(Callback):
     rank = "produce"
 
     def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
         self._chunks: list[tuple[int, dict[str, Any]]] = []  # (last step, rates), since the last row
         self._told = False
 
     def on_fit_start(self, run: Run) -> None:
         if run.restored_step is None:  # the same object may serve a second run
-            self.__init__()
+            self._forget()
 
     def on_chunk_end(self, run: Run, metrics: dict[str, Any]) -> None:
         rates = {name: values for name, values in metrics.items() if name == "lr" or name.startswith("lr/")}
@@ -50,9 +53,9 @@ class LearningRateMonitor(Callback):
                     row[name] = float(values[index])
 
     def state(self) -> dict[str, Any]:
-        """Rates of the rows that are still to come where a signal ends a run in the middle of an edge."""
-        chunks = [[last, {name: [float(rate) for rate in rates] for name, rates in c.items()}] for last, c in self._chunks]
-        return {"chunks": chunks[-1:]}
+        """The rates of the last chunk: a signal may end a run before the rows of an edge are made."""
+        rates = [{name: [float(x) for x in values] for name, values in c[1].items()} for c in self._chunks[-1:]]
+        return {"chunks": [[self._chunks[-1][0], rates[0]]] if rates else []}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self._chunks = [(last, rates) for last, rates in state["chunks"]]

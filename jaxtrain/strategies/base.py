@@ -74,9 +74,9 @@ class Network:
 
     def reset_lanes(self, mask: jax.Array) -> None:
         """Hidden states as ``init_state`` makes them in the lanes where ``mask`` (B,) is set."""
+        held = {name: state.value for name, state in self.hidden.items()}  # making fresh ones writes the states
         for name, value in self._fresh(mask.shape[0]).items():
-            state = self.hidden[name]
-            state.value = where_lanes(mask, value, state.value)
+            self.hidden[name].value = where_lanes(mask, value, held[name])
 
     def _fresh(self, batch_size: int) -> dict[str, Any]:
         # A state that init_state does not make anew keeps the value it was created with.

@@ -107,11 +107,19 @@ def sequences(seed: int = 0, warm: int = WARM, time: int = LEARN, lanes: int = B
 def by_hand(model, phases: Phases, loss, *, vjp="multi-step", vmap=False, window=None, environ=None) -> dict[str, Any]:
     """The gradient of ``sum(w * loss)`` by braintrace's own drivers: compile, ``etrace_evolve``, ``etrace_grad``.
 
-    ``loss(out, y)`` is a value a lane, over whatever axes come before the features'. A window's remainder is a
-    window of its own.
+    ``loss(out, y)`` is a value a lane, over whatever axes come before the features'. ``window``: one length, the rest
+    being a window of its own, or the lengths of all windows.
     """
     weights = jnp.ones(phases.sizes[1:2]) if phases.weights is None else phases.weights
     weights = jnp.broadcast_to(weights if weights.ndim == 2 else weights[:, None], phases.sizes[1:])
+
+    time = phases.sizes[1]
+    if window is None:  # one call drives all time steps
+        tiles, single = (time,), True
+    else:
+        whole, rest = divmod(time, window) if isinstance(window, int) else (0, 0)
+        tiles, single = (window if isinstance(window, tuple) else (window,) * whole + (rest,) * bool(rest)), False
+    assert sum(tiles) == time
 
     def run(phases, weights):
         learner = braintrace.compile(
@@ -129,12 +137,10 @@ def by_hand(model, phases: Phases, loss, *, vjp="multi-step", vmap=False, window
                 phases.inputs[now], phases.targets[now], weights[now], step_fn=step, chunk_size=size, reduction="sum"
             )
 
-        time = phases.sizes[1]
-        whole = time - time % (window or 1)
-        parts = [part(slice(0, whole), window)] if whole else []
-        if whole < time:
-            rest = time - whole
-            parts.append(part(slice(whole, time), rest if rest > 1 else None))
+        parts, start = [], 0
+        for size in tiles:
+            parts.append(part(slice(start, start + size), None if single or size == 1 else size))
+            start += size
         return jax.tree.map(lambda *leaves: sum(leaves), *({name_of(k): v for k, v in p.items()} for p in parts))
 
     with warnings.catch_warnings(), brainstate.environ.context(**(environ or {}), fit=True):

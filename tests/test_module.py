@@ -1,0 +1,193 @@
+"""Phases are split and checked; an objective scores a time step, and refuses what it cannot score."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxtrain
+from jaxtrain.metrics import Mean
+from jaxtrain.module import Module, Objective, Phases, check_phases, total_weight, weights_of
+
+T_W, T_L, B = 2, 3, 4
+
+
+def phases(**changes) -> Phases:
+    fields = dict(warmup=np.zeros((T_W, B, 5)), inputs=np.zeros((T_L, B, 5)), targets=np.zeros((T_L, B), int))
+    return Phases(**{**fields, **changes})
+
+
+# ---------------------------------------------------------------------------------------------------------- phases
+
+
+def test_sizes():
+    assert phases().sizes == (T_W, T_L, B) == jaxtrain.Phases(**vars(phases())).sizes
+    assert phases(warmup=None).sizes == (0, T_L, B)
+    assert phases(inputs={"a": np.zeros((T_L, B, 2)), "b": np.zeros((T_L, B))}).sizes == (T_W, T_L, B)
+
+
+def test_phases_are_a_pytree():
+    doubled = jax.tree.map(lambda leaf: leaf * 2, phases(weights=np.ones(T_L), extras={"r": np.ones((T_L, B))}))
+    assert isinstance(doubled, Phases) and doubled.extras["r"].sum() == 2 * T_L * B and doubled.reset is None
+
+
+def test_what_fits_passes():
+    for good in (
+        phases(),
+        phases(warmup=None, targets=None),
+        phases(targets={"where": np.zeros((T_L, B, 2)), "when": np.zeros((T_L, B))}),
+        phases(weights=np.ones(T_L)),
+        phases(weights=np.ones((T_L, B)), reset=np.zeros((T_W + T_L, B), bool), extras={"r": np.zeros((T_L, B))}),
+    ):
+        assert check_phases(good) is good
+
+
+TIME_MAJOR = r"; arrays are time-major, \(T, B, ...\): is this batch batch-major, \(B, T, ...\)\?$"
+REFUSED = {
+    "no inputs": (dict(inputs=None), r"^the batch holds no inputs for the learning phase$"),
+    "empty inputs": (dict(inputs=[]), r"^the batch holds no inputs for the learning phase$"),
+    "one axis": (dict(targets=np.zeros(T_L)), r"^targets has shape \(3,\); expected at least \(T, B\): every array"),
+    "inner leaf": (
+        dict(inputs={"x": np.zeros((T_L, B)), "y": np.float32(1)}),
+        r"^inputs\['y'\] has shape \(\); expected at least \(T, B\)",
+    ),
+    "targets' batch": (
+        dict(targets=np.zeros((T_L, 7))), r"^targets has shape \(3, 7\), but the inputs' batch axis is 4" + TIME_MAJOR
+    ),
+    "targets' time": (
+        dict(targets=np.zeros((9, B))), r"^targets has shape \(9, 4\), but the learning phase is 3 time steps"
+        + TIME_MAJOR,
+    ),
+    "warm-up's batch": (dict(warmup=np.zeros((2, 1, 5))), r"^warmup has shape \(2, 1, 5\), but the inputs' batch axis"),
+    "extras' time": (dict(extras={"r": np.zeros((4, B))}), r"^extras\['r'\] has shape \(4, 4\), but the learning"),
+    "no time": (
+        dict(inputs=np.zeros((0, B, 5)), targets=None), r"^inputs has shape \(0, 4, 5\): no time steps or an empty batch$"
+    ),
+    "no lanes": (
+        dict(warmup=None, inputs=np.zeros((T_L, 0, 5)), targets=None), r"^inputs has shape \(3, 0, 5\): no time steps or"
+    ),
+    "weights": (dict(weights=np.ones((B, T_L))), r"^weights have shape \(4, 3\); expected \(3,\) or \(3, 4\)$"),
+    "reset": (dict(reset=np.zeros((T_L, B), bool)), r"^reset has shape \(3, 4\); expected \(5, 4\)$"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes,message", REFUSED.values(), ids=REFUSED.keys())
+def test_what_does_not_fit_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        check_phases(phases(**changes))
+
+
+def test_wrong_types_are_named():
+    with pytest.raises(TypeError, match=r"^Module.phases must return jaxtrain.Phases, got tuple$"):
+        check_phases((1, 2))
+    with pytest.raises(TypeError, match=r"^extras must be a dict of sequences, got ndarray$"):
+        check_phases(phases(extras=np.zeros((T_L, B))))
+
+
+def test_a_batch_is_split_at_the_scored_end():
+    split = Module().phases((np.arange(5 * B).reshape(5, B), np.zeros((T_L, B))))
+    assert split.sizes == (2, T_L, B) and split.warmup[0, 0] == 0 and split.inputs[0, 0] == 2 * B
+    nested = Module().phases(({"a": np.zeros((5, B)), "b": np.ones((5, B, 2))}, [np.zeros((5, B)), np.zeros((5, B))]))
+    assert nested.warmup is None and nested.sizes == (0, 5, B)
+    inputs = np.zeros((5, B))
+    assert Module().phases(inputs) == Phases(None, inputs)
+    assert Module().phases((inputs, None)) == Phases(None, inputs)
+    given = phases()
+    assert Module().phases(given) is given
+    with pytest.raises(ValueError, match=r"^targets have 6 time steps and inputs only 5; arrays are time-major"):
+        Module().phases((np.zeros((5, B)), np.zeros((6, B))))
+
+
+def test_weights():
+    np.testing.assert_array_equal(weights_of(phases()), np.ones(T_L))
+    assert total_weight(phases()) == T_L * B and isinstance(total_weight(phases()), float)
+    assert total_weight(phases(weights=np.array([1, 0, 2.0]))) == 3 * B
+    assert total_weight(phases(weights=np.eye(T_L, B))) == 3
+    assert total_weight(phases(weights=np.ones(T_L, bool))) == T_L * B
+
+
+def test_what_must_be_written_is_asked_for():
+    class Empty(Module):
+        pass
+
+    for call, missing in (
+        (lambda m: m.build(), r"^Empty defines neither build\(\) nor a model$"),
+        (lambda m: m.learning_step(None, 0, 0), r"^Empty defines no learning_step\(forward, x, y\)$"),
+        (lambda m: m.configure_optimizer(), r"^Empty defines no configure_optimizer\(\)$"),
+        (lambda m: m.group("w"), r"^Empty.configure_optimizer gives a dict, so define group\(name\) -> label$"),
+    ):
+        with pytest.raises(TypeError, match=missing):
+            call(Empty())
+    assert Empty().trainable("anything")
+
+
+# ------------------------------------------------------------------------------------------------------- objective
+
+
+def score(step, w=1.0, y=None, encode=lambda x: x, **extras):
+    class Task(Module):
+        def learning_step(self, forward, x, y, **extras):
+            return step(forward, x, y, **extras)
+
+    module = Task()
+    module.model = SimpleNamespace()
+    w = jnp.asarray(w, jnp.float32)
+    return Objective(module, encode).learn(lambda x: x * 2, jnp.arange(float(B)), y, w, extras)
+
+
+def test_a_step_is_scored():
+    loss, metrics = score(lambda forward, x, y: (forward(x), {"hit": x > 1, "size": jnp.float32(7)}))
+    assert loss == 12 and metrics["loss"] == Mean(12, B)
+    assert metrics["hit"] == Mean(2, B) and metrics["size"] == Mean(7 * B, B)
+    assert metrics["hit"].num.dtype == jnp.float32
+
+
+def test_a_step_is_weighted():
+    step = lambda forward, x, y: (forward(x), {"hit": x > 1, "size": jnp.float32(7)})  # noqa: E731
+    loss, metrics = score(step, w=0.5)
+    assert loss == 6 and metrics["hit"] == Mean(1, 2) and metrics["size"] == Mean(14, 2)
+    loss, metrics = score(step, w=[0, 1, 0, 2])
+    assert loss == 1 * 2 + 2 * 6 and metrics["hit"] == Mean(2, 3) and metrics["size"] == Mean(21, 3)
+    assert score(lambda forward, x, y: forward(x).mean(), w=0.5)[0] == 3 * 2
+
+
+def test_inputs_are_encoded_and_extras_named():
+    loss, _ = score(lambda forward, x, y, *, reward: forward(x) * reward, encode=lambda x: x + 1, reward=3.0)
+    assert loss == 3 * 2 * (1 + 2 + 3 + 4)
+
+
+SCORED = {
+    "twice": (lambda f, x, y: f(f(x)), ValueError, r"^Task.learning_step called forward 2 times; expected exactly one"),
+    "never": (lambda f, x, y: x, ValueError, r"^Task.learning_step called forward 0 times; expected exactly one call a"),
+    "metrics": (lambda f, x, y: (f(x), 3), TypeError, r"returned metrics of type int; expected a dict name -> value$"),
+    "loss": (lambda f, x, y: (f(x), {"loss": x}), ValueError, r"names a metric 'loss'; that name is the loss's own"),
+    "shape": (lambda f, x, y: f(x)[:, None], ValueError, r"^Task.learning_step: loss has shape \(4, 1\); expected \(\) or"),
+    "metric": (lambda f, x, y: (f(x), {"m": jnp.ones(2)}), ValueError, r"step: m has shape \(2,\); expected \(\) or \(4,"),
+    "int": (lambda f, x, y: f(x).astype(int), TypeError, r"^Task.learning_step: loss has dtype int32; expected a floating"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("step,kind,message", SCORED.values(), ids=SCORED.keys())
+def test_what_cannot_be_scored_is_named(step, kind, message):
+    with pytest.raises(kind, match=message):
+        score(step)
+
+
+def test_a_scalar_loss_cannot_be_weighted_by_lanes():
+    with pytest.raises(ValueError, match=r"^Task.learning_step: loss is a scalar, but .*; return one loss a lane, \(4,\)$"):
+        score(lambda forward, x, y: forward(x).mean(), w=np.ones(B))
+
+
+def test_evaluation_and_prediction_default_to_the_learning_step():
+    class Task(Module):
+        model = SimpleNamespace()
+
+        def learning_step(self, forward, x, y):
+            return forward(x), {"hit": x > 1}
+
+    objective = Objective(Task(), lambda x: x)
+    x, w = jnp.arange(float(B)), jnp.float32(1)
+    assert objective.evaluate(lambda x: x, x, None, w, {}) == {"loss": Mean(6, B), "hit": Mean(2, B)}
+    np.testing.assert_array_equal(objective.predict(lambda x: -x, x), -x)

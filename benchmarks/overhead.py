@@ -17,8 +17,8 @@ Speed: all run in one process, by turns. A round of anything lies between two ro
 compared with their mean, so a machine that slows down slows both. A round of Fit, as one of the loop, begins and ends
 at rest, and the data it prepares ahead, its rows and its callbacks count; checkpoints and validations fall outside and
 are listed apart. CPU time is that of all threads: what the host does while the device works costs no time where a core
-is free, and this much where none is. Compile seconds and peak memory: a fresh process each, and all import the same
-modules, whose size is listed.
+is free, and this much where none is. Compile seconds (a model is there, its first steps are yet to come) and peak
+memory: a fresh process each, and all import the same modules.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ import braintrace
 import jax
 import jax.numpy as jnp
 import numpy as np
+from braintools.trainer import DataLoader, Dataset, LightningModule
 
 import jaxtrain as jt
 from jaxtrain.callbacks.throughput import peak_rss_mb
@@ -94,15 +95,16 @@ class HandWritten:
     """The same step in a scan. ``round(steps)``, here and below, is what a step took: seconds and CPU seconds."""
 
     def __init__(self, strategy: str):
-        started = time.perf_counter()
-        self.data = jt.CopyDataset(LAG, DIGITS, BATCH)
-        module = CopyGRU()
+        self.data, module = jt.CopyDataset(LAG, DIGITS, BATCH), CopyGRU()
         build(module, 0)
+        started = time.perf_counter()
         program = Program(
             module, make_strategy(strategy), self.data.encode, self.data.batch(0), seed=0, clip=CLIP, accumulate=1,
             nonfinite="raise", chunk="auto",
         )  # fmt: skip
         self.values, self.root, self.length = program.values, program.root, program.chunk
+        if LOG_EVERY % self.length:
+            raise RuntimeError(f"a chunk is {self.length} steps, which do not divide the {LOG_EVERY} steps of a row")
         step = program._step
 
         def chunk(values, root, first, batches):
@@ -139,10 +141,10 @@ class Tutorial:
     """A jitted call for every batch, in the manner of braintrace's tutorial on the copying task."""
 
     def __init__(self, strategy: str):
-        started = time.perf_counter()
         brainstate.random.seed(0)
         self.model = Net()
-        self.weights = parameters(self.model)
+        self.weights: dict[str, Any] = {**parameters(self.model)}
+        started = time.perf_counter()
         self.optimizer = braintools.optim.Adam(LR)
         self.optimizer.register_trainable_weights(self.weights)
         self.train_step: Any = brainstate.transform.jit({"drtrl": self._online, "bptt": self._bptt}[strategy])
@@ -150,7 +152,7 @@ class Tutorial:
         self.losses: list[float] = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # braintrace says that Wr gets no gradient
-            self.round(1)
+            self.round(2)  # the second step is compiled anew: the optimizer's state has changed its types
         self.compile_seconds = time.perf_counter() - started
 
     def _online(self, inputs, targets):
@@ -206,7 +208,7 @@ class Tutorial:
         return (now() - started) / steps
 
 
-class Lightning(braintools.trainer.LightningModule):
+class Lightning(LightningModule):
     def __init__(self):
         super().__init__()
         self.net = Net()
@@ -222,7 +224,7 @@ class Lightning(braintools.trainer.LightningModule):
         return braintools.optim.Adam(LR)
 
 
-class Batches(braintools.trainer.Dataset):
+class Batches(Dataset):
     """Whole batches as the items of a braintools DataLoader."""
 
     def __init__(self, length: int):
@@ -240,8 +242,8 @@ class BrainTools:
 
     def __init__(self, root: str):
         self.model, self.root = Lightning(), root
-        started = now()
-        self.compile_seconds = (self._fit(1)[0] - started)[0]
+        started = time.perf_counter()
+        self.compile_seconds = self._fit(2)[-1][0] - started
 
     def round(self, steps: int) -> np.ndarray:
         marks = self._fit(steps + 10)
@@ -255,12 +257,9 @@ class BrainTools:
             def on_train_batch_end(self, *args):
                 marks.append(now())
 
-        trainer = braintools.trainer.Trainer(
-            max_epochs=1, gradient_clip_val=CLIP, default_root_dir=self.root, enable_progress_bar=False,
-            callbacks=[Clock()],
-        )  # fmt: skip
-        loader = braintools.trainer.DataLoader(Batches(steps), batch_size=1, collate_fn=lambda items: items[0])
-        trainer.fit(self.model, loader)
+        quiet: dict[str, Any] = {"default_root_dir": self.root, "enable_progress_bar": False}
+        trainer = braintools.trainer.Trainer(max_epochs=1, gradient_clip_val=CLIP, callbacks=[Clock()], **quiet)
+        trainer.fit(self.model, DataLoader(Batches(steps), batch_size=1, collate_fn=lambda items: items[0]))
         return marks
 
 
@@ -273,11 +272,10 @@ class Rounds(jt.Callback):
         self.steps, self.between = steps, between
         self.taken: list[np.ndarray] = []
 
+        self.started = now()
+
     def edges(self):
         return (jt.Period(self.steps, "step"),)
-
-    def on_fit_start(self, run):
-        self.started = now()
 
     def on_chunk_end(self, run, metrics):
         if run.step % self.steps == 0:
@@ -289,11 +287,8 @@ class Rounds(jt.Callback):
 def run_fit(strategy: str, steps: int, run_dir: Path, every: int, extra: jt.Callback | None = None) -> jt.Result:
     """Fit with its defaults on, as the recipe has them, but for the figure, which is an event."""
     callbacks = [jt.LearningRateMonitor(), jt.Throughput(), jt.JSONL(), jt.TensorBoard(), jt.ProgressBar()]
-    callbacks.append(jt.Checkpoint(every=every, best=("val/loss", 2), last=2))
-    fit = jt.Fit(
-        strategy, max_steps=steps, clip=CLIP, log_every=LOG_EVERY, run_dir=run_dir,
-        callbacks=[*callbacks, *([extra] if extra else [])],
-    )  # fmt: skip
+    callbacks += [jt.Checkpoint(every=every, best=("val/loss", 2), last=2), *([extra] if extra else [])]
+    fit = jt.Fit(strategy, max_steps=steps, clip=CLIP, log_every=LOG_EVERY, run_dir=run_dir, callbacks=callbacks)
     return fit.run(CopyGRU(), jt.CopyDataModule(LAG, DIGITS, BATCH))
 
 
@@ -302,8 +297,7 @@ def run_fit(strategy: str, steps: int, run_dir: Path, every: int, extra: jt.Call
 
 def alone(way: str, strategy: str, root: str) -> dict[str, float]:
     """Compile seconds and peak memory of one way; meant for a fresh process."""
-    imported, steps = peak_rss_mb(), 400
-    numbers = {}
+    imported, steps, numbers = peak_rss_mb(), 400, {}
     if way == "Fit":
         seconds = run_fit(strategy, steps, Path(root) / "run", every=100).summary["seconds"]
         numbers = {"checkpoint_ms": 1e3 * seconds["checkpoint"] / 4, "validate_ms": 1e3 * seconds["validate"]}
@@ -313,6 +307,11 @@ def alone(way: str, strategy: str, root: str) -> dict[str, float]:
         trained.round(steps)
         compiled = trained.compile_seconds
     return {"compile_s": compiled, "peak_mib": peak_rss_mb(), "imports_mib": imported, **numbers}
+
+
+def in_fresh_process(way: str, strategy: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "--alone", way, strategy]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
 def make(way: str, strategy: str, root: str) -> HandWritten | Tutorial | BrainTools:
@@ -332,7 +331,7 @@ def by_turns(strategy: str, ways: list[str], rounds: int, steps: int, root: str)
         reference = hand.round(steps)
         if before:  # round 0 warmed up
             pairs["Fit"].append((clock.taken[-1], (before[-1] + reference) / 2))
-        for way, other in others.items() if len(before) % SPARSE == 0 else ():
+        for way, other in others.items() if len(before) % SPARSE == 1 else ():
             taken, earlier, reference = other.round(steps // SPARSE), reference, hand.round(steps)
             pairs[way].append((taken, (earlier + reference) / 2))
         before.append(reference)
@@ -342,18 +341,13 @@ def by_turns(strategy: str, ways: list[str], rounds: int, steps: int, root: str)
     return {way: np.array(every) for way, every in pairs.items()}
 
 
-def quartiles(values: np.ndarray) -> tuple[float, float, float]:
-    low, middle, high = np.percentile(values, [25, 50, 75]).tolist()
-    return low, middle, high
-
-
 def table(pairs: dict[str, np.ndarray], fresh: dict[str, dict[str, float]]) -> Iterator[str]:
     yield "| | steps/s, median (quartiles) | CPU ms a step | time over hand-written, paired median (quartiles) "
     yield "| CPU over hand-written | compile, s | peak memory, MiB (above imports) |\n|---|---|---|---|---|---|---|\n"
     for way, every in {"hand-written": pairs["Fit"][:, [1, 1]], **pairs}.items():
-        low, middle, high = quartiles(1 / every[:, 0, 0])
+        low, middle, high = np.percentile(1 / every[:, 0, 0], [25, 50, 75])
         over = 100 * (every[:, 0] / every[:, 1] - 1)
-        less, ratio, more = quartiles(over[:, 0])
+        less, ratio, more = np.percentile(over[:, 0], [25, 50, 75])
         beside = f"{ratio:+.1f} % ({less:+.1f} to {more:+.1f}) | {np.median(over[:, 1]):+.1f} %"
         peak, imports = fresh[way]["peak_mib"], fresh[way]["imports_mib"]
         yield f"| {way} | {middle:.0f} ({low:.0f} to {high:.0f}) | {1000 * np.median(every[:, 0, 1]):.2f} "
@@ -367,7 +361,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="rounds of Fit, each between two of the loop")
     parser.add_argument("--steps", type=int, default=500, help=f"steps a round, a multiple of {LOG_EVERY}")
     parser.add_argument("--json", type=Path, help="where to write every number")
-    parser.add_argument("--alone", nargs=2, metavar=("WAY", "STRATEGY"), help=argparse.SUPPRESS)
+    parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rounds < 1 or options.steps < 1 or options.steps % LOG_EVERY:
         parser.error(f"--rounds must be 1 or more and --steps a multiple of {LOG_EVERY}")
@@ -375,29 +369,25 @@ def main() -> None:
     logging.getLogger("jaxtrain").setLevel(logging.WARNING)
     if options.alone:
         with tempfile.TemporaryDirectory() as root:
-            print(json.dumps(alone(options.alone[0], options.alone[1], root)))
-        return
+            return print(json.dumps(alone(options.alone[0], options.alone[1], root)))
 
     print(f"hidden {HIDDEN}, {LAG + 2 * DIGITS} time steps, batch {BATCH}, a row every {LOG_EVERY} steps; "
           f"{options.rounds} rounds of {options.steps} steps; jax {jax.__version__} on {jax.default_backend()}, "
           f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")  # fmt: skip
-    results: dict[str, Any] = {"load": [os.getloadavg()]}
-    for strategy in options.strategies:
-        ways = ["hand-written", "Fit", "tutorial", *(["braintools.trainer"] if strategy == "bptt" else [])]
-        fresh = {}
-        for way in ways:
-            command = [sys.executable, __file__, "--alone", way, strategy]
-            answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            fresh[way] = json.loads(answer.splitlines()[-1])
+    results: dict[str, Any] = {"load at the start": os.getloadavg()}
+    ways = {name: ["hand-written", "Fit", "tutorial"] for name in options.strategies}
+    ways |= {"bptt": [*ways["bptt"], "braintools.trainer"]} if "bptt" in ways else {}
+    # Before this process grows: on Linux the peak of a child starts from the size of its parent.
+    fresh = {name: {way: in_fresh_process(way, name) for way in ways[name]} for name in ways}
+    for strategy in ways:
         with tempfile.TemporaryDirectory() as root:
-            pairs = by_turns(strategy, ways, options.rounds, options.steps, root)
-        medians = np.median(pairs["Fit"][:, :, 0], axis=0)
-        print(f"\n### {strategy}\n\n{''.join(table(pairs, fresh))}")
+            pairs = by_turns(strategy, ways[strategy], options.rounds, options.steps, root)
+        medians, fit = np.median(pairs["Fit"][:, :, 0], axis=0), fresh[strategy]["Fit"]
+        print(f"\n### {strategy}\n\n{''.join(table(pairs, fresh[strategy]))}")
         print(f"Fit over hand-written, ratio of medians: {100 * (medians[0] / medians[1] - 1):+.1f} %. Events apart: a "
-              f"checkpoint holds the loop up for {fresh['Fit']['checkpoint_ms']:.0f} ms, a validation of 8 batches "
-              f"for {fresh['Fit']['validate_ms']:.0f} ms.")  # fmt: skip
-        results[strategy] = {"pairs": {way: every.tolist() for way, every in pairs.items()}, "alone": fresh}
-    results["load"].append(os.getloadavg())
+              f"checkpoint holds the loop up for {fit['checkpoint_ms']:.0f} ms, a validation of 8 batches for "
+              f"{fit['validate_ms']:.0f} ms.")  # fmt: skip
+        results[strategy] = {"pairs": {way: pairs[way].tolist() for way in pairs}, "alone": fresh[strategy]}
     print(f"\nload at the end: {os.getloadavg()[0]:.1f}")
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")

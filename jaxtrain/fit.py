@@ -190,7 +190,8 @@ class Fit:
             "parent": origin.parent,
         }
         if origin.config is not None and not dry_run:
-            log_changes(origin.config, record)
+            rates = {} if saved is None else saved.meta["optimizer_settings"]
+            log_changes({**origin.config, "optimizer": rates}, {**record, "optimizer": program.optimizer.settings()})
         run = Run(
             module=module, callbacks=self.callbacks, recorder=Recorder(self.log_every), config=record,
             run_dir=origin.run_dir, max_steps=schedule.total, epoch_length=feed.length,

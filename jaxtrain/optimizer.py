@@ -40,10 +40,13 @@ class _Braintools:
         extra = [str(key) for key, state in registered.items() if id(state) not in known]
         if extra:
             raise ValueError(f"the optimizer {where}holds {extra}, which the module does not train (Module.trainable)")
-        self._names = {key: known[id(state)] for key, state in registered.items()}
+        # Whoever registered them chose the keys, or a tree of dicts: the gradients take its shape.
+        self._names = jax.tree.map(
+            lambda state: known[id(state)], optimizer.param_states.to_pytree(), is_leaf=lambda x: isinstance(x, State)
+        )
 
     def apply(self, grads: dict[str, Any]) -> None:
-        self.optimizer.update({key: grads[name] for key, name in self._names.items()})
+        self.optimizer.update(jax.tree.map(lambda name: grads[name], self._names))
         self.optimizer.lr_scheduler.step()
 
     def rate(self) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any, Literal
 
 import brainstate
@@ -66,13 +67,22 @@ class Program:
             }
             strengthen([*self._named.values(), *self.learner.scratch()])
             self._bad_names: list[str] = []
-            self._step = self._functional(self._train_step, jnp.int32(0), example)
         self.root = jax.random.key(seed)
         self.values: dict[str, Any] = {name: strong(state.value) for name, state in self._named.items()}
-        self.flops = flops(self._step.jaxpr)
         self.chunk = self._choose_chunk() if chunk == "auto" else chunk
         self._train: Any = None
         self.compile_seconds = time.perf_counter() - started
+
+    @cached_property
+    def _step(self) -> Functional:
+        """One train step, traced when it is first needed: data to predict has no targets to train with."""
+        with self._environ(fit=True):
+            return self._functional(self._train_step, jnp.int32(0), self.example)
+
+    @property
+    def flops(self) -> float:
+        """Work of one train step."""
+        return flops(self._step.jaxpr)
 
     # ------------------------------------------------------------------------------------------------- running
 
@@ -210,9 +220,10 @@ class Program:
 
     def _compile_train(self):
         """One program for every number of steps up to ``chunk``: a loop with a traced count."""
+        train_step = self._step
 
         def step(values, root, index, batch):
-            new, (metrics, bad) = self._step(values, root, index, batch)
+            new, (metrics, bad) = train_step(values, root, index, batch)
             if self._nonfinite == "skip":
                 new = jax.tree.map(lambda n, o: jnp.where(bad < 0, n, o), new, values)
                 metrics = jax.tree.map(lambda leaf: jnp.where(bad < 0, leaf, 0), metrics)

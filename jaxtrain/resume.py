@@ -179,7 +179,7 @@ def refuse_differences(saved: dict[str, Any], live: dict[str, Any], keys: Iterab
 
 def log_changes(saved: dict[str, Any] | None, live: dict[str, Any]) -> None:
     """Print what was changed since the run was saved, where a change is allowed."""
-    for part in ("fit", "config"):
+    for part in ("fit", "config", "optimizer"):
         before, now = (saved or {}).get(part) or {}, live.get(part) or {}
         for key in sorted({*before, *now}):
             if before.get(key) != now.get(key):

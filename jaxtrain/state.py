@@ -211,11 +211,17 @@ def leaf_names(values: dict[str, Any]) -> list[str]:
 
 
 def flatten(values: dict[str, Any]) -> dict[str, Any]:
-    """``{name: pytree}`` -> ``{leaf name: array}``; random keys as their uint32 data."""
+    """``{name: pytree}`` -> ``{leaf name: array}``; random keys as their uint32 data.
+
+    Raises ValueError where two leaves would share a name.
+    """
     flat = {}
     for name, value in values.items():
         for path, leaf in _leaves(value):
-            flat[_leaf_name(name, path)] = jax.random.key_data(leaf) if is_key(leaf) else leaf
+            key = _leaf_name(name, path)
+            if key in flat:
+                raise ValueError(f"two arrays of the state are both named {key!r}: rename one of them")
+            flat[key] = jax.random.key_data(leaf) if is_key(leaf) else leaf
     return flat
 
 
@@ -226,7 +232,7 @@ def unflatten(template: dict[str, Any], flat: dict[str, Any]) -> dict[str, Any]:
         leaves = []
         for path, leaf in _leaves(value):
             array = jnp.asarray(flat[_leaf_name(name, path)])
-            leaves.append(jax.random.wrap_key_data(array) if is_key(leaf) else array)
+            leaves.append(jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if is_key(leaf) else array)
         result[name] = jax.tree.unflatten(jax.tree.structure(value), leaves)
     return result
 

@@ -63,10 +63,10 @@ REFUSED = {
     "warm-up's batch": (dict(warmup=np.zeros((2, 1, 5))), r"^warmup has shape \(2, 1, 5\), but the inputs' batch axis"),
     "extras' time": (dict(extras={"r": np.zeros((4, B))}), r"^extras\['r'\] has shape \(4, 4\), but the learning"),
     "no time": (
-        dict(inputs=np.zeros((0, B, 5)), targets=None), r"^inputs has shape \(0, 4, 5\): no time steps or an empty batch$"
+        dict(inputs=np.zeros((0, B, 5)), targets=None), r"^inputs has shape \(0, 4, 5\): no time steps or an empty"
     ),
     "no lanes": (
-        dict(warmup=None, inputs=np.zeros((T_L, 0, 5)), targets=None), r"^inputs has shape \(3, 0, 5\): no time steps or"
+        dict(warmup=None, inputs=np.zeros((T_L, 0, 5)), targets=None), r"^inputs has shape \(3, 0, 5\): no time steps"
     ),
     "weights": (dict(weights=np.ones((B, T_L))), r"^weights have shape \(4, 3\); expected \(3,\) or \(3, 4\)$"),
     "reset": (dict(reset=np.zeros((T_L, B), bool)), r"^reset has shape \(3, 4\); expected \(5, 4\)$"),
@@ -160,12 +160,12 @@ def test_inputs_are_encoded_and_extras_named():
 
 SCORED = {
     "twice": (lambda f, x, y: f(f(x)), ValueError, r"^Task.learning_step called forward 2 times; expected exactly one"),
-    "never": (lambda f, x, y: x, ValueError, r"^Task.learning_step called forward 0 times; expected exactly one call a"),
+    "never": (lambda f, x, y: x, ValueError, r"^Task.learning_step called forward 0 times; expected exactly one"),
     "metrics": (lambda f, x, y: (f(x), 3), TypeError, r"returned metrics of type int; expected a dict name -> value$"),
     "loss": (lambda f, x, y: (f(x), {"loss": x}), ValueError, r"names a metric 'loss'; that name is the loss's own"),
-    "shape": (lambda f, x, y: f(x)[:, None], ValueError, r"^Task.learning_step: loss has shape \(4, 1\); expected \(\) or"),
-    "metric": (lambda f, x, y: (f(x), {"m": jnp.ones(2)}), ValueError, r"step: m has shape \(2,\); expected \(\) or \(4,"),
-    "int": (lambda f, x, y: f(x).astype(int), TypeError, r"^Task.learning_step: loss has dtype int32; expected a floating"),
+    "shape": (lambda f, x, y: f(x)[:, None], ValueError, r"_step: loss has shape \(4, 1\); expected \(\) or"),
+    "metric": (lambda f, x, y: (f(x), {"m": jnp.ones(2)}), ValueError, r"step: m has shape \(2,\); expected \(\) or"),
+    "int": (lambda f, x, y: f(x).astype(int), TypeError, r"_step: loss has dtype int32; expected a floating type$"),
 }  # fmt: skip
 
 
@@ -176,7 +176,7 @@ def test_what_cannot_be_scored_is_named(step, kind, message):
 
 
 def test_a_scalar_loss_cannot_be_weighted_by_lanes():
-    with pytest.raises(ValueError, match=r"^Task.learning_step: loss is a scalar, but .*; return one loss a lane, \(4,\)$"):
+    with pytest.raises(ValueError, match=r"^Task.learning_step: loss is a scalar, but .*; return one loss a lane"):
         score(lambda forward, x, y: forward(x).mean(), w=np.ones(B))
 
 

@@ -61,15 +61,16 @@ class OnlineLearner(Learner):
             state.value = jax.tree.map(
                 lambda leaf, value: jnp.zeros_like(leaf) if value is None else value, state.value, initial
             )
-        warm_up(self.objective, self.rule, phases, self._reset)
+        warm_up(self.objective, self.rule, phases, self._clear)
         grads, metrics = (self._step_by_step if self.window == 1 else self._windows)(scored(phases))
         return {**metrics, **update(grads, total_weight(phases))}
 
     def scratch(self) -> list[State]:
         return [*super().scratch(), *self._traces, *self._counters]
 
-    def _reset(self, mask) -> None:
-        super()._reset(mask)
+    def _clear(self, mask) -> None:
+        """Clear hidden states and traces of the lanes in ``mask``."""
+        self._reset(mask)
         if mask is not None:
             for trace in self._traces:
                 shapes = {leaf.shape[:1] for leaf in jax.tree.leaves(trace.value)}
@@ -88,7 +89,7 @@ class OnlineLearner(Learner):
 
         def step(total, xs):
             *slices, reset = xs
-            self._reset(reset)
+            self._clear(reset)
             grads, metrics = step_gradient(*slices)
             return jax.tree.map(jnp.add, total, grads), metrics
 
@@ -122,7 +123,7 @@ class OnlineLearner(Learner):
 
         def loss():
             def step(x, y, w, extras, reset):
-                self._reset(reset)
+                self._reset(reset)  # hidden states alone: the trace at the entry is still to be contracted
                 return self.objective.learn(self.network, x, y, w, extras)
 
             losses, metrics = brainstate.transform.for_loop(step, *sequences)
@@ -133,7 +134,7 @@ class OnlineLearner(Learner):
         carried = self._contract(grads["entry"])
 
         def evolve(x, y, w, extras, reset):
-            self._reset(reset)
+            self._clear(reset)
             self.objective.learn(self.rule, x, y, w, extras)
 
         brainstate.transform.for_loop(evolve, *sequences)

@@ -1,6 +1,7 @@
 """A small laboratory: models, batches, the gradient a strategy hands to ``update``, and braintrace driven by hand."""
 
 import warnings
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -149,9 +150,17 @@ def by_hand(model, phases: Phases, loss, *, vjp="multi-step", vmap=False, window
 
 
 @cache
+def _drive(strategy, cell: str) -> Drive:
+    return Drive(strategy, task(cell), sequences())
+
+
+def drive_of(strategy, cell: str = "gru") -> Drive:
+    """A strategy on ``task(cell)`` and ``sequences()``, compiled once for all tests; "auto" is "batched" there."""
+    return _drive(replace(strategy, batching="batched") if strategy.batching == "auto" else strategy, cell)
+
+
 def grads_of(strategy, cell: str = "gru") -> dict[str, Any]:
-    """A strategy's gradient on ``task(cell)`` and ``sequences()``, compiled once for all tests."""
-    return learn(strategy, task(cell), sequences())
+    return drive_of(strategy, cell).grads(sequences())
 
 
 def squared(out, y):
@@ -190,7 +199,8 @@ def lab():
     return SimpleNamespace(
         **{
             f.__name__: f
-            for f in (Drive, Net, Task, learn, grads_of, task, sequences, by_hand, squared, flat, same, cosine)
+            for f in (Drive, Net, Task, learn, drive_of, grads_of, task)
+            + (sequences, by_hand, squared, flat, same, cosine)
         },
         B=B, N=N, N_IN=N_IN, N_OUT=N_OUT, WARM=WARM, LEARN=LEARN,
     )  # fmt: skip

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import saiunit as u
-from braintrace import ETraceAlgorithm, MultiStepData
 from braintrace._algorithm.param_dim_vjp import ParamDimVjpAlgorithm
 
 import jaxtrain
@@ -34,7 +33,7 @@ def phases(lab):
 def test_gradient_is_braintraces(lab, phases, cell, vjp):
     wanted = lab.by_hand(lab.task(cell).model, phases, lab.squared, vjp=vjp)
     for batching in ("batched", "vmap"):
-        drive = lab.Drive(DRTRL(vjp=vjp, batching=batching), lab.task(cell), phases)
+        drive = lab.drive_of(DRTRL(vjp=vjp, batching=batching), cell)
         grads, weight, metrics = drive(phases)
         lab.same(grads, wanted)
         assert drive.learner.resolved() == {"batching": batching}
@@ -48,13 +47,13 @@ def test_gradient_is_braintraces(lab, phases, cell, vjp):
 @pytest.mark.parametrize("vjp", ["multi-step", "single-step"])
 def test_gradient_is_braintraces_under_vmap(lab, phases, vjp):
     wanted = lab.by_hand(lab.task().model, phases, lab.squared, vjp=vjp, vmap=True)
-    lab.same(lab.learn(DRTRL(vjp=vjp, batching="vmap"), lab.task(), phases), wanted)
+    lab.same(lab.grads_of(DRTRL(vjp=vjp, batching="vmap")), wanted)
 
 
 def test_loss_is_the_networks_own(lab, phases):
     """What is reported is the loss of the model stepped by itself."""
     task = lab.task()
-    metrics = lab.Drive(DRTRL(), task, phases)(phases)[2]
+    metrics = lab.drive_of(DRTRL())(phases)[2]
     brainstate.nn.init_all_states(task.model, batch_size=lab.B)
     brainstate.transform.for_loop(task.model, phases.warmup)
     losses = lab.squared(brainstate.transform.for_loop(task.model, phases.inputs), phases.targets)
@@ -62,7 +61,7 @@ def test_loss_is_the_networks_own(lab, phases):
 
 
 def test_a_second_sequence_starts_afresh(lab, phases):
-    drive = lab.Drive(DRTRL(), lab.task(), phases)
+    drive = lab.drive_of(DRTRL())
     first = drive.grads(phases)
     drive.grads(lab.sequences(1))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), first, drive.grads(phases)))
@@ -71,8 +70,7 @@ def test_a_second_sequence_starts_afresh(lab, phases):
 # ------------------------------------------------------------------------------------------------------- windows
 
 
-@pytest.mark.parametrize("window", [2, 3, 4])
-@pytest.mark.parametrize("cell", ["gru", "lstm", "minigru"])
+@pytest.mark.parametrize("cell,window", [("gru", 2), ("gru", 3), ("gru", 4), ("lstm", 3), ("minigru", 2)])
 def test_window_is_braintraces(lab, phases, cell, window):
     """3 leaves a last window of one time step; 4 spans the learning phase, the warm-up before it is D-RTRL's."""
     wanted = lab.by_hand(lab.task(cell).model, phases, lab.squared, window=window)
@@ -88,7 +86,7 @@ def test_window_without_warmup_and_a_longer_rest(lab):
     lab.same(lab.learn(DRTRL(window=3), lab.task(), phases), wanted)
 
 
-@pytest.mark.parametrize("window", [1, 2, 4])
+@pytest.mark.parametrize("window", [1, 2])
 def test_learning_step_reads_the_hidden_state_of_its_time_step(lab, phases, window):
     """A regulariser on the state that ``forward`` left equals one on a state that the model gives out."""
 
@@ -243,7 +241,7 @@ def test_other_cells_are_reported(lab, phases):
 def test_report_holds_what_the_gradient_shows(lab, phases):
     """A parameter reported "no" has a gradient of exact zeros, every other one has not."""
     for cell in CELLS:
-        drive = lab.Drive(DRTRL(vjp="single-step"), lab.task(cell), phases)
+        drive = lab.drive_of(DRTRL(vjp="single-step"), cell)
         grads = drive.grads(phases)
         for row in drive.learner.report():
             moves = any(leaf.any() for leaf in lab.flat({"": grads[row.name]}).values())
@@ -285,7 +283,7 @@ def test_auto_maps_lanes_where_the_trace_is_large(lab, phases, monkeypatch):
 
 def test_private_shape_of_braintrace(lab, phases):
     """OnlineLearner reads these; where upstream changes one of them, it is named here."""
-    solve = ETraceAlgorithm and ParamDimVjpAlgorithm._solve_previous_trace_gradients
+    solve = ParamDimVjpAlgorithm._solve_previous_trace_gradients
     assert list(inspect.signature(solve).parameters) == [
         "self", "running_index", "etrace_h2w_at_t_minus_1", "dl_to_hidden_groups", "weight_vals"
     ]  # fmt: skip
@@ -304,11 +302,10 @@ def test_private_shape_of_braintrace(lab, phases):
     assert {name_of(p) for r in inner.graph.hidden_param_op_relations for p in r.trainable_paths.values()} == {
         "rnn.Wz.weight", "rnn.Wh.weight"
     }  # fmt: skip
-    assert set(inner.other_states) == set() and inner.vjp_method == "multi-step"
+    assert not inner.other_states and inner.vjp_method == "multi-step"
     assert {name_of(path): why for path, why in inner.report.excluded_weights} == {
         "out.weight": "relation_excluded_non_temporal", "rnn.Wr.weight": "relation_excluded_weight_to_weight"
     }  # fmt: skip
     assert all(hasattr(d, "weight_path") and isinstance(d.kind.value, str) for d in inner.report.diagnostics)
     single = DRTRL(vjp="single-step").bind(Objective(lab.task(), lambda x: x), phases).inner
     assert {name_of(p) for p in single.graph.hidden_perturb.bypass_param_paths} == {"out.weight"}
-    assert MultiStepData is not None

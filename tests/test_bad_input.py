@@ -1,0 +1,339 @@
+"""Bad input gets one clear line, and nothing is written or overwritten in the run directory."""
+
+import shutil
+import subprocess
+import sys
+
+import braintools
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxtrain as jt
+from jaxtrain.config import ConfigError
+from jaxtrain.run import RunLock
+from tests.small import CopyGRU, Linear, Lines, LinesOf, copies, line, lines, tree_bytes
+
+
+def x(time=3, batch=2, width=2):
+    return np.zeros((time, batch, width), np.float32)
+
+
+class Twice(Linear):
+    def learning_step(self, forward, x, y):
+        return jnp.square(forward(x) - forward(x)).mean(-1)
+
+
+class Never(Linear):
+    def learning_step(self, forward, x, y):
+        return jnp.square(y).mean(-1)
+
+
+class Matrix(Linear):
+    def learning_step(self, forward, x, y):
+        return jnp.square(forward(x) - y)
+
+
+class Whole(Linear):
+    def learning_step(self, forward, x, y):
+        forward(x)
+        return jnp.ones((), jnp.int32)
+
+
+class NamedLoss(Linear):
+    def learning_step(self, forward, x, y):
+        loss = jnp.square(forward(x) - y).mean(-1)
+        return loss, {"loss": loss}
+
+
+class ListOfMetrics(Linear):
+    def learning_step(self, forward, x, y):
+        return jnp.square(forward(x) - y).mean(-1), [1.0]
+
+
+class NoModel(Linear):
+    def build(self):
+        return lambda x: x
+
+
+class NoStep(jt.Module):
+    build = Linear.build
+    Net = Linear.Net
+
+    def configure_optimizer(self):
+        return braintools.optim.SGD(0.1)
+
+
+class NoOptimizer(Linear):
+    def configure_optimizer(self):
+        return "adam"
+
+
+class Misses(Linear):
+    def configure_optimizer(self):
+        optimizer = braintools.optim.SGD(0.1)
+        optimizer.register_trainable_weights({"w": self.model.w})
+        return optimizer
+
+
+class Frozen(Linear):
+    def trainable(self, name):
+        return False
+
+
+class NoPhases(Linear):
+    def phases(self, batch):
+        return batch
+
+
+RUNS = {
+    "too many targets": (
+        Linear,
+        [(x(3), x(4, width=3))],
+        {},
+        ValueError,
+        "targets have 4 time steps and inputs only 3.*time-major",
+    ),
+    "batch-major": (
+        Linear,
+        [(x(2, 5), x(2, 3, 3))],
+        {},
+        ValueError,
+        r"targets has shape \(2, 3, 3\), but the inputs' batch axis is 5.*batch-major",
+    ),
+    "no batch axis": (
+        Linear,
+        [(np.zeros(3, np.float32), np.zeros(3, np.float32))],
+        {},
+        ValueError,
+        r"inputs has shape \(3,\); expected at least \(T, B\)",
+    ),
+    "no time steps": (Linear, [(x(0), x(0, width=3))], {}, ValueError, "no time steps or an empty batch"),
+    "empty list": (Linear, [], {}, jt.DataError, "train data: holds no batch; expected at least one"),
+    "empty generator": (Linear, iter(()), {}, jt.DataError, "train data: holds no batch"),
+    "no data": (Linear, None, {}, jt.DataError, "train data: got None; give a DataModule"),
+    "a class": (Linear, jt.CopyDataModule, {}, jt.DataError, "CopyDataModule is a class; give an instance"),
+    "a number": (Linear, 3, {}, jt.DataError, r"train data: got a int; expected batch\(step\) or an iterable"),
+    "text": (
+        Linear,
+        [(x(), np.full((3, 2), "a"))],
+        {},
+        jt.DataError,
+        r"leaf batch\[1\] has dtype <U1; expected numbers",
+    ),
+    "max_epochs without length": (
+        Linear,
+        Lines(),
+        dict(max_epochs=2, max_steps=None),
+        ValueError,
+        r"max_epochs=...\) needs train data with a length; give max_steps",
+    ),
+    "epochs without length": (
+        Linear,
+        lines(),
+        dict(validate_every="1ep"),
+        ValueError,
+        '"1ep" counts epochs, but the train data has no length',
+    ),
+    "checkpoint epochs": (
+        Linear,
+        Lines(),
+        dict(callbacks=[jt.Checkpoint(every="1ep", best=None)]),
+        ValueError,
+        "counts epochs",
+    ),
+    "validation without data": (
+        Linear,
+        Lines(),
+        dict(validate_every=2),
+        ValueError,
+        r"validate_every='2'\), but DataModule has no val data",
+    ),
+    "forward twice": (
+        Twice,
+        Lines(),
+        {},
+        ValueError,
+        "Twice.learning_step called forward 2 times; expected exactly one",
+    ),
+    "forward never": (Never, Lines(), {}, ValueError, r"Never.learning_step (never called|called forward 0 times)"),
+    "loss of a wrong shape": (
+        Matrix,
+        Lines(),
+        {},
+        ValueError,
+        r"Matrix.learning_step: loss has shape \(2, 3\); expected \(\) or \(2,\)",
+    ),
+    "whole loss": (Whole, Lines(), {}, TypeError, "loss has dtype int32; expected a floating type"),
+    "a metric named loss": (NamedLoss, Lines(), {}, ValueError, "names a metric 'loss'.*choose another"),
+    "metrics in a list": (ListOfMetrics, Lines(), {}, TypeError, "metrics of type list; expected a dict"),
+    "not a model": (
+        NoModel,
+        Lines(),
+        {},
+        TypeError,
+        "the model of NoModel is a function; expected a brainstate.nn.Module",
+    ),
+    "no model": (jt.Module, Lines(), {}, TypeError, r"Module defines neither build\(\) nor a model"),
+    "no learning_step": (NoStep, Lines(), {}, TypeError, r"NoStep defines no learning_step\(forward, x, y\)"),
+    "not a module": (Linear.Net, Lines(), {}, TypeError, "expected a jaxtrain.Module object, got"),
+    "a module's class": (lambda: Linear, Lines(), {}, TypeError, "expected a jaxtrain.Module object, got"),
+    "no optimizer": (NoOptimizer, Lines(), {}, TypeError, "configure_optimizer gave str; expected"),
+    "optimizer misses": (
+        Misses,
+        Lines(),
+        {},
+        ValueError,
+        r"the optimizer misses \['b'\]: register every trained parameter, or none",
+    ),
+    "nothing to train": (Frozen, Lines(), {}, ValueError, "nothing to train.*trainable"),
+    "no phases": (NoPhases, Lines(), {}, TypeError, "Module.phases must return jaxtrain.Phases, got tuple"),
+    "a window too long": (
+        CopyGRU,
+        copies(),
+        dict(strategy=jt.DRTRL(window=3)),
+        ValueError,
+        "the learning phase has only 2 time steps",
+    ),
+    "a probe is missing": (
+        Linear,
+        Lines(),
+        dict(callbacks=[type("P", (jt.Callback,), {"probe_every": 2})()]),
+        TypeError,
+        r"defines no probe\(module, learner, phases\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", RUNS)
+def test_a_run_that_cannot_be(tmp_path, what):
+    module, data, options, error, message = RUNS[what]
+    options = {**dict(strategy="bptt", max_steps=3), **options}
+    fit = jt.Fit(run_dir=tmp_path / "run", **options)
+    with pytest.raises(error, match=message) as caught:
+        fit.run(module(), data)
+    assert len(str(caught.value).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == [], "nothing is written"
+
+
+FITS = {
+    "no budget": ({}, ValueError, "needs a budget: max_steps, max_epochs or max_time"),
+    "zero steps": (dict(max_steps=0), ValueError, r"max_steps=0\): expected a whole number, 1 or more"),
+    "negative steps": (dict(max_steps=-5), ValueError, r"max_steps=-5\): expected a whole number"),
+    "a float of steps": (dict(max_steps=1e3), ValueError, r"max_steps=1000.0\): expected a whole number"),
+    "a bool of steps": (dict(max_steps=True), ValueError, r"max_steps=True\)"),
+    "epochs": (dict(max_epochs=0), ValueError, "max_epochs=0"),
+    "time": (dict(max_time=20), ValueError, r"max_time=20\): expected a time, as '30min'"),
+    "time text": (dict(max_time="soon"), ValueError, "'soon' is not understood"),
+    "clip": (dict(max_steps=1, clip=-1.0), ValueError, r"clip=-1.0\): expected a positive norm, or None"),
+    "clip nan": (dict(max_steps=1, clip=float("nan")), ValueError, "clip=nan"),
+    "accumulate": (dict(max_steps=1, accumulate=0), ValueError, "accumulate=0"),
+    "chunk": (dict(max_steps=1, chunk=0), ValueError, "chunk=0"),
+    "chunk text": (dict(max_steps=1, chunk="big"), ValueError, "chunk='big'"),
+    "log_every": (dict(max_steps=1, log_every=0), ValueError, "log_every=0"),
+    "validate_every": (dict(max_steps=1, validate_every=-2), ValueError, "-2 is not positive"),
+    "seed": (dict(max_steps=1, seed=-1), ValueError, r"seed=-1\): expected a whole number from 0"),
+    "nonfinite": (dict(max_steps=1, nonfinite="ignore"), ValueError, "nonfinite='ignore'.*'raise', 'skip' or 'warn'"),
+    "strategy": (
+        dict(max_steps=1, strategy="dtrrl"),
+        ConfigError,
+        "unknown strategy 'dtrrl'; expected bptt.* did you mean 'drtrl'",
+    ),
+    "strategy class": (dict(max_steps=1, strategy=jt.BPTT), TypeError, "expected a name or a jaxtrain.Strategy object"),
+    "callback class": (dict(max_steps=1, callbacks=[jt.JSONL]), TypeError, "must be jaxtrain.Callback objects"),
+    "a checkpoint nowhere": (
+        dict(max_steps=1, callbacks=[jt.Checkpoint()]),
+        ValueError,
+        "Checkpoint needs a run directory",
+    ),
+    "two checkpoints": (
+        dict(max_steps=1, run_dir="x", callbacks=[jt.Checkpoint(), jt.Checkpoint()]),
+        ValueError,
+        "one Checkpoint callback",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FITS)
+def test_a_fit_that_cannot_be(what, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options, error, message = FITS[what]
+    with pytest.raises(error, match=message) as caught:
+        jt.Fit(**{"strategy": "bptt", **options})
+    assert len(str(caught.value).splitlines()) == 1 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name,value", [("time_lag", 0), ("num_digits", -1), ("batch_size", 0), ("val_batches", 0)])
+def test_sizes_of_the_copying_task(name, value):
+    with pytest.raises(ValueError, match=f"copying task: (length|{name})={value} is too small"):
+        jt.CopyDataModule(**{name: value}).val_data()
+
+
+@pytest.mark.parametrize("logger", [jt.JSONL, jt.TensorBoard])
+def test_a_logger_without_a_run_directory(logger):
+    with pytest.raises(ValueError, match="needs a run directory"):
+        jt.Fit("bptt", max_steps=2, callbacks=[logger()]).run(Linear(), Lines())
+
+
+# --------------------------------------------------------------------------------------------- the run directory
+
+
+@pytest.fixture(scope="module")
+def other_run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("other") / "run"
+    jt.Fit("bptt", max_steps=2, callbacks=[jt.JSONL()], run_dir=path).run(CopyGRU(), copies())
+    return path
+
+
+def test_a_run_directory_with_another_models_checkpoint(other_run, tmp_path):
+    shutil.copytree(other_run, tmp_path / "run")
+    before = tree_bytes(tmp_path / "run")
+    fit = jt.Fit("bptt", max_steps=4, run_dir=tmp_path / "run")
+    with pytest.raises(ValueError, match="of another (model|data): .* in the checkpoint, .* now"):
+        fit.run(Linear(), Lines(), resume="last")
+    with pytest.raises(ValueError, match=r"of another model: readout.weight.weight.*'float32\[6, 10\]' in the .* now"):
+        fit.run(CopyGRU(hidden=5), copies(), resume="last")
+    with pytest.raises(ValueError, match="of another data: batch_size: 4 in the checkpoint, 5 now"):
+        fit.run(CopyGRU(), copies(batch_size=5), resume="last")
+    with pytest.raises(ValueError, match="of another strategy: .*'bptt' in the checkpoint, 'drtrl' now"):
+        jt.Fit("drtrl", max_steps=4, run_dir=tmp_path / "run").run(CopyGRU(), copies(), resume="last")
+    assert tree_bytes(tmp_path / "run") == before
+
+
+def test_a_run_directory_that_is_a_file(tmp_path):
+    path = tmp_path / "run"
+    path.write_text("a note")
+    for resume in ("never", "last"):
+        with pytest.raises(OSError, match="cannot write the run directory .*run"):
+            jt.Fit("bptt", max_steps=2, run_dir=path).run(Linear(), Lines(), resume=resume)
+    with pytest.raises(OSError, match="cannot write the run directory"):
+        jt.Fit("bptt", max_steps=2, run_dir=path / "below").run(Linear(), Lines())
+    assert path.read_text() == "a note"
+
+
+def test_a_run_directory_in_use(tmp_path):
+    """By another process: its number is named, and the directory is left alone."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom jaxtrain.run import RunLock\n"
+        "with RunLock(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(RuntimeError, match=f"in use by process {process.pid}: wait for it, or choose another"):
+            jt.Fit("bptt", max_steps=2, run_dir=tmp_path / "run").run(Linear(), Lines())
+        assert tree_bytes(tmp_path / "run") == {}
+        process.stdin.close()
+        process.wait()
+    with RunLock(tmp_path / "run"):
+        pass
+
+
+def test_data_that_a_validation_cannot_use(tmp_path):
+    data = jt.DataModule(LinesOf(3), [(x(5, 2), x(5, 4, 3))])
+    with pytest.raises(ValueError, match="targets has shape .*batch axis is 2"):
+        jt.Fit("bptt", max_steps=2, run_dir=tmp_path / "run").run(Linear(), data)
+    data = jt.DataModule(LinesOf(3), Lines())
+    with pytest.raises(jt.DataError, match="val data: never ends; give it a __len__"):
+        jt.Fit("bptt", max_steps=2, validate_every=1, run_dir=tmp_path / "run").run(Linear(), data)
+    assert line(0)[0].shape == (3, 2, 2)

@@ -1,0 +1,136 @@
+"""A run's directory, its lock, its JSON files, and what callbacks may ask for."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from jaxtrain.callback import Callback, Callbacks
+from jaxtrain.record import Recorder
+from jaxtrain.run import Requests, Result, Run, RunLock, jsonable, read_json, write_json
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(
+        module=None, callbacks=Callbacks([]), recorder=Recorder(10), config={}, run_dir=tmp_path, max_steps=9,
+        epoch_length=None, batch_size=4, params=lambda: {"w": 1},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "status,saved,code",
+    [("finished", True, 0), ("stopped", None, 0), ("interrupted", True, 130), ("terminated", True, 143),
+     ("finished", False, 1), ("terminated", False, 1)],
+)  # fmt: skip
+def test_exit_codes(status, saved, code):
+    assert Result(status, 3, saved=saved).exit_code == code
+
+
+def test_requests(run):
+    assert not run.requests.any() and run.params() == {"w": 1}
+    run.stop("first")
+    run.stop("second")
+    assert run.requests.stop == "first", "the first reason counts"
+    run.save(0.5)
+    run.save()
+    assert run.requests.save and run.score == 0.5
+    run.validate()
+    run.retask(lag=3)
+    run.retask(digits=2)
+    assert run.requests == Requests(save=True, validate=True, stop="first", task={"lag": 3, "digits": 2})
+    assert Requests(**json.loads(json.dumps(vars(run.requests)))) == run.requests, "they survive a checkpoint"
+
+
+def test_log_and_where_it_is_refused(run):
+    run.log({"x": 1})
+    assert run.metrics == {"x": 1.0} and run.recorder.logged == {"x": 1.0}
+    with run.closed(), pytest.raises(RuntimeError, match=r"run.log\(\['x'\]\) in on_checkpoint or on_fit_end"):
+        run.log({"x": 2})
+    run.log({"x": 3})
+    assert run.metrics == {"x": 3.0}
+
+
+def test_a_figure_reaches_those_who_listen(run):
+    got = []
+
+    class Shows(Callback):
+        def on_figure(self, run, tag, figure):
+            got.append((run.step, tag, figure))
+
+    run.callbacks = Callbacks([Shows()])
+    run.figure("recall", "a figure")
+    assert got == [(0, "recall", "a figure")]
+
+
+def test_callbacks_that_are_none():
+    with pytest.raises(TypeError, match="must be jaxtrain.Callback objects, got 3"):
+        Callbacks([3])
+    with pytest.raises(ValueError, match=r"Odd.rank is 'first'; expected one of \('produce', 'decide'"):
+        Callbacks([type("Odd", (Callback,), {"rank": "first"})()])
+
+
+def test_keys_of_callbacks_count_their_kind():
+    class A(Callback):
+        rank = "record"
+
+    class B(Callback):
+        pass
+
+    assert list(Callbacks([A(), B(), A()]).keys()) == ["B.0", "A.0", "A.1"]
+
+
+# ---------------------------------------------------------------------------------------------------------- files
+
+
+def test_jsonable():
+    given = {"a": math.nan, "b": [math.inf, 1.5], 3: (1, None), "c": True, "d": {"e": object}}
+    assert jsonable(given) == {"a": None, "b": [None, 1.5], "3": [1, None], "c": True, "d": {"e": "<class 'object'>"}}
+
+
+def test_write_json_is_atomic(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    write_json(path, {"a": 1})
+    assert read_json(path) == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["result.json"]
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("no")))
+    with pytest.raises(OSError):
+        write_json(path, {"a": 2})
+    assert read_json(path) == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+@pytest.mark.parametrize(
+    "text,message", [("{", "cannot read .*config.json"), ("[]", "holds list, expected a JSON object")]
+)
+def test_read_json_of_what_is_none(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(RuntimeError, match=message):
+        read_json(tmp_path / "config.json")
+
+
+def test_a_lock_makes_the_directory_and_takes_it_away_when_unused(tmp_path):
+    path = tmp_path / "a" / "run"
+    with RunLock(path):
+        assert (path / ".lock").exists()
+        with pytest.raises(RuntimeError, match="in use by process"), RunLock(path):
+            pass
+    assert not path.exists()
+    with RunLock(path):
+        (path / "config.json").write_text("{}")
+    assert (path / "config.json").exists()
+    with RunLock(path):
+        pass
+    with RunLock(None):
+        pass
+
+
+def test_a_lock_dies_with_its_process(tmp_path):
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom jaxtrain.run import RunLock\n"
+        "RunLock(Path(sys.argv[1])).__enter__()\nos.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], check=False)
+    assert (tmp_path / "run" / ".lock").read_text().isdigit()
+    with RunLock(tmp_path / "run"):
+        pass

@@ -1,0 +1,139 @@
+"""Somebody else's task from end to end: a module, data and callback of their own, nothing of ours but Fit."""
+
+import brainstate
+import braintools
+import braintrace
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxtrain as jt
+from tests.small import leaves, same
+
+T, B = 6, 4
+
+
+class TwoLayers(brainstate.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = braintrace.nn.MiniGRU(3, 5)
+        self.second = braintrace.nn.GRUCell(5, 4)
+        self.out = braintrace.nn.Linear(4, 2)
+
+    def update(self, x):
+        return self.out(self.second(self.first(x)))
+
+
+class Regression(jt.Module):
+    """A target at every time step."""
+
+    def build(self):
+        return TwoLayers()
+
+    def learning_step(self, forward, x, y):
+        error = forward(x) - y
+        return jnp.square(error).sum(-1), {"absolute": jnp.abs(error).mean(-1)}
+
+    def configure_optimizer(self):
+        return optax.adam(0.02)
+
+
+def series(seed, batch=B):
+    """The running mean of the inputs, and their last value."""
+    x = np.random.default_rng(seed).normal(size=(T, batch, 3)).astype(np.float32)
+    y = np.stack([np.cumsum(x[..., 0], 0) / np.arange(1, T + 1)[:, None], x[..., 1]], -1)
+    return x, y.astype(np.float32)
+
+
+class History(jt.Callback):
+    def __init__(self):
+        self.losses, self.epochs, self.validations = [], [], []
+
+    def on_chunk_end(self, run, metrics):
+        self.losses.extend(metrics["loss"])
+
+    def on_epoch_end(self, run):
+        self.epochs.append(run.step)
+
+    def on_validation_end(self, run, metrics):
+        self.validations.append(metrics["val/absolute"])
+
+
+@pytest.mark.parametrize("strategy", ["bptt", "drtrl", jt.DRTRL(window=3)])
+def test_regression_on_a_plain_list(strategy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    history, module = History(), Regression()
+    train = [series(seed) for seed in range(8)]
+    data = jt.DataModule(train, [series(100), series(101)])
+    fit = jt.Fit(strategy, max_epochs=2, validate_every="1ep", callbacks=[history])
+    result = fit.run(module, data)
+    assert (result.status, result.step) == ("finished", 16) and history.epochs == [8, 16]
+    assert len(history.losses) == 16 and np.mean(history.losses[8:]) < np.mean(history.losses[:8])
+    assert history.validations == [pytest.approx(v) for v in history.validations] and len(history.validations) == 2
+    assert fit.validate(module, data)["val/absolute"] == pytest.approx(history.validations[-1])
+    outputs = fit.predict(module, [series(7)[0], series(8)[0], series(9, batch=3)[0]])
+    assert outputs.shape == (T, 2 * B + 3, 2) and np.isfinite(outputs).all()
+    short = fit.predict(module, [series(9, batch=3)[0]])
+    np.testing.assert_allclose(outputs[:, -3:], short, rtol=1e-5, atol=1e-6)
+    assert list(tmp_path.iterdir()) == [], "without a run directory nothing is written"
+
+
+def test_groups_of_parameters_and_frozen_ones():
+    class Groups(Regression):
+        def configure_optimizer(self):
+            return {"in": optax.inject_hyperparams(optax.sgd)(0.0), "out": braintools.optim.Adam(0.01)}
+
+        def group(self, name):
+            return "out" if name.startswith("out") else "in"
+
+        def trainable(self, name):
+            return not name.startswith("second")
+
+    module, start = Groups(), Groups()
+    jt.Fit("bptt", max_steps=1, seed=3).run(start, [series(0)])
+    module.model = start.model
+    before = leaves(module)
+    rates = {}
+
+    class Rates(jt.Callback):
+        def on_chunk_end(self, run, metrics):
+            rates.update({name: values[-1] for name, values in metrics.items() if name.startswith("lr")})
+
+    jt.Fit("bptt", max_steps=2, callbacks=[Rates()]).run(module, [series(0)])
+    after = leaves(module)
+    changed = {name for name in after if not same({name: before[name]}, {name: after[name]})}
+    assert changed and all(name.startswith("out") for name in changed)
+    assert rates == {"lr/in": 0.0, "lr/out": pytest.approx(0.01)}
+
+
+def test_a_spiking_network():
+    import brainpy.state
+    import brainunit as u
+
+    class Spiking(brainstate.nn.Module):
+        """Recurrent leaky integrate-and-fire neurons and a readout of their potentials."""
+
+        def __init__(self):
+            super().__init__()
+            self.neurons = brainpy.state.LIF(5, tau=10.0 * u.ms, spk_fun=braintools.surrogate.ReluGrad())
+            self.into = braintrace.nn.Linear(3 + 5, 5)
+            self.out = braintrace.nn.Linear(5, 2)
+
+        def update(self, x):
+            spikes = self.neurons.get_spike()
+            self.neurons(20.0 * self.into(jnp.concatenate([x, spikes], -1)) * u.mA)
+            return self.out(self.neurons.get_spike())
+
+    class Module(Regression):
+        environ = {"dt": 1.0 * u.ms}
+
+        def build(self):
+            return Spiking()
+
+    for strategy in ("bptt", "drtrl"):
+        module = Module()
+        fit = jt.Fit(strategy, max_steps=6, log_every=3)
+        result = fit.run(module, [series(seed) for seed in range(3)])
+        assert result.status == "finished" and np.isfinite(result.history[-1]["train/loss"])
+        assert result.history[-1]["grad_norm"] > 0 and fit.validate(module, jt.DataModule([], [series(5)]))

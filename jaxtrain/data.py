@@ -248,7 +248,7 @@ class Feed:
             batch = host(self._source.get(number), self.name, number)
             position = self._source.position(number + 1)  # before ended(), which may read on
             why = self._spec.mismatch(batch) if self._spec else None
-            expected = self._spec or self._old_spec
+            expected = self._old_spec if self._spec is None else self._spec if why else None  # a match is not short
             short = expected is not None and expected.short(batch) and self._source.ended()
             if why is None and not short:
                 self._spec = self._spec or Spec(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -39,10 +40,13 @@ class Pending:
 
     fetches = 0
 
-    def __init__(self, arrays: Any):
-        self._arrays = arrays
+    def __init__(self, arrays: Any, unpack: Callable[[Any], Any] = lambda arrays: arrays):
+        self._arrays, self._unpack = arrays, unpack
 
     def fetch(self) -> Any:
-        """The arrays as numpy, same tree."""
+        """The arrays as numpy, in their tree or as ``unpack`` makes of it."""
         Pending.fetches += 1
-        return jax.tree.map(np.asarray, jax.device_get(self._arrays))
+        leaves, tree = jax.tree.flatten(self._arrays)
+        for leaf in leaves:
+            leaf.copy_to_host_async()
+        return self._unpack(tree.unflatten([np.asarray(leaf) for leaf in leaves]))

@@ -67,6 +67,7 @@ class Program:
             }
             strengthen([*self._named.values(), *self.learner.scratch()])
             self._bad_names: list[str] = []
+            self._packed: dict[str, tuple[int, int]] = {}
         self.root = jax.random.key(seed)
         self.values: dict[str, Any] = {name: strong(state.value) for name, state in self._named.items()}
         self.chunk = self._choose_chunk() if chunk == "auto" else chunk
@@ -91,7 +92,13 @@ class Program:
         n = len(batches)
         stacked = jax.tree.map(lambda *leaves: _stack(leaves, self.chunk), *batches)
         self.values, metrics = self._train(self.values, self.root, np.int32(first_step), np.int32(n), stacked)
-        return Pending(metrics)
+        return Pending(metrics, self._unpack)
+
+    def _unpack(self, arrays: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+        """One array holds all metrics, since fetching costs by the array: ``(chunk, 2 x metrics)``."""
+        numbers, bad = arrays
+        means = {name: Mean(numbers[:, num], numbers[:, weight]) for name, (num, weight) in self._packed.items()}
+        return {**means, BAD: bad}
 
     def evaluate(self, batch: Any, index: int) -> Pending:
         """Metrics of one batch, ``Mean`` by name."""
@@ -228,7 +235,8 @@ class Program:
                 new = jax.tree.map(lambda n, o: jnp.where(bad < 0, n, o), new, values)
                 metrics = jax.tree.map(lambda leaf: jnp.where(bad < 0, leaf, 0), metrics)
                 metrics["skipped_fraction"] = Mean(jnp.float32(bad >= 0), jnp.float32(1))
-            return new, {**metrics, BAD: bad}
+            self._packed = {name: (2 * i, 2 * i + 1) for i, name in enumerate(metrics)}
+            return new, (jnp.stack([leaf for mean in metrics.values() for leaf in mean]), bad)
 
         def chunk(values, root, first, n, batches):
             shapes = jax.eval_shape(lambda: step(values, root, first, jax.tree.map(lambda leaf: leaf[0], batches))[1])

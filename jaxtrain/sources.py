@@ -62,8 +62,15 @@ def _array(leaf: Any, where: str, number: int) -> np.ndarray:
     return np.array(found, dtype=dtype)
 
 
+_READY = frozenset(map(np.dtype, "? b B h H i I e f F".split()))
+"""Dtypes that JAX takes as they are, whether or not jax_enable_x64 is set."""
+
+
 def host(batch: Any, name: str, number: int) -> Any:
     """The batch with numpy leaves of the dtypes that JAX will use."""
+    plain, treedef = jax.tree_util.tree_flatten(batch, is_leaf=_numbers)
+    if plain and all(type(leaf) is np.ndarray and leaf.dtype in _READY for leaf in plain):
+        return jax.tree_util.tree_unflatten(treedef, [np.array(leaf) for leaf in plain])  # nothing that needs a name
     leaves, treedef = jax.tree_util.tree_flatten_with_path(batch, is_leaf=_numbers)
     if not leaves:
         raise DataError(f"{name} data: batch {number} holds no array; expected arrays as in (inputs, targets)", number)
@@ -78,9 +85,13 @@ class Spec:
     def __init__(self, batch: Any) -> None:
         leaves, self.tree = jax.tree_util.tree_flatten_with_path(batch)
         self.leaves = [(jax.tree_util.keystr(path), leaf.shape, leaf.dtype) for path, leaf in leaves]
+        self._types = [(leaf.shape, leaf.dtype) for _, leaf in leaves]
 
     def mismatch(self, batch: Any) -> str | None:
         """Where `batch` differs, in words; None where it does not."""
+        leaves, tree = jax.tree_util.tree_flatten(batch)
+        if tree == self.tree and [(leaf.shape, leaf.dtype) for leaf in leaves] == self._types:
+            return None  # every batch of a run comes this way: names of leaves are made for errors only
         other = Spec(batch)
         if other.tree != self.tree:
             return f"is a tree {other.tree}, expected {self.tree}"

@@ -242,7 +242,8 @@ def test_observers_change_nothing(tmp_path):
     plain = run([], chunk=14)
     callbacks = [
         jt.CopyFigure(every=4, sequences=1), Figure(), jt.LearningRateMonitor(), jt.Throughput(), jt.JSONL(),
-        jt.TensorBoard(), jt.ProgressBar(), jt.EarlyStopping(patience=100), jt.Checkpoint(every=3, best=("val/loss", 2)),
+        jt.TensorBoard(), jt.ProgressBar(), jt.EarlyStopping(patience=100),
+        jt.Checkpoint(every=3, best=("val/loss", 2)),
     ]  # fmt: skip
     watched = run(callbacks, run_dir=tmp_path, validate_every=5, log_every=1, chunk=4)
     assert watched[0].digest == plain[0].digest and same(plain[1], watched[1])

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import saiunit as u
 
-from ..metrics import Metrics, add, sum_over_time
-from ..module import Objective, Phases, total_weight
+from ..metrics import Metrics, sum_over_time
+from ..module import Objective, Phases
 from ..state import SHORT, State, gradient, name_of, states_of, where_lanes
-from .base import Learner, Network, Row, Update, scored, trained, warm_up, zeros_like_parameters
+from .base import Learner, Network, Row, Update, trained, warm_up, zeros_like_parameters
+from .cadence import SEQUENCE, Cadence, over_tiles
 
 
 def compile_rule(objective: Objective, x: Any, batch_size: int, vmapped: bool, algorithm: Any, **options: Any):
@@ -31,59 +32,64 @@ class OnlineLearner(Learner):
 
     With ``window=1`` the gradient of each time step is taken through the rule's own step. With a longer window it is
     the gradient of the window, by reverse mode within it, plus the trace at the window's entry contracted with the
-    window's gradient with respect to the hidden states at its entry.
+    window's gradient with respect to the hidden states at its entry. Gradients are handed to ``update`` once a
+    sequence, or every ``update_every`` scored time steps; hidden states and traces begin anew with every sequence, or
+    are carried on.
     """
 
-    def __init__(self, objective: Objective, rule: Any, window: int, batch_size: int):
+    def __init__(self, objective: Objective, rule: Any, *, window: int = 1, cadence: Cadence = SEQUENCE):
         self.rule = rule
         # Any: which of braintrace's engines it is shows only in its attributes.
         self.inner: Any = rule.module if isinstance(rule, brainstate.nn.Vmap) else rule
         super().__init__(objective, Network(objective.model, "vmap" if rule is not self.inner else "batched"))
-        self.window = window
-        self.batch_size = batch_size
+        self.window, self.cadence = window, cadence
         self._params = trained(objective)
-        hidden = {id(state) for state in self.network.hidden.values()}
-        model = {id(state) for state in objective.model.states().values()}
-        owned = states_of(rule).values()
-        self._traces = [s for s in owned if id(s) not in model and id(s) not in hidden and isinstance(s, SHORT)]
-        self._counters = [s for s in owned if id(s) not in model and not isinstance(s, SHORT)]
+        self.own = owned_states(rule, self.inner, objective.model)
         # Zeros are made inside the program: a trace is too large to be one of its constants.
-        self._initial = [
-            (state, jax.tree.map(lambda leaf: None if not np.any(leaf) else jnp.asarray(leaf), state.value))
-            for state in (*self._traces, *self._counters)
-        ]
+        self._initial = {
+            name: jax.tree.map(lambda leaf: None if not np.any(leaf) else jnp.asarray(leaf), state.value)
+            for name, state in self.own.items()
+        }
 
     # ------------------------------------------------------------------------------------------------ learning
 
     def learn(self, phases: Phases, update: Update) -> Metrics:
-        self.network.reset(phases.sizes[2])
-        for state, initial in self._initial:
-            state.value = jax.tree.map(
-                lambda leaf, value: jnp.zeros_like(leaf) if value is None else value, state.value, initial
-            )
-        warm_up(self.objective, self.rule, phases, self._clear)
-        grads, metrics = (self._step_by_step if self.window == 1 else self._windows)(scored(phases))
-        return {**metrics, **update(grads, total_weight(phases))}
+        if not self.cadence.carried:
+            self._begin(phases.sizes[2])
+        warm_up(self.objective, self._warm_forward, phases, self._clear)
+        return self.cadence.drive(phases, self._gradients, update)
+
+    def states(self) -> dict[str, State]:
+        return {**self._hidden(), **self.own} if self.cadence.carried else {}
 
     def scratch(self) -> list[State]:
-        return [*super().scratch(), *self._traces, *self._counters]
+        return [] if self.cadence.carried else [*super().scratch(), *self.own.values()]
 
-    def _clear(self, mask) -> None:
-        """Clear hidden states and traces of the lanes in ``mask``."""
-        self._reset(mask)
-        if mask is not None:
-            for trace in self._traces:
-                shapes = {leaf.shape[:1] for leaf in jax.tree.leaves(trace.value)}
-                if shapes != {mask.shape}:
-                    raise ValueError(
-                        f"Phases.reset needs a trace a lane, but one has leading axes {shapes} for {mask.shape[0]} "
-                        "lanes: use the strategy's batching='vmap'"
-                    )
-                trace.value = where_lanes(mask, jax.tree.map(jnp.zeros_like, trace.value), trace.value)
+    def _hidden(self) -> dict[str, State]:
+        return {f"hidden.{name}": state for name, state in self.network.hidden.items()}
 
-    def _step_by_step(self, sequences) -> tuple[dict[str, Any], Metrics]:
+    def _begin(self, batch_size: int) -> None:
+        self.network.reset(batch_size)
+        for name, state in self.own.items():
+            state.value = jax.tree.map(
+                lambda leaf, value: jnp.zeros_like(leaf) if value is None else value, state.value, self._initial[name]
+            )
+
+    def _forward(self, extras: dict[str, Any]):
+        """The rule's step as ``forward`` of one scored time step."""
+        return self.rule
+
+    def _warm_forward(self, x):
+        return self.rule(x)
+
+    def _gradients(self, sequences) -> tuple[dict[str, Any], Metrics]:
+        """Of the sum of ``w * loss`` over these scored time steps."""
+        zeros = zeros_like_parameters(self._params)
+        if self.window > 1:
+            return over_tiles(sequences, self.window, self._window, zeros)
+
         def loss(x, y, w, extras):
-            return self.objective.learn(self.rule, x, y, w, extras)
+            return self.objective.learn(self._forward(extras), x, y, w, extras)
 
         step_gradient = gradient(loss, self._params)
 
@@ -93,29 +99,23 @@ class OnlineLearner(Learner):
             grads, metrics = step_gradient(*slices)
             return jax.tree.map(jnp.add, total, grads), metrics
 
-        grads, metrics = brainstate.transform.scan(step, zeros_like_parameters(self._params), sequences)
+        grads, metrics = brainstate.transform.scan(step, zeros, sequences)
         return grads, sum_over_time(metrics)
 
-    def _windows(self, sequences) -> tuple[dict[str, Any], Metrics]:
-        """Windows of ``window`` time steps from the first scored one on; the last may be shorter."""
-        length = jax.tree.leaves(sequences)[0].shape[0]
-        whole = length - length % self.window
-        parts = []
-        if whole:
-            tiled = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, self.window, *leaf.shape[1:]), sequences)
-
-            def step(total, window):
-                grads, metrics = self._window(window)
-                return jax.tree.map(jnp.add, total, grads), metrics
-
-            grads, metrics = brainstate.transform.scan(step, zeros_like_parameters(self._params), tiled)
-            parts.append((grads, sum_over_time(metrics)))
-        if whole < length:
-            parts.append(self._window(jax.tree.map(lambda leaf: leaf[whole:], sequences)))
-        grads, metrics = parts[0]
-        for more_grads, more_metrics in parts[1:]:
-            grads, metrics = jax.tree.map(jnp.add, grads, more_grads), add(metrics, more_metrics)
-        return grads, metrics
+    def _clear(self, mask) -> None:
+        """Clear hidden states and traces of the lanes in ``mask``."""
+        self._reset(mask)
+        if mask is not None:
+            for trace in self.own.values():
+                if not isinstance(trace, SHORT):
+                    continue  # a counter of time steps
+                shapes = {leaf.shape[:1] for leaf in jax.tree.leaves(trace.value)}
+                if shapes != {mask.shape}:
+                    raise ValueError(
+                        f"Phases.reset needs a trace a lane, but one has leading axes {shapes} for {mask.shape[0]} "
+                        "lanes: use the strategy's batching='vmap'"
+                    )
+                trace.value = where_lanes(mask, jax.tree.map(jnp.zeros_like, trace.value), trace.value)
 
     def _window(self, sequences) -> tuple[dict[str, Any], Metrics]:
         entry = {name: state for name, state in self.network.hidden.items()}
@@ -135,7 +135,7 @@ class OnlineLearner(Learner):
 
         def evolve(x, y, w, extras, reset):
             self._clear(reset)
-            self.objective.learn(self.rule, x, y, w, extras)
+            self.objective.learn(self._forward(extras), x, y, w, extras)
 
         brainstate.transform.for_loop(evolve, *sequences)
         return jax.tree.map(jnp.add, grads["params"], carried), metrics
@@ -192,12 +192,37 @@ class OnlineLearner(Learner):
         return Row(name, "in part", f"{why}: its credit lies within one window. A longer window gives more")
 
     def _trace_bytes(self) -> dict[str, int]:
+        """Bytes of the traces that belong to each parameter: those named after one of its relations."""
         sizes: dict[str, int] = {}
+        names = variable_names(self.inner)
         for relation in self.inner.graph.hidden_param_op_relations:
+            of = {names[id(var)] for var in (relation.x_var, relation.y_var) if id(var) in names}
             for path in set(relation.trainable_paths.values()):
                 sizes.setdefault(name_of(path), 0)
-                for group in relation.hidden_groups:
-                    trace = self.inner.etrace_bwg.get((id(relation.y_var), group.index))
-                    if trace is not None:
-                        sizes[name_of(path)] += sum(leaf.nbytes for leaf in jax.tree.leaves(trace.value))
+                for name, state in self.own.items():
+                    if of & set(name.split(".")):
+                        sizes[name_of(path)] += sum(leaf.nbytes for leaf in jax.tree.leaves(state.value))
         return sizes
+
+
+def variable_names(inner: Any) -> dict[int, str]:
+    """Stable names of the variables that braintrace keys its traces by (it uses their Python ids)."""
+    names: dict[int, str] = {}
+    for i, relation in enumerate(inner.graph.hidden_param_op_relations):
+        for letter, var in (("x", relation.x_var), ("y", relation.y_var)):
+            if var is not None:
+                names.setdefault(id(var), f"{letter}{i}")
+    return names
+
+
+def owned_states(rule: Any, inner: Any, model: Any) -> dict[str, State]:
+    """What a rule keeps beside the model's states, under names that do not depend on memory addresses."""
+    theirs = {id(state) for state in states_of(model).values()}
+    names = variable_names(inner)
+
+    def flat(key: Any) -> list[str]:
+        return [part for item in key for part in flat(item)] if isinstance(key, tuple) else [names.get(key, str(key))]
+
+    found: Any = brainstate.graph.states(rule)
+    own = {".".join(flat(path)): state for path, state in found.items() if id(state) not in theirs}
+    return {name: own[name] for name in sorted(own)}

@@ -1,0 +1,80 @@
+"""When gradients become updates, and what is carried from one sequence to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import brainstate
+import jax
+import jax.numpy as jnp
+
+from ..metrics import Metrics, add, sum_over_time
+from ..module import Phases, total_weight
+from .base import Update, scored
+
+UpdateEvery = Literal["sequence"] | int
+Carry = Literal["reset", "carry"]
+
+
+def check_cadence(name: str, update_every: Any, carry: Any) -> None:
+    if update_every != "sequence" and (type(update_every) is not int or update_every < 1):
+        raise ValueError(f"{name}(update_every={update_every!r}): expected 'sequence' or a number of time steps, 1 or more")
+    if carry not in ("reset", "carry"):
+        raise ValueError(f"{name}(carry={carry!r}): expected 'reset' or 'carry'")
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """``update_every``: scored time steps an update, or "sequence". ``carried``: hidden states and traces go on from
+    one sequence to the next."""
+
+    update_every: UpdateEvery = "sequence"
+    carried: bool = False
+
+    def drive(self, phases: Phases, gradients: Callable[[Any], tuple[dict[str, Any], Metrics]], update: Update) -> Metrics:
+        """Traced: hand the gradients of the learning phase to ``update``, piece by piece.
+
+        ``gradients(sequences)`` gives the gradient of ``sum(w * loss)`` over some scored time steps and their metrics.
+        """
+        if self.update_every == "sequence":
+            grads, metrics = gradients(scored(phases))
+            return {**metrics, **update(grads, total_weight(phases))}
+        batch = phases.sizes[2]
+
+        def piece(sequences) -> tuple[None, Metrics]:
+            grads, metrics = gradients(sequences)
+            weights = sequences[2]
+            if phases.weights is None:
+                weight: Any = float(weights.shape[0] * batch)
+            else:
+                weight = jnp.sum(jnp.broadcast_to(weights if weights.ndim == 2 else weights[:, None], (len(weights), batch)))
+            return None, {**metrics, **update(grads, weight)}
+
+        return over_tiles(scored(phases), self.update_every, piece, None)[1]
+
+
+SEQUENCE = Cadence()
+
+
+def over_tiles(sequences: Any, size: int, body: Callable[[Any], tuple[Any, Metrics]], zero: Any) -> tuple[Any, Metrics]:
+    """The sums of what ``body`` gives over tiles of ``size`` time steps; the last tile may be shorter."""
+    length = jax.tree.leaves(sequences)[0].shape[0]
+    whole = length - length % size
+    total, metrics = zero, None
+    if whole:
+        tiled = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, size, *leaf.shape[1:]), sequences)
+
+        def step(total, tile):
+            more, metrics = body(tile)
+            return jax.tree.map(jnp.add, total, more), metrics
+
+        total, stacked = brainstate.transform.scan(step, total, tiled)
+        metrics = sum_over_time(stacked)
+    if whole < length:
+        more, rest = body(jax.tree.map(lambda leaf: leaf[whole:], sequences))
+        total = jax.tree.map(jnp.add, total, more)
+        metrics = rest if metrics is None else add(metrics, rest)
+    assert metrics is not None
+    return total, metrics

@@ -1,0 +1,133 @@
+"""What every braintrace rule shares: its window, its cadence, and the choice of a batching mode."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import jax
+
+from ..module import Objective, Phases
+from ..state import draws_random, parameters
+from .base import Batching, Learner, Strategy, choose_batching, input_of
+from .cadence import Cadence, Carry, UpdateEvery, check_cadence
+from .online import OnlineLearner, compile_rule
+
+VMAP_FROM = 2**19
+"""Trace elements, about lanes x parameters, from which mapping over lanes measures faster than a batched trace."""
+
+
+@dataclass(frozen=True)
+class OnlineRule(Strategy):
+    """An online rule of braintrace.
+
+    ``update_every``: "sequence", or a number of scored time steps: the optimizer and its schedule then advance within
+    the sequence, and time steps that weigh nothing make no update. ``carry``: "reset" begins every sequence with fresh
+    hidden states and traces, "carry" goes on with those of the sequence before (``Phases.reset`` clears single lanes).
+    ``batching``: whether hidden states carry a batch axis, or the model is mapped over lanes; "auto" takes what the
+    rule and the model allow, and of both the faster by size. The gradients are the same.
+    """
+
+    update_every: UpdateEvery = "sequence"
+    carry: Carry = "reset"
+    batching: Batching = "auto"
+
+    lanes: ClassVar[Literal["either", "batched", "vmap"]] = "either"
+    """Which batching the rule works in."""
+    why_lanes: ClassVar[str] = ""
+
+    def __post_init__(self):
+        check_cadence(type(self).__name__, self.update_every, self.carry)
+        if self.lanes != "either" and self.batching not in ("auto", self.lanes):
+            raise ValueError(
+                f"{type(self).__name__}(batching={self.batching!r}): this rule needs {self.lanes!r}, {self.why_lanes}"
+            )
+
+    @abstractmethod
+    def rule(self) -> tuple[Any, dict[str, Any]]:
+        """braintrace's algorithm (a name, a class or an ETraceConfig) and its options."""
+
+    def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
+        return OnlineLearner(objective, compiled, window=self.window_of(), cadence=self.cadence())
+
+    def window_of(self) -> int:
+        return 1
+
+    def cadence(self) -> Cadence:
+        return Cadence(self.update_every, self.carry == "carry")
+
+    def bind(self, objective: Objective, example: Phases) -> Learner:
+        self._check_times(example)
+        x = input_of(objective, example)
+        batch_size = example.sizes[2]
+        wanted = "batched" if self.window_of() > 1 else self.batching if self.lanes == "either" else self.lanes
+        batching = choose_batching(wanted, objective.model, x, batch_size)
+        if wanted == "auto" and batching == "batched" and self._prefers_lanes(objective, x):
+            try:
+                return self._bind(objective, example, x, "vmap")
+            except Exception:  # noqa: S110 - mapping is only faster; states made in __init__, say, take a batch alone
+                pass
+        return self._bind(objective, example, x, batching)
+
+    def _bind(self, objective: Objective, example: Phases, x: Any, batching: str) -> Learner:
+        algorithm, options = self.rule()
+        try:
+            compiled = compile_rule(objective, x, example.sizes[2], batching == "vmap", algorithm, **options)
+        except Exception as error:
+            error.add_note(f"jaxtrain: strategy {self.name!r} cannot run on {type(objective.model).__name__}")
+            raise
+        return self.learner(objective, compiled, example)
+
+    def _check_times(self, example: Phases) -> None:
+        warm, time, _ = example.sizes
+        name, window = type(self).__name__, self.window_of()
+        if window > time:
+            raise ValueError(f"{name}(window={window}): the learning phase has only {time} time steps")
+        if window == time and not warm and time > 1 and self.carry == "reset":
+            raise ValueError(f"{name}(window={window}) spans the whole sequence, which is BPTT: use strategy='bptt'")
+        if self.update_every != "sequence":
+            if self.update_every > time:
+                raise ValueError(
+                    f"{name}(update_every={self.update_every}): the learning phase has only {time} time steps"
+                )
+            if self.update_every % window:
+                raise ValueError(
+                    f"{name}(window={window}, update_every={self.update_every}): an update comes at the end of a "
+                    "window, so update_every must be a multiple of it"
+                )
+
+    def _prefers_lanes(self, objective: Objective, x) -> bool:
+        """A rule over sizes: large traces of models that draw no random numbers (lanes would draw other ones)."""
+        batch_size = jax.tree.leaves(x)[0].shape[0]
+        weights = sum(leaf.size for p in parameters(objective.model).values() for leaf in jax.tree.leaves(p.value))
+        return batch_size * weights >= VMAP_FROM and not draws_random(objective.model, x)
+
+
+@dataclass(frozen=True)
+class WindowedRule(OnlineRule):
+    """An online rule with a window.
+
+    ``vjp="multi-step"`` (the default) differentiates ``window`` time steps exactly and contracts the trace at the
+    window's entry; ``vjp="single-step"`` contracts the trace at each time step and holds every other weight constant:
+    a weight without a trace that acts through the hidden state then gets exactly zero. ``window``: scored time steps
+    differentiated together, tiled from the first one; one that would span the whole sequence is BPTT and is refused.
+    """
+
+    vjp: Literal["multi-step", "single-step"] = "multi-step"
+    window: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        name = type(self).__name__
+        if self.vjp not in ("multi-step", "single-step"):
+            raise ValueError(f"{name}(vjp={self.vjp!r}): expected 'multi-step' or 'single-step'")
+        if type(self.window) is not int or self.window < 1:
+            raise ValueError(f"{name}(window={self.window!r}): expected a whole number of time steps, at least 1")
+        if self.window > 1 and self.vjp == "single-step":
+            raise ValueError(f"{name}(vjp='single-step', window={self.window}): a single-step rule has no window; drop one")
+        if self.window > 1 and (self.batching == "vmap" or self.lanes == "vmap"):
+            raise ValueError(f"{name}(window={self.window}): windows need batched states, and this is mapped over lanes")
+
+    def window_of(self) -> int:
+        return self.window

@@ -19,7 +19,7 @@ class _Console(logging.Handler):
         theirs = [h for h in logging.getLogger().handlers if not type(h).__module__.startswith("absl")]
         if theirs:
             for handler in theirs:
-                if record.levelno >= handler.level:
+                if handler not in log.handlers and record.levelno >= handler.level:  # one of both hears it once
                     handler.handle(record)
             return
         warning = record.levelno >= logging.WARNING

@@ -165,6 +165,9 @@ class Fit:
         if saved is not None:
             live = {"step": saved.step, "strategy": self.strategy.config(), "data": data.identity()}
             refuse_differences(saved.meta, live, ("strategy", "data"))
+            if origin.config is not None:  # random numbers go on from the checkpoint: another seed would do nothing
+                before = {"step": saved.step, "seed": {"fit.seed": origin.config["fit"]["seed"]}}
+                refuse_differences(before, {"seed": {"fit.seed": self.seed}}, ("seed",))
         build(module, self.seed)
         if saved is not None:
             live = {"model": signature(flatten({n: s.value for n, s in parameters(module.model).items()}))}

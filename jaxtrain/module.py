@@ -121,6 +121,8 @@ class Module:
         return True
 
 
+RESERVED = ("loss", "lr", "grad_norm", "param_norm", "nonfinite", "skipped_fraction")
+"""Names of what the trainer measures itself."""
 _TIME_MAJOR = "arrays are time-major, (T, B, ...): is this batch batch-major, (B, T, ...)?"
 
 
@@ -200,8 +202,10 @@ class Objective:
         loss, metrics = result if isinstance(result, tuple) else (result, {})
         if not isinstance(metrics, dict):
             raise TypeError(f"{where} returned metrics of type {type(metrics).__name__}; expected a dict name -> value")
-        if "loss" in metrics:
-            raise ValueError(f"{where} names a metric 'loss'; that name is the loss's own, choose another")
+        for name in metrics:
+            if name in RESERVED or name.startswith("lr/"):
+                owner = "the loss's own" if name == "loss" else "one of the trainer's own"
+                raise ValueError(f"{where} names a metric {name!r}; that name is {owner}, choose another")
         scored = {"loss": loss, **metrics}
         means = {key: _weighted(value, w, batch, f"{where}: {key}", key == "loss") for key, value in scored.items()}
         return means["loss"].num, means

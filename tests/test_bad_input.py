@@ -46,6 +46,11 @@ class NamedLoss(Linear):
         return loss, {"loss": loss}
 
 
+class NamedRate(Linear):
+    def learning_step(self, forward, x, y):
+        return jnp.square(forward(x) - y).mean(-1), {"lr": 1.0}
+
+
 class ListOfMetrics(Linear):
     def learning_step(self, forward, x, y):
         return jnp.square(forward(x) - y).mean(-1), [1.0]
@@ -166,6 +171,7 @@ RUNS = {
     ),
     "whole loss": (Whole, Lines(), {}, TypeError, "loss has dtype int32; expected a floating type"),
     "a metric named loss": (NamedLoss, Lines(), {}, ValueError, "names a metric 'loss'.*choose another"),
+    "a metric named lr": (NamedRate, Lines(), {}, ValueError, "names a metric 'lr'; that name is one of the trainer's"),
     "metrics in a list": (ListOfMetrics, Lines(), {}, TypeError, "metrics of type list; expected a dict"),
     "not a model": (
         NoModel,

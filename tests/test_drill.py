@@ -154,8 +154,8 @@ def test_an_edge_that_was_cut_and_then_failed_repeats_no_row(tmp_path):
     part(Linear(), jt.DataModule(Lines(), Signalling(1)), tmp_path / "parts", 8, **options)
     failing = jt.DataModule(Lines(), LinesOf(3))
     with pytest.raises(RuntimeError):
-        part(Linear(), failing, tmp_path / "parts", 8, At("on_chunk_start", 5, fail), **options)
-    assert [row["step"] for row in rows(tmp_path / "parts")] == [1, 2, 3, 4, 5]
+        part(Linear(), failing, tmp_path / "parts", 8, At("on_row", 5, fail), **options)
+    assert [row["step"] for row in rows(tmp_path / "parts")] == [1, 2, 3, 4]
     part(Linear(), jt.DataModule(Lines(), LinesOf(3)), tmp_path / "parts", 8, **options)
     equal_runs(tmp_path / "whole", tmp_path / "parts")
 

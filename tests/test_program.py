@@ -1,6 +1,7 @@
 """Programs: one for every number of steps up to a chunk, random numbers by step, states that keep their form."""
 
 import brainstate
+import braintools
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +43,19 @@ def test_random_numbers_depend_on_the_seed_and_the_step_alone():
     assert program.evaluate(batch, 3).fetch()["loss"].num == same != program.evaluate(batch, 4).fetch()["loss"].num
     other = make(module, batch, encode=data.encode, seed=1)
     assert other.evaluate(batch, 3).fetch()["loss"].num != same
+
+
+def test_every_step_of_a_chunk_draws_its_own_numbers():
+    module = CopyGRU(lambda: braintools.optim.SGD(0.0), noise=1.0)
+    data = copies()
+    batch = data.train_data().batch(0)
+    losses = {}
+    for start in (0, 2):
+        program = make(module, batch, encode=data.encode)
+        program.prepare()
+        losses[start] = list(program.train([batch] * 4, start).fetch()["loss"].num)
+    assert len(set(losses[0])) == 4, "the same batch and parameters, other noise"
+    assert losses[2][:2] == losses[0][2:], "which depends on the step alone"
 
 
 def test_chunk_auto_is_a_rule_over_work(monkeypatch):

@@ -214,6 +214,7 @@ DIFFERENT = {
     "dtype": (Half, None, {}, r"another model: b: 'float32\[3\]' in the checkpoint, 'float16\[3\]' now"),
     "parameter": (More, None, {}, r"another model: c: None in the checkpoint, 'float32\[\]' now"),
     "optimizer": (lambda: Linear(lambda: braintools.optim.Adam(0.1)), None, {}, "another optimizer: optimizer/.*now"),
+    "seed": (Linear, None, dict(seed=1), "another seed: fit.seed: 0 in the checkpoint, 1 now"),
     "accumulate": (Linear, None, dict(accumulate=2), "another optimizer: optimizer/accumulated"),
     "strategy field": (Linear, None, dict(strategy=jt.BPTT(remat=True)), "strategy: remat: False in .*, True now"),
     "data": (Linear, lambda: Other(Lines()), {}, "another data: class: 'DataModule' in the checkpoint, 'Other' now"),

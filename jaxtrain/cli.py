@@ -294,7 +294,7 @@ def _guarded(work: Callable[[], int]) -> int:
     except EXPECTED as error:
         if os.environ.get("JAXTRAIN_TRACEBACK") == "1" or not _deliberate(error):
             raise
-        notes = getattr(error, "__notes__", [])
+        notes = [note for note in getattr(error, "__notes__", []) if "JAX_TRACEBACK_FILTERING" not in note]
         print(" ".join(f"error: {'; '.join([_text(error), *notes])}".split()), file=sys.stderr)
         return 1
 

@@ -24,7 +24,13 @@ def compile_rule(objective: Objective, x: Any, batch_size: int, vmapped: bool, a
     example = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return braintrace.compile(objective.model, algorithm, example, batch_size=batch_size, vmap=vmapped, **options)
+        try:
+            return braintrace.compile(objective.model, algorithm, example, batch_size=batch_size, vmap=vmapped, **options)
+        except braintrace.CompilationError as error:
+            raise ValueError(
+                f"no weight of {type(objective.model).__name__} reaches a hidden state through a braintrace operation, so "
+                "an online rule has nothing to train: build its recurrence from braintrace.nn, or use strategy='bptt'"
+            ) from error
 
 
 class OnlineLearner(Learner):

@@ -1,0 +1,74 @@
+"""The control that every comparison needs: only what reads the hidden state is trained, the recurrence stays random."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import brainstate
+import jax
+import jax.numpy as jnp
+
+from ..metrics import Metrics, sum_over_time
+from ..module import Objective, Phases
+from ..state import State, gradient
+from .base import Learner, Row, zeros_like_parameters
+from .online import OnlineLearner
+from .rule import OnlineRule
+
+
+@dataclass(frozen=True)
+class ReadoutOnly(OnlineRule):
+    """Trains the parameters that reach the output without passing through a hidden state; the others keep their
+    initial values (a reservoir: Jaeger 2001). Their gradient is exact at every time step, and no trace is kept.
+
+    Example::
+
+        fit = jaxtrain.Fit(strategy="readout_only", max_steps=1000)
+    """
+
+    name: ClassVar[str] = "readout_only"
+
+    def rule(self) -> tuple[Any, dict[str, Any]]:
+        return "d_rtrl", {"vjp_method": "single-step"}  # compiled to see which parameters are read out; never driven
+
+    def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
+        return _Learner(objective, compiled, cadence=self.cadence())
+
+
+class _Learner(OnlineLearner):
+    def __init__(self, objective: Objective, rule: Any, **options: Any):
+        super().__init__(objective, rule, **options)
+        rows = OnlineLearner.report(self)
+        # Of those that braintrace gives the whole gradient, the ones without a trace are read out.
+        self._read: dict[str, State] = {
+            row.name: self._params[row.name] for row in rows if row.trains == "yes" and row.name not in self._trace_bytes()
+        }
+        if not self._read:
+            raise ValueError(
+                f"readout_only: every parameter of {type(objective.model).__name__} acts through the hidden state; it needs "
+                "a readout"
+            )
+        self.own = {}
+
+    def _warm_forward(self, x):
+        return self.network(x)
+
+    def _gradients(self, sequences) -> tuple[dict[str, Any], Metrics]:
+        def loss(x, y, w, extras):
+            return self.objective.learn(self.network, x, y, w, extras)
+
+        step_gradient = gradient(loss, self._read)
+
+        def step(total, xs):
+            *slices, reset = xs
+            self._clear(reset)
+            grads, metrics = step_gradient(*slices)
+            return jax.tree.map(jnp.add, total, grads), metrics
+
+        grads, metrics = brainstate.transform.scan(step, zeros_like_parameters(self._read), sequences)
+        return {**zeros_like_parameters(self._params), **grads}, sum_over_time(metrics)
+
+    def report(self) -> list[Row]:
+        why = "not read out: the control keeps its initial value"
+        return [Row(name) if name in self._read else Row(name, "no", why) for name in self._params]

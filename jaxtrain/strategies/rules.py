@@ -1,0 +1,215 @@
+"""braintrace's other online rules, one class each: a rule is its fields and how braintrace calls it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import brainstate
+import braintrace
+import jax
+import jax.numpy as jnp
+
+from ..module import Objective, Phases
+from .base import Learner
+from .online import OnlineLearner
+from .rule import OnlineRule, WindowedRule
+
+
+@dataclass(frozen=True)
+class PPProp(WindowedRule):
+    """pp-prop (ES-D-RTRL): D-RTRL with the trace factored into an input and an output side, each an exponential mean
+    (Wang et al., Nature Communications 17:1745, 2026). Memory is lanes x (inputs + outputs).
+
+    ``decay``: of the means, in [0, 1). ``rank``: instead of it, a number r of time steps, decay = (r - 1) / (r + 1).
+
+    Example::
+
+        fit = jaxtrain.Fit(strategy=jaxtrain.PPProp(decay=0.9), max_steps=1000)
+    """
+
+    name: ClassVar[str] = "pp_prop"
+    decay: float = 0.9
+    rank: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"PPProp(decay={self.decay!r}): expected a number in [0, 1)")
+        if self.rank is not None and (type(self.rank) is not int or self.rank < 1):
+            raise ValueError(f"PPProp(rank={self.rank!r}): expected a whole number of time steps, at least 1")
+
+    def rule(self) -> tuple[Any, dict[str, Any]]:
+        return "pp_prop", {"decay_or_rank": self.decay if self.rank is None else self.rank, "vjp_method": self.vjp}
+
+
+@dataclass(frozen=True)
+class EProp(OnlineRule):
+    """e-prop (Bellec et al., Nature Communications 11:3625, 2020).
+
+    ``feedback``: "symmetric" (the loss's own gradient; without a filter this is D-RTRL) or "random" (a fixed random
+    matrix over the units of a group, drawn from ``feedback_seed``). ``kappa``: in [0, 1), low-pass filter of the trace.
+    ``vjp``: see ``WindowedRule``.
+    """
+
+    name: ClassVar[str] = "eprop"
+    vjp: Literal["multi-step", "single-step"] = "single-step"
+    feedback: Literal["symmetric", "random"] = "symmetric"
+    kappa: float = 0.0
+    feedback_seed: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.feedback not in ("symmetric", "random"):
+            raise ValueError(f"EProp(feedback={self.feedback!r}): expected 'symmetric' or 'random'")
+        if not 0 <= self.kappa < 1:
+            raise ValueError(f"EProp(kappa={self.kappa!r}): expected a number in [0, 1)")
+        if self.kappa and self.batching == "vmap":
+            raise ValueError(f"EProp(kappa={self.kappa}, batching='vmap'): braintrace's filter needs batched states")
+
+    def bind(self, objective: Objective, example: Phases) -> Learner:
+        if self.kappa and self.batching == "auto":
+            return EProp(**{**vars(self), "batching": "batched"}).bind(objective, example)
+        return super().bind(objective, example)
+
+    def rule(self) -> tuple[Any, dict[str, Any]]:
+        options: dict[str, Any] = {"vjp_method": self.vjp, "feedback": self.feedback}
+        if self.kappa:
+            options["kappa_filter_decay"] = self.kappa
+        if self.feedback == "random":
+            options["random_feedback_key"] = jax.random.key(self.feedback_seed)
+        return "eprop", options
+
+
+@dataclass(frozen=True)
+class OSTLRecurrent(WindowedRule):
+    """OSTL with the recurrent mixing kept in the transition's block diagonal (Bohnstingl et al., IEEE TNNLS 2022): SnAp-1.
+    Mapped over lanes: over a batch braintrace builds a Jacobian of (lanes x hidden) squared."""
+
+    name: ClassVar[str] = "ostl_recurrent"
+    lanes: ClassVar[Literal["either", "batched", "vmap"]] = "vmap"
+    why_lanes: ClassVar[str] = "over a batch its Jacobian is (lanes x hidden) squared"
+
+    def rule(self) -> tuple[Any, dict[str, Any]]:
+        return "ostl_recurrent", {"vjp_method": self.vjp}
+
+
+@dataclass(frozen=True)
+class OSTLFeedforward(WindowedRule):
+    """OSTL without the temporal term (Bohnstingl et al., IEEE TNNLS 2022): credit within one time step only."""
+
+    name: ClassVar[str] = "ostl_feedforward"
+
+    def rule(self) -> tuple[Any, dict[str, Any]]:
+        return "ostl_feedforward", {"vjp_method": self.vjp}
+
+
+@dataclass(frozen=True)
+class SnAp(WindowedRule):
+    """SnAp-n: RTRL restricted to the hidden units that a weight reaches within ``n`` time steps (Menick et al. 2020).
+    A large n is RTRL within each hidden group; the cost grows with the square of its size. Mapped over lanes."""
+
+    name: ClassVar[str] = "snap"
+    lanes: ClassVar[Literal["either", "batched", "vmap"]] = "vmap"
+    why_lanes: ClassVar[str] = "over a batch braintrace counts lanes as units"
+    n: int = 2
+
+    def __post_init__(self):
+        super().__post_init__()
+        if type(self.n) is not int or self.n < 1:
+            raise ValueError(f"SnAp(n={self.n!r}): expected a whole number of time steps, at least 1")
+
+    def rule(self) -> tuple[Any, dict[str, Any]]:
+        return braintrace.SnAp, {"n": self.n, "vjp_method": self.vjp}
+
+
+@dataclass(frozen=True)
+class UORO(OnlineRule):
+    """UORO: an unbiased rank-one estimate of RTRL, of high variance (Tallec and Ollivier, ICLR 2018). Its projections
+    are drawn anew for every sequence from the step's random numbers. Batched states only."""
+
+    name: ClassVar[str] = "uoro"
+    lanes: ClassVar[Literal["either", "batched", "vmap"]] = "batched"
+    why_lanes: ClassVar[str] = "braintrace cannot map its random projections over lanes"
+
+    def rule(self) -> tuple[Any, dict[str, Any]]:
+        return "uoro", {}
+
+    def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
+        return _UOROLearner(objective, compiled, cadence=self.cadence())
+
+
+class _UOROLearner(OnlineLearner):
+    def _begin(self, batch_size: int) -> None:
+        super()._begin(batch_size)
+        state = self.own["projection_rng"]
+        key = brainstate.random.split_key()
+        state.value = key if jnp.issubdtype(state.value.dtype, jax.dtypes.prng_key) else jax.random.key_data(key)
+
+
+@dataclass(frozen=True)
+class ThreeFactor(OnlineRule):
+    """Reward-modulated learning: the trace times a signal that comes with the batch, not a gradient of the loss
+    (Fremaux and Gerstner 2016).
+
+    ``modulator``: the name of a sequence in ``Phases.extras``, ``(T_l, B)`` or ``(T_l, B, 1)``. Parameters without a
+    trace (a readout) are not trained.
+    """
+
+    name: ClassVar[str] = "three_factor"
+    lanes: ClassVar[Literal["either", "batched", "vmap"]] = "batched"
+    why_lanes: ClassVar[str] = "braintrace cannot pass a modulator through a mapped model"
+    modulator: str = "reward"
+
+    def rule(self) -> tuple[Any, dict[str, Any]]:
+        return braintrace.ThreeFactor, {}
+
+    def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
+        if self.modulator not in (example.extras or {}):
+            raise ValueError(
+                f"ThreeFactor needs the sequence {self.modulator!r} in Phases.extras; there are {list(example.extras or {})}"
+            )
+        learner = _ThreeFactorLearner(objective, compiled, cadence=self.cadence())
+        learner.modulator = self.modulator
+        return learner
+
+
+class _ThreeFactorLearner(OnlineLearner):
+    modulator: str
+
+    def _forward(self, extras: dict[str, Any]):
+        return lambda x: self.rule(x, modulator=extras[self.modulator])
+
+    def _warm_forward(self, x):
+        return self.rule(x, modulator=0.0)
+
+
+@dataclass(frozen=True)
+class ETrace(WindowedRule):
+    """Any other point of braintrace's space of rules, by its coordinates (``braintrace.ETraceConfig``).
+
+    Coordinates left as None take braintrace's default; combinations that do not exist are refused with its reason.
+    """
+
+    name: ClassVar[str] = "etrace"
+    trace_factorization: str | None = None
+    temporal_recursion: str | None = None
+    recurrence_scope: str | None = None
+    learning_signal: str | None = None
+    trace_filter: str | None = None
+    decay: float | None = None
+    kappa: float | None = None
+    sparse_n: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._config()
+
+    def _config(self) -> Any:
+        names = ("trace_factorization", "temporal_recursion", "recurrence_scope", "learning_signal", "trace_filter",
+                 "decay", "kappa", "sparse_n")  # fmt: skip
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return braintrace.ETraceConfig(**given)
+
+    def rule(self) -> tuple[Any, dict[str, Any]]:
+        return self._config(), {"vjp_method": self.vjp}

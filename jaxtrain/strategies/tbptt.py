@@ -1,0 +1,145 @@
+"""Truncated backpropagation through time: exact within a window, nothing across its edge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import brainstate
+import jax
+import jax.numpy as jnp
+
+from ..metrics import Metrics, add, sum_over_time
+from ..module import Objective, Phases, total_weight
+from ..state import State, gradient
+from .base import (
+    Batching,
+    Learner,
+    Network,
+    Row,
+    Strategy,
+    Update,
+    choose_batching,
+    input_of,
+    scored,
+    split_reset,
+    trained,
+    warm_up,
+    zeros_like_parameters,
+)
+from .cadence import Cadence, Carry, UpdateEvery, check_cadence, over_tiles
+
+
+@dataclass(frozen=True)
+class TBPTT(Strategy):
+    """Truncated BPTT (Williams and Peng 1990): windows of ``window`` time steps tile the whole sequence, warm-up
+    included; hidden states cross a window's edge, gradients do not.
+
+    A window as long as the sequence is BPTT. ``update_every``: "sequence", or a multiple of ``window`` scored time
+    steps, where the warm-up is a multiple of ``window`` too. ``carry``: "carry" begins a sequence with the hidden
+    states that the one before left.
+
+    Example::
+
+        fit = jaxtrain.Fit(strategy=jaxtrain.TBPTT(window=20, carry="carry"), max_steps=1000)
+    """
+
+    name: ClassVar[str] = "tbptt"
+    window: int = 10
+    update_every: UpdateEvery = "sequence"
+    carry: Carry = "reset"
+    batching: Batching = "auto"
+
+    def __post_init__(self):
+        check_cadence("TBPTT", self.update_every, self.carry)
+        if type(self.window) is not int or self.window < 1:
+            raise ValueError(f"TBPTT(window={self.window!r}): expected a whole number of time steps, at least 1")
+        if self.update_every != "sequence" and self.update_every % self.window:
+            raise ValueError(
+                f"TBPTT(window={self.window}, update_every={self.update_every}): an update comes at the end of a "
+                "window, so update_every must be a multiple of it"
+            )
+
+    def bind(self, objective: Objective, example: Phases) -> Learner:
+        warm, time, batch_size = example.sizes
+        if self.window > warm + time:
+            raise ValueError(f"TBPTT(window={self.window}): the sequence has only {warm + time} time steps")
+        if self.update_every != "sequence" and (warm % self.window or self.update_every > time):
+            raise ValueError(
+                f"TBPTT(window={self.window}, update_every={self.update_every}): updates within a sequence need a warm-up "
+                f"({warm} time steps) of whole windows and update_every at most {time}, the scored time steps"
+            )
+        batching = choose_batching(self.batching, objective.model, input_of(objective, example), batch_size)
+        cadence = Cadence(self.update_every, self.carry == "carry")
+        return _Learner(objective, Network(objective.model, batching), self.window, cadence)
+
+
+class _Learner(Learner):
+    def __init__(self, objective: Objective, network: Network, window: int, cadence: Cadence):
+        super().__init__(objective, network)
+        self._params = trained(objective)
+        self._window, self._cadence = window, cadence
+
+    def states(self) -> dict[str, State]:
+        return {f"hidden.{name}": s for name, s in self.network.hidden.items()} if self._cadence.carried else {}
+
+    def scratch(self) -> list[State]:
+        return [] if self._cadence.carried else super().scratch()
+
+    def learn(self, phases: Phases, update: Update) -> Metrics:
+        warm, _, batch = phases.sizes
+        if not self._cadence.carried:
+            self.network.reset(batch)
+        lead = warm % self._window
+        if lead:
+            return self._led(phases, lead, update)
+        warm_up(self.objective, self.network, phases, self._reset)
+        return self._cadence.drive(phases, self._gradients, update)
+
+    def _led(self, phases: Phases, lead: int, update: Update) -> Metrics:
+        """A sequence in which one window begins in the warm-up and ends among the scored time steps."""
+        warm, time, _ = phases.sizes
+        warmup = (phases.warmup, split_reset(phases)[0])
+        self._evolve(*jax.tree.map(lambda leaf: leaf[: warm - lead], warmup))
+        tail = jax.tree.map(lambda leaf: leaf[warm - lead :], warmup)
+        first = min(self._window - lead, time)
+        sequences = scored(phases)
+        grads, metrics = self._gradient(jax.tree.map(lambda leaf: leaf[:first], sequences), tail)
+        if first < time:
+            more, rest = self._gradients(jax.tree.map(lambda leaf: leaf[first:], sequences))
+            grads, metrics = jax.tree.map(jnp.add, grads, more), add(metrics, rest)
+        return {**metrics, **update(grads, total_weight(phases))}
+
+    def _evolve(self, warmup: Any, resets: Any) -> None:
+        if not jax.tree.leaves(warmup)[0].shape[0]:
+            return
+
+        def step(x, mask):
+            self._reset(mask)
+            self.objective.warmup(self.network, x)
+
+        brainstate.transform.for_loop(step, warmup, resets)
+
+    def _gradients(self, sequences: Any) -> tuple[dict[str, Any], Metrics]:
+        """Of windows that lie among the scored time steps."""
+        return over_tiles(sequences, self._window, self._gradient, zeros_like_parameters(self._params))
+
+    def _gradient(self, sequences: Any, lead: Any = None) -> tuple[dict[str, Any], Metrics]:
+        """Of one window, which may begin with time steps of the warm-up."""
+
+        def loss():
+            if lead is not None:
+                self._evolve(*lead)
+
+            def step(x, y, w, extras, reset):
+                self._reset(reset)
+                return self.objective.learn(self.network, x, y, w, extras)
+
+            losses, metrics = brainstate.transform.for_loop(step, *sequences)
+            return losses.sum(), sum_over_time(metrics)
+
+        return gradient(loss, self._params)()
+
+    def report(self) -> list[Row]:
+        return [Row(name) for name in self._params]
+

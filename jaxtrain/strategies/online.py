@@ -25,11 +25,13 @@ def compile_rule(objective: Objective, x: Any, batch_size: int, vmapped: bool, a
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return braintrace.compile(objective.model, algorithm, example, batch_size=batch_size, vmap=vmapped, **options)
+            return braintrace.compile(
+                objective.model, algorithm, example, batch_size=batch_size, vmap=vmapped, **options
+            )
         except braintrace.CompilationError as error:
             raise ValueError(
-                f"no weight of {type(objective.model).__name__} reaches a hidden state through a braintrace operation, so "
-                "an online rule has nothing to train: build its recurrence from braintrace.nn, or use strategy='bptt'"
+                f"no weight of {type(objective.model).__name__} reaches a hidden state through a braintrace operation: "
+                "an online rule has nothing to train; build the recurrence from braintrace.nn, or use strategy='bptt'"
             ) from error
 
 

@@ -22,6 +22,20 @@ _HOME = {
     "Learner": "strategies",
     "BPTT": "strategies",
     "DRTRL": "strategies",
+    "OnlineRule": "strategies",
+    "WindowedRule": "strategies",
+    "TBPTT": "strategies",
+    "PPProp": "strategies",
+    "EProp": "strategies",
+    "OSTLRecurrent": "strategies",
+    "OSTLFeedforward": "strategies",
+    "SnAp": "strategies",
+    "UORO": "strategies",
+    "ThreeFactor": "strategies",
+    "ETrace": "strategies",
+    "DNI": "strategies",
+    "ReadoutOnly": "strategies",
+    "register": "strategies",
     "Callback": "callback",
     "Checkpoint": "callbacks",
     "CopyFigure": "callbacks",
@@ -67,9 +81,23 @@ if TYPE_CHECKING:
     from .run import Result as Result
     from .run import Run as Run
     from .strategies import BPTT as BPTT
+    from .strategies import DNI as DNI
     from .strategies import DRTRL as DRTRL
+    from .strategies import TBPTT as TBPTT
+    from .strategies import UORO as UORO
+    from .strategies import EProp as EProp
+    from .strategies import ETrace as ETrace
     from .strategies import Learner as Learner
+    from .strategies import OnlineRule as OnlineRule
+    from .strategies import OSTLFeedforward as OSTLFeedforward
+    from .strategies import OSTLRecurrent as OSTLRecurrent
+    from .strategies import PPProp as PPProp
+    from .strategies import ReadoutOnly as ReadoutOnly
+    from .strategies import SnAp as SnAp
     from .strategies import Strategy as Strategy
+    from .strategies import ThreeFactor as ThreeFactor
+    from .strategies import WindowedRule as WindowedRule
+    from .strategies import register as register
 
 
 def __getattr__(name: str):

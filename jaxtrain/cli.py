@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     StrategyName = str
 else:
-    StrategyName = Literal[tuple(names.REGISTRY)]
+    StrategyName = Literal[tuple(names.available()) + tuple(names.ALIASES)]
 
 PERSONAL = ("run_dir", "progress")
 """Options of one start that are no part of what is trained: never saved, never imposed on a resume."""
@@ -136,7 +136,7 @@ def _parse(Config, presets, argv: list[str], prog: str, root: Path):
     start = _find(given.resume or "never", given.run_dir or config.run_dir, root)  # a file may name the directory
     if start.saved is not None:
         config, fields = _overlaid(Config(), [(start.saved, f"{start.source}/config.json")])
-    entry = names.lookup(given.strategy or config.strategy)
+    entry = names.lookup(given.strategy or config.strategy)  # an alias stands for its strategy
     own = {name: fields[entry.name].get(name, field.default) for name, field in entry.fields.items()}
     arguments, default = _arguments(Config, entry, config, own, presets)
     description = _describe(Config, entry, presets)

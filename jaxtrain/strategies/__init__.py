@@ -3,15 +3,48 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-_HOME = {"Strategy": "base", "Learner": "base", "BPTT": "bptt", "DRTRL": "drtrl"}
-__all__ = ["BPTT", "DRTRL", "Learner", "Strategy", "names"]
+_HOME = {
+    "Strategy": "base",
+    "Learner": "base",
+    "OnlineRule": "rule",
+    "WindowedRule": "rule",
+    "BPTT": "bptt",
+    "DRTRL": "drtrl",
+    "TBPTT": "tbptt",
+    "PPProp": "rules",
+    "EProp": "rules",
+    "OSTLRecurrent": "rules",
+    "OSTLFeedforward": "rules",
+    "SnAp": "rules",
+    "UORO": "rules",
+    "ThreeFactor": "rules",
+    "ETrace": "rules",
+    "DNI": "dni",
+    "ReadoutOnly": "readout",
+    "register": "names",
+}
+__all__ = ["names", *_HOME]
 
 if TYPE_CHECKING:
     from . import names as names
     from .base import Learner as Learner
     from .base import Strategy as Strategy
     from .bptt import BPTT as BPTT
+    from .dni import DNI as DNI
     from .drtrl import DRTRL as DRTRL
+    from .names import register as register
+    from .readout import ReadoutOnly as ReadoutOnly
+    from .rule import OnlineRule as OnlineRule
+    from .rule import WindowedRule as WindowedRule
+    from .rules import UORO as UORO
+    from .rules import EProp as EProp
+    from .rules import ETrace as ETrace
+    from .rules import OSTLFeedforward as OSTLFeedforward
+    from .rules import OSTLRecurrent as OSTLRecurrent
+    from .rules import PPProp as PPProp
+    from .rules import SnAp as SnAp
+    from .rules import ThreeFactor as ThreeFactor
+    from .tbptt import TBPTT as TBPTT
 
 
 def __getattr__(name: str):

@@ -16,11 +16,14 @@ from .base import Update, scored
 
 UpdateEvery = Literal["sequence"] | int
 Carry = Literal["reset", "carry"]
+Gradients = Callable[[Any], tuple[dict[str, Any], Metrics]]
 
 
 def check_cadence(name: str, update_every: Any, carry: Any) -> None:
     if update_every != "sequence" and (type(update_every) is not int or update_every < 1):
-        raise ValueError(f"{name}(update_every={update_every!r}): expected 'sequence' or a number of time steps, 1 or more")
+        raise ValueError(
+            f"{name}(update_every={update_every!r}): expected 'sequence' or a number of time steps, 1 or more"
+        )
     if carry not in ("reset", "carry"):
         raise ValueError(f"{name}(carry={carry!r}): expected 'reset' or 'carry'")
 
@@ -33,7 +36,9 @@ class Cadence:
     update_every: UpdateEvery = "sequence"
     carried: bool = False
 
-    def drive(self, phases: Phases, gradients: Callable[[Any], tuple[dict[str, Any], Metrics]], update: Update) -> Metrics:
+    def drive(
+        self, phases: Phases, gradients: Callable[[Any], tuple[dict[str, Any], Metrics]], update: Update
+    ) -> Metrics:
         """Traced: hand the gradients of the learning phase to ``update``, piece by piece.
 
         ``gradients(sequences)`` gives the gradient of ``sum(w * loss)`` over some scored time steps and their metrics.
@@ -49,7 +54,9 @@ class Cadence:
             if phases.weights is None:
                 weight: Any = float(weights.shape[0] * batch)
             else:
-                weight = jnp.sum(jnp.broadcast_to(weights if weights.ndim == 2 else weights[:, None], (len(weights), batch)))
+                weight = jnp.sum(
+                    jnp.broadcast_to(weights if weights.ndim == 2 else weights[:, None], (len(weights), batch))
+                )
             return None, {**metrics, **update(grads, weight)}
 
         return over_tiles(scored(phases), self.update_every, piece, None)[1]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from ..config import ConfigError, coerce, did_you_mean
 
@@ -24,13 +25,15 @@ class Field:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a strategy lives (module in this package, class) and its fields, name -> Field."""
+    """Where a strategy lives (module in this package, class) and its fields, name -> Field; ``object`` is the class of
+    a strategy that was registered from outside."""
 
     name: str
     module: str
     cls: str
     help: str
     fields: Mapping[str, Field]
+    object: Any = None
 
     def check(self, fields: Mapping[str, Any], where: str = "") -> dict[str, Any]:
         """The fields with their types verified. Raises ConfigError for an unknown one or a wrong type."""
@@ -46,24 +49,101 @@ class Entry:
 
 BATCHING = Field(Literal["auto", "batched", "vmap"], "auto", "states with a batch axis, or a model mapped over lanes")
 REMAT = Field(bool, False, "recompute activations instead of storing them: less memory, more time")
-VJP = Field(
-    Literal["multi-step", "single-step"], "multi-step", "what a loss sends back: through the window, or one time step"
-)
-WINDOW = Field(int, 1, "time steps of the learning phase that are differentiated together")
+CADENCE = {
+    "update_every": Field(Literal["sequence"] | int, "sequence", "scored time steps an update, or sequence"),
+    "carry": Field(Literal["reset", "carry"], "reset", "fresh hidden states and traces for a sequence, or go on"),
+    "batching": BATCHING,
+}
+VJP = Literal["multi-step", "single-step"]
+WINDOWED = {
+    **CADENCE,
+    "vjp": Field(VJP, "multi-step", "what a loss sends back: through the window, or one time step"),
+    "window": Field(int, 1, "scored time steps that are differentiated together"),
+}
+TBPTT = {**CADENCE, "window": Field(int, 10, "time steps that are differentiated together")}
+PP_PROP = {
+    **WINDOWED,
+    "decay": Field(float, 0.9, "of the trace's means, in [0, 1)"),
+    "rank": Field(int | None, None, "time steps instead of a decay"),
+}
+EPROP = {
+    **CADENCE,
+    "vjp": Field(VJP, "single-step", "what a loss sends back: through the time step, or to the hidden state alone"),
+    "feedback": Field(Literal["symmetric", "random"], "symmetric", "the loss's own gradient, or a fixed random matrix"),
+    "kappa": Field(float, 0.0, "low-pass filter of the trace, in [0, 1)"),
+    "feedback_seed": Field(int, 0, "of the random matrix"),
+}
+SNAP = {**WINDOWED, "n": Field(int, 2, "time steps within which a weight reaches a unit")}
+THREE_FACTOR = {**CADENCE, "modulator": Field(str, "reward", "its sequence in Phases.extras")}
+DNI = {
+    **CADENCE,
+    "fit_epochs": Field(int, 20, "passes over the first batch that fit the synthesiser"),
+    "fit_lr": Field(float, 0.01, "rate of that fit"),
+}
+ETRACE = {
+    **WINDOWED,
+    **{
+        name: Field(kind | None, None, "a coordinate of braintrace.ETraceConfig")
+        for name, kind in (
+            ("trace_factorization", str), ("temporal_recursion", str), ("recurrence_scope", str),
+            ("learning_signal", str), ("trace_filter", str), ("decay", float), ("kappa", float), ("sparse_n", int),
+        )
+    },
+}  # fmt: skip
 
 REGISTRY: dict[str, Entry] = {
     entry.name: entry
     for entry in (
         Entry("bptt", "bptt", "BPTT", "backpropagation through time", {"remat": REMAT, "batching": BATCHING}),
-        Entry("drtrl", "drtrl", "DRTRL", "diagonal RTRL", {"vjp": VJP, "window": WINDOW, "batching": BATCHING}),
+        Entry("tbptt", "tbptt", "TBPTT", "truncated backpropagation through time", TBPTT),
+        Entry("drtrl", "drtrl", "DRTRL", "diagonal RTRL", WINDOWED),
+        Entry("pp_prop", "rules", "PPProp", "D-RTRL with a factored trace, ES-D-RTRL", PP_PROP),
+        Entry("eprop", "rules", "EProp", "e-prop", EPROP),
+        Entry("ostl_recurrent", "rules", "OSTLRecurrent", "OSTL with recurrent mixing, SnAp-1", WINDOWED),
+        Entry("ostl_feedforward", "rules", "OSTLFeedforward", "OSTL without the temporal term", WINDOWED),
+        Entry("snap", "rules", "SnAp", "SnAp-n", SNAP),
+        Entry("uoro", "rules", "UORO", "unbiased rank-one RTRL", CADENCE),
+        Entry("three_factor", "rules", "ThreeFactor", "the trace times a reward", THREE_FACTOR),
+        Entry("dni", "dni", "DNI", "D-RTRL with synthetic gradients", DNI),
+        Entry("etrace", "rules", "ETrace", "any other coordinate of braintrace", ETRACE),
+        Entry("readout_only", "readout", "ReadoutOnly", "the control: a random recurrence", CADENCE),
     )
 }
+ALIASES = {"es_drtrl": "pp_prop"}
+GROUP = "jaxtrain.strategies"
+"""Entry points of this group name strategies of other packages."""
+
+
+def available() -> list[str]:
+    """Every name that ``lookup`` knows, aliases apart; asks installed packages without importing them."""
+    return [*REGISTRY, *(point.name for point in entry_points(group=GROUP) if point.name not in REGISTRY)]
+
+
+def register(cls: Any) -> Any:
+    """Make a strategy class known by its ``name``: a decorator, for a strategy outside this package.
+
+    The class is a frozen dataclass that extends ``Strategy``; its fields become options. A package that wants its
+    strategy found without an import names it as an entry point of the group ``jaxtrain.strategies``.
+    """
+    name = getattr(cls, "name", None)
+    if not (isinstance(cls, type) and is_dataclass(cls) and isinstance(name, str)):
+        raise TypeError(f"register({cls!r}): expected a frozen dataclass with a class attribute name")
+    if name in REGISTRY and REGISTRY[name].object is not cls:
+        raise ValueError(f"register({cls.__name__}): the name {name!r} is taken; choose another")
+    hints, summary = get_type_hints(cls), (cls.__doc__ or name).strip().splitlines()[0]
+    found = {field.name: Field(hints[field.name], field.default, "") for field in fields(cls)}
+    REGISTRY[name] = Entry(name, cls.__module__, cls.__name__, summary, found, cls)
+    return cls
 
 
 def lookup(name: str) -> Entry:
     """The entry of a strategy. Raises ConfigError (a ValueError) that lists the names for an unknown one."""
+    name = ALIASES.get(name, name)
     if name not in REGISTRY:
-        raise ConfigError(f"unknown strategy {name!r}; {did_you_mean(name, REGISTRY)}")
+        for point in entry_points(group=GROUP, name=name):
+            register(point.load())
+    if name not in REGISTRY:
+        raise ConfigError(f"unknown strategy {name!r}; {did_you_mean(name, available())}")
     return REGISTRY[name]
 
 
@@ -74,4 +154,5 @@ def make_strategy(name: str, **fields: Any) -> Strategy:
     """
     entry = lookup(name)
     fields = entry.check(fields)
-    return getattr(import_module(f"{__package__}.{entry.module}"), entry.cls)(**fields)
+    cls = entry.object or getattr(import_module(f"{__package__}.{entry.module}"), entry.cls)
+    return cls(**fields)

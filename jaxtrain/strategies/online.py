@@ -14,7 +14,7 @@ import saiunit as u
 
 from ..metrics import Metrics, sum_over_time
 from ..module import Objective, Phases
-from ..state import SHORT, State, gradient, name_of, states_of, where_lanes
+from ..state import SHORT, State, gradient, is_key, name_of, states_of, where_lanes
 from .base import Learner, Network, Row, Update, trained, warm_up, zeros_like_parameters
 from .cadence import SEQUENCE, Cadence, over_tiles
 
@@ -55,7 +55,7 @@ class OnlineLearner(Learner):
         self.own = owned_states(rule, self.inner, objective.model)
         # Zeros are made inside the program: a trace is too large to be one of its constants.
         self._initial = {
-            name: jax.tree.map(lambda leaf: None if not np.any(leaf) else jnp.asarray(leaf), state.value)
+            name: jax.tree.map(lambda leaf: jnp.asarray(leaf) if is_key(leaf) or np.any(leaf) else None, state.value)
             for name, state in self.own.items()
         }
 

@@ -42,12 +42,14 @@ class _Learner(OnlineLearner):
         rows = OnlineLearner.report(self)
         # Of those that braintrace gives the whole gradient, the ones without a trace are read out.
         self._read: dict[str, State] = {
-            row.name: self._params[row.name] for row in rows if row.trains == "yes" and row.name not in self._trace_bytes()
+            row.name: self._params[row.name]
+            for row in rows
+            if row.trains == "yes" and row.name not in self._trace_bytes()
         }
         if not self._read:
             raise ValueError(
-                f"readout_only: every parameter of {type(objective.model).__name__} acts through the hidden state; it needs "
-                "a readout"
+                f"readout_only: every parameter of {type(objective.model).__name__} acts through the hidden state; "
+                "give the model a readout"
             )
         self.own = {}
 

@@ -125,9 +125,13 @@ class WindowedRule(OnlineRule):
         if type(self.window) is not int or self.window < 1:
             raise ValueError(f"{name}(window={self.window!r}): expected a whole number of time steps, at least 1")
         if self.window > 1 and self.vjp == "single-step":
-            raise ValueError(f"{name}(vjp='single-step', window={self.window}): a single-step rule has no window; drop one")
+            raise ValueError(
+                f"{name}(vjp='single-step', window={self.window}): a single-step rule has no window; drop one"
+            )
         if self.window > 1 and (self.batching == "vmap" or self.lanes == "vmap"):
-            raise ValueError(f"{name}(window={self.window}): windows need batched states, and this is mapped over lanes")
+            raise ValueError(
+                f"{name}(window={self.window}): windows need batched states, and this is mapped over lanes"
+            )
 
     def window_of(self) -> int:
         return self.window

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 import brainstate
 import braintrace
 import jax
-import jax.numpy as jnp
 
 from ..module import Objective, Phases
+from ..state import is_key
 from .base import Learner
 from .online import OnlineLearner
 from .rule import OnlineRule, WindowedRule
@@ -83,8 +83,8 @@ class EProp(OnlineRule):
 
 @dataclass(frozen=True)
 class OSTLRecurrent(WindowedRule):
-    """OSTL with the recurrent mixing kept in the transition's block diagonal (Bohnstingl et al., IEEE TNNLS 2022): SnAp-1.
-    Mapped over lanes: over a batch braintrace builds a Jacobian of (lanes x hidden) squared."""
+    """OSTL with the recurrent mixing kept in the transition's block diagonal, SnAp-1 (Bohnstingl et al., IEEE TNNLS
+    2022). Mapped over lanes: over a batch braintrace builds a Jacobian of (lanes x hidden) squared."""
 
     name: ClassVar[str] = "ostl_recurrent"
     lanes: ClassVar[Literal["either", "batched", "vmap"]] = "vmap"
@@ -144,7 +144,7 @@ class _UOROLearner(OnlineLearner):
         super()._begin(batch_size)
         state = self.own["projection_rng"]
         key = brainstate.random.split_key()
-        state.value = key if jnp.issubdtype(state.value.dtype, jax.dtypes.prng_key) else jax.random.key_data(key)
+        state.value = key if is_key(state.value) else jax.random.key_data(key)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,8 @@ class ThreeFactor(OnlineRule):
     def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
         if self.modulator not in (example.extras or {}):
             raise ValueError(
-                f"ThreeFactor needs the sequence {self.modulator!r} in Phases.extras; there are {list(example.extras or {})}"
+                f"ThreeFactor(modulator={self.modulator!r}): Phases.extras holds {list(example.extras or {})}; give it the "
+                "reward as a sequence"
             )
         learner = _ThreeFactorLearner(objective, compiled, cadence=self.cadence())
         learner.modulator = self.modulator
@@ -178,7 +179,10 @@ class _ThreeFactorLearner(OnlineLearner):
     modulator: str
 
     def _forward(self, extras: dict[str, Any]):
-        return lambda x: self.rule(x, modulator=extras[self.modulator])
+        signal = extras[self.modulator]
+        if signal.ndim == 1:  # one number a lane, for all units of a group alike
+            signal = signal.reshape(signal.shape + (1,) * len(self.inner.graph.hidden_groups[0].varshape))
+        return lambda x: self.rule(x, modulator=signal)
 
     def _warm_forward(self, x):
         return self.rule(x, modulator=0.0)

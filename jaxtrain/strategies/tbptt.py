@@ -66,8 +66,8 @@ class TBPTT(Strategy):
             raise ValueError(f"TBPTT(window={self.window}): the sequence has only {warm + time} time steps")
         if self.update_every != "sequence" and (warm % self.window or self.update_every > time):
             raise ValueError(
-                f"TBPTT(window={self.window}, update_every={self.update_every}): updates within a sequence need a warm-up "
-                f"({warm} time steps) of whole windows and update_every at most {time}, the scored time steps"
+                f"TBPTT(window={self.window}, update_every={self.update_every}): updates within a sequence need a "
+                f"warm-up ({warm} time steps) of whole windows, and update_every at most the {time} scored time steps"
             )
         batching = choose_batching(self.batching, objective.model, input_of(objective, example), batch_size)
         cadence = Cadence(self.update_every, self.carry == "carry")
@@ -142,4 +142,3 @@ class _Learner(Learner):
 
     def report(self) -> list[Row]:
         return [Row(name) for name in self._params]
-

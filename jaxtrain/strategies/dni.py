@@ -1,0 +1,118 @@
+"""Decoupled neural interfaces: D-RTRL, with a learned estimate of the credit that comes after a time step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import brainstate
+import braintrace
+import jax
+import jax.numpy as jnp
+import saiunit as u
+
+from ..console import log
+from ..module import Objective, Phases
+from ..state import Functional, gradient, lasting, name_of, parameters, set_key
+from .base import Learner, scored, warm_up
+from .online import OnlineLearner
+from .rule import OnlineRule
+
+
+@dataclass(frozen=True)
+class DNI(OnlineRule):
+    """D-RTRL in which parameters without a trace also get an estimate of their later credit: a linear synthesiser
+    predicts, from the hidden states, the gradient of what is still to come (Jaderberg et al., ICML 2017).
+
+    The synthesiser is fitted once, before step 0, on the first batch: ``fit_epochs`` passes of gradient descent with
+    rate ``fit_lr`` against the gradients that the rule itself sends to the hidden states. It is not trained further.
+    """
+
+    name: ClassVar[str] = "dni"
+    lanes: ClassVar[Literal["either", "batched", "vmap"]] = "batched"
+    why_lanes: ClassVar[str] = "its synthesiser reads hidden states of the whole batch"
+    fit_epochs: int = 20
+    fit_lr: float = 0.01
+
+    def __post_init__(self):
+        super().__post_init__()
+        if type(self.fit_epochs) is not int or self.fit_epochs < 1:
+            raise ValueError(f"DNI(fit_epochs={self.fit_epochs!r}): expected a whole number, at least 1")
+        if not self.fit_lr > 0:
+            raise ValueError(f"DNI(fit_lr={self.fit_lr!r}): expected a positive rate")
+
+    def rule(self) -> tuple[Any, dict[str, Any]]:
+        return "dni", {}
+
+    def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
+        compiled.attach_synthesizer(braintrace.SyntheticGradient(compiled.group_signal_shapes()))
+        learner = _Learner(objective, compiled, cadence=self.cadence())
+        learner.fit(example, self.fit_epochs, self.fit_lr)
+        return learner
+
+
+class _Learner(OnlineLearner):
+    def __init__(self, objective: Objective, rule: Any, **options: Any):
+        super().__init__(objective, rule, **options)
+        # The synthesiser outlives sequences and is saved; what else the rule owns begins anew.
+        self._synthesiser = {k: s for k, s in self.own.items() if isinstance(s, brainstate.ParamState)}
+        self.own = {k: s for k, s in self.own.items() if k not in self._synthesiser}
+
+    def states(self):
+        return {**super().states(), **self._synthesiser}
+
+    def fit(self, example: Phases, epochs: int, rate: float) -> None:
+        """Regress the synthesiser on the gradients that the rule sends back to the hidden states."""
+        hidden, synthesiser = dict(self.network.hidden), self.rule.synthesizer
+        states = dict(self._synthesiser)
+
+        def regress(before: dict[str, Any], target: dict[str, Any]) -> jax.Array:
+            def error():
+                predicted = synthesiser.apply(synthesiser.param_values(), self._grouped(before))
+                wanted = self._grouped(target)
+                loss = sum(jnp.mean((predicted[i] - jax.lax.stop_gradient(wanted[i])) ** 2) for i in wanted)
+                return loss, loss
+
+            grads, loss = gradient(error, states)()
+            for name, state in states.items():
+                state.value = state.value - rate * grads[name]
+            return loss
+
+        def epoch(phases: Phases) -> jax.Array:
+            set_key(jax.random.key(0))
+            self._begin(phases.sizes[2])
+            warm_up(self.objective, self._warm_forward, phases, self._clear)
+
+            def step(x, y, w, extras, reset):
+                self._clear(reset)
+                before = {name: state.value for name, state in hidden.items()}
+                loss = lambda: self.objective.learn(self.rule, x, y, w, extras)  # noqa: E731
+                return regress(before, gradient(loss, hidden)()[0])
+
+            errors = brainstate.transform.for_loop(step, *scored(phases))
+            # Nothing follows the last time step: its future gradient is zero.
+            last = {name: state.value for name, state in hidden.items()}
+            return errors.mean() + 0.0 * regress(last, jax.tree.map(jnp.zeros_like, last))
+
+        model = self.objective.model
+        named = {**parameters(model), **lasting(model), **{f"synthesiser.{k}": s for k, s in states.items()}}
+        functional = Functional(epoch, named, self.scratch_of_fit(), example)
+        values = {name: state.value for name, state in named.items()}
+        step = jax.jit(functional)
+        errors = []
+        for _ in range(epochs):
+            new, error = step(values, example)
+            values = {**values, **{k: v for k, v in new.items() if k.startswith("synthesiser.")}}
+            errors.append(float(error))
+        for name, state in states.items():
+            state.value = values[f"synthesiser.{name}"]
+        log.info("dni: synthesiser fitted, error %.3g to %.3g in %d epochs", errors[0], errors[-1], epochs)
+
+    def scratch_of_fit(self) -> list[Any]:
+        return [*self.network.hidden.values(), *self.own.values()]
+
+    def _grouped(self, values: dict[str, Any]) -> dict[int, jax.Array]:
+        return {
+            group.index: group.concat_hidden([u.get_mantissa(values[name_of(path)]) for path in group.hidden_paths])
+            for group in self.inner.graph.hidden_groups
+        }

@@ -40,6 +40,7 @@ _HOME = {
     "Checkpoint": "callbacks",
     "CopyFigure": "callbacks",
     "EarlyStopping": "callbacks",
+    "GradientFidelity": "callbacks",
     "LearningRateMonitor": "callbacks",
     "ProgressBar": "callbacks",
     "Throughput": "callbacks",
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from .callbacks import Checkpoint as Checkpoint
     from .callbacks import CopyFigure as CopyFigure
     from .callbacks import EarlyStopping as EarlyStopping
+    from .callbacks import GradientFidelity as GradientFidelity
     from .callbacks import LearningRateMonitor as LearningRateMonitor
     from .callbacks import ProgressBar as ProgressBar
     from .callbacks import Throughput as Throughput

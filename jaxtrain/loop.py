@@ -17,7 +17,7 @@ from .data import DataModule, Feed
 from .digests import digest
 from .metrics import Mean, Pending
 from .period import Period
-from .program import BAD, NonFinite, Program
+from .program import BAD, DEAD, NonFinite, Program
 from .run import NonFiniteError, Requests, Result, Run, Status
 from .schedule import Schedule
 from .signals import Signals
@@ -45,6 +45,7 @@ class Loop:
         """Whether the run was ended between the two halves of an edge, with a validation still to come."""
         self.over = False
         """Whether the run has come to its end, rather than to the end of this process's time."""
+        self._audited = False
         self._late: tuple[Pending, int] | None = None
         self._error: Exception | None = None
 
@@ -86,10 +87,12 @@ class Loop:
             return
         arrays = chunk[0].fetch()
         n, first = chunk[1], self.run.step
-        bad = arrays.pop(BAD)[:n]
+        bad, dead = arrays.pop(BAD)[:n], arrays.pop(DEAD)[:n]
         nums = {name: mean.num[:n] for name, mean in arrays.items()}
         weights = {name: mean.weight[:n] for name, mean in arrays.items()}
         self._check(bad, first)
+        if not self._audited:
+            self._audit(dead, weights["grad_norm"], first)
         self.run.recorder.add(first, nums, weights)
         self.run.step = first + n
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -97,6 +100,21 @@ class Loop:
         self.callbacks("on_chunk_end", self.run, metrics)
         if self.run.step < self.position or not self._at_edge():
             self._finish_rows()  # at an edge the row of its step waits until all of the edge's events are over
+
+    def _audit(self, dead: np.ndarray, updates: np.ndarray, first: int) -> None:
+        """After the first update: name parameters whose gradient was exactly zero though the rule trains them."""
+        steps = np.flatnonzero(updates > 0)
+        if not len(steps):
+            return
+        self._audited = True
+        untrained = {row.name for row in self.program.learner.report() if row.trains == "no"}
+        zero = [name for name, flag in zip(self.program.optimizer.names, dead[steps[0]], strict=True) if flag]
+        surprising = [name for name in zero if name not in untrained]
+        if surprising:
+            log.warning(
+                "step %d: the gradient of %s is exactly zero; does the loss depend on it, or is a unit saturated?",
+                first + int(steps[0]) + 1, ", ".join(surprising),
+            )  # fmt: skip
 
     def _check(self, bad: np.ndarray, first: int) -> None:
         """Apply the policy for steps in which something is NaN or infinite."""

@@ -36,7 +36,9 @@ CHUNK_CAP, CHUNK_FLOPS = 50, 4e10
 """``chunk="auto"``: at most 50 steps a dispatch, and about this much work: seconds, so that signals are heard."""
 TRAIN, EVALUATE, PREDICT, PROBE = range(4)
 """Streams of random numbers that share one root."""
-BAD = "nonfinite"
+BAD, DEAD = "nonfinite", "dead"
+"""What a train program says beside metrics: the first thing that is not finite, and which parameters had a gradient
+of exactly zero."""
 
 
 class Program:
@@ -52,6 +54,11 @@ class Program:
         self.module, self.strategy, self._nonfinite = module, strategy, nonfinite
         self.example = example
         self._executables: dict[Any, Any] = {}
+        if accumulate > 1 and strategy.config().get("update_every", "sequence") != "sequence":
+            raise ValueError(
+                f"Fit(accumulate={accumulate}) with update_every={strategy.config()['update_every']}: a sequence makes "
+                "several updates; choose one of the two"
+            )
         with self._environ(fit=True):
             strengthen(parameters(module.model).values())
             self.objective = Objective(module, encode)
@@ -98,7 +105,7 @@ class Program:
         """One array holds all metrics, since fetching costs by the array: ``(chunk, 2 x metrics)``."""
         numbers, bad = arrays
         means = {name: Mean(numbers[:, num], numbers[:, weight]) for name, (num, weight) in self._packed.items()}
-        return {**means, BAD: bad}
+        return {**means, BAD: bad, DEAD: numbers[:, 2 * len(means) :] != 0}
 
     def evaluate(self, batch: Any, index: int) -> Pending:
         """Metrics of one batch, ``Mean`` by name."""
@@ -181,11 +188,11 @@ class Program:
 
     # ------------------------------------------------------------------------------------------- traced bodies
 
-    def _train_step(self, root, index, batch) -> tuple[dict[str, Mean], jax.Array]:
+    def _train_step(self, root, index, batch) -> tuple[dict[str, Mean], jax.Array, jax.Array]:
         set_key(fold_in(root, TRAIN, index))
         phases = check_phases(self.module.phases(batch))
         metrics = self.learner.learn(phases, self._update)
-        counts = metrics.pop(BAD).num
+        counts, live = metrics.pop(BAD).num, metrics.pop(DEAD).num
         # The norm comes last: a gradient that is not finite is named by its own leaf.
         means = {name: mean for name, mean in metrics.items() if name != "grad_norm"}
         finite = jnp.stack([jnp.isfinite(mean.num) for mean in means.values()])
@@ -199,12 +206,15 @@ class Program:
         bad = jnp.where(flags.any(), jnp.argmax(flags), -1).astype(jnp.int32)
         norm = global_norm([self._named[name].value for name in self.parameters])
         metrics["param_norm"] = Mean(norm, jnp.float32(1))
-        return metrics, bad
+        return metrics, bad, (live == 0).astype(jnp.float32)
 
     def _update(self, grads: dict[str, Any], weight: Any) -> Metrics:
         leaves = flatten({name: grads[name] for name in self.optimizer.names}).values()
         counts = jnp.stack([(~jnp.isfinite(leaf)).any().astype(jnp.float32) for leaf in leaves])
-        return {**self.optimizer.update(grads, weight), BAD: Mean(counts, jnp.float32(1))}
+        parts = [jax.tree.leaves(grads[name]) for name in self.optimizer.names]
+        live = jnp.stack([sum((leaf != 0).any().astype(jnp.float32) for leaf in part) for part in parts])
+        said = {BAD: Mean(counts, jnp.float32(1)), DEAD: Mean(live, jnp.float32(1))}
+        return {**self.optimizer.update(grads, weight), **said}
 
     def _evaluate_step(self, root, index, batch) -> Metrics:
         set_key(fold_in(root, EVALUATE, index))
@@ -230,13 +240,14 @@ class Program:
         train_step = self._step
 
         def step(values, root, index, batch):
-            new, (metrics, bad) = train_step(values, root, index, batch)
+            new, (metrics, bad, dead) = train_step(values, root, index, batch)
             if self._nonfinite == "skip":
                 new = jax.tree.map(lambda n, o: jnp.where(bad < 0, n, o), new, values)
                 metrics = jax.tree.map(lambda leaf: jnp.where(bad < 0, leaf, 0), metrics)
                 metrics["skipped_fraction"] = Mean(jnp.float32(bad >= 0), jnp.float32(1))
             self._packed = {name: (2 * i, 2 * i + 1) for i, name in enumerate(metrics)}
-            return new, (jnp.stack([leaf for mean in metrics.values() for leaf in mean]), bad)
+            numbers = jnp.stack([leaf for mean in metrics.values() for leaf in mean])
+            return new, (jnp.concatenate([numbers, dead]), bad)
 
         def chunk(values, root, first, n, batches):
             shapes = jax.eval_shape(lambda: step(values, root, first, jax.tree.map(lambda leaf: leaf[0], batches))[1])

@@ -104,6 +104,10 @@ class Learner(ABC):
         """What every ``auto`` of the strategy became."""
         return {"batching": "vmap" if self.network.vmapped else "batched"}
 
+    def restart(self, batch_size: int) -> None:
+        """Traced: everything that a sequence begins with, as new."""
+        self.network.reset(batch_size)
+
     def states(self) -> dict[str, State]:
         """States that outlive a sequence, under stable names."""
         return {}

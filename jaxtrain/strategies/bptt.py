@@ -44,11 +44,13 @@ class BPTT(Strategy):
 
     def bind(self, objective: Objective, example: Phases) -> Learner:
         batching = choose_batching(self.batching, objective.model, input_of(objective, example), example.sizes[2])
-        return _Learner(objective, Network(objective.model, batching), self.remat)
+        return BPTTLearner(objective, Network(objective.model, batching), self.remat)
 
 
-class _Learner(Learner):
-    def __init__(self, objective: Objective, network: Network, remat: bool):
+class BPTTLearner(Learner):
+    """BPTT bound to a module: the truth that other rules are compared with."""
+
+    def __init__(self, objective: Objective, network: Network, remat: bool = False):
         super().__init__(objective, network)
         self._params = trained(objective)
         self._forward = brainstate.transform.checkpoint(network) if remat else network

@@ -80,7 +80,7 @@ class _Learner(OnlineLearner):
 
         def epoch(phases: Phases) -> jax.Array:
             set_key(jax.random.key(0))
-            self._begin(phases.sizes[2])
+            self.restart(phases.sizes[2])
             warm_up(self.objective, self._warm_forward, phases, self._clear)
 
             def step(x, y, w, extras, reset):

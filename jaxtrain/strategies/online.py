@@ -63,7 +63,7 @@ class OnlineLearner(Learner):
 
     def learn(self, phases: Phases, update: Update) -> Metrics:
         if not self.cadence.carried:
-            self._begin(phases.sizes[2])
+            self.restart(phases.sizes[2])
         warm_up(self.objective, self._warm_forward, phases, self._clear)
         return self.cadence.drive(phases, self._gradients, update)
 
@@ -76,8 +76,8 @@ class OnlineLearner(Learner):
     def _hidden(self) -> dict[str, State]:
         return {f"hidden.{name}": state for name, state in self.network.hidden.items()}
 
-    def _begin(self, batch_size: int) -> None:
-        self.network.reset(batch_size)
+    def restart(self, batch_size: int) -> None:
+        super().restart(batch_size)
         for name, state in self.own.items():
             state.value = jax.tree.map(
                 lambda leaf, value: jnp.zeros_like(leaf) if value is None else value, state.value, self._initial[name]

@@ -140,8 +140,8 @@ class UORO(OnlineRule):
 
 
 class _UOROLearner(OnlineLearner):
-    def _begin(self, batch_size: int) -> None:
-        super()._begin(batch_size)
+    def restart(self, batch_size: int) -> None:
+        super().restart(batch_size)
         state = self.own["projection_rng"]
         key = brainstate.random.split_key()
         state.value = key if is_key(state.value) else jax.random.key_data(key)
@@ -167,8 +167,8 @@ class ThreeFactor(OnlineRule):
     def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
         if self.modulator not in (example.extras or {}):
             raise ValueError(
-                f"ThreeFactor(modulator={self.modulator!r}): Phases.extras holds {list(example.extras or {})}; give it the "
-                "reward as a sequence"
+                f"ThreeFactor(modulator={self.modulator!r}): Phases.extras holds {list(example.extras or {})}; "
+                "give it the reward as a sequence"
             )
         learner = _ThreeFactorLearner(objective, compiled, cadence=self.cadence())
         learner.modulator = self.modulator

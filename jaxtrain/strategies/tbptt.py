@@ -89,7 +89,7 @@ class _Learner(Learner):
     def learn(self, phases: Phases, update: Update) -> Metrics:
         warm, _, batch = phases.sizes
         if not self._cadence.carried:
-            self.network.reset(batch)
+            self.restart(batch)
         lead = warm % self._window
         if lead:
             return self._led(phases, lead, update)

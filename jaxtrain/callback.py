@@ -2,7 +2,7 @@
 
 Order of events in one step of the loop, which is law (``Fit`` and the tests hold it):
 
-    on_fit_start, [on_restore]
+    [reset] on_fit_start [on_restore]
     per chunk:      [on_epoch_start] on_chunk_start ... on_chunk_end
     at an event edge, in this order:
                     on_probe, on_validation_start, on_validation_end, on_epoch_end, on_row, on_checkpoint
@@ -13,6 +13,9 @@ A checkpoint is the last thing that happens at its step, so nothing at that step
 
 from __future__ import annotations
 
+import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -32,13 +35,14 @@ class Callback:
     ``rank`` orders callbacks within one event: those that *produce* values come before those that *decide* on them,
     then those that *record*, then those that *persist*; within a rank the order of ``Fit(callbacks=...)`` holds.
     A callback changes a run only through ``run.stop``, ``run.save``, ``run.validate`` and ``run.retask``, which take
-    effect at the next event edge.
+    effect at the next event edge. A subclass that defines an ``on_...`` method that is no event, as ``on_train_end``,
+    draws a UserWarning that names the event meant.
     """
 
     rank: ClassVar[str] = "decide"
 
     probe_every: Period | int | str | None = None
-    """How often ``probe`` runs; None (the default): never."""
+    """How often ``probe`` runs, in steps or epochs; None (the default): never."""
 
     def probe(self, module, learner, phases) -> Any:
         """Traced: a pytree of numbers from the device, computed on one training batch (shapes: ``Phases``).
@@ -49,11 +53,18 @@ class Callback:
         raise TypeError(f"{type(self).__name__} sets probe_every, but defines no probe(module, learner, phases)")
 
     def edges(self) -> Iterable[Period]:
-        """Periods at which this callback needs an event edge: every metric delivered, the state at rest."""
+        """Periods, of steps or epochs, at which this callback needs an event edge: every metric delivered, the state
+        at rest."""
         return ()
 
+    def reset(self) -> None:
+        """Forget the runs so far: called before every run, and before ``load_state`` where the run goes on from a
+        checkpoint that holds this callback's state."""
+
     def on_fit_start(self, run: Run) -> None: ...
-    def on_restore(self, run: Run) -> None: ...
+    def on_restore(self, run: Run) -> None:
+        """After a checkpoint was loaded; ``run.forked``: into a directory of its own, beside the run it came from."""
+
     def on_epoch_start(self, run: Run) -> None: ...
     def on_epoch_end(self, run: Run) -> None: ...
     def on_chunk_start(self, run: Run) -> None: ...
@@ -69,7 +80,10 @@ class Callback:
     def on_figure(self, run: Run, tag: str, figure: Any) -> None:
         """``figure``: a matplotlib figure that a callback made with ``run.figure``."""
 
-    def on_checkpoint(self, run: Run, path: Path) -> None: ...
+    def on_checkpoint(self, run: Run, path: Path) -> None:
+        """A save is under way: it is written in the background, and ``path`` is where it will be. It is complete when
+        ``path`` exists."""
+
     def on_exception(self, run: Run, error: BaseException) -> None: ...
     def on_fit_end(self, run: Run, status: str) -> None: ...
 
@@ -82,12 +96,56 @@ class Callback:
 
     def load_state(self, state: dict[str, Any]) -> None: ...
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in vars(cls):
+            if name in EVENTS or not (name.startswith("on_") or name in FOREIGN):
+                continue
+            close = difflib.get_close_matches(name, EVENTS, n=1)
+            meant = FOREIGN.get(name) or (f"did you mean {close[0]}?" if close else "rename it without on_")
+            # A helper may be called so: this is no error.
+            warnings.warn(f"{cls.__name__}.{name} is never called: jaxtrain has no such event; {meant}", stacklevel=2)
+
+
+FOREIGN = {
+    **dict.fromkeys(("on_train_start", "on_train_begin", "on_fit_begin", "on_sanity_check_start"), "use on_fit_start"),
+    **dict.fromkeys(("on_train_end", "on_fit_stop", "on_teardown"), "use on_fit_end"),
+    **dict.fromkeys(("on_train_epoch_start", "on_epoch_begin", "on_train_epoch_begin"), "use on_epoch_start"),
+    "on_train_epoch_end": "use on_epoch_end",
+    **dict.fromkeys(
+        ("on_train_batch_start", "on_train_batch_begin", "on_batch_start", "on_batch_begin", "on_step_begin",
+         "on_step_start"),
+        "use on_chunk_start",
+    ),
+    **dict.fromkeys(
+        ("on_train_batch_end", "on_batch_end", "on_step_end", "on_before_optimizer_step", "on_after_backward",
+         "on_before_zero_grad"),
+        "use on_chunk_end, which gets an array with a value a step",
+    ),
+    **dict.fromkeys(
+        ("on_test_begin", "on_validation_begin", "on_validation_epoch_start", "on_evaluate"), "use on_validation_start"
+    ),
+    **dict.fromkeys(("on_test_end", "on_validation_epoch_end"), "use on_validation_end"),
+    **dict.fromkeys(("on_validation_batch_start", "on_validation_batch_end", "on_test_batch_begin", "on_test_batch_end"),
+                    "use on_validation_end, which gets the means over all batches"),
+    "on_save_checkpoint": "define state(), or use on_checkpoint",
+    "on_save": "use on_checkpoint",
+    **dict.fromkeys(("on_load_checkpoint", "on_load"), "define load_state(state), or use on_restore"),
+    **dict.fromkeys(("on_log", "on_log_metrics"), "use on_row"),
+    "on_keyboard_interrupt": "use on_fit_end, whose status is then 'interrupted'",
+    "state_dict": "define state()",
+    "load_state_dict": "define load_state(state)",
+}  # fmt: skip
+"""What events of Lightning, Keras and others are called here."""
 
 EVENTS = tuple(name for name in vars(Callback) if name.startswith("on_")) + ("flush",)
 
 
 class Callbacks:
-    """The callbacks of one run in their order, with a list of listeners for each event made beforehand."""
+    """The callbacks of one run in their order, with a list of listeners for each event made beforehand.
+
+    Raises TypeError or ValueError with one line that names the callback that cannot be one.
+    """
 
     def __init__(self, callbacks: Iterable[Callback]):
         callbacks = list(callbacks)
@@ -96,6 +154,7 @@ class Callbacks:
                 raise TypeError(f"callbacks must be jaxtrain.Callback objects, got {callback!r}")
             if callback.rank not in RANKS:
                 raise ValueError(f"{type(callback).__name__}.rank is {callback.rank!r}; expected one of {RANKS}")
+            _check_periods(callback)
         self.all = sorted(callbacks, key=lambda callback: RANKS.index(callback.rank))
         self._listeners = {
             event: [c for c in self.all if getattr(type(c), event) is not getattr(Callback, event)] for event in EVENTS
@@ -105,8 +164,27 @@ class Callbacks:
         return iter(self.all)
 
     def __call__(self, event: str, *args: Any) -> None:
+        """Call every listener. At the end of a run, in ``on_exception`` and ``on_fit_end``, an error of one keeps none
+        of the others from being called, and none hides the error that ended the run: it becomes a note of that one, or
+        else is raised after all, with later ones as its notes."""
+        last = event in ("on_exception", "on_fit_end")
+        first = args[1] if event == "on_exception" else None
+        if event == "on_fit_end" and args[1] == "failed":
+            first = sys.exception()  # what ended the run is on its way out
+        raised = first
         for callback in self._listeners[event]:
-            getattr(callback, event)(*args)
+            try:
+                getattr(callback, event)(*args)
+            except Exception as error:
+                if not last:
+                    raise
+                if raised is None:
+                    raised = error
+                elif error is not raised:
+                    name = f"{type(callback).__name__}.{event}"
+                    raised.add_note(f"jaxtrain: {name} failed, too: {type(error).__name__}: {error}")
+        if raised is not first and raised is not None:
+            raise raised
 
     def listens(self, event: str) -> bool:
         return bool(self._listeners[event])
@@ -120,3 +198,19 @@ class Callbacks:
             keys[f"{name}.{counts.get(name, 0)}"] = callback
             counts[name] = counts.get(name, 0) + 1
         return keys
+
+
+def _check_periods(callback: Callback) -> None:
+    """Edges and probes come due at steps: a time would never be one of them."""
+    name = type(callback).__name__
+    try:
+        probe = Period.of(callback.probe_every)
+    except ValueError as error:
+        raise ValueError(f"{name}.probe_every: {error}") from None
+    for what, period in [("probe_every", probe), *(("edges()", period) for period in callback.edges())]:
+        if period is None:
+            continue
+        if not isinstance(period, Period):
+            raise TypeError(f"{name}.{what} gives {period!r}; expected jaxtrain.Period objects")
+        if period.unit == "time":
+            raise ValueError(f'{name}.{what} is "{period}"; expected steps (200) or epochs ("1ep"), not a time')

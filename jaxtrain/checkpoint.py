@@ -35,6 +35,27 @@ _UNFINISHED = re.compile(r"[0-9]{8,}\.orbax-checkpoint-tmp.*")
 _SPACE = ("No space left", "Disk quota exceeded", "RESOURCE_EXHAUSTED")  # TensorStore says it in words only
 
 
+_holders = 0  # stores that use Orbax now
+_ours: list[logging.Handler] = []
+
+
+def _hold_root() -> None:
+    """Where the root logger has no handler, each line that Orbax logs through absl calls basicConfig, as if the program
+    that embeds jaxtrain had, whose own call would then do nothing. So while a store is in use there is absl's."""
+    global _holders
+    _holders += 1
+    if not logging.root.handlers:
+        logging.root.addHandler(absl.logging.get_absl_handler())
+        _ours.append(absl.logging.get_absl_handler())
+
+
+def _release_root() -> None:
+    global _holders
+    _holders -= 1
+    while not _holders and _ours:
+        logging.root.removeHandler(_ours.pop())
+
+
 class CorruptCheckpoint(RuntimeError):
     """A checkpoint that does not hold what was saved. Attributes: step, why (one line)."""
 
@@ -82,6 +103,7 @@ class Store:
         self._saved = True  # the newest save is on disk
         self._scores: dict[int, float | None] = {}
         self._bad: dict[int, str] = {}  # steps known to be unreadable, and why
+        self._holds = False  # a handler on the root logger
         # Orbax writes errors to absl's logger which are raised or named here: its own lines are dropped until close().
         self._quiet = lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname
         if not read_only:
@@ -188,6 +210,9 @@ class Store:
         finally:
             self._drop_manager()
             logging.getLogger("absl").removeFilter(self._quiet)
+            if self._holds:
+                self._holds = False
+                _release_root()
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Orbax asks which steps stay, while one is being saved; the others go when that one is on disk."""
@@ -224,8 +249,9 @@ class Store:
                 aside.rename(aside.with_suffix(""))
 
     def _orbax(self) -> Any:
-        if not logging.root.handlers:  # else importing Orbax calls basicConfig, which looks as if the user had
-            absl.logging.use_absl_handler()
+        if not self._holds:
+            self._holds = True
+            _hold_root()
         import orbax.checkpoint as ocp  # costs a second, so not before the first use
 
         logging.getLogger("absl").addFilter(self._quiet)

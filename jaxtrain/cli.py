@@ -3,7 +3,7 @@
 Where a value comes from, later ones win: the recipe's defaults, `--preset`, `--config FILE`, the flags. A run that is
 resumed takes its own saved configuration in place of the first three. Mistakes are one line on stderr
 (`JAXTRAIN_TRACEBACK=1` shows where they were raised); errors in a user's own code keep their traceback.
-Exit codes: 0 done, 1 error, 2 usage, 130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 done, 1 error, 2 the command line (or a file it names) cannot be read, 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
 
-from .config import ConfigError, did_you_mean, overlay, read_config
+from .config import ConfigError as ConfigError
+from .config import did_you_mean, overlay, read_config
 from .folders import describe_run, drop_unused, fresh_run, newest_run, saved_config
+from .period import Period
 from .strategies import names
 
 if TYPE_CHECKING:
@@ -32,7 +34,12 @@ if TYPE_CHECKING:
 
     StrategyName = str
 else:
-    StrategyName = Literal[tuple(names.available()) + tuple(names.ALIASES)]
+    StrategyName = Literal[(*names.available(), *names.ALIASES)]
+
+
+def _renew_choices() -> None:
+    """Make the strategies that were registered since then choices, too: annotations are looked up when they are used."""
+    globals()["StrategyName"] = Literal[(*names.available(), *names.ALIASES)]
 
 PERSONAL = ("run_dir", "progress")
 """Options of one start that are no part of what is trained: never saved, never imposed on a resume."""
@@ -62,6 +69,19 @@ class Options:
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in PERSONAL}
 
 
+def check(config: Options, counts: Sequence[str] = (), periods: Sequence[str] = ()) -> None:
+    """For a Config's `__post_init__`: ConfigError with one line where a field named in `counts` is below 1, or one in
+    `periods` is no period (`200`, `"1ep"`, `"10min"`)."""
+    for name in (*counts, *periods):
+        value, flag = getattr(config, name), "--" + name.replace("_", "-")
+        if name in counts and value is not None and value < 1:
+            raise ConfigError(f"{flag} {value}: expected a whole number, 1 or more")
+        try:
+            Period.of(value if name in periods else None)
+        except ValueError as error:
+            raise ConfigError(f"{flag} {value}: {error}") from None
+
+
 def main(Config: type[Options], make: Callable[[Any], tuple[Any, Any, Any]], *,
          presets: Mapping[str, Mapping[str, Any]] | None = None, chance: Mapping[str, float] | None = None,
          argv: Sequence[str] | None = None) -> int:  # fmt: skip
@@ -79,11 +99,7 @@ def _recipe(Config, make, presets, chance, argv) -> int:
         raise TypeError(f"{Config!r} is no recipe's Config; expected a dataclass that extends jaxtrain.cli.Options")
     script = Path(inspect.getfile(make))
     root = Path("checkpoints") / script.stem
-    try:
-        config, args, start = _parse(Config, presets, list(sys.argv[1:] if argv is None else argv), script.name, root)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    config, args, start = _parse(Config, presets, list(sys.argv[1:] if argv is None else argv), script.name, root)
     if start.note:
         print(start.note)
     fresh = start.run_dir is None
@@ -119,6 +135,7 @@ class _Start:
 
 
 def _parse(Config, presets, argv: list[str], prog: str, root: Path):
+    _renew_choices()
     # These few decide what the others' defaults are, so they are looked at first; tyro reports what is malformed.
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("strategy", "config", "preset", "resume", "run-dir"):
@@ -137,7 +154,8 @@ def _parse(Config, presets, argv: list[str], prog: str, root: Path):
     if start.saved is not None:
         config, fields = _overlaid(Config(), [(start.saved, f"{start.source}/config.json")])
     entry = names.lookup(given.strategy or config.strategy)  # an alias stands for its strategy
-    own = {name: fields[entry.name].get(name, field.default) for name, field in entry.fields.items()}
+    own = {name: fields.get(entry.name, {}).get(name, field.default) for name, field in entry.fields.items()}
+    argv = _spelled(argv, Config, entry)
     arguments, default = _arguments(Config, entry, config, own, presets)
     description = _describe(Config, entry, presets)
     parsed, unknown = tyro.cli(
@@ -156,17 +174,34 @@ def _parse(Config, presets, argv: list[str], prog: str, root: Path):
 
 def _overlaid(config: Options, layers) -> tuple[Options, dict[str, dict[str, Any]]]:
     """The config with all layers put over it in turn, and the fields they hold for each strategy."""
-    fields: dict[str, dict[str, Any]] = {name: {} for name in names.REGISTRY}
+    fields: dict[str, dict[str, Any]] = {}
+    known = {*names.available(), *names.ALIASES, "strategy_fields"}
     for values, where in layers:
-        tables = {key: values[key] for key in values if key in names.REGISTRY or key == "strategy_fields"}
+        tables = {key: values[key] for key in values if key in known}
         for key, table in tables.items():
             if not isinstance(table, Mapping):
                 raise ConfigError(f"{where}: {key} = {table!r}; expected a table of the strategy's fields")
         config = overlay(config, {key: values[key] for key in values if key not in tables}, where)
         for key, table in tables.items():
-            name = config.strategy if key == "strategy_fields" else key
-            fields[name] |= names.lookup(name).check(table, f"{where}: {key}")
+            entry = names.lookup(config.strategy if key == "strategy_fields" else key)
+            fields.setdefault(entry.name, {}).update(entry.check(table, f"{where}: {key}"))
     return config, fields
+
+
+def _spelled(argv: list[str], Config, entry: names.Entry) -> list[str]:
+    """The words for tyro: `none` as it spells it, None, where an option may be none."""
+    types = get_type_hints(Config) | {f"strategy.{name}": field.type for name, field in entry.fields.items()}
+    flags = {f"--{name}".replace("_", "-") for name, hint in types.items() if type(None) in get_args(hint)}
+    words, previous = [], ""
+    for word in argv:
+        flag, equals, value = word.partition("=")
+        if equals and value == "none" and flag.replace("_", "-") in flags:
+            word = f"{flag}=None"
+        elif word == "none" and previous.replace("_", "-") in flags:
+            word = "None"
+        words.append(word)
+        previous = word
+    return words
 
 
 def _arguments(Config, entry: names.Entry, config: Options, values: dict[str, Any], presets):
@@ -291,6 +326,11 @@ def _guarded(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except ConfigError as error:
+        if os.environ.get("JAXTRAIN_TRACEBACK") == "1":
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     except EXPECTED as error:
         if os.environ.get("JAXTRAIN_TRACEBACK") == "1" or not _deliberate(error):
             raise

@@ -1,15 +1,26 @@
 """DataModule: where the batches come from. Feed: an exact position among them, through prefetch and resume."""
 
+import copy
 import logging
 from collections import deque
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from .sources import Counted, DataEnded, DataError, Kind, Spec, Stream, adapt, host, length_of, noted
+from .sources import Counted, DataEnded, DataError, Kind, Spec, adapt, by_number, fingerprint, host, length_of, noted
 
-__all__ = ["DataEnded", "DataError", "DataModule", "Feed", "as_data", "batches"]
+__all__ = ["DataEnded", "DataError", "DataModule", "Feed", "as_data"]
 
 logger = logging.getLogger("jaxtrain")
+
+
+@dataclass
+class _Life:
+    """What a data module went through: so that it is set up once, and a fresh run begins with the task as made."""
+
+    set_up: bool = False
+    made_with: dict[str, Any] | None = None  # the task before a run changed it
+    left_with: dict[str, Any] | None = None  # the task as the last change of a run left it
+    printed: tuple[dict[str, Any], dict[str, Any]] | None = None  # the fingerprint of the train source, and its task
 
 
 class DataModule:
@@ -23,19 +34,21 @@ class DataModule:
     """
 
     task: dict[str, Any] = {}
+    _life: _Life
     _sources: tuple[Any, Any, Any, Any] = (None, None, None, None)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "DataModule":
         self = super().__new__(cls)
         # A dict of its own for every instance, also where a subclass has an __init__ without super().__init__().
         object.__setattr__(self, "task", dict(cls.task))
+        object.__setattr__(self, "_life", _Life())
         return self
 
     def __init__(self, train: Any = None, val: Any = None, test: Any = None, predict: Any = None) -> None:
         self._sources = (train, val, test, predict)
 
     def setup(self) -> None:
-        """Called once before any source is asked for: download, open, split."""
+        """Called once in the life of the object, before any source is asked for: download, open, split."""
 
     def train_data(self) -> Any:
         """The source of train batches. Raises DataError where there is none."""
@@ -66,8 +79,17 @@ class DataModule:
         return encode(x) if callable(encode) else x
 
     def identity(self) -> dict[str, Any]:
-        """A JSON dict that says which data this is; compared when a run is resumed."""
-        return {"class": type(self).__qualname__}
+        """A JSON dict that says which data this is; compared when a run is resumed.
+
+        The default is the class and, of a train source that was given and is read by number, the number of batches and
+        a sha256 of the first one.
+        """
+        identity: dict[str, Any] = {"class": type(self).__qualname__}
+        if by_number(self._sources[0], "train") is not None:
+            if self._life.printed is None or self._life.printed[0] != self.task:
+                self._life.printed = copy.deepcopy(self.task), fingerprint(self._sources[0], "train")
+            identity["train"] = self._life.printed[1]
+        return identity
 
 
 def as_data(data: Any, val: Any = None) -> DataModule:
@@ -89,6 +111,36 @@ def as_data(data: Any, val: Any = None) -> DataModule:
             f"val data: given beside {type(data).__qualname__}, which has its own; define its val_data() instead"
         )
     return data
+
+
+def set_up(data: DataModule) -> None:
+    """Call ``setup()`` of a data module, once."""
+    if not data._life.set_up:
+        data.setup()
+        data._life.set_up = True
+
+
+def begin_task(data: DataModule, saved: dict[str, Any] | None) -> None:
+    """The task that a run begins with: as a checkpoint has it, or as the data module was made.
+
+    What earlier runs changed is taken back; what its owner has changed since stays.
+    """
+    life = data._life
+    if life.made_with is not None and data.task == life.left_with:
+        data.task.clear()
+        data.task.update(life.made_with)
+    life.made_with = None
+    if saved is not None:
+        change_task(data, saved)
+
+
+def change_task(data: DataModule, task: dict[str, Any]) -> None:
+    """Change the task from within a run; ``begin_task`` of the next one takes it back."""
+    life = data._life
+    if life.made_with is None:
+        life.made_with = copy.deepcopy(data.task)
+    data.task.update(task)
+    life.left_with = copy.deepcopy(data.task)
 
 
 class Feed:
@@ -119,7 +171,7 @@ class Feed:
         self._said: set[str] = set()
         self.taken = 0
         self._measure()
-        self._position = self._source.position(0)
+        self._position = self._origin = self._source.position(0)
 
     @property
     def kind(self) -> Kind:
@@ -160,24 +212,21 @@ class Feed:
         """Make the next `n` batches now. The position stays; an error is kept for the `take` that reaches it."""
         self._fill(n)
 
-    def once(self) -> Iterator[Any]:
-        """One pass over the source from its start, for evaluation; a feed of its own, this one's position stays.
+    def first(self) -> Any:
+        """Batch 0 as the source gives it now, whatever the position; the position stays.
 
-        Raises DataError for a source without an end, and for a one-shot iterator.
+        Raises DataError for a one-shot iterator that is past it.
         """
-        feed = Feed(self._source.source, self.name)
-        feed._spec = feed._spec or self._spec
-        if isinstance(feed._source, Stream):
-            if feed._source.own:
-                raise DataError(f"{self.name} data: a one-shot iterator gives no second pass; give a list")
-            feed._source.repeat = False
-        elif feed.length is None:
-            raise DataError(f"{self.name} data: never ends; give it a __len__, the number of batches in one pass")
-        while feed.length is None or isinstance(feed._source, Stream) or feed.taken < feed.length:
-            try:
-                yield feed.take(1)[0]
-            except DataEnded:
-                return
+        if isinstance(self._source, Counted):
+            return self._source.read(0)
+        if self.taken == 0:
+            return self.example()
+        target, position = self.taken, self._position
+        self._seek(self._origin)
+        batch = self.example()
+        self._seek(position)
+        self._skip(target - self.taken)
+        return batch
 
     def state(self) -> dict[str, Any]:
         """The position after the last batch consumed, as JSON."""
@@ -204,11 +253,13 @@ class Feed:
     def clear(self) -> None:
         """Drop what was prefetched, and expect what comes next to look anew: the task of the data has changed.
 
-        A one-shot iterator cannot make its batches again: they stay, with a warning.
+        Raises DataError for a one-shot iterator, which cannot make its batches again.
         """
-        if self.kind == "iterator" and self._queue:
-            logger.warning("%s data: %d batches made before the task changed come first", self.name, len(self._queue))
-            return
+        if self.kind == "iterator":
+            raise DataError(
+                f"{self.name} data: the task cannot change, for a one-shot iterator has made batches ahead; give an "
+                "object with batch(step)"
+            )
         self._spec, self._old_spec = None, self._spec or self._old_spec
         self._measure()
         if isinstance(self._source, Counted):
@@ -283,18 +334,3 @@ class Feed:
         if line not in self._said:
             self._said.add(line)
             logger.info(line)
-
-
-def batches(source: Any, name: str) -> Iterator[Any]:
-    """Every batch of one pass, of whatever sizes, for predictions. DataError: it never ends, or there is none."""
-    if callable(getattr(source, "batch", None)):
-        if Feed(source, name).length is None:
-            raise DataError(f"{name} data: never ends; give it a __len__, the number of batches in one pass")
-        every: Any = (source.batch(step) for step in range(len(source)))
-    else:
-        every = source
-    number = -1
-    for number, batch in enumerate(every):
-        yield host(batch, name, number)
-    if number < 0:
-        raise DataError(f"{name} data: no batches")

@@ -9,25 +9,29 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from . import __version__, preflight
 from .callback import Callback, Callbacks
 from .callbacks import Checkpoint
-from .checkpoint import Saved, Store
+from .checkpoint import Store
 from .console import log
-from .data import DataModule, Feed, as_data, batches
-from .loading import build, load_into, require_module
-from .loop import Loop, evaluate, summarize
+from .data import DataModule, Feed, as_data, begin_task, change_task, set_up
+from .evaluating import Kind, evaluate, predict, read
+from .files import as_json, read_json, write_json
+from .loading import build, require_module
+from .loop import Loop, summarize
 from .module import Module
+from .passes import Passes
 from .period import Period
 from .program import NonFinite, Program
 from .record import Recorder
-from .resume import CHECKPOINTS, Origin, absolute, locate, log_changes, read_checkpoint, refuse_differences
-from .run import Result, Run, RunLock, Status, write_json
+from .resume import CHECKPOINTS, Origin, absolute, chosen, describe, first_difference, log_changes, opened
+from .resume import refuse_differences as refuse
+from .run import Result, Run, Status
 from .schedule import Schedule
 from .signals import Signals
+from .sources import Spec
 from .state import flatten, parameters, signature
 from .strategies import Strategy
 from .strategies.names import make_strategy
@@ -91,6 +95,7 @@ class Fit:
             raise ValueError("Checkpoint needs a run directory: Fit(run_dir=...)")
         self._checkpoint = kept[0] if kept else None
         self.run_dir = None if run_dir is None else absolute(run_dir)
+        self._latest = self.run_dir  # where the last run wrote: a fork has a directory of its own
 
     # ------------------------------------------------------------------------------------------------ training
 
@@ -104,15 +109,17 @@ class Fit:
         ``dry_run``: compile, report, and return without training or writing anything.
         """
         started = time.perf_counter()
-        origin = locate(self.run_dir, resume)
-        with RunLock(None if dry_run else origin.run_dir):
-            data = self._data(data, origin)
+        with opened(self.run_dir, resume, write=not dry_run) as origin:
+            data = as_data(data)
+            set_up(data)
+            begin_task(data, None if origin.saved is None else origin.saved.meta["task"])
             loop = self._assemble(module, data, origin, config, dry_run)
             report = loop.program.report()
             for line in preflight.lines(report):
                 log.info("%s", line)
             if dry_run:
                 return Result("finished", loop.run.step, "dry run", report=report)
+            self._latest = origin.run_dir
             return self._train(loop, origin, report, started)
 
     def _train(self, loop: Loop, origin: Origin, report: dict[str, Any], started: float) -> Result:
@@ -120,8 +127,9 @@ class Fit:
         over = None if saved is None or loop.cut else saved.meta["over"]
         if over is not None and (origin.explicit if over[0] == "stopped" else not loop.is_over()):
             over = None  # asked to train on, or given a larger budget
+        trains = over is None and (loop.cut or not loop.is_over())
         loop.store = None if origin.run_dir is None else self._store(origin.run_dir)
-        if origin.run_dir is not None:
+        if origin.run_dir is not None and (trains or not (origin.run_dir / "config.json").exists()):
             write_json(origin.run_dir / "config.json", run.config)
         status: Status = "failed"
         try:
@@ -132,6 +140,8 @@ class Fit:
                 if over is not None:
                     loop.status, loop.reason = over
                     log.info("already %s at step %d%s", loop.status, run.step, f": {over[1]}" if over[1] else "")
+                if trains and origin.run_dir is not None:
+                    (origin.run_dir / "result.json").unlink(missing_ok=True)  # of an earlier part of the run
                 loop.train()
                 loop.saved = None if loop.store is None else loop.store.wait()
                 loop.program.write_back()
@@ -144,49 +154,55 @@ class Fit:
                 if loop.store is not None:
                     loop.store.close()
             finally:
-                result = self._result(loop, status, report, started)
+                result = self._result(loop, status, report, started, trains)
                 with run.closed():
                     loop.callbacks("on_fit_end", run, status)
         return result
 
     def _assemble(self, module: Module, data: DataModule, origin: Origin, config: dict[str, Any] | None,
                   dry_run: bool) -> Loop:  # fmt: skip
-        """Everything that can be wrong is found here, before a run directory is touched."""
+        """Everything that can be wrong is found here, before a run directory is touched; what is cheap, first."""
         require_module(module)
+        saved, initial = origin.saved, "seed" if module.model is None else "values"
         feed = Feed(data.train_data(), "train")
         example = feed.example()
-        val = _optional_feed(data.val_data(), "val")
+        val = self._val(data)
         if val is None and self.validate_every is not None:
             raise ValueError(
                 f"Fit(validate_every={str(self.validate_every)!r}), but {type(data).__name__} has no val data"
             )
-        saved = origin.saved
+        self._schedule(1, feed.length)
+        described = describe(self.strategy, data, self.callbacks)
         strategy, chunk = self._resolved(origin.config)
         if saved is not None:
-            live = {"step": saved.step, "strategy": self.strategy.config(), "data": data.identity()}
-            refuse_differences(saved.meta, live, ("strategy", "data"))
+            refuse(saved.meta, described, ("strategy", "data"))
             if origin.config is not None:  # random numbers go on from the checkpoint: another seed would do nothing
+                initial = origin.config.get("initial", "seed")
                 before = {"step": saved.step, "seed": {"fit.seed": origin.config["fit"]["seed"]}}
-                refuse_differences(before, {"seed": {"fit.seed": self.seed}}, ("seed",))
+                refuse(before, {"seed": {"fit.seed": self.seed}}, ("seed",))
+        elif initial == "values":
+            name = type(module).__name__
+            log.info("the model of %s is trained on from its present values; make a new module to start fresh", name)
         build(module, self.seed)
         if saved is not None:
             live = {"model": signature(flatten({n: s.value for n, s in parameters(module.model).items()}))}
-            refuse_differences(saved.meta, live, ("model",))
+            refuse(saved.meta, live, ("model",))
         program = self._program(module, data, strategy, chunk, example)
         if saved is not None:
             params, train = program.signature()
-            refuse_differences(saved.meta, {"model": params, "optimizer": train}, ("model", "optimizer"))
+            refuse(saved.meta, {"model": params, "optimizer": train}, ("model", "optimizer"))
             program.load(saved.params, saved.train, saved.meta["optimizer_settings"])
             feed.restore(saved.meta["feed"])
         self._prepare(program, val)
-        schedule = self._schedule(program.chunk, feed.length)
+        schedule = self._schedule(program.chunk, feed.length)  # made now, since its clock starts
         record = {
             "schema": 1,
             "config": config,
             "fit": self._settings(),
-            "strategy": self.strategy.config(),
+            "strategy": described["strategy"],
             "module": type(module).__name__,
-            "data": data.identity(),
+            "initial": initial,
+            "data": described["data"],
             "auto": program.report()["auto"],
             "versions": versions(),
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -200,6 +216,7 @@ class Fit:
             run_dir=origin.run_dir, max_steps=schedule.total, epoch_length=feed.length,
             batch_size=program.phases.sizes[2], params=lambda: loop.program.host_parameters(),
         )  # fmt: skip
+        run.forked = origin.forked
         loop = Loop(
             run=run, program=program, callbacks=self.callbacks, schedule=schedule, data=data, feed=feed, val=val,
             store=None, nonfinite=self.nonfinite, signals=Signals(), retask=self._retask,
@@ -210,12 +227,9 @@ class Fit:
             run.restored_step = 0
         return loop
 
-    def _data(self, data: Any, origin: Origin) -> DataModule:
-        data = as_data(data)
-        data.setup()
-        if origin.saved is not None:
-            data.task.update(origin.saved.meta["task"])
-        return data
+    def _val(self, data: DataModule) -> Passes | None:
+        source = data.val_data()
+        return None if source is None else Passes(source, "val")
 
     def _resolved(self, config: dict[str, Any] | None) -> tuple[Strategy, int | Literal["auto"]]:
         """The strategy and the chunk, with what every auto became when the run was started."""
@@ -230,39 +244,63 @@ class Fit:
             nonfinite=self.nonfinite, chunk=chunk,
         )  # fmt: skip
 
-    def _prepare(self, program: Program, val: Feed | None) -> None:
+    def _prepare(self, program: Program, val: Passes | None) -> None:
         probes = [callback for callback in self.callbacks if callback.probe_every is not None]
-        program.prepare(evaluate=None if val is None else val.example(), probes=probes)
+        program.prepare(evaluate=None if val is None else val.examples[0], probes=probes)
+        self._prepare_val(program, val)
 
-    def _schedule(self, chunk: int, epoch_length: int | None) -> Schedule:
+    def _prepare_val(self, program: Program, val: Passes | None) -> None:
+        """Compile for every size of validation batch that is known beforehand."""
+        started = time.perf_counter()
+        for batch in [] if val is None else val.examples:
+            program.evaluate(batch, 0)
+        program.compile_seconds += time.perf_counter() - started
+
+    def _total(self, epoch_length: int | None) -> int | None:
         totals = [] if self.max_steps is None else [self.max_steps]
         if self.max_epochs is not None:
             if epoch_length is None:
                 raise ValueError("Fit(max_epochs=...) needs train data with a length; give max_steps instead")
             totals.append(self.max_epochs * epoch_length)
+        return min(totals, default=None)
+
+    def _schedule(self, chunk: int, epoch_length: int | None) -> Schedule:
         edges = [period for callback in self.callbacks for period in callback.edges()]
         edges += [every for every in (Period.of(callback.probe_every) for callback in self.callbacks) if every]
         listened = self.callbacks.listens("on_epoch_start") or self.callbacks.listens("on_epoch_end")
         return Schedule(
-            chunk=chunk, total=min(totals, default=None), max_time=self.max_time, validate_every=self.validate_every,
+            chunk=chunk, total=self._total(epoch_length), max_time=self.max_time, validate_every=self.validate_every,
             epoch_length=epoch_length, edges=edges, epochs_are_edges=listened,
         )  # fmt: skip
 
     def _retask(self, loop: Loop, task: dict[str, Any]) -> None:
-        """Give the data another task, and compile anew where its shapes changed; said openly, it costs a compile."""
-        loop.data.task.update(task)
+        """Give the data another task, and compile anew where its shapes changed; said openly, it costs a compile.
+
+        All that hangs on the data is then as a run that is resumed under this task would find it.
+        """
+        run, schedule, program = loop.run, loop.schedule, loop.program
+        change_task(loop.data, as_json(task, f"run.retask at step {run.step}"))
         loop.feed.clear()
-        example = loop.feed.example()
-        if jax.tree.map(np.shape, example) == jax.tree.map(np.shape, loop.program.example):
+        example, length = loop.feed.first(), loop.feed.length
+        self._schedule(1, length)
+        run.max_steps = schedule.total = self._total(length)
+        run.epoch_length = schedule.epoch_length = length
+        loop.val = self._val(loop.data)
+        if Spec(example).mismatch(program.example) is None:
+            program.example = example
+            self._prepare_val(program, loop.val)
+            log.info("task %s from step %d on", loop.data.task, run.step)
             return
-        params, train = loop.program.state()
-        loop.program.write_back()
-        program = self._program(loop.program.module, loop.data, loop.program.strategy, loop.program.chunk, example)
-        program.load(params, train, program.optimizer.settings())
-        loop.val = _optional_feed(loop.data.val_data(), "val")
+        params, train = program.state()
+        settings, before = program.optimizer.settings(), {"optimizer": program.signature()[1]}
+        program.write_back()
+        program = self._program(program.module, loop.data, program.strategy, program.chunk, example)
+        if difference := first_difference(before, {"optimizer": program.signature()[1]}):
+            raise ValueError(f"run.retask at step {run.step}: what is carried does not fit the new task: {difference}")
+        program.load(params, train, settings)
         self._prepare(program, loop.val)
-        loop.program = program
-        log.info("task %s from step %d on: compiled in %.1f s", loop.data.task, loop.run.step, program.compile_seconds)
+        loop.program, run.batch_size = program, program.phases.sizes[2]
+        log.info("task %s from step %d on: compiled in %.1f s", loop.data.task, run.step, program.compile_seconds)
 
     # -------------------------------------------------------------------------------------------------- result
 
@@ -287,10 +325,13 @@ class Fit:
             "callbacks": list(self.callbacks.keys()),
         }
 
-    def _result(self, loop: Loop, status: Status, report: dict[str, Any], started: float) -> Result:
+    def _result(self, loop: Loop, status: Status, report: dict[str, Any], started: float, trains: bool) -> Result:
         result = summarize(loop, status, report, self._best(), time.perf_counter() - started)
         if loop.run.run_dir is not None:
-            write_json(loop.run.run_dir / "result.json", result.summary)
+            path = loop.run.run_dir / "result.json"
+            # Where nothing was left to train, what the run came to, and how fast, is known better already.
+            if trains or not path.exists() or read_json(path).get("status") != status:
+                write_json(path, result.summary)
         return result
 
     def _best(self) -> dict[str, Any] | None:
@@ -304,64 +345,40 @@ class Fit:
     def validate(self, module: Module, data: Any, *, checkpoint: str | int | Path | None = None) -> dict[str, float]:
         """Metrics over the validation data, ``{"val/loss": ...}``, weighted as in training.
 
-        ``checkpoint``: None uses the module's values as they are; "last", "best", a step, or a path load them first.
+        ``data``: a DataModule (its ``val_data``), or the batches themselves; a smaller last one counts too.
+        ``checkpoint``: None uses the module's values as they are; "last", "best", a step (of this Fit's last run, or
+        of its run directory), or a path load them first.
         """
-        data = self._data(data, Origin(None))
-        return self._evaluate(module, data, data.val_data(), "val", checkpoint)
+        return self._evaluate(module, data, "val", checkpoint)
 
     def test(self, module: Module, data: Any, *, checkpoint: str | int | Path | None = None) -> dict[str, float]:
         """Metrics over the test data, ``{"test/loss": ...}``; see ``validate``."""
-        data = self._data(data, Origin(None))
-        return self._evaluate(module, data, data.test_data(), "test", checkpoint)
+        return self._evaluate(module, data, "test", checkpoint)
 
     def predict(self, module: Module, data: Any, *, checkpoint: str | int | Path | None = None) -> Any:
         """Outputs of ``predict_step`` over the learning phase of every batch: time-major, ``(T_l, N, ...)``.
 
-        ``data``: a DataModule (its ``predict_data``) or batches. A last batch of another size is predicted too.
+        ``data``: a DataModule (its ``predict_data``) or batches, of whatever sizes; targets are not needed.
         """
-        whole = isinstance(data, DataModule)
-        data = self._data(data, Origin(None))
-        source = data.predict_data() if whole else data.train_data()
-        program, _ = self._reader(module, data, source, "predict", checkpoint)
-        outputs = [program.predict(batch, index).fetch() for index, batch in enumerate(batches(source, "predict"))]
-        return jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *outputs)
+        return predict(*self._read(module, data, "predict", checkpoint, "predict"))
 
-    def _evaluate(
-        self, module: Module, data: DataModule, source: Any, prefix: str, checkpoint: Any
-    ) -> dict[str, float]:
-        program, feed = self._reader(module, data, source, prefix, checkpoint)
-        metrics = evaluate(program, feed, prefix, lambda: False)
-        assert metrics is not None
+    def _evaluate(self, module: Module, data: Any, name: str, checkpoint: Any) -> dict[str, float]:
+        metrics = evaluate(*self._read(module, data, name, checkpoint, "evaluate"), name)
+        assert metrics is not None  # nothing interrupts it
         return metrics
 
-    def _reader(
-        self, module: Module, data: DataModule, source: Any, name: str, checkpoint: Any
-    ) -> tuple[Program, Feed]:
-        require_module(module)
-        if source is None:
-            raise ValueError(f"{type(data).__name__} has no {name} data: define {name}_data()")
-        feed = Feed(source, name)
-        build(module, self.seed)
-        if checkpoint is not None:
-            load_into(module, self._saved(checkpoint))
-        return self._program(module, data, self.strategy, 1, feed.example()), feed
-
-    def _saved(self, checkpoint: str | int | Path) -> Saved:
-        word = str(checkpoint)
-        if word not in ("last", "best") and not word.isdigit():
-            return read_checkpoint(word)
-        if self.run_dir is None:
-            raise ValueError(f"checkpoint={checkpoint!r} needs a run directory: Fit(run_dir=...)")
-        return read_checkpoint(self.run_dir, word)
+    def _read(self, module: Module, data: Any, name: str, checkpoint: Any, kind: Kind):
+        whole = isinstance(data, DataModule)
+        data = as_data(data)
+        set_up(data)
+        source = getattr(data, f"{name}_data")() if whole else data.train_data()
+        saved = None if checkpoint is None else chosen(checkpoint, self._latest)
+        return read(module, self.strategy, data, source, name, kind=kind, seed=self.seed, saved=saved)
 
 
 def versions() -> dict[str, str]:
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": sys.version.split()[0], "jaxtrain": __version__, **found}
-
-
-def _optional_feed(source: Any, name: str) -> Feed | None:
-    return None if source is None else Feed(source, name)
 
 
 def _count(value: Any, name: str, required: bool = False) -> Any:

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .run import read_json
+from .files import read_json
 
 
 def numbered(root: Path) -> list[tuple[int, Path]]:

@@ -36,6 +36,9 @@ class Loop:
         self.nonfinite, self.signals = nonfinite, signals
         self._retask = retask
         self.position = run.step
+        run.has_validation = val is not None
+        for callback in callbacks:
+            callback.reset()
         self.status: Status | None = None
         self.reason: str | None = None
         self.saved: bool | None = None
@@ -43,6 +46,8 @@ class Loop:
         self.seconds = {"validate": 0.0, "checkpoint": 0.0}
         self.cut = False
         """Whether the run was ended between the two halves of an edge, with a validation still to come."""
+        self.resumed_cut: int | None = None
+        """The step whose checkpoint was saved in the middle of an edge; it is written anew when the edge is over."""
         self.over = False
         """Whether the run has come to its end, rather than to the end of this process's time."""
         self._audited = False
@@ -53,6 +58,9 @@ class Loop:
         """Run until the budget is spent, a callback or a signal ends it, or something fails."""
         if self.cut:
             self._edge_after_probes()
+        elif self.status is None and self.is_over():
+            self.status = "finished"
+            log.info("nothing to train: step %d, and the budget is %d", self.position, self.schedule.total)
         while self.status is None:
             if self.schedule.is_epoch_end(self.position) or self.position == 0:
                 self.callbacks("on_epoch_start", self.run)
@@ -88,18 +96,23 @@ class Loop:
         arrays = chunk[0].fetch()
         n, first = chunk[1], self.run.step
         bad, dead = arrays.pop(BAD)[:n], arrays.pop(DEAD)[:n]
+        error = self._check(bad, first)
+        if error is not None:
+            n = int(np.argmax(bad >= 0))  # the steps before still count
         nums = {name: mean.num[:n] for name, mean in arrays.items()}
         weights = {name: mean.weight[:n] for name, mean in arrays.items()}
-        self._check(bad, first)
         if not self._audited:
             self._audit(dead, weights["grad_norm"], first)
         self.run.recorder.add(first, nums, weights)
         self.run.step = first + n
         with np.errstate(invalid="ignore", divide="ignore"):
             metrics = {name: nums[name] / weights[name] for name in nums}
-        self.callbacks("on_chunk_end", self.run, metrics)
-        if self.run.step < self.position or not self._at_edge():
+        if n:
+            self.callbacks("on_chunk_end", self.run, metrics)
+        if error is not None or self.run.step < self.position or not self._at_edge():
             self._finish_rows()  # at an edge the row of its step waits until all of the edge's events are over
+        if error is not None:
+            raise error
 
     def _audit(self, dead: np.ndarray, updates: np.ndarray, first: int) -> None:
         """After the first update: name parameters whose gradient was exactly zero though the rule trains them."""
@@ -107,7 +120,7 @@ class Loop:
         if not len(steps):
             return
         self._audited = True
-        untrained = {row.name for row in self.program.learner.report() if row.trains == "no"}
+        untrained = {row.name for row in self.program.rows if row.trains == "no"}
         zero = [name for name, flag in zip(self.program.optimizer.names, dead[steps[0]], strict=True) if flag]
         surprising = [name for name in zero if name not in untrained]
         if surprising:
@@ -116,24 +129,25 @@ class Loop:
                 first + int(steps[0]) + 1, ", ".join(surprising),
             )  # fmt: skip
 
-    def _check(self, bad: np.ndarray, first: int) -> None:
-        """Apply the policy for steps in which something is NaN or infinite."""
+    def _check(self, bad: np.ndarray, first: int) -> NonFiniteError | None:
+        """Apply the policy for steps in which something is NaN or infinite; returns the error to raise."""
         where = np.flatnonzero(bad >= 0)
         if not len(where):
-            return
+            return None
         step, name = first + int(where[0]) + 1, self.program.bad_name(int(bad[where[0]]))
         text = f"step {step}: {name} is not finite"
         if self.nonfinite == "raise":
-            raise NonFiniteError(
+            return NonFiniteError(
                 f"{text}; lower the learning rate, clip gradients, or choose Fit(nonfinite='skip' or 'warn')"
             )
         more = f" (and {len(where) - 1} more steps of this chunk)" if len(where) > 1 else ""
         log.warning("%s%s%s", text, more, "; skipped" if self.nonfinite == "skip" else "")
+        return None
 
     # ------------------------------------------------------------------------------------------------- an edge
 
     def is_over(self) -> bool:
-        return self.schedule.total is not None and self.position >= self.schedule.total
+        return self.schedule.is_over(self.position)
 
     def _at_edge(self) -> bool:
         return self._error is not None or self.signals.received is not None or self._edge_due()
@@ -244,13 +258,9 @@ class Loop:
             self.callbacks("flush")
             params, train = self.program.state()
             replace = self.resumed_cut == self.run.step
-            self.store.save(self.run.step, params, train, self._meta(), self.run.score, replace=replace)
-            path = self.store.directory / f"{self.run.step:08d}"
-            with self.run.closed():
-                self.callbacks("on_checkpoint", self.run, path)
-
-    resumed_cut: int | None = None
-    """The step whose checkpoint was saved in the middle of an edge; it is written anew when the edge is over."""
+            if self.store.save(self.run.step, params, train, self._meta(), self.run.score, replace=replace):
+                with self.run.closed():
+                    self.callbacks("on_checkpoint", self.run, self.store.directory / f"{self.run.step:08d}")
 
     def _meta(self) -> dict[str, Any]:
         run = self.run

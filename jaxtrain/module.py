@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -61,7 +62,7 @@ class Module:
     """
 
     model: Any = None
-    environ: dict[str, Any] = {}
+    environ: Mapping[str, Any] = MappingProxyType({})
     """``brainstate.environ`` values to build, compile and train under, e.g. ``{"dt": 0.1 * u.ms}``."""
 
     def build(self):
@@ -91,7 +92,12 @@ class Module:
         """Split a batch in time. For ``(inputs, targets)`` the last ``len(targets)`` time steps are scored."""
         if isinstance(batch, Phases):
             return batch
-        if not (isinstance(batch, tuple | list) and len(batch) == 2):
+        if isinstance(batch, tuple | list) and len(batch) != 2:
+            raise TypeError(
+                f"a batch of {len(batch)} parts; expected (inputs, targets). For weights, resets and "
+                "further sequences let Module.phases return jaxtrain.Phases"
+            )
+        if not isinstance(batch, tuple | list):
             return Phases(warmup=None, inputs=batch)
         inputs, targets = batch
         scored = {np.shape(leaf)[0] for leaf in jax.tree.leaves(targets) if np.ndim(leaf)}
@@ -199,13 +205,15 @@ class Objective:
         where = f"{type(self.module).__name__}.{name}"
         if len(calls) != 1:
             raise ValueError(f"{where} called forward {len(calls)} times; expected exactly one call a time step")
+        if isinstance(result, dict) or (isinstance(result, tuple) and len(result) != 2):
+            raise TypeError(f"{where} returned a {type(result).__name__}; expected loss, or (loss, metrics)")
         loss, metrics = result if isinstance(result, tuple) else (result, {})
         if not isinstance(metrics, dict):
             raise TypeError(f"{where} returned metrics of type {type(metrics).__name__}; expected a dict name -> value")
-        for name in metrics:
-            if name in RESERVED or name.startswith("lr/"):
-                owner = "the loss's own" if name == "loss" else "one of the trainer's own"
-                raise ValueError(f"{where} names a metric {name!r}; that name is {owner}, choose another")
+        for key in metrics:
+            if key in RESERVED or key.startswith("lr/"):
+                owner = "the loss's own" if key == "loss" else "one of the trainer's own"
+                raise ValueError(f"{where} names a metric {key!r}; that name is {owner}, choose another")
         scored = {"loss": loss, **metrics}
         means = {key: _weighted(value, w, batch, f"{where}: {key}", key == "loss") for key, value in scored.items()}
         return means["loss"].num, means
@@ -213,7 +221,10 @@ class Objective:
 
 def _weighted(value, w, batch: int, what: str, is_loss: bool) -> Mean:
     """``sum(w * value)`` and ``sum(w)`` over lanes."""
-    value = jnp.asarray(value)
+    try:
+        value = jnp.asarray(value)
+    except TypeError:
+        raise TypeError(f"{what} is a {type(value).__name__}; expected an array") from None
     if value.shape not in ((), (batch,)):
         raise ValueError(f"{what} has shape {value.shape}; expected () or ({batch},), one value a lane")
     if is_loss and not jnp.issubdtype(value.dtype, jnp.floating):
@@ -223,9 +234,10 @@ def _weighted(value, w, batch: int, what: str, is_loss: bool) -> Mean:
     lanes = jnp.broadcast_to(w, (batch,)).astype(jnp.float32)
     if value.shape == ():
         total = jnp.sum(lanes)
-        return Mean(value * total, total)
+        return Mean(jnp.where(total != 0, value * total, 0), total)
     value = value.astype(value.dtype if jnp.issubdtype(value.dtype, jnp.floating) else jnp.float32)
-    return Mean(jnp.sum(lanes * value), jnp.sum(lanes))
+    # A lane that weighs nothing may hold anything, NaN included.
+    return Mean(jnp.sum(jnp.where(lanes != 0, lanes * value, 0)), jnp.sum(lanes))
 
 
 def weights_of(phases: Phases) -> Any:

@@ -12,7 +12,7 @@ import optax
 from braintools.optim import OptaxOptimizer
 
 from .metrics import Mean, Metrics
-from .state import State, global_norm, leaf_names, states_of, strengthen
+from .state import State, add_to, global_norm, leaf_names, states_of, strengthen, wide_zeros
 
 _UNJITTED = {
     "ReduceLROnPlateau": "optax.contrib.reduce_on_plateau",
@@ -27,6 +27,11 @@ class _Braintools:
 
     def __init__(self, optimizer: OptaxOptimizer, params: dict[str, State], where: str):
         self.optimizer = optimizer
+        if optimizer.opt_state is not None and int(optimizer.step_count.value) > 0:
+            raise ValueError(
+                f"the optimizer {where}has made {int(optimizer.step_count.value)} updates already: "
+                "configure_optimizer must return a new one each time"
+            )
         if optimizer.opt_state is None:
             optimizer.register_trainable_weights(params)
         known = {id(state): name for name, state in params.items()}
@@ -141,7 +146,7 @@ class Optimizer:
         self._accumulate = accumulate
         self._parts = _bind(module, params)
         self._updates = State(jnp.int32(0))
-        self._total = {name: State(jax.tree.map(jnp.zeros_like, state.value)) for name, state in params.items()}
+        self._total = {name: State(wide_zeros(state.value)) for name, state in params.items()}
         self._weight, self._count = State(jnp.float32(0)), State(jnp.int32(0))
         self.names = list(params)
         self.leaves = leaf_names({name: params[name].value for name in params})
@@ -172,7 +177,7 @@ class Optimizer:
                 return self._apply(grads, weight)
             return brainstate.transform.cond(weight > 0, self._apply, self._skip, grads, weight)
         for name, total in self._total.items():
-            total.value = jax.tree.map(jnp.add, total.value, grads[name])
+            total.value = add_to(total.value, grads[name])
         self._weight.value = self._weight.value + weight
         self._count.value = self._count.value + 1
         total = {name: state.value for name, state in self._total.items()}
@@ -185,11 +190,12 @@ class Optimizer:
         return metrics
 
     def _apply(self, grads: dict[str, Any], weight: Any) -> Metrics:
-        grads = jax.tree.map(lambda leaf: (leaf / weight).astype(leaf.dtype), grads)
+        grads = {name: jax.tree.map(lambda leaf: leaf / weight, grads[name]) for name in self.names}
         norm = global_norm(grads)
         if self._clip is not None:
             scale = jnp.minimum(1.0, self._clip / jnp.maximum(norm, 1e-12))
-            grads = jax.tree.map(lambda leaf: (leaf * scale).astype(leaf.dtype), grads)
+            grads = jax.tree.map(lambda leaf: leaf * scale, grads)
+        grads = {name: _cast(grads[name], self._params[name].value) for name in self.names}
         rates = self._rates()
         for part in self._parts.values():
             part.apply(grads)
@@ -217,6 +223,12 @@ class Optimizer:
                 f"the optimizer of {type(module).__name__} cannot run in a compiled program "
                 f"({type(error).__name__}: {str(error).splitlines()[0]}): use another optimizer, or optax"
             ) from error
+
+
+def _cast(grad: Any, value: Any) -> Any:
+    """A gradient in the types of its parameter."""
+    leaves, tree = jax.tree.flatten(grad)
+    return tree.unflatten([g.astype(v.dtype) for g, v in zip(leaves, jax.tree.leaves(value), strict=True)])
 
 
 def _bind(module, params: dict[str, State]) -> dict[str, _Braintools | _Optax]:

@@ -23,13 +23,14 @@ from .state import (
     global_norm,
     lasting,
     parameters,
+    parameters_behind,
     set_key,
     signature,
     strengthen,
     strong,
     unflatten,
 )
-from .strategies.base import Learner, Strategy, trained
+from .strategies.base import Learner, Row, Strategy, input_of, trained
 
 NonFinite = Literal["raise", "skip", "warn"]
 CHUNK_CAP, CHUNK_FLOPS = 50, 4e10
@@ -172,6 +173,14 @@ class Program:
         params = {name: self.values[name] for name in self.parameters}
         return jax.tree.map(np.array, jax.device_get(params))
 
+    @cached_property
+    def rows(self) -> list[Row]:
+        """What the rule does to each parameter; one that the model never uses is not trained by any rule."""
+        x = input_of(self.objective, self.phases)
+        used = parameters_behind(self.learner.network, self.module.model, x, hidden=False)
+        rows = self.learner.report()
+        return [row if row.name in used else Row(row.name, "no", "the model never uses it") for row in rows]
+
     def report(self) -> dict[str, Any]:
         warm, learn, batch = self.phases.sizes
         return {
@@ -179,7 +188,7 @@ class Program:
             "warmup": warm,
             "learning": learn,
             "batch": batch,
-            "parameters": describe_parameters(parameters(self.module.model), self.learner.report()),
+            "parameters": describe_parameters(parameters(self.module.model), self.rows),
             "memory": compiled_memory(self._train),
             "flops": self.flops,
             "auto": {"chunk": self.chunk, **self.learner.resolved()},
@@ -201,10 +210,11 @@ class Program:
             *(f"train/{name}" for name in means),
             *(f"the gradient of {n}" for n in self.optimizer.leaves),
             "grad_norm",
+            "the parameters after the update",
         ]
-        flags = jnp.concatenate([~finite, counts > 0, ~last])
-        bad = jnp.where(flags.any(), jnp.argmax(flags), -1).astype(jnp.int32)
         norm = global_norm([self._named[name].value for name in self.parameters])
+        flags = jnp.concatenate([~finite, counts > 0, ~last, ~jnp.isfinite(norm)[None]])
+        bad = jnp.where(flags.any(), jnp.argmax(flags), -1).astype(jnp.int32)
         metrics["param_norm"] = Mean(norm, jnp.float32(1))
         return metrics, bad, (live == 0).astype(jnp.float32)
 

@@ -6,10 +6,16 @@ from typing import Any
 
 import numpy as np
 
-HIDDEN = ("lr",)
-"""Per-step values that are no mean over steps; a callback (LearningRateMonitor) puts them into rows."""
 PLAIN = ("grad_norm", "param_norm", "skipped_fraction")
 """Metrics that keep their own name; all others are logged under ``train/``."""
+
+
+RESERVED = ("step", "nonfinite")
+
+
+def is_rate(name: str) -> bool:
+    """Learning rates are no mean over steps; a callback (LearningRateMonitor) puts them into rows."""
+    return name == "lr" or name.startswith("lr/")
 
 
 def tag(name: str) -> str:
@@ -34,7 +40,7 @@ class Recorder:
         n = len(next(iter(metrics.values())))
         for i in range(n):
             for name, values in metrics.items():
-                if name not in HIDDEN:
+                if not is_rate(name):
                     total = self.sums.setdefault(name, [0.0, 0.0])
                     total[0] += float(values[i])
                     total[1] += float(weights[name][i])
@@ -43,6 +49,9 @@ class Recorder:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Values that join the row of this step, or where there is none the next one."""
+        for name, value in values.items():
+            if name in RESERVED or np.ndim(value) or np.asarray(value).dtype.kind not in "biuf":
+                raise ValueError(f"run.log({name!r}: {value!r}): expected one number under a tag other than {RESERVED}")
         row = self.rows[-1] if self.rows and self.rows[-1]["step"] == step else self.logged
         row.update({name: float(value) for name, value in values.items()})
 

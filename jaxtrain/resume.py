@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .callback import Callbacks
 from .checkpoint import Saved, Store
 from .console import log
-from .run import read_json
+from .data import DataModule
+from .files import RunLock, as_json, read_json
+from .strategies import Strategy
 
 CHECKPOINTS = "checkpoints"
 
@@ -19,7 +22,8 @@ CHECKPOINTS = "checkpoints"
 class Origin:
     """``run_dir``: where the run writes. ``saved``: the checkpoint it goes on from. ``restarted``: it begins at step 0
     in a directory that holds an earlier attempt. ``parent``: the run it is a fork of. ``config``: the saved config.
-    ``explicit``: a step was asked for, so a run that a callback stopped there trains on."""
+    ``explicit``: a step was asked for, so a run that a callback stopped there trains on. ``forked``: it goes on in
+    another directory than that of the checkpoint."""
 
     run_dir: Path | None
     saved: Saved | None = None
@@ -27,10 +31,42 @@ class Origin:
     parent: dict[str, Any] | None = None
     config: dict[str, Any] | None = None
     explicit: bool = False
+    forked: bool = False
 
 
 def absolute(path: str | Path) -> Path:
     return Path(path).expanduser().resolve()
+
+
+@contextmanager
+def opened(run_dir: str | Path | None, resume: str | int | Path, *, write: bool) -> Iterator[Origin]:
+    """``locate`` with the run's directory locked before it is read; ``write=False`` locks and makes nothing.
+
+    Where the run is forked, only the fork stays locked: what it came from is read, and may go on.
+    """
+    with ExitStack() as locks:
+        home = _home(run_dir, resume)
+        if write:
+            locks.enter_context(RunLock(home))
+        origin = locate(run_dir, resume)
+        if write and origin.run_dir != home:
+            locks.close()
+            locks.enter_context(RunLock(origin.run_dir))
+            if origin.run_dir is not None and _holds_run(origin.run_dir):  # another fork was faster
+                raise FileExistsError(f"run directory {origin.run_dir} holds a run by now: start again")
+        yield origin
+
+
+def _home(run_dir: str | Path | None, resume: str | int | Path) -> Path | None:
+    """The directory that the run goes on in unless it is forked."""
+    if run_dir is not None:
+        return absolute(run_dir)
+    path = absolute(str(resume))
+    return path.parent.parent if _is_checkpoint(path) and path.is_dir() else None
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.name.isdigit() and path.parent.name == CHECKPOINTS
 
 
 def locate(run_dir: str | Path | None, resume: str | int | Path) -> Origin:
@@ -48,7 +84,7 @@ def locate(run_dir: str | Path | None, resume: str | int | Path) -> Origin:
     if word == "best" or word.isdigit():
         return _from_step(_required(own, word), word, None)
     path = absolute(word)
-    if not (path.name.isdigit() and path.parent.name == CHECKPOINTS):
+    if not _is_checkpoint(path):
         raise ValueError(
             f"resume={word!r}: expected 'never', 'last', 'best', a step, or a path that ends in {CHECKPOINTS}/<step>"
         )
@@ -60,7 +96,7 @@ def read_checkpoint(where: str | Path, word: str = "last") -> Saved:
     """The checkpoint at a path: ``<run>/checkpoints/<step>``, or of a run directory its "last" readable one, its
     "best", or a step."""
     path = absolute(where)
-    if path.name.isdigit() and path.parent.name == CHECKPOINTS:
+    if _is_checkpoint(path):
         path, word = path.parent.parent, path.name
     if word != "last":
         return _choose(path, word)[0]
@@ -68,6 +104,16 @@ def read_checkpoint(where: str | Path, word: str = "last") -> Saved:
     if saved is None:
         raise FileNotFoundError(f"no checkpoint in {path}: expected a run directory or <run>/{CHECKPOINTS}/<step>")
     return saved
+
+
+def chosen(checkpoint: str | int | Path, run_dir: Path | None) -> Saved:
+    """The checkpoint that ``Fit.validate`` and its like mean: "last", "best" or a step of a run, or a path."""
+    word = str(checkpoint)
+    if word not in ("last", "best") and not word.isdigit():
+        return read_checkpoint(word)
+    if run_dir is None:
+        raise ValueError(f"checkpoint={checkpoint!r} needs a run directory: Fit(run_dir=...)")
+    return read_checkpoint(run_dir, word)
 
 
 def _required(run_dir: Path | None, word: str) -> Path:
@@ -134,14 +180,14 @@ def _from_step(source: Path, word: str, target: Path | None) -> Origin:
     saved, is_last = _choose(source, word)
     config = _config(source)
     if is_last and target is None:
-        log.info("resume: step %d of %s", saved.step, source)
+        log.info("resume: step %d of %s, its last: the run goes on there", saved.step, source)
         return Origin(source, saved, config=config, parent=(config or {}).get("parent"), explicit=True)
     target = target or _free(source.with_name(f"{source.name}-from-{saved.step}"))
     if _holds_run(target):
         raise FileExistsError(f"run directory {target} holds a run: a fork of {source} needs an empty one")
     log.info("resume: step %d of %s goes on as a fork in %s", saved.step, source, target)
     parent = {"run_dir": source.name, "step": saved.step}
-    return Origin(target, saved, config=config, parent=parent, explicit=True)
+    return Origin(target, saved, config=config, parent=parent, explicit=True, forked=True)
 
 
 def _free(path: Path) -> Path:
@@ -155,6 +201,19 @@ def _free(path: Path) -> Path:
 # ------------------------------------------------------------------------------------------------- comparisons
 
 
+def describe(strategy: Strategy, data: DataModule, callbacks: Callbacks) -> dict[str, Any]:
+    """What checkpoints say of the strategy and the data, as it reads back. Raises TypeError for what is not JSON,
+    also in the data's task and the callbacks' states, which no checkpoint could hold."""
+    as_json(data.task, f"{type(data).__name__}.task")
+    for key, callback in callbacks.keys().items():
+        with suppress(AttributeError):  # what its on_fit_start is still to make
+            as_json(callback.state(), f"the state of callback {key}")
+    return {
+        "strategy": as_json(strategy.config(), f"the configuration of {type(strategy).__name__}"),
+        "data": as_json(data.identity(), f"{type(data).__name__}.identity()"),
+    }
+
+
 def first_difference(saved: Any, live: Any, where: str = "") -> str | None:
     """The first entry in which two JSON values differ, as ``name: saved ..., now ...``."""
     if isinstance(saved, dict) and isinstance(live, dict):
@@ -166,15 +225,16 @@ def first_difference(saved: Any, live: Any, where: str = "") -> str | None:
     return None if saved == live else f"{where}: {saved!r} in the checkpoint, {live!r} now"
 
 
-def refuse_differences(saved: dict[str, Any], live: dict[str, Any], keys: Iterable[str]) -> None:
-    """Raise where the checkpoint belongs to another model, optimizer, strategy or data set."""
+def refuse_differences(
+    saved: dict[str, Any], live: dict[str, Any], keys: Iterable[str],
+    advice: str = "resume with what the run was made with, or start another run",
+) -> None:  # fmt: skip
+    """Raise ValueError where the checkpoint belongs to another model, optimizer or strategy, or to other data."""
     for key in keys:
         difference = first_difference(saved[key], live[key])
         if difference:
-            raise ValueError(
-                f"the checkpoint of step {saved['step']} is of another {key}: {difference}; "
-                "resume with what the run was made with, or start another run"
-            )
+            other = "other data" if key == "data" else f"another {key}"
+            raise ValueError(f"the checkpoint of step {saved['step']} is of {other}: {difference}; {advice}")
 
 
 def log_changes(saved: dict[str, Any] | None, live: dict[str, Any]) -> None:
@@ -183,4 +243,5 @@ def log_changes(saved: dict[str, Any] | None, live: dict[str, Any]) -> None:
         before, now = (saved or {}).get(part) or {}, live.get(part) or {}
         for key in sorted({*before, *now}):
             if before.get(key) != now.get(key):
-                log.info("resume: %s.%s changes from %r to %r", part, key, before.get(key), now.get(key))
+                name = f"{part}.{key}" if key else part  # an optimizer alone has no label
+                log.info("resume: %s changes from %r to %r", name, before.get(key), now.get(key))

@@ -1,12 +1,7 @@
-"""A run: what callbacks see of it, what it returns, and its directory (config.json, result.json, the lock)."""
+"""A run: what callbacks see of it, what they ask of it, and what it returns."""
 
 from __future__ import annotations
 
-import fcntl
-import json
-import math
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +23,7 @@ class NonFiniteError(FloatingPointError):
     """A loss, metric or gradient became NaN or infinite under ``Fit(nonfinite="raise")``."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """What ``fit.run`` returns.
 
@@ -55,6 +50,12 @@ class Result:
     def exit_code(self) -> int:
         """0, 130 (Ctrl-C) or 143 (SIGTERM) as the status says; 1 where the newest state is not on disk."""
         return 1 if self.saved is False else EXIT_CODES[self.status]
+
+    def __repr__(self) -> str:
+        why = f" ({self.reason})" if self.reason else ""
+        shown = [f"{tag}={value:.4g}" for tag, value in self.metrics.items() if tag.startswith(("train/", "val/"))][:6]
+        where = [] if self.run_dir is None else [f"in {self.run_dir}"]
+        return f"<Result {', '.join([f'{self.status} at step {self.step}{why}', *shown, *where])}>"
 
 
 @dataclass
@@ -97,6 +98,8 @@ class Run:
         self.metrics: dict[str, float] = {}
         self.requests = Requests()
         self.score: float | None = None
+        self.has_validation = True
+        self.forked = False
         self._params = params
         self._rows_open = True
 
@@ -132,11 +135,9 @@ class Run:
         """End the run at the next event edge, after a validation and a save."""
         self.requests.stop = self.requests.stop or reason
 
-    def save(self, score: float | None = None) -> None:
-        """Save a checkpoint at the next event edge; ``score`` is the value, measured at this very step, for best-k."""
+    def save(self) -> None:
+        """Save a checkpoint at the next event edge; ``run.score``, if set at that step, ranks it."""
         self.requests.save = True
-        if score is not None:
-            self.score = score
 
     def validate(self) -> None:
         """Validate at the next event edge."""
@@ -149,82 +150,3 @@ class Run:
     def params(self) -> dict[str, Any]:
         """A host copy of the parameters, name -> pytree of numpy arrays, at the last dispatched step."""
         return self._params()
-
-
-class RunLock:
-    """A run directory, made if it is missing and locked while in use; the kernel drops the lock when a process dies.
-
-    A directory that it made and that nothing was written to is removed again. None: no directory, no lock.
-    """
-
-    def __init__(self, run_dir: Path | None):
-        self._run_dir, self._file, self._made = run_dir, None, False
-
-    def __enter__(self) -> RunLock:
-        if self._run_dir is None:
-            return self
-        self._made = not self._run_dir.exists()
-        try:
-            self._run_dir.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._run_dir / ".lock", "a+")
-        except OSError as error:
-            raise OSError(error.errno, f"cannot write the run directory {self._run_dir}: {error.strerror}") from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            pid = self._file.read().strip() or "unknown"
-            self._file.close()
-            raise RuntimeError(
-                f"run directory {self._run_dir} is in use by process {pid}: wait for it, or choose another run_dir"
-            ) from None
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.write(str(os.getpid()))
-        self._file.flush()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._run_dir is None or self._file is None:
-            return
-        if self._made and [entry.name for entry in self._run_dir.iterdir()] == [".lock"]:
-            (self._run_dir / ".lock").unlink()
-            self._run_dir.rmdir()
-        self._file.close()
-
-
-def jsonable(value: Any) -> Any:
-    """``value`` as strict JSON: non-finite numbers become None, paths and other objects their text."""
-    if isinstance(value, dict):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [jsonable(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, str | int | bool) else str(value)
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write atomically: a reader sees the old file or the new one, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(jsonable(value), file, indent=2, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RuntimeError(f"cannot read {path}: {error}; move the run directory aside or restore the file") from error
-    if not isinstance(value, dict):
-        raise RuntimeError(f"{path} holds {type(value).__name__}, expected a JSON object")
-    return value

@@ -38,10 +38,13 @@ class Schedule:
         """Steps of the chunk that starts at ``step``."""
         n = self.chunk - step % self.chunk
         edge = self.next_edge(step)
-        return n if edge is None else min(n, edge - step)
+        return n if edge is None else max(0, min(n, edge - step))
 
     def is_edge(self, step: int) -> bool:
-        return self.total == step or any(period.due(step, self.epoch_length) for period in self._periods)
+        return self.is_over(step) or any(period.due(step, self.epoch_length) for period in self._periods)
+
+    def is_over(self, step: int) -> bool:
+        return self.total is not None and step >= self.total
 
     def is_epoch_end(self, step: int) -> bool:
         return bool(self.epoch_length) and step > 0 and step % self.epoch_length == 0

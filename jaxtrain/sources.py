@@ -3,12 +3,15 @@
 import base64
 import inspect
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from .digests import digest
 
 Kind = Literal["addressed", "stateful", "reiterable", "iterator"]
 _STATE_METHODS = (("state_dict", "load_state_dict"), ("get_state", "set_state"))
@@ -170,7 +173,24 @@ def _decode(value: Any) -> Any:
 # ---- sources: batch number -> what the user's data gives, and the position after it -----------------------------
 
 
-class Counted:
+class _Reader(ABC):
+    """What every kind of source has."""
+
+    name: str
+
+    @abstractmethod
+    def get(self, number: int) -> Any:
+        """Batch ``number`` as the source gives it."""
+
+    def read(self, number: int) -> Any:
+        """Batch ``number`` on the host. What the source raises gets a note that says which batch."""
+        try:
+            return host(self.get(number), self.name, number)
+        except Exception as error:
+            raise noted(error, number, self.name)  # noqa: B904
+
+
+class Counted(_Reader):
     """Addressed by a number: `batch(step)`, or a sequence, whose items come round again."""
 
     kind: Kind
@@ -204,7 +224,7 @@ class Counted:
         return position["batch"]
 
 
-class Stream:
+class Stream(_Reader):
     """Read in order through an iterator; `methods` are the names of its or the source's own state methods."""
 
     kind: Kind
@@ -310,6 +330,8 @@ def _is_addressed(source: Any) -> bool:
 
 
 def adapt(source: Any, name: str) -> Counted | Stream:
+    """What reads a source. Raises DataError for what is none, as one batch alone."""
+    _refuse_one_batch(source, name)
     if not isinstance(source, type):
         if _is_addressed(source):
             return Counted(source, name, "addressed")
@@ -325,7 +347,39 @@ def adapt(source: Any, name: str) -> Counted | Stream:
     raise DataError(f"{name} data: got {what}; expected batch(step) or an iterable of batches; {advice}")
 
 
+def _refuse_one_batch(source: Any, name: str) -> None:
+    """One batch would be read as a list of batches, its first axis as their number."""
+    torch = sys.modules.get("torch")
+    if isinstance(source, (np.ndarray, jax.Array)) or (torch is not None and isinstance(source, torch.Tensor)):
+        raise DataError(
+            f"{name} data: got one array of shape {tuple(source.shape)}; give a list of batches: [x], or list(x) where "
+            "its first axis counts batches"
+        )
+    if isinstance(source, tuple) and source and all(hasattr(x, "shape") and hasattr(x, "dtype") for x in source):
+        raise DataError(f"{name} data: a tuple of arrays is one batch; give a list of batches: [(x, y)]")
+
+
+def by_number(source: Any, name: str) -> Counted | None:
+    """What reads a source batch by number, in any order; None for one that is read from its start, left alone."""
+    if isinstance(source, type) or not (_is_addressed(source) or _is_sequence(source)):
+        return None
+    reader = adapt(source, name)
+    return reader if isinstance(reader, Counted) else None
+
+
+def fingerprint(source: Any, name: str) -> dict[str, Any]:
+    """Of a source that is read by number: how many batches, the arrays of the first one, and their sha256."""
+    reader = by_number(source, name)
+    assert reader is not None
+    batch = reader.read(0)
+    leaves = {f"batch{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree_util.tree_leaves_with_path(batch)}
+    arrays = {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves.items()}
+    return {"batches": reader.length, "arrays": arrays, "sha256": digest(leaves)}
+
+
 def _is_sequence(source: Any) -> bool:
+    if isinstance(source, (str, bytes, Mapping)):
+        return False
     return isinstance(source, Sequence) or (hasattr(source, "__getitem__") and hasattr(source, "__len__"))
 
 

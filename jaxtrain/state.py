@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from brainstate import State
 from brainstate.transform import StatefulFunction
+from jax.extend.core import jaxpr_as_fun
+from jax.interpreters import partial_eval
 
 SHORT = brainstate.ShortTermState
 """States that are made anew for every sequence; all others outlive it."""
@@ -68,6 +70,16 @@ def global_norm(tree: Any) -> jax.Array:
 def strengthen(states: Iterable[State]) -> None:
     for state in states:
         state.value = strong(state.value)
+
+
+def wide_zeros(value: Any) -> Any:
+    """What gradients of ``value`` are added up in: at least float32, whatever the parameter is kept in."""
+    return jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), jnp.promote_types(leaf.dtype, jnp.float32)), value)
+
+
+def add_to(total: Any, more: Any) -> Any:
+    """``total + more`` in the types of ``total``."""
+    return jax.tree.map(lambda t, m: t + m.astype(t.dtype), total, more)
 
 
 def set_key(key: jax.Array) -> None:
@@ -132,6 +144,28 @@ def draws_random(model, x: Any) -> bool:
     return any(isinstance(state, brainstate.random.RandomState) for state in touched)
 
 
+def parameters_behind(call: Callable, model, x: Any, *, hidden: bool) -> set[str]:
+    """Names of the parameters that a call of the model uses, for its new hidden states or (``hidden=False``) at all."""
+    stateful = StatefulFunction(call, return_only_write=False).make_jaxpr(x)
+    closed: Any = stateful.get_jaxpr(x)
+    states = stateful.get_states(x)
+    sizes = [len(jax.tree.leaves(state.value)) for state in states]
+    wanted = [not hidden] * (len(closed.jaxpr.outvars) - sum(sizes))
+    for state, size in zip(states, sizes, strict=True):
+        wanted += [isinstance(state, SHORT)] * size
+    # Traced once more, since brainstate's jaxpr does not name its arguments as the elimination expects.
+    shapes = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in closed.jaxpr.invars]
+    plain = jax.make_jaxpr(jaxpr_as_fun(closed))(*shapes)
+    used = partial_eval.dce_jaxpr(plain.jaxpr, wanted)[1]
+    names = {id(state): name for name, state in parameters(model).items()}
+    first, found = len(closed.jaxpr.invars) - sum(sizes), set()
+    for state, size in zip(states, sizes, strict=True):
+        if id(state) in names and any(used[first : first + size]):
+            found.add(names[id(state)])
+        first += size
+    return found
+
+
 def where_lanes(mask: jax.Array, new: Any, old: Any) -> Any:
     """``new`` in the lanes where ``mask`` (B,) is set, else ``old``; every leaf has lanes on axis 0."""
 
@@ -149,7 +183,8 @@ def gradient(function: Callable, states: Any) -> Callable[..., tuple[Any, Any]]:
 
     Gradients come in the tree in which ``states`` holds the States to differentiate with respect to.
     """
-    return cast(Any, brainstate.transform.grad(function, states, has_aux=True))
+    # A parameter that the loss never touches gets zeros; the report and the audit of the first update name it.
+    return cast(Any, brainstate.transform.grad(function, states, has_aux=True, check_states=False))
 
 
 class Functional:

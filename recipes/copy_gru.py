@@ -1,7 +1,8 @@
-"""The copying task with a GRU: recall ten digits after a long blank, with gradients made by BPTT or by D-RTRL.
+"""The copying task with a GRU, or another cell: recall ten digits after a long blank, with gradients made by any rule.
 
 python recipes/copy_gru.py --strategy drtrl
 python recipes/copy_gru.py --strategy bptt --time-lag 20 --max-steps 500
+python recipes/copy_gru.py --strategy pp_prop --cell mini_gru
 python recipes/copy_gru.py --preset tutorial
 python recipes/copy_gru.py --resume last --max-steps 4000
 """
@@ -16,7 +17,7 @@ from jaxtrain import cli
 
 @dataclass(frozen=True)
 class Config(cli.Options):
-    """The copying task with a GRU: recall digits after a long blank."""
+    """The copying task with a GRU, or another cell: recall digits after a long blank."""
 
     time_lag: int = 50
     """blank time steps between the digits and the recall"""
@@ -24,10 +25,12 @@ class Config(cli.Options):
     """digits to recall"""
     batch_size: int = 64
     """sequences in a batch"""
+    cell: Literal["gru", "lstm", "mgu", "mini_gru", "lru", "vanilla"] = "gru"
+    """the recurrent layer: which rules are exact, and how biased the others are, depends on it"""
     hidden: int = 128
-    """units of a GRU layer"""
+    """units of a layer"""
     layers: int = 1
-    """GRU layers"""
+    """recurrent layers"""
     lr: float = 3e-3
     """learning rate of Adam"""
     clip: float | None = 1.0
@@ -45,6 +48,9 @@ class Config(cli.Options):
     checkpoint_every: int | str = 500
     """steps between checkpoints, or a time such as 10min; the best two by val/loss are kept besides"""
 
+    def __post_init__(self):
+        cli.check(self, counts=("hidden", "layers"), periods=("validate_every", "checkpoint_every"))
+
 
 PRESETS = {"tutorial": {"lr": 1e-3, "clip": None, "max_steps": 200, "drtrl": {"vjp": "single-step"}}}
 CHANCE = {"accuracy": 1 / 8, "loss": math.log(8)}  # guessing among the eight digits
@@ -58,14 +64,25 @@ def make(config: Config):
 
     import jaxtrain as jt
 
+    cells = {
+        "gru": braintrace.nn.GRUCell,
+        "lstm": braintrace.nn.LSTMCell,
+        "mgu": braintrace.nn.MGUCell,
+        "mini_gru": braintrace.nn.MiniGRU,
+        "lru": braintrace.nn.LRUCell,
+        "vanilla": braintrace.nn.ValinaRNNCell,
+    }
+
     class GRUNet(brainstate.nn.Module):
-        """One time step, (B, 10) -> (B, 10): GRU layers and a linear readout."""
+        """One time step, (B, 10) -> (B, 10): recurrent layers and a linear readout."""
 
         def __init__(self, n_in: int, hidden: int, layers: int, n_out: int):
             super().__init__()
-            sizes = [n_in] + [hidden] * layers
-            self.rnn = brainstate.nn.Sequential(*(braintrace.nn.GRUCell(i, hidden) for i in sizes[:-1]))
-            self.readout = braintrace.nn.Linear(hidden, n_out)
+            # An LRU is as wide outside as its input is; the others show their units.
+            width = n_in if config.cell == "lru" else hidden
+            widths = [n_in] + [width] * layers
+            self.rnn = brainstate.nn.Sequential(*(cells[config.cell](i, hidden) for i in widths[:-1]))
+            self.readout = braintrace.nn.Linear(width, n_out)
 
         def update(self, x):
             return self.readout(self.rnn(x))

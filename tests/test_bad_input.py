@@ -11,7 +11,7 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain.config import ConfigError
-from jaxtrain.run import RunLock
+from jaxtrain.files import RunLock
 from tests.small import CopyGRU, Linear, Lines, LinesOf, copies, line, lines, tree_bytes
 
 
@@ -320,7 +320,7 @@ def test_a_run_directory_that_is_a_file(tmp_path):
 def test_a_run_directory_in_use(tmp_path):
     """By another process: its number is named, and the directory is left alone."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom jaxtrain.run import RunLock\n"
+        "import sys\nfrom pathlib import Path\nfrom jaxtrain.files import RunLock\n"
         "with RunLock(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "run")]

@@ -84,7 +84,7 @@ def test_defaults(fit, call):
     assert call()[0] == 0
     assert fit.config == Config(
         run_dir=str(ROOT / "0001-drtrl-seed0"),
-        strategy_fields={"vjp": "multi-step", "window": 1, "batching": "auto"},
+        strategy_fields=dataclasses.asdict(jaxtrain.DRTRL()),
     )
     assert fit.asked["resume"] == "never" and fit.asked["dry_run"] is False
     assert fit.asked["config"] == fit.config.saved()
@@ -120,6 +120,39 @@ def test_strategy_fields(fit, call):
     assert fit.config.make_strategy() == jaxtrain.BPTT()
 
 
+@pytest.mark.parametrize("argv", [("--clip", "none"), ("--clip=none",), ("--clip", "None")])
+def test_none_is_spelled_either_way(fit, call, argv):
+    assert call(*argv)[0] == 0 and fit.config.clip is None
+    assert call("--strategy", "pp_prop", "--strategy.rank", "none")[0] == 0
+    assert fit.config.strategy_fields["rank"] is None
+    assert call("--batch-size", "none")[0] == 2
+
+
+def test_an_alias_stands_for_its_strategy(fit, call):
+    Path("f.toml").write_text('strategy = "es_drtrl"\n[es_drtrl]\ndecay = 0.5\n')
+    assert call("--config", "f.toml", "--run-dir", "r", "--strategy.window", 2)[0] == 0
+    assert fit.config.make_strategy() == jaxtrain.PPProp(decay=0.5, window=2)
+    assert call("--run-dir", "r", "--resume", "last")[0] == 0
+    assert fit.config.make_strategy() == jaxtrain.PPProp(decay=0.5, window=2)
+
+
+def test_a_strategy_that_is_registered_later_is_a_choice(fit, call, monkeypatch):
+    monkeypatch.setattr(cli.names, "REGISTRY", dict(cli.names.REGISTRY))
+    assert call("--strategy", "late")[0] == 2
+
+    @jaxtrain.register
+    @dataclass(frozen=True)
+    class Late(jaxtrain.DRTRL):
+        """Comes late."""
+
+        name = "late"
+        delay: int = 3
+
+    assert call("--strategy", "late", "--strategy.delay", 4)[0] == 0
+    assert fit.config.make_strategy() == Late(delay=4)
+    assert "--strategy late (Comes late.) takes" in " ".join(call("--help")[1].replace("│", " ").split())
+
+
 def test_a_runs_own_config_json_is_a_config_file(fit, call):
     call("--lr", 0.25, "--strategy.window", 2)
     first = fit.config
@@ -142,15 +175,16 @@ def test_a_file_may_name_the_run_directory(fit, call):
     [
         ("--batchsize 3", "unknown option --batchsize; did you mean '--batch-size'?"),
         ("--batch-siz=3", "unknown option --batch-siz; did you mean '--batch-size'?"),
-        ("--strategy drtl", "unknown strategy 'drtl'; expected bptt or drtrl; did you mean 'drtrl'?"),
+        ("--strategy drtl", "unknown strategy 'drtl'; expected bptt, tbptt, drtrl, pp_prop, "),
+        ("--strategy drtl", "did you mean 'drtrl'?"),
         ("--strategy.windw 3", "unknown option --strategy.windw; did you mean '--strategy.window'?"),
-        ("--strategy bptt --strategy.window 3", "--strategy.window is a field of strategy drtrl"),
+        ("--strategy bptt --strategy.window 3", "--strategy.window is a field of strategy tbptt and drtrl and"),
         ("--preset tutorail", "unknown preset 'tutorail'; expected tutorial; did you mean 'tutorial'?"),
         ("--resume lst", "did you mean 'last'?"),
         ("--resume some/where", "--resume some/where: expected never, last, best, a step, or the path"),
         ("--config f.toml", "f.toml: unknown key 'batchsize'; expected"),
         ("--config g.toml", "g.toml: lr = '3e-4' is text; expected float"),
-        ("--config h.toml", "h.toml: drtrl: no field 'windw'; expected vjp, window or batching; did you mean"),
+        ("--config h.toml", "h.toml: drtrl: no field 'windw'; expected update_every, carry, batching, vjp or "),
         ("--config i.toml", "i.toml: strategy_fields = 3; expected a table"),
         ("--config none.toml", "none.toml: No such file"),
         ("word", "unexpected argument 'word'"),
@@ -165,6 +199,30 @@ def test_a_mistake_is_one_line_and_exit_code_2(fit, call, argv, message):
     assert code == 2 and err.startswith("error: ") and message in err
     assert len(err.splitlines()) == 1 and not out
     assert not ROOT.exists()
+
+
+def test_a_config_checks_its_values(fit, call, capsys):
+    @dataclass(frozen=True)
+    class Checked(Config):
+        """A task for tests."""
+
+        every: int | str = 10
+        """steps"""
+
+        def __post_init__(self):
+            cli.check(self, counts=("batch_size",), periods=("every",))
+
+    for argv, message in (
+        ("--batch-size 0", "error: --batch-size 0: expected a whole number, 1 or more\n"),
+        ("--every 0", "error: --every 0: period: 0 is not positive and finite; expected "),
+        ("--every soon", "error: --every soon: period: 'soon' is not understood; expected "),
+        ("--config f.toml", "error: --batch-size -3: expected a whole number, 1 or more\n"),
+    ):
+        Path("f.toml").write_text("batch_size = -3")
+        assert cli.main(Checked, fit.make, argv=argv.split()) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(message) and len(err.splitlines()) == 1
+    assert cli.main(Checked, fit.make, argv=["--every", "10min"]) == 0 and fit.config.every == "10min"
 
 
 @pytest.mark.parametrize("argv", ["--lr x", "--lr", "--strategy", "--max-steps 2.5", "--strategy.vjp both"])
@@ -282,7 +340,7 @@ def test_resume_takes_the_saved_config_and_flags_win(fit, call):
     assert "resuming r at last with its saved configuration, which replaces --preset" in out
     assert fit.asked["resume"] == "last" and fit.config.run_dir == "r" and fit.config.progress is True
     assert (fit.config.lr, fit.config.clip, fit.config.batch_size) == (0.5, None, 8)
-    assert fit.config.strategy_fields == {"vjp": "single-step", "window": 1, "batching": "vmap"}
+    assert fit.config.make_strategy() == jaxtrain.DRTRL(vjp="single-step", batching="vmap")
 
 
 def test_resume_last_is_the_newest_numbered_run(fit, call):

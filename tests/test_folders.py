@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from jaxtrain.folders import describe_run, drop_unused, fresh_run, newest_run, saved_config, saved_steps
-from jaxtrain.run import RunLock
+from jaxtrain.files import RunLock
 
 
 def begin(path, **config):

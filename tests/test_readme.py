@@ -1,27 +1,93 @@
-"""The README's program runs as it stands."""
+"""The programs in the pages run as they stand, and their links lead somewhere."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+from jaxtrain.strategies import names
+
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_example_runs_and_resumes(tmp_path, monkeypatch, capsys, caplog):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(blocks) == 1
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+
+
+def execute(program, page, variables=None):
+    variables = {"__name__": "page"} if variables is None else variables
+    exec(compile(program, page, "exec"), variables)
+    return variables
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    program = blocks[0].replace("max_epochs=5", "max_epochs=2")
-    exec(compile(program, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_every_python_block_of_the_readme_is_run_here():
+    assert len(blocks("README.md")) == 2
+
+
+def test_the_example_runs_and_resumes(tmp_path, capsys, caplog):
+    program = blocks("README.md")[0].replace("max_epochs=5", "max_epochs=2")
+    execute(program, "README.md")
     assert "(40, 16, 1)" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "checkpoints/integrator/checkpoints").iterdir())
-    exec(compile(program, "README.md", "exec"), {"__name__": "readme"})
+    rows = (tmp_path / "checkpoints/integrator/metrics.jsonl").read_text()
+    assert '"lr"' in rows and '"throughput/steps_per_s"' in rows
+    execute(program, "README.md")
     assert "already finished at step 200" in caplog.text
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/design.md", "docs/callbacks.md", "checkpoints/README.md"])
+def test_the_spiking_example_learns(capsys):
+    execute(blocks("README.md")[1], "README.md")
+    assert float(capsys.readouterr().out.split()[-1]) > 0.9
+
+
+def test_the_strategies_page_runs(capsys, monkeypatch):
+    monkeypatch.setattr(names, "REGISTRY", dict(names.REGISTRY))
+    variables = None
+    for program in blocks("docs/strategies.md"):  # they build on one another
+        variables = execute(program, "docs/strategies.md", variables)
+    stream, perturbed = map(float, capsys.readouterr().out.split()[-2:])
+    assert stream < 0.02 and perturbed > 0
+    assert names.lookup("weight_perturbation").help == "how the loss answers a random nudge of all weights"
+
+
+def test_a_rule_of_ones_own_is_short():
+    assert len([line for line in blocks("docs/strategies.md")[1].split("@jaxtrain.register")[1].splitlines() if line]) <= 32
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/strategies.md"])
+def test_every_strategy_is_in_the_table(page):
+    table = "\n".join(line for line in (ROOT / page).read_text().splitlines() if line.startswith("| `"))
+    for name, entry in names.REGISTRY.items():
+        assert f"`{name}`" in table
+        fields = [field for field in entry.fields if field not in ("update_every", "carry", "batching")]
+        if page != "README.md" and name != "etrace":
+            row = next(line for line in table.splitlines() if line.startswith(f"| `{name}`"))
+            named = [field for field in fields if field in row or (field == "window" and entry.cls in WITHOUT_WINDOWS)]
+            assert entry.cls in row and named == fields
+
+
+WITHOUT_WINDOWS = ("OSTLRecurrent", "SnAp")
+"""Mapped over lanes: their field window can only be 1."""
+
+
+PAGES = ["README.md", "checkpoints/README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
+
+
+def test_the_house_is_described():
+    described = (ROOT / "docs/design.md").read_text().split("## The house")[1].split("## The objective")[0]
+    for path in (ROOT / "jaxtrain").glob("[!_]*.py"):
+        assert path.name in described, f"docs/design.md, The house, lacks {path.name}"
+    for path in (ROOT / "jaxtrain/strategies").glob("[!_]*.py"):
+        assert path.name in described, f"docs/design.md, The house, lacks strategies/{path.name}"

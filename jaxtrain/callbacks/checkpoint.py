@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..callback import Callback
 from ..period import Period
 from .early_stopping import Mode, Monitor, pack, same_monitor
+from .periods import optional_period
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,23 +17,30 @@ if TYPE_CHECKING:
     from ..run import Run
 
 
+# Made here and now, so that no tuple that somebody writes down is this object.
+DEFAULT_BEST = tuple[str, int](["val/loss", 1])
+"""Of a run without validation data nothing is best, unless a best was asked for."""
+
+
 class Checkpoint(Callback):
     """Saves every so often, and whenever a validation enters the best ``k``.
 
     ``every``: steps, epochs or time (``500``, ``"1ep"``, ``"10min"``); a time is looked at when a chunk ends.
-    ``best``: ``(tag of a validation metric, k)`` or None. ``last``: how many of the newest are kept besides these.
+    ``best``: ``(tag of a validation metric, k)`` or None; a fork counts its own scores. ``last``: how many of the newest are kept besides these.
     ``mode``: "min" or "max"; None takes "max" for names that end in accuracy, acc, r2 or score.
     A score counts only at the step where it was measured; NaN is the worst one.
-    Raises ValueError for bad arguments, KeyError where validation gives no such metric.
+    Raises ValueError for bad arguments and for a ``best`` without validation data, KeyError where validation gives no
+    such metric.
 
     >>> callbacks = [Checkpoint(every=500, best=("val/accuracy", 2), last=2)]
     """
 
     rank = "persist"
 
-    def __init__(self, every: int | str | Period | None = None, best: tuple[str, int] | None = ("val/loss", 1),
+    def __init__(self, every: int | str | Period | None = None, best: tuple[str, int] | None = DEFAULT_BEST,
                  last: int = 1, mode: Mode | None = None):  # fmt: skip
-        self.every = Period.of(every)
+        self.every = optional_period(every, "Checkpoint")
+        self._asked = best is not DEFAULT_BEST
         self.last = _count(last, "last")
         self.monitor: Monitor | None = None
         if best is not None:
@@ -48,12 +56,19 @@ class Checkpoint(Callback):
         """The best so far, best first: ``[score, step]``."""
         self._saved_at = time.monotonic()
 
+    def reset(self) -> None:
+        self.scores = []
+
     def edges(self) -> Iterable[Period]:
         return () if self.every is None or self.every.unit == "time" else (self.every,)
 
     def on_fit_start(self, run: Run) -> None:
         self._saved_at = time.monotonic()
-        if run.restored_step is None:  # the same object may serve a second run
+        if self.monitor is not None and self._asked:
+            self.monitor.require(run, f"Checkpoint(best={self.best})")
+
+    def on_restore(self, run: Run) -> None:
+        if run.forked:  # the parent's best checkpoints are not in this directory
             self.scores = []
 
     def on_chunk_end(self, run: Run, metrics: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..callback import Callback
 from ..period import Period
+from .periods import steps_or_epochs
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -28,12 +29,9 @@ class CopyFigure(Callback):
     rank = "produce"
 
     def __init__(self, every: int | str | Period, sequences: int = 4):
-        period = Period.of(every)
-        if period is None or period.unit == "time":
-            raise ValueError(f'CopyFigure: every is {every!r}; expected steps (500) or epochs ("1ep")')
+        self.probe_every = steps_or_epochs(every, "CopyFigure")
         if isinstance(sequences, bool) or not isinstance(sequences, int) or sequences < 1:
             raise ValueError(f"CopyFigure: sequences is {sequences!r}; expected a whole number, 1 or more")
-        self.probe_every = period
         self.sequences = sequences
 
     def probe(self, module, learner, phases) -> dict[str, Any]:

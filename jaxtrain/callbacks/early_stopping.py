@@ -33,6 +33,13 @@ class Monitor:
             raise ValueError(f"{owner}: mode is {mode!r}; expected 'min', 'max' or None (by the monitor's name)")
         return Monitor(tag, mode or ("max" if tag.endswith(MAX) else "min"))
 
+    def require(self, run: Run, owner: str) -> None:
+        if not run.has_validation:
+            raise ValueError(
+                f"{owner} monitors {self.tag!r}, but the data has no validation data: give DataModule(val=...) or "
+                f"define val_data(), or leave {owner} out"
+            )
+
     def read(self, metrics: dict[str, float], owner: str) -> float:
         if self.tag not in metrics:
             raise KeyError(f"{owner} monitors {self.tag!r}, but validation gave {sorted(metrics)}; choose one of these")
@@ -50,7 +57,7 @@ class EarlyStopping(Callback):
 
     Better means by more than ``min_delta``; NaN never is. ``threshold``: stops as soon as the metric is there.
     ``mode``: "min" or "max"; None takes "max" for names that end in accuracy, acc, r2 or score.
-    Raises ValueError for bad arguments, KeyError where validation gives no such metric.
+    Raises ValueError for bad arguments and without validation data, KeyError where validation gives no such metric.
 
     >>> callbacks = [EarlyStopping("val/accuracy", patience=5, threshold=0.99)]
     """
@@ -67,16 +74,15 @@ class EarlyStopping(Callback):
         if threshold is not None and math.isnan(threshold):
             raise ValueError("EarlyStopping: threshold is NaN; expected a number or None")
         self.patience, self.min_delta, self.threshold = patience, min_delta, threshold
-        self._forget()
+        self.reset()
 
-    def _forget(self) -> None:
+    def reset(self) -> None:
         self.best: float | None = None
         self.best_step: int | None = None
         self.waited = 0
 
     def on_fit_start(self, run: Run) -> None:
-        if run.restored_step is None:  # the same object may serve a second run
-            self._forget()
+        self.monitor.require(run, "EarlyStopping")
 
     def on_validation_end(self, run: Run, metrics: dict[str, float]) -> None:
         score = self.monitor.read(metrics, "EarlyStopping")
@@ -103,6 +109,7 @@ class EarlyStopping(Callback):
 
     def load_state(self, state: dict[str, Any]) -> None:
         if not same_monitor(self.monitor, state, "EarlyStopping"):
+            self.reset()
             return
         self.best = None if state["best"] is None else float(state["best"])
         self.best_step, self.waited = state["best_step"], state["waited"]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..callback import Callback
 from ..period import Period
+from .periods import steps_or_epochs
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -25,9 +26,7 @@ class GradientFidelity(Callback):
     rank = "produce"
 
     def __init__(self, every: int | str | Period, per_parameter: bool = True):
-        self.probe_every = Period.of(every)
-        if self.probe_every is None:
-            raise ValueError("GradientFidelity: every is None; expected steps or epochs, as 200 or '1ep'")
+        self.probe_every = steps_or_epochs(every, "GradientFidelity")
         self.per_parameter = per_parameter
 
     def probe(self, module, learner, phases) -> Any:

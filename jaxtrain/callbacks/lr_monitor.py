@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..callback import Callback
@@ -16,7 +18,7 @@ log = logging.getLogger("jaxtrain")
 class LearningRateMonitor(Callback):
     """Puts the rate that a step used into the row of that step: ``lr``, or ``lr/<label>`` with several optimizers.
 
-    Where the optimizer exposes no rate it says so once and adds nothing.
+    The row of a step that was skipped has none. Where the optimizer exposes no rate it says so once and adds nothing.
 
     >>> callbacks = [LearningRateMonitor(), TensorBoard()]
     """
@@ -24,15 +26,11 @@ class LearningRateMonitor(Callback):
     rank = "produce"
 
     def __init__(self) -> None:
-        self._forget()
+        self.reset()
 
-    def _forget(self) -> None:
+    def reset(self) -> None:
         self._chunks: list[tuple[int, dict[str, Any]]] = []  # (last step, rates), since the last row
         self._told = False
-
-    def on_fit_start(self, run: Run) -> None:
-        if run.restored_step is None:  # the same object may serve a second run
-            self._forget()
 
     def on_chunk_end(self, run: Run, metrics: dict[str, Any]) -> None:
         rates = {name: values for name, values in metrics.items() if name == "lr" or name.startswith("lr/")}
@@ -49,13 +47,25 @@ class LearningRateMonitor(Callback):
             last, rates = self._chunks[0]
             for name, values in rates.items():
                 index = len(values) - 1 - (last - step)
-                if index >= 0:
+                if index >= 0 and not math.isnan(values[index]):
                     row[name] = float(values[index])
 
     def state(self) -> dict[str, Any]:
         """The rates of the last chunk: a signal may end a run before the rows of an edge are made."""
-        rates = [{name: [float(x) for x in values] for name, values in c[1].items()} for c in self._chunks[-1:]]
-        return {"chunks": [[self._chunks[-1][0], rates[0]]] if rates else []}
+        return {"chunks": [[last, _mapped(_pack, rates)] for last, rates in self._chunks[-1:]]}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self._chunks = [(last, rates) for last, rates in state["chunks"]]
+        self._chunks = [(last, _mapped(_unpack, rates)) for last, rates in state["chunks"]]
+
+
+def _mapped(change: Callable[[Any], Any], rates: dict[str, Any]) -> dict[str, list[Any]]:
+    return {name: [change(value) for value in values] for name, values in rates.items()}
+
+
+def _pack(rate: Any) -> float | None:
+    """As strict JSON, which has no NaN."""
+    return None if math.isnan(rate) else float(rate)
+
+
+def _unpack(rate: float | None) -> float:
+    return math.nan if rate is None else rate

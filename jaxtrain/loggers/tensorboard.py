@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from ..callback import Callback
-from ..run import jsonable
+from ..files import jsonable
 from .jsonl import FILE, read_rows, write_atomic
 
 if TYPE_CHECKING:

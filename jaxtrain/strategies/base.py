@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from ..metrics import Metrics, sum_over_time
 from ..module import Objective, Phases, weights_of
-from ..state import State, create_hidden, fresh_hidden, parameters, short_term, where_lanes
+from ..state import State, create_hidden, fresh_hidden, lasting, parameters, short_term, where_lanes, wide_zeros
 
 Batching = Literal["auto", "batched", "vmap"]
 Update = Callable[[dict[str, Any], Any], Metrics]
@@ -76,6 +76,10 @@ class Network:
         """Hidden states as ``init_state`` makes them in the lanes where ``mask`` (B,) is set."""
         held = {name: state.value for name, state in self.hidden.items()}  # making fresh ones writes the states
         for name, value in self._fresh(mask.shape[0]).items():
+            if any(jnp.shape(leaf)[:1] != mask.shape for leaf in jax.tree.leaves(held[name])):
+                raise ValueError(
+                    f"Phases.reset clears lanes, but the hidden state {name!r} has no axis of {mask.size} lanes"
+                )
             self.hidden[name].value = where_lanes(mask, value, held[name])
 
     def _fresh(self, batch_size: int) -> dict[str, Any]:
@@ -182,6 +186,9 @@ def input_of(objective: Objective, phases: Phases) -> Any:
             objective.learn(forward, x, y, w, extras)  # raises by itself where forward is never called
         except Captured as captured:
             return captured.args[0]
+        except Exception as error:
+            error.add_note("jaxtrain: raised before learning_step called forward(x), which is what runs the model")
+            raise
 
     head = jax.tree.map(lambda leaf: leaf[0], scored(phases)[:4])
     return brainstate.transform.StatefulFunction(first).make_jaxpr(*head).get_out_shapes(*head)[0]
@@ -195,6 +202,9 @@ def choose_batching(wanted: Batching, model, u: Any, batch_size: int) -> Literal
     if wanted not in ("auto", "batched", "vmap"):
         raise ValueError(f"batching must be 'auto', 'batched' or 'vmap', got {wanted!r}")
     if wanted == "vmap":
+        running = [name for name, s in lasting(model).items() if not isinstance(s, brainstate.random.RandomState)]
+        if running:
+            raise ValueError(f"batching='vmap': the model's states {running} are shared by all lanes; use 'batched'")
         create_hidden(model, batch_size, True)
         return "vmap"
     try:
@@ -206,7 +216,7 @@ def choose_batching(wanted: Batching, model, u: Any, batch_size: int) -> Literal
         problem: Exception = ValueError(f"outputs of shape {wrong[0]} carry no batch axis of {batch_size}")
     except Exception as error:
         problem = error
-    if wanted == "auto":
+    if wanted == "auto" and not lasting(model):
         try:
             create_hidden(model, batch_size, True)
             network = Network(model, "vmap")
@@ -220,7 +230,7 @@ def choose_batching(wanted: Batching, model, u: Any, batch_size: int) -> Literal
 
 
 def zeros_like_parameters(params: dict[str, State]) -> dict[str, Any]:
-    return {name: jax.tree.map(jnp.zeros_like, state.value) for name, state in params.items()}
+    return {name: wide_zeros(state.value) for name, state in params.items()}
 
 
 def trained(objective: Objective) -> dict[str, State]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ..metrics import Metrics, add, sum_over_time
 from ..module import Phases, total_weight
+from ..state import add_to
 from .base import Update, scored
 
 UpdateEvery = Literal["sequence"] | int
@@ -75,13 +76,13 @@ def over_tiles(sequences: Any, size: int, body: Callable[[Any], tuple[Any, Metri
 
         def step(total, tile):
             more, metrics = body(tile)
-            return jax.tree.map(jnp.add, total, more), metrics
+            return add_to(total, more), metrics
 
         total, stacked = brainstate.transform.scan(step, total, tiled)
         metrics = sum_over_time(stacked)
     if whole < length:
         more, rest = body(jax.tree.map(lambda leaf: leaf[whole:], sequences))
-        total = jax.tree.map(jnp.add, total, more)
+        total = add_to(total, more)
         metrics = rest if metrics is None else add(metrics, rest)
     assert metrics is not None
     return total, metrics

@@ -44,16 +44,16 @@ class DNI(OnlineRule):
     def rule(self) -> tuple[Any, dict[str, Any]]:
         return "dni", {}
 
-    def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
+    def learner(self, objective: Objective, compiled: Any, x: Any, example: Phases) -> Learner:
         compiled.attach_synthesizer(braintrace.SyntheticGradient(compiled.group_signal_shapes()))
-        learner = _Learner(objective, compiled, cadence=self.cadence())
+        learner = _Learner(objective, compiled, x, cadence=self.cadence())
         learner.fit(example, self.fit_epochs, self.fit_lr)
         return learner
 
 
 class _Learner(OnlineLearner):
-    def __init__(self, objective: Objective, rule: Any, **options: Any):
-        super().__init__(objective, rule, **options)
+    def __init__(self, objective: Objective, rule: Any, x: Any, **options: Any):
+        super().__init__(objective, rule, x, **options)
         # The synthesiser outlives sequences and is saved; what else the rule owns begins anew.
         self._synthesiser = {k: s for k, s in self.own.items() if isinstance(s, brainstate.ParamState)}
         self.own = {k: s for k, s in self.own.items() if k not in self._synthesiser}

@@ -14,7 +14,7 @@ import saiunit as u
 
 from ..metrics import Metrics, sum_over_time
 from ..module import Objective, Phases
-from ..state import SHORT, State, gradient, is_key, name_of, states_of, where_lanes
+from ..state import SHORT, State, add_to, gradient, is_key, name_of, parameters_behind, states_of, where_lanes
 from .base import Learner, Network, Row, Update, trained, warm_up, zeros_like_parameters
 from .cadence import SEQUENCE, Cadence, over_tiles
 
@@ -45,13 +45,14 @@ class OnlineLearner(Learner):
     are carried on.
     """
 
-    def __init__(self, objective: Objective, rule: Any, *, window: int = 1, cadence: Cadence = SEQUENCE):
+    def __init__(self, objective: Objective, rule: Any, x: Any, *, window: int = 1, cadence: Cadence = SEQUENCE):
         self.rule = rule
         # Any: which of braintrace's engines it is shows only in its attributes.
         self.inner: Any = rule.module if isinstance(rule, brainstate.nn.Vmap) else rule
         super().__init__(objective, Network(objective.model, "vmap" if rule is not self.inner else "batched"))
         self.window, self.cadence = window, cadence
         self._params = trained(objective)
+        self._acting = parameters_behind(self.network, objective.model, x, hidden=True)
         self.own = owned_states(rule, self.inner, objective.model)
         # Zeros are made inside the program: a trace is too large to be one of its constants.
         self._initial = {
@@ -105,7 +106,7 @@ class OnlineLearner(Learner):
             *slices, reset = xs
             self._clear(reset)
             grads, metrics = step_gradient(*slices)
-            return jax.tree.map(jnp.add, total, grads), metrics
+            return add_to(total, grads), metrics
 
         grads, metrics = brainstate.transform.scan(step, zeros, sequences)
         return grads, sum_over_time(metrics)
@@ -176,28 +177,31 @@ class OnlineLearner(Learner):
     # -------------------------------------------------------------------------------------------------- report
 
     def report(self) -> list[Row]:
-        report = self.inner.report
-        single = self.inner.vjp_method == "single-step"
-        sizes = self._trace_bytes()
-        excluded = {name_of(path): why for path, why in report.excluded_weights}
-        partial = {name_of(d.weight_path) for d in report.diagnostics if d.kind.value == "relation_partial_path"}
-        bypass = set()
-        if self.inner.graph.hidden_perturb is not None:
-            bypass = {name_of(path) for path in self.inner.graph.hidden_perturb.bypass_param_paths}
-        return [self._row(name, sizes, excluded, partial, bypass, single) for name in self._params]
+        report, sizes = self.inner.report, self._trace_bytes()
+        chained = {
+            name_of(path) for path, why in report.excluded_weights if why == "relation_excluded_weight_to_weight"
+        }
+        partial = {
+            name_of(d.weight_path)
+            for d in report.diagnostics
+            if d.kind.value == "relation_partial_path" and d.weight_path
+        }
+        return [self._row(name, sizes.get(name, 0), name in sizes, chained, partial) for name in self._params]
 
-    def _row(self, name, sizes, excluded, partial, bypass, single) -> Row:
-        size = sizes.get(name, 0)
+    def _row(self, name: str, size: int, traced: bool, chained: set[str], partial: set[str]) -> Row:
+        if name not in self._acting:
+            return Row(name, "yes", "reaches the output without the hidden state: exact at every time step")
         if name in partial:
             return Row(name, "in part", "one of its ways into the hidden state passes through another weight", size)
-        if name in sizes:
+        if traced:
             return Row(name, "yes", "", size)
-        if name in bypass or excluded.get(name) == "relation_excluded_non_temporal":
-            return Row(name, "yes", "reaches the output without the hidden state: exact at every time step")
-        why = "reaches the hidden state only through another weight, so no trace of it is kept"
-        if single:
+        if name in chained:
+            why = "reaches the hidden state only through another weight, so no trace of it is kept"
+        else:
+            why = "reaches the hidden state by no operation of braintrace (braintrace.nn), so no trace of it is kept"
+        if self.inner.vjp_method == "single-step":
             return Row(name, "no", f"{why}: its gradient is exactly zero. Use vjp='multi-step'")
-        return Row(name, "in part", f"{why}: its credit lies within one window. A longer window gives more")
+        return Row(name, "in part", f"{why}: its credit lies within one window of {self.window} scored time steps")
 
     def _trace_bytes(self) -> dict[str, int]:
         """Bytes of the traces that belong to each parameter: those named after one of its relations."""

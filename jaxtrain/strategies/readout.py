@@ -32,20 +32,14 @@ class ReadoutOnly(OnlineRule):
     def rule(self) -> tuple[Any, dict[str, Any]]:
         return "d_rtrl", {"vjp_method": "single-step"}  # compiled to see which parameters are read out; never driven
 
-    def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
-        return _Learner(objective, compiled, cadence=self.cadence())
+    def learner(self, objective: Objective, compiled: Any, x: Any, example: Phases) -> Learner:
+        return _Learner(objective, compiled, x, cadence=self.cadence())
 
 
 class _Learner(OnlineLearner):
-    def __init__(self, objective: Objective, rule: Any, **options: Any):
-        super().__init__(objective, rule, **options)
-        rows = OnlineLearner.report(self)
-        # Of those that braintrace gives the whole gradient, the ones without a trace are read out.
-        self._read: dict[str, State] = {
-            row.name: self._params[row.name]
-            for row in rows
-            if row.trains == "yes" and row.name not in self._trace_bytes()
-        }
+    def __init__(self, objective: Objective, rule: Any, x: Any, **options: Any):
+        super().__init__(objective, rule, x, **options)
+        self._read: dict[str, State] = {n: s for n, s in self._params.items() if n not in self._acting}
         if not self._read:
             raise ValueError(
                 f"readout_only: every parameter of {type(objective.model).__name__} acts through the hidden state; "

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import jax
 
 from ..module import Objective, Phases
-from ..state import draws_random, parameters
+from ..state import draws_random, lasting, parameters
 from .base import Batching, Learner, Strategy, choose_batching, input_of
 from .cadence import Cadence, Carry, UpdateEvery, check_cadence
 from .online import OnlineLearner, compile_rule
@@ -48,8 +48,8 @@ class OnlineRule(Strategy):
     def rule(self) -> tuple[Any, dict[str, Any]]:
         """braintrace's algorithm (a name, a class or an ETraceConfig) and its options."""
 
-    def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
-        return OnlineLearner(objective, compiled, window=self.window_of(), cadence=self.cadence())
+    def learner(self, objective: Objective, compiled: Any, x: Any, example: Phases) -> Learner:
+        return OnlineLearner(objective, compiled, x, window=self.window_of(), cadence=self.cadence())
 
     def window_of(self) -> int:
         return 1
@@ -77,7 +77,7 @@ class OnlineRule(Strategy):
         except Exception as error:
             error.add_note(f"jaxtrain: strategy {self.name!r} cannot run on {type(objective.model).__name__}")
             raise
-        return self.learner(objective, compiled, example)
+        return self.learner(objective, compiled, x, example)
 
     def _check_times(self, example: Phases) -> None:
         warm, time, _ = example.sizes
@@ -98,10 +98,12 @@ class OnlineRule(Strategy):
                 )
 
     def _prefers_lanes(self, objective: Objective, x) -> bool:
-        """A rule over sizes: large traces of models that draw no random numbers (lanes would draw other ones)."""
+        """A rule over sizes: large traces, of models without running statistics (lanes would share them) or random
+        numbers (lanes would draw other ones)."""
         batch_size = jax.tree.leaves(x)[0].shape[0]
         weights = sum(leaf.size for p in parameters(objective.model).values() for leaf in jax.tree.leaves(p.value))
-        return batch_size * weights >= VMAP_FROM and not draws_random(objective.model, x)
+        plain = not lasting(objective.model) and not draws_random(objective.model, x)
+        return batch_size * weights >= VMAP_FROM and plain
 
 
 @dataclass(frozen=True)

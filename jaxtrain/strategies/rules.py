@@ -11,7 +11,7 @@ import jax
 
 from ..module import Objective, Phases
 from ..state import is_key
-from .base import Learner
+from .base import Learner, Row
 from .online import OnlineLearner
 from .rule import OnlineRule, WindowedRule
 
@@ -135,8 +135,8 @@ class UORO(OnlineRule):
     def rule(self) -> tuple[Any, dict[str, Any]]:
         return "uoro", {}
 
-    def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
-        return _UOROLearner(objective, compiled, cadence=self.cadence())
+    def learner(self, objective: Objective, compiled: Any, x: Any, example: Phases) -> Learner:
+        return _UOROLearner(objective, compiled, x, cadence=self.cadence())
 
 
 class _UOROLearner(OnlineLearner):
@@ -164,13 +164,13 @@ class ThreeFactor(OnlineRule):
     def rule(self) -> tuple[Any, dict[str, Any]]:
         return braintrace.ThreeFactor, {}
 
-    def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
+    def learner(self, objective: Objective, compiled: Any, x: Any, example: Phases) -> Learner:
         if self.modulator not in (example.extras or {}):
             raise ValueError(
                 f"ThreeFactor(modulator={self.modulator!r}): Phases.extras holds {list(example.extras or {})}; "
                 "give it the reward as a sequence"
             )
-        learner = _ThreeFactorLearner(objective, compiled, cadence=self.cadence())
+        learner = _ThreeFactorLearner(objective, compiled, x, cadence=self.cadence())
         learner.modulator = self.modulator
         return learner
 
@@ -180,12 +180,18 @@ class _ThreeFactorLearner(OnlineLearner):
 
     def _forward(self, extras: dict[str, Any]):
         signal = extras[self.modulator]
-        if signal.ndim == 1:  # one number a lane, for all units of a group alike
-            signal = signal.reshape(signal.shape + (1,) * len(self.inner.graph.hidden_groups[0].varshape))
+        lanes = signal.shape[0]
+        if signal.size == lanes:  # one number a lane, for all units of a group alike
+            signal = signal.reshape((lanes,) + (1,) * len(self.inner.graph.hidden_groups[0].varshape))
         return lambda x: self.rule(x, modulator=signal)
 
     def _warm_forward(self, x):
         return self.rule(x, modulator=0.0)
+
+    def report(self) -> list[Row]:
+        traced = self._trace_bytes()
+        why = "no trace of it is kept, and the loss's own gradient is not used: its gradient is exactly zero"
+        return [row if row.name in traced else Row(row.name, "no", why) for row in super().report()]
 
 
 @dataclass(frozen=True)

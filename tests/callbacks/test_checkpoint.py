@@ -121,8 +121,30 @@ def test_a_fresh_run_forgets_the_scores_of_the_run_before(make_run):
     validate(callback, run, 10, 0.5)
     callback.on_fit_start(make_run(callback, restored=10))
     assert callback.scores == [[0.5, 10]]
-    callback.on_fit_start(make_run(callback))
+    callback.reset()
     assert callback.scores == []
+
+
+def test_a_fork_drops_its_parents_scores_and_counts_its_own(make_run):
+    parent = Checkpoint(best=("val/loss", 1))
+    validate(parent, make_run(parent), 10, 0.5)
+    for forked, kept in ((False, [[0.5, 10]]), (True, [])):
+        callback = Checkpoint(best=("val/loss", 1))
+        run = make_run(callback, restored=20)
+        run.forked = forked
+        callback.load_state(parent.state())
+        callback.on_restore(run)
+        assert callback.scores == kept
+    assert validate(callback, run, 30, 0.7) and callback.scores == [[0.7, 30]]
+
+
+def test_a_best_that_was_asked_for_needs_validation_data(make_run):
+    run = make_run()
+    run.has_validation = False
+    Checkpoint().on_fit_start(run)
+    Checkpoint(best=None).on_fit_start(run)
+    with pytest.raises(ValueError, match=r"Checkpoint\(best=\('val/loss', 1\)\) monitors 'val/loss', but the data has no"):
+        Checkpoint(best=("val/loss", 1)).on_fit_start(run)
 
 
 def test_best_none_has_no_scores(make_run):
@@ -148,7 +170,8 @@ def test_a_missing_monitor_names_the_tags_there_are(make_run):
         ({"last": True}, "last is True"),
         ({"mode": "least"}, "mode is 'least'"),
         ({"best": None, "mode": "min"}, "best is None"),
-        ({"every": "soon"}, "'soon' is not understood"),
+        ({"every": "soon"}, r"Checkpoint\(every='soon'\): period: 'soon' is not understood"),
+        ({"every": 0}, r"Checkpoint\(every=0\): period: 0 is not positive"),
     ],
 )
 def test_bad_arguments_are_one_clear_line(arguments, message):

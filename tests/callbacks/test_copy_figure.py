@@ -74,7 +74,7 @@ def test_predictions_of_another_shape_are_refused():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((None,), "every is None"), (("10min",), "every is '10min'"), ((10, 0), "sequences is 0"), ((0,), "0 is not")],
+    [((None,), "every=None"), (("10min",), "every='10min'"), ((10, 0), "sequences is 0"), ((0,), "every=0")],
 )
 def test_bad_arguments_are_one_clear_line(arguments, message):
     with pytest.raises(ValueError, match=message):

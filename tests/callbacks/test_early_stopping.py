@@ -63,8 +63,16 @@ def test_a_restored_state_decides_as_if_never_interrupted(make_run, cut):
 def test_a_fresh_run_starts_to_count_again(make_run):
     callback = EarlyStopping(patience=2)
     feed(callback, make_run(), [1.0, 2.0])
-    callback.on_fit_start(make_run())
+    callback.reset()
     assert feed(callback, make_run(), [3.0, 4.0, 5.0]) == 3
+
+
+def test_without_validation_data_it_refuses(make_run):
+    run = make_run()
+    EarlyStopping().on_fit_start(run)
+    run.has_validation = False
+    with pytest.raises(ValueError, match="EarlyStopping monitors 'val/loss', but the data has no validation data"):
+        EarlyStopping().on_fit_start(run)
 
 
 def test_scores_of_another_monitor_are_not_compared(caplog):

@@ -77,6 +77,13 @@ def test_a_run_goes_on_and_forks(call):
     assert code == 1 and err.startswith("error: ") and len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("cell", ["lstm", "mgu", "mini_gru", "lru", "vanilla"])
+def test_other_cells(call, cell):
+    code, out, err = call("--cell", cell, "--max-steps", 5, "--layers", 2)
+    assert (code, err) == (0, "") and "finished at step 5" in out
+    assert rows("checkpoints/copy_gru/0001-drtrl-seed0")[-1]["grad_norm"] > 0
+
+
 def test_dry_run(call, caplog):
     code, _, err = call("--dry-run", "--layers", 2)
     assert (code, err) == (0, "") and not list(Path().iterdir())
@@ -87,6 +94,10 @@ def test_a_mistake_is_one_line(call):
     for argv in ("--time-lag 0", "--max-steps 0", "--strategy.vjp single-step --strategy.window 2"):
         code, _, err = call(*argv.split())
         assert code == 1 and err.startswith("error: ") and len(err.splitlines()) == 1, err
+    for argv in ("--hidden 0", "--layers 0", "--validate-every 0", "--checkpoint-every soon", "--cell rnn"):
+        code, _, err = call(*argv.split())
+        assert code == 2 and argv.split()[0] in err, err
+        assert "--cell" in argv or (err.startswith("error: ") and len(err.splitlines()) == 1), err
     assert not list(Path("checkpoints/copy_gru").iterdir())
 
 

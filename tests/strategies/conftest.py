@@ -12,13 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import saiunit as u
 
 import jaxtrain
 from jaxtrain.module import Objective, Phases, check_phases
-from jaxtrain.state import Functional, lasting, name_of, parameters, strengthen
+from jaxtrain.state import Functional, lasting, name_of, parameters, set_key, strengthen
 
 N_IN, N, N_OUT, B = 3, 6, 2, 3
 WARM, LEARN = 5, 4
+KEY = jax.random.key(11)
+"""Root of the random numbers of every sequence that a Drive drives."""
 
 CELLS = {
     "gru": lambda i=N_IN: braintrace.nn.GRUCell(i, N),
@@ -44,6 +47,29 @@ class Net(brainstate.nn.Module):
         return (y, self.rnn.h.value) if self.states_too else y
 
 
+class Spiking(brainstate.nn.Module):
+    """A recurrent LIF network whose weights carry a unit, with a readout of its spikes."""
+
+    def __init__(self):
+        import brainpy.state as bp
+        import braintools
+
+        super().__init__()
+        self.neuron = bp.LIF(
+            N, tau=20.0 * u.ms, V_rest=0.0 * u.mV, V_th=1.0 * u.mV, V_reset=0.0 * u.mV, R=1.0 * u.ohm,
+            V_initializer=braintools.init.ZeroInit(unit=u.mV),
+        )  # fmt: skip
+        self.synapse = braintrace.nn.Linear(
+            N_IN + N, N, w_init=braintools.init.KaimingNormal(scale=20.0, unit=u.mA),
+            b_init=braintools.init.Constant(2.0 * u.mA),
+        )  # fmt: skip
+        self.out = braintrace.nn.Linear(N, N_OUT)
+
+    def update(self, x):
+        spikes = self.neuron.get_spike()
+        return self.out(self.neuron(self.synapse(jnp.concatenate([x, spikes], axis=-1))))
+
+
 class Task(jaxtrain.Module):
     """Squared error, one loss a lane."""
 
@@ -61,14 +87,16 @@ class Drive:
         with brainstate.environ.context(**module.environ, fit=True):
             strengthen(parameters(module.model).values())
             self.learner = strategy.bind(Objective(module, encode), check_phases(phases))
-            named = {**parameters(module.model), **lasting(module.model)}
-            strengthen(self.learner.scratch())
+            lasts = {f"learner/{name}": state for name, state in self.learner.states().items()}
+            named = {**parameters(module.model), **lasting(module.model), **lasts}
+            strengthen([*lasts.values(), *self.learner.scratch()])
             self._values = {name: state.value for name, state in named.items()}
             functional = Functional(self._step, named, self.learner.scratch(), phases)
-        self._call = jax.jit(lambda values, phases: functional(values, phases)[1])
+        self._call = jax.jit(functional)
 
     def _step(self, phases):
         handed = {}
+        set_key(KEY)
 
         def update(grads, weight):
             assert not handed, "update was called twice"
@@ -79,7 +107,10 @@ class Drive:
         return handed["grads"], handed["weight"], metrics
 
     def __call__(self, phases: Phases):
-        return self._call(self._values, phases)
+        """Gradients, weight, metrics; the parameters stay, what the learner carries on is carried on."""
+        values, result = self._call(self._values, phases)
+        self._values |= {name: value for name, value in values.items() if name.startswith("learner/")}
+        return result
 
     def grads(self, phases: Phases) -> dict[str, Any]:
         return self(phases)[0]
@@ -90,12 +121,15 @@ def learn(strategy, module, phases: Phases, encode=lambda x: x) -> dict[str, Any
 
 
 def task(cell: str = "gru", seed: int = 0, **kwargs) -> Task:
-    """The same initial values for the same cell and seed."""
-    with brainstate.random.seed_context(seed):
-        model = Net(cell, **kwargs)
+    """The same initial values for the same cell and seed; "lif" is a spiking network."""
+    environ = {"dt": 1.0 * u.ms} if cell == "lif" else {}
+    with brainstate.random.seed_context(seed), brainstate.environ.context(**environ):
+        model = Spiking() if cell == "lif" else Net(cell, **kwargs)
         for state in parameters(model).values():  # biases too, so that no gradient vanishes by symmetry
             state.value = jax.tree.map(lambda leaf: leaf + 0.1 * brainstate.random.randn(*leaf.shape), state.value)
-    return Task(model)
+    made = Task(model)
+    made.environ = environ
+    return made
 
 
 def sequences(seed: int = 0, warm: int = WARM, time: int = LEARN, lanes: int = B, **kwargs) -> Phases:
@@ -202,5 +236,5 @@ def lab():
             for f in (Drive, Net, Task, learn, drive_of, grads_of, task)
             + (sequences, by_hand, squared, flat, same, cosine)
         },
-        B=B, N=N, N_IN=N_IN, N_OUT=N_OUT, WARM=WARM, LEARN=LEARN,
+        B=B, N=N, N_IN=N_IN, N_OUT=N_OUT, WARM=WARM, LEARN=LEARN, KEY=KEY,
     )  # fmt: skip

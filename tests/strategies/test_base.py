@@ -13,7 +13,7 @@ import jaxtrain
 from jaxtrain import BPTT, DRTRL
 from jaxtrain.module import Objective, Phases
 from jaxtrain.state import Functional, parameters
-from jaxtrain.strategies import drtrl
+from jaxtrain.strategies import rule as rules_of
 
 both = pytest.mark.parametrize("strategy", [BPTT(), DRTRL()], ids=["bptt", "drtrl"])
 three = pytest.mark.parametrize("strategy", [BPTT(), DRTRL(), DRTRL(window=3)], ids=["bptt", "drtrl", "window"])
@@ -245,7 +245,7 @@ def test_a_model_with_its_own_states_is_batched(lab, monkeypatch):
             self.rnn.h = brainstate.HiddenState(jnp.full((lab.B, lab.N), 0.5))
             self.rnn.init_state = lambda *args, **kwargs: None
 
-    monkeypatch.setattr(drtrl, "VMAP_FROM", 1)
+    monkeypatch.setattr(rules_of, "VMAP_FROM", 1)
     phases = lab.sequences(warm=0)
     drive = lab.Drive(DRTRL(), lab.Task(Fixed()), phases)
     assert drive.learner.resolved() == {"batching": "batched"}
@@ -285,7 +285,8 @@ def test_wrong_words_are_refused(lab):
 
 def test_configuration_and_what_auto_became():
     assert DRTRL(window=3).config() == {
-        "name": "drtrl", "vjp": "multi-step", "window": 3, "batching": "auto"
+        "name": "drtrl", "update_every": "sequence", "carry": "reset", "batching": "auto", "vjp": "multi-step",
+        "window": 3,
     }  # fmt: skip
     assert DRTRL().resolve({"batching": "vmap", "chunk": 5}) == DRTRL(batching="vmap")
     assert DRTRL(batching="batched").resolve({"batching": "vmap"}) == DRTRL(batching="batched")

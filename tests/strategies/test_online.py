@@ -8,14 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import saiunit as u
 from braintrace._algorithm.param_dim_vjp import ParamDimVjpAlgorithm
 
 import jaxtrain
 from jaxtrain import BPTT, DRTRL
 from jaxtrain.module import Objective
 from jaxtrain.state import name_of, parameters
-from jaxtrain.strategies import drtrl
+from jaxtrain.strategies import rule as rules_of
 
 CELLS = ("gru", "lstm", "mgu", "minigru", "lru", "vanilla")
 
@@ -138,44 +137,14 @@ def test_two_layers(lab, phases, window):
         lab.same(lab.learn(DRTRL(batching="vmap"), lab.Task(model()), phases), wanted)
 
 
-class Spiking(brainstate.nn.Module):
-    """A recurrent LIF network whose weights carry a unit."""
-
-    def __init__(self, n_in, n, n_out):
-        import brainpy.state as bp
-        import braintools
-
-        super().__init__()
-        self.neuron = bp.LIF(
-            n, tau=20.0 * u.ms, V_rest=0.0 * u.mV, V_th=1.0 * u.mV, V_reset=0.0 * u.mV, R=1.0 * u.ohm,
-            V_initializer=braintools.init.ZeroInit(unit=u.mV),
-        )  # fmt: skip
-        self.synapse = braintrace.nn.Linear(
-            n_in + n, n, w_init=braintools.init.KaimingNormal(scale=20.0, unit=u.mA),
-            b_init=braintools.init.Constant(2.0 * u.mA),
-        )  # fmt: skip
-        self.out = braintrace.nn.Linear(n, n_out)
-
-    def update(self, x):
-        spikes = self.neuron.get_spike()
-        return self.out(self.neuron(self.synapse(jnp.concatenate([x, spikes], axis=-1))))
-
-
 def test_spiking_network_with_units(lab, phases):
-    environ = {"dt": 1.0 * u.ms}
-
-    def task():
-        with brainstate.environ.context(**environ), brainstate.random.seed_context(0):
-            made = lab.Task(Spiking(lab.N_IN, lab.N, lab.N_OUT))
-        made.environ = environ
-        return made
-
-    wanted = lab.by_hand(task().model, phases, lab.squared, environ=environ)
+    environ = lab.task("lif").environ
+    wanted = lab.by_hand(lab.task("lif").model, phases, lab.squared, environ=environ)
     assert all(np.abs(leaf).max() > 1e-2 for leaf in lab.flat(wanted).values())
-    lab.same(lab.learn(DRTRL(), task(), phases), wanted)
-    lab.same(lab.learn(DRTRL(batching="vmap"), task(), phases), wanted)
-    window = lab.by_hand(task().model, phases, lab.squared, environ=environ, window=2)
-    lab.same(lab.learn(DRTRL(window=2), task(), phases), window)
+    lab.same(lab.learn(DRTRL(), lab.task("lif"), phases), wanted)
+    lab.same(lab.learn(DRTRL(batching="vmap"), lab.task("lif"), phases), wanted)
+    window = lab.by_hand(lab.task("lif").model, phases, lab.squared, environ=environ, window=2)
+    lab.same(lab.learn(DRTRL(window=2), lab.task("lif"), phases), window)
 
 
 # ------------------------------------------------------------------------------------------------------ refusals
@@ -192,7 +161,7 @@ def test_wrong_fields_are_refused():
         DRTRL(window=True)
     with pytest.raises(ValueError, match=r"window=2\): a single-step rule has no window; drop one$"):
         DRTRL(vjp="single-step", window=2)
-    with pytest.raises(ValueError, match=r"^DRTRL\(window=2, batching='vmap'\): windows need batched states$"):
+    with pytest.raises(ValueError, match=r"^DRTRL\(window=2\): windows need batched states, and this is mapped over lanes$"):
         DRTRL(window=2, batching="vmap")
 
 
@@ -221,7 +190,10 @@ def test_a_gru_is_reported(lab, phases):
             }  # fmt: skip
             assert rows["rnn.Wz.weight"].bytes == lab.B * (lab.N_IN + lab.N + 1) * lab.N * 4
             assert sum(row.bytes for row in rows.values()) == sum(
-                leaf.nbytes for trace in learner._traces for leaf in jax.tree.leaves(trace.value)
+                leaf.nbytes
+                for trace in learner.own.values()
+                if isinstance(trace, braintrace.EligibilityTrace)
+                for leaf in jax.tree.leaves(trace.value)
             )
             assert rows["rnn.Wr.weight"].bytes == rows["out.weight"].bytes == 0
             assert ("exactly zero" if gate == "no" else "one window") in rows["rnn.Wr.weight"].why
@@ -274,7 +246,7 @@ def test_auto_maps_lanes_where_the_trace_is_large(lab, phases, monkeypatch):
             return self.net(x + 0.1 * brainstate.random.randn(*x.shape))
 
     assert batching(DRTRL(), lab.task().model) == "batched"
-    monkeypatch.setattr(drtrl, "VMAP_FROM", 1)
+    monkeypatch.setattr(rules_of, "VMAP_FROM", 1)
     assert batching(DRTRL(), lab.task().model) == "vmap"
     assert batching(DRTRL(window=2), lab.task().model) == "batched"
     assert batching(DRTRL(batching="batched"), lab.task().model) == "batched"

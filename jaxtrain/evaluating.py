@@ -1,0 +1,155 @@
+"""Reading a model: metrics and predictions, without what only training needs (an optimizer, a rule, targets)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .checkpoint import Saved
+from .data import DataModule
+from .loading import build, load_into, refuse_other_parameters, require_module
+from .metrics import Mean, Pending
+from .module import Module, Objective, Phases, check_phases
+from .passes import alike, one_pass
+from .program import EVALUATE, PREDICT
+from .state import Functional, fold_in, lasting, parameters, set_key, strengthen, strong
+from .strategies import Strategy
+from .strategies.base import Network, choose_batching, scored
+from .strategies.bptt import BPTTLearner
+
+Kind = Literal["evaluate", "predict"]
+
+
+class Evaluates(Protocol):
+    def evaluate(self, batch: Any, index: int) -> Pending: ...
+
+
+class Reader:
+    """Compiled programs that evaluate, or predict with, a module's model as it is; one for each shape of batch.
+
+    Raises what the module's own steps raise, and ValueError or TypeError with one line for a batch that does not fit.
+    """
+
+    def __init__(self, module: Module, strategy: Strategy, encode: Callable, example: Any, *, kind: Kind, seed: int):
+        self._module, self._kind = module, kind
+        self._root = jax.random.key(seed)
+        self._executables: dict[Any, Any] = {}
+        with self._environ():
+            strengthen(parameters(module.model).values())
+            objective = Objective(module, encode)
+            phases = check_phases(module.phases(example))
+            wanted = _batching(strategy)
+            batching = choose_batching(wanted, module.model, _input(objective, phases, kind), phases.sizes[2])
+            self._learner = BPTTLearner(objective, Network(module.model, batching))
+            self._named = {
+                **parameters(module.model),
+                **{f"model/{name}": state for name, state in lasting(module.model).items()},
+            }
+            strengthen([*self._named.values(), *self._learner.scratch()])
+
+    def evaluate(self, batch: Any, index: int) -> Pending:
+        """Metrics of one batch, ``Mean`` by name."""
+        return self._run(batch, index, EVALUATE, self._learner.evaluate)
+
+    def predict(self, batch: Any, index: int) -> Pending:
+        """Outputs over the learning phase of one batch, ``(T_l, B, ...)``."""
+        return self._run(batch, index, PREDICT, self._learner.predict)
+
+    def _run(self, batch: Any, index: int, stream: int, read: Callable[[Phases], Any]) -> Pending:
+        def step(root, index, batch):
+            set_key(fold_in(root, stream, index))
+            return read(check_phases(self._module.phases(batch)))
+
+        shapes = tuple((np.shape(leaf), str(leaf.dtype)) for leaf in jax.tree.leaves(batch))
+        key = (stream, jax.tree.structure(batch), shapes)
+        if key not in self._executables:
+            with self._environ():
+                example = self._root, jnp.int32(0), batch
+                functional = Functional(step, self._named, self._learner.scratch(), *example)
+                result = lambda values, *args: functional(values, *args)[1]  # noqa: E731
+                self._executables[key] = jax.jit(result).lower(self._values, *example).compile()
+        return Pending(self._executables[key](self._values, self._root, np.int32(index), batch))
+
+    @cached_property
+    def _values(self) -> dict[str, Any]:
+        """The model's values when it is first read, as device arrays."""
+        return {name: strong(state.value) for name, state in self._named.items()}
+
+    def _environ(self):
+        return brainstate.environ.context(**self._module.environ, fit=False)
+
+
+def _batching(strategy: Strategy) -> Any:
+    """The batching that the strategy would train with, as far as it says."""
+    lanes = getattr(strategy, "lanes", "either")
+    return getattr(strategy, "batching", "auto") if lanes == "either" else lanes
+
+
+def _input(objective: Objective, phases: Phases, kind: Kind) -> Any:
+    """Shape and dtype of what a step hands to ``forward``: it may transform its input first."""
+
+    class Captured(BaseException):
+        pass
+
+    def forward(u):
+        raise Captured(u)
+
+    def first(x, y, w, extras):
+        try:
+            if kind == "predict":
+                objective.predict(forward, x)
+            else:
+                objective.evaluate(forward, x, y, w, extras)  # raises by itself where forward is never called
+        except Captured as captured:
+            return captured.args[0]
+        raise ValueError(f"{type(objective.module).__name__}.predict_step never calls forward, which runs the model")
+
+    head = jax.tree.map(lambda leaf: leaf[0], scored(phases)[:4])
+    return brainstate.transform.StatefulFunction(first).make_jaxpr(*head).get_out_shapes(*head)[0]
+
+
+def read(module: Module, strategy: Strategy, data: DataModule, source: Any, name: str, *, kind: Kind, seed: int,
+         saved: Saved | None) -> tuple[Reader, Iterator[Any]]:  # fmt: skip
+    """A reader of a module, which is given a checkpoint's values first, and one pass over a source of batches."""
+    require_module(module)
+    if source is None:
+        raise ValueError(f"{type(data).__name__} has no {name} data: define {name}_data()")
+    batches = one_pass(source, name)
+    first = next(batches)
+    build(module, seed)
+    if saved is not None:
+        refuse_other_parameters(module, saved)  # before the model meets data that may be of other sizes
+    reader = Reader(module, strategy, data.encode, first, kind=kind, seed=seed)
+    if saved is not None:
+        load_into(module, saved)
+    batches = itertools.chain([first], batches)
+    return reader, alike(batches, name) if kind == "evaluate" else batches
+
+
+def evaluate(program: Evaluates, batches: Iterable[Any], prefix: str,
+             interrupted: Callable[[], bool] = lambda: False) -> dict[str, float] | None:  # fmt: skip
+    """Weighted means over batches, ``{"val/loss": ...}``; None where ``interrupted`` said so on the way."""
+    pendings = []
+    for index, batch in enumerate(batches):
+        if interrupted():
+            return None
+        pendings.append(program.evaluate(batch, index))
+    total: dict[str, Mean] = {}
+    for pending in pendings:
+        for name, mean in pending.fetch().items():
+            mean = Mean(float(mean.num), float(mean.weight))
+            total[name] = total[name].merge(mean) if name in total else mean
+    return {f"{prefix}/{name}": mean.num / mean.weight if mean.weight else float("nan") for name, mean in total.items()}
+
+
+def predict(reader: Reader, batches: Iterable[Any]) -> Any:
+    """Outputs of every batch, joined along the lanes: ``(T_l, N, ...)``."""
+    outputs = [reader.predict(batch, index).fetch() for index, batch in enumerate(batches)]
+    return jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *outputs)

@@ -1,0 +1,181 @@
+"""``jaxtrain fidelity RECIPE``: cells by rules, how far each rule's gradient is from BPTT's, and what it costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .callbacks import GradientFidelity
+from .config import ConfigError
+from .console import log
+from .data import Feed, as_data
+from .files import write_json
+from .loading import build
+from .program import Program
+
+ROUNDS = 5
+
+
+@dataclasses.dataclass
+class Cell:
+    """One entry of the table. Cosine and norm ratio at initialisation and after training; ``time``: a step's over
+    BPTT's, measured side by side; ``trace_bytes``: what the rule carries. ``failed``: why there is nothing else."""
+
+    cell: str
+    rule: str
+    cosine: float = math.nan
+    norm_ratio: float = math.nan
+    sign_agreement: float = math.nan
+    trained_cosine: float = math.nan
+    trained_norm_ratio: float = math.nan
+    loss: float = math.nan
+    time: float = math.nan
+    trace_bytes: int = 0
+    failed: str = ""
+
+
+def measure(module: Any, config: Any, rules: Sequence[str], cells: Sequence[str], steps: int) -> list[Cell]:
+    """The table: every rule on every cell of a recipe, trained for ``steps`` steps in between.
+
+    ``module``: the recipe (its ``make``); ``config``: its options; ``cells``: values of its option ``cell``, or none.
+    """
+    if cells and not hasattr(config, "cell"):
+        raise ConfigError("this recipe has no option --cell: leave --cells out")
+    table = []
+    for cell in cells or [getattr(config, "cell", "model")]:
+        chosen = dataclasses.replace(config, cell=cell) if cells else config
+        truth = _program(module, "bptt", chosen)
+        for rule in rules:
+            entry = Cell(cell, rule)
+            try:
+                _fill(entry, module, rule, chosen, truth, steps)
+            except Exception as error:  # a rule that cannot run on a cell is a result, and is printed as one
+                entry.failed = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            log.info("%s", line(entry))
+            table.append(entry)
+    return table
+
+
+def _fill(entry: Cell, module: Any, rule: str, config: Any, truth: Any, steps: int) -> None:
+    program, feed = _program(module, rule, config)
+    before = _compare(program)
+    entry.cosine, entry.norm_ratio, entry.sign_agreement = before
+    entry.trace_bytes = sum(row.bytes for row in program.rows)
+    entry.time = _relative_time(program, feed, *truth)
+    step = ROUNDS * program.chunk
+    mean = None
+    while step < steps:
+        mean = program.train(feed.take(program.chunk), step).fetch()["loss"]
+        step += program.chunk
+    if mean is not None:
+        entry.loss = float(mean.num[-1] / mean.weight[-1])
+    entry.trained_cosine, entry.trained_norm_ratio, _ = _compare(program)
+
+
+def _compare(program: Program) -> tuple[float, float, float]:
+    total = program.probe(_PROBE, program.example, 0).fetch()[""]
+    return float(total["cosine"]), float(total["norm_ratio"]), float(total["sign_agreement"])
+
+
+_PROBE = GradientFidelity(every=1)
+
+
+def _relative_time(program: Program, feed: Feed, other: Program, other_feed: Feed) -> float:
+    """Median over rounds of the time of a chunk over that of the other program, one after the other; both train."""
+
+    def chunk(one: Program, source: Feed, step: int) -> float:
+        batches = source.take(one.chunk)
+        started = time.perf_counter()
+        one.train(batches, step).fetch()
+        return (time.perf_counter() - started) / one.chunk
+
+    ratios = []
+    for i in range(ROUNDS):
+        ratios.append(chunk(program, feed, i * program.chunk) / chunk(other, other_feed, i * other.chunk))
+    return statistics.median(ratios[1:])  # the first round warms up
+
+
+def _program(module: Any, rule: str, config: Any) -> tuple[Program, Feed]:
+    fields = config.strategy_fields if config.strategy == rule else {}
+    chosen = dataclasses.replace(config, strategy=rule, strategy_fields=fields, run_dir=None, progress=False)
+    fit, trained, data = module.make(chosen)
+    data = as_data(data)
+    data.setup()
+    feed = Feed(data.train_data(), "train")
+    build(trained, fit.seed)
+    program = fit.program(trained, data, feed.example())
+    program.prepare()
+    return program, feed
+
+
+def load_recipe(path: Path) -> Any:
+    """A recipe as a module. Raises FileNotFoundError, or ConfigError where it defines no ``Config`` or ``make``."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no recipe {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    missing = [name for name in ("Config", "make") if not hasattr(module, name)]
+    if missing:
+        raise ConfigError(f"{path} is no recipe: it defines no {' and no '.join(missing)}")
+    return module
+
+
+# ---------------------------------------------------------------------------------------------------- output
+
+HEADER = (
+    "| cell | rule | cosine | norm ratio | signs | cosine, trained | norm ratio, trained | loss | time / BPTT | trace |"
+)
+
+
+def line(entry: Cell) -> str:
+    if entry.failed:
+        return f"| {entry.cell} | {entry.rule} | {entry.failed} | | | | | | | |"
+    numbers = (entry.cosine, entry.norm_ratio, entry.sign_agreement, entry.trained_cosine, entry.trained_norm_ratio,
+               entry.loss, entry.time)  # fmt: skip
+    return f"| {entry.cell} | {entry.rule} | " + " | ".join(f"{x:.3f}" for x in numbers) + f" | {entry.trace_bytes:,} |"
+
+
+def markdown(table: Sequence[Cell]) -> str:
+    return "\n".join([HEADER, "|" + "---|" * 10, *(line(entry) for entry in table)]) + "\n"
+
+
+def write(table: Sequence[Cell], out: Path, command: str) -> None:
+    """``fidelity.md``, ``fidelity.json`` and ``fidelity.png`` under ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "fidelity.md").write_text(f"`{command}`\n\n{markdown(table)}")
+    write_json(out / "fidelity.json", {"command": command, "table": [dataclasses.asdict(entry) for entry in table]})
+    _figure(table).savefig(out / "fidelity.png", dpi=150, bbox_inches="tight")
+
+
+def _figure(table: Sequence[Cell]) -> Any:
+    """Cosine to BPTT at initialisation and after training: cells by rules."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    cells, rules = list(dict.fromkeys(e.cell for e in table)), list(dict.fromkeys(e.rule for e in table))
+    found = {(entry.cell, entry.rule): entry for entry in table}
+    figure = Figure(figsize=(2.6 + 0.85 * len(rules), 1.6 + 1.1 * len(cells)), facecolor="white")
+    FigureCanvasAgg(figure)
+    for place, (title, name) in enumerate((("at initialisation", "cosine"), ("after training", "trained_cosine")), 1):
+        axes = figure.add_subplot(2, 1, place)
+        values = [[getattr(found[cell, rule], name) for rule in rules] for cell in cells]
+        axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        axes.set_yticks(range(len(cells)), cells)
+        axes.set_xticks(range(len(rules)), rules if place == 2 else [""] * len(rules), rotation=40, ha="right")
+        axes.set_title(f"cosine to BPTT's gradient, {title}", fontsize=9)
+        for i, row in enumerate(values):
+            for j, value in enumerate(row):
+                text = "-" if math.isnan(value) else f"{value:.2f}"
+                axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if value < 0.6 else "black")
+    figure.tight_layout()
+    return figure

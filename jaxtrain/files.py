@@ -1,0 +1,117 @@
+"""JSON and whole files on disk: strict, atomic, never a part; and the lock of a run directory."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def jsonable(value: Any) -> Any:
+    """``value`` as strict JSON: non-finite numbers become None, paths and other objects their text."""
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int | bool) else str(value)
+
+
+def as_json(value: Any, what: str) -> Any:
+    """``value`` as it reads back from JSON (tuples are lists there), so that it equals what a checkpoint holds.
+
+    Raises TypeError, which says ``what`` it is, for anything that JSON has no word for, as a numpy number.
+    """
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{what} is not JSON ({error}): it is saved in checkpoints; give plain numbers, text, lists and dicts"
+        ) from None
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a machine that loses power, has the old one or the new one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write ``jsonable(value)`` atomically."""
+    write_atomic(path, json.dumps(jsonable(value), indent=2, allow_nan=False).encode() + b"\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises RuntimeError where it cannot be read."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RuntimeError(f"cannot read {path}: {error}; move the run directory aside or restore the file") from error
+    if not isinstance(value, dict):
+        raise RuntimeError(f"{path} holds {type(value).__name__}, expected a JSON object")
+    return value
+
+
+class RunLock:
+    """A run directory, made if it is missing and locked while in use; the kernel drops the lock when a process dies.
+
+    Directories that it made and that nothing was written to are removed again. None: no directory, no lock.
+    """
+
+    def __init__(self, run_dir: Path | None):
+        self._run_dir, self._file = run_dir, None
+        self._made: list[Path] = []
+
+    def __enter__(self) -> RunLock:
+        if self._run_dir is None:
+            return self
+        self._made = [path for path in (self._run_dir, *self._run_dir.parents) if not path.exists()]
+        try:
+            self._run_dir.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._run_dir / ".lock", "a+")
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write the run directory {self._run_dir}: {error.strerror}") from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            pid = self._file.read().strip() or "unknown"
+            self._file.close()
+            raise RuntimeError(
+                f"run directory {self._run_dir} is in use by process {pid}: wait for it, or choose another run_dir"
+            ) from None
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._run_dir is None or self._file is None:
+            return
+        if self._made and [entry.name for entry in self._run_dir.iterdir()] == [".lock"]:
+            (self._run_dir / ".lock").unlink()
+            for path in self._made:
+                if any(path.iterdir()):
+                    break
+                path.rmdir()
+        self._file.close()

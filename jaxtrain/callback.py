@@ -126,8 +126,10 @@ FOREIGN = {
         ("on_test_begin", "on_validation_begin", "on_validation_epoch_start", "on_evaluate"), "use on_validation_start"
     ),
     **dict.fromkeys(("on_test_end", "on_validation_epoch_end"), "use on_validation_end"),
-    **dict.fromkeys(("on_validation_batch_start", "on_validation_batch_end", "on_test_batch_begin", "on_test_batch_end"),
-                    "use on_validation_end, which gets the means over all batches"),
+    **dict.fromkeys(
+        ("on_validation_batch_start", "on_validation_batch_end", "on_test_batch_begin", "on_test_batch_end"),
+        "use on_validation_end, which gets the means over all batches",
+    ),
     "on_save_checkpoint": "define state(), or use on_checkpoint",
     "on_save": "use on_checkpoint",
     **dict.fromkeys(("on_load_checkpoint", "on_load"), "define load_state(state), or use on_restore"),

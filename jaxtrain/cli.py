@@ -1,4 +1,4 @@
-"""A recipe as a command line, and the `jaxtrain` command. Nothing here imports JAX: `--help` is instant.
+"""A recipe as a command line. Nothing here imports JAX: `--help` is instant.
 
 Where a value comes from, later ones win: the recipe's defaults, `--preset`, `--config FILE`, the flags. A run that is
 resumed takes its own saved configuration in place of the first three. Mistakes are one line on stderr
@@ -24,7 +24,7 @@ import tyro
 
 from .config import ConfigError as ConfigError
 from .config import did_you_mean, overlay, read_config
-from .folders import describe_run, drop_unused, fresh_run, newest_run, saved_config
+from .folders import drop_unused, fresh_run, newest_run, saved_config
 from .period import Period
 from .strategies import names
 
@@ -38,8 +38,9 @@ else:
 
 
 def _renew_choices() -> None:
-    """Make the strategies that were registered since then choices, too: annotations are looked up when they are used."""
+    """Make strategies that were registered since then choices, too: annotations are looked up when they are used."""
     globals()["StrategyName"] = Literal[(*names.available(), *names.ALIASES)]
+
 
 PERSONAL = ("run_dir", "progress")
 """Options of one start that are no part of what is trained: never saved, never imposed on a resume."""
@@ -91,7 +92,7 @@ def main(Config: type[Options], make: Callable[[Any], tuple[Any, Any, Any]], *,
     `presets`: name -> {option: value}; a key that is a strategy's name holds fields for that strategy alone.
     `chance`: metric name -> what guessing scores, shown beside the results. `argv`: without the program's name.
     """
-    return _guarded(lambda: _recipe(Config, make, presets or {}, chance or {}, argv))
+    return guarded(lambda: _recipe(Config, make, presets or {}, chance or {}, argv))
 
 
 def _recipe(Config, make, presets, chance, argv) -> int:
@@ -317,7 +318,7 @@ STDLIB = (Path(os.__file__).parent, Path(os.__file__).parent / "pathlib")
 EXPECTED = (ValueError, TypeError, RuntimeError, OSError, LookupError, ArithmeticError)
 
 
-def _guarded(work: Callable[[], int]) -> int:
+def guarded(work: Callable[[], int]) -> int:
     """`work()`'s exit code, with a person's mistakes told in one line; every other error goes on as it is."""
     try:
         return work()
@@ -361,24 +362,3 @@ def _deliberate(error: BaseException) -> bool:
     # A `raise` statement, rather than an operation that failed.
     raised = last is not None and dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
     return raised or isinstance(error, OSError)
-
-
-# ---- the `jaxtrain` command --------------------------------------------------------------------------------------
-
-
-def tool(argv: Sequence[str] | None = None) -> int:
-    """The `jaxtrain` command; returns the exit code."""
-    return _guarded(lambda: _tool(argv))
-
-
-def _tool(argv: Sequence[str] | None) -> int:
-    from . import __version__
-
-    parser = argparse.ArgumentParser(prog="jaxtrain", description="Look at runs.")
-    parser.add_argument("--version", action="version", version=f"jaxtrain {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    info = commands.add_parser("info", help="what a run directory holds")
-    info.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    args = parser.parse_args(argv)
-    print(describe_run(args.run_dir.expanduser()))
-    return 0

@@ -132,9 +132,8 @@ def load_recipe(path: Path) -> Any:
 
 # ---------------------------------------------------------------------------------------------------- output
 
-HEADER = (
-    "| cell | rule | cosine | norm ratio | signs | cosine, trained | norm ratio, trained | loss | time / BPTT | trace |"
-)
+COLUMNS = ("cell", "rule", "cosine", "norm ratio", "signs", "cosine, trained", "norm ratio, trained", "loss",
+           "time / BPTT", "trace bytes")  # fmt: skip
 
 
 def line(entry: Cell) -> str:
@@ -146,7 +145,8 @@ def line(entry: Cell) -> str:
 
 
 def markdown(table: Sequence[Cell]) -> str:
-    return "\n".join([HEADER, "|" + "---|" * 10, *(line(entry) for entry in table)]) + "\n"
+    head = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+    return "\n".join([*head, *(line(entry) for entry in table)]) + "\n"
 
 
 def write(table: Sequence[Cell], out: Path, command: str) -> None:

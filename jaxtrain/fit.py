@@ -144,17 +144,17 @@ class Fit:
                     (origin.run_dir / "result.json").unlink(missing_ok=True)  # of an earlier part of the run
                 loop.train()
                 loop.saved = None if loop.store is None else loop.store.wait()
-                loop.program.write_back()
                 status = loop.status or "finished"
         except BaseException as error:
             loop.callbacks("on_exception", run, error)
             raise
         finally:
             try:
+                loop.program.write_back()
                 if loop.store is not None:
                     loop.store.close()
-            finally:
                 result = self._result(loop, status, report, started, trains)
+            finally:
                 with run.closed():
                     loop.callbacks("on_fit_end", run, status)
         return result
@@ -236,6 +236,10 @@ class Fit:
         auto = (config or {}).get("auto") or {}
         chunk = auto.get("chunk", "auto") if self.chunk == "auto" else self.chunk
         return self.strategy.resolve(auto), chunk
+
+    def program(self, module: Module, data: DataModule, example: Any) -> Program:
+        """The programs of a built module under this Fit's strategy, for batches like ``example``; nothing runs yet."""
+        return self._program(module, data, self.strategy, self.chunk, example)
 
     def _program(self, module: Module, data: DataModule, strategy: Strategy, chunk: int | Literal["auto"],
                  example: Any) -> Program:  # fmt: skip

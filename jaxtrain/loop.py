@@ -15,7 +15,9 @@ from .checkpoint import Store
 from .console import log
 from .data import DataModule, Feed
 from .digests import digest
-from .metrics import Mean, Pending
+from .evaluating import evaluate
+from .metrics import Pending
+from .passes import Passes
 from .period import Period
 from .program import BAD, DEAD, NonFinite, Program
 from .run import NonFiniteError, Requests, Result, Run, Status
@@ -29,7 +31,7 @@ class Loop:
     """One run under way. ``position`` counts dispatched steps; ``run.step`` those whose metrics have been delivered."""
 
     def __init__(self, *, run: Run, program: Program, callbacks: Callbacks, schedule: Schedule, data: DataModule,
-                 feed: Feed, val: Feed | None, store: Store | None, nonfinite: NonFinite, signals: Signals,
+                 feed: Feed, val: Passes | None, store: Store | None, nonfinite: NonFinite, signals: Signals,
                  retask: Callable[[Loop, dict[str, Any]], None]):  # fmt: skip
         self.run, self.program, self.callbacks, self.schedule = run, program, callbacks, schedule
         self.data, self.feed, self.val, self.store = data, feed, val, store
@@ -232,7 +234,7 @@ class Loop:
             return False
         with self._timed("validate"):
             self.callbacks("on_validation_start", self.run)
-            metrics = evaluate(self.program, self.val, "val", lambda: self.signals.received is not None)
+            metrics = evaluate(self.program, self.val.once(), "val", lambda: self.signals.received is not None)
             if metrics is None:
                 return False
             self.run.recorder.force(self.run.step, metrics)
@@ -349,20 +351,3 @@ def summarize(loop: Loop, status: Status, report: dict[str, Any], best: dict[str
         status=status, step=run.step, reason=loop.reason, metrics=dict(run.metrics), history=loop.history,
         run_dir=run.run_dir, best=best, digest=whole, saved=loop.saved, report=report, summary=summary,
     )  # fmt: skip
-
-
-def evaluate(program: Program, feed: Feed, prefix: str, interrupted: Callable[[], bool]) -> dict[str, float] | None:
-    """Weighted means over a data source, ``{"val/loss": ...}``; None where ``interrupted`` said so on the way."""
-    pendings = []
-    for index, batch in enumerate(feed.once()):
-        if interrupted():
-            return None
-        pendings.append(program.evaluate(batch, index))
-    if not pendings:
-        raise ValueError(f"{prefix} data gave no batches")
-    total: dict[str, Mean] = {}
-    for pending in pendings:
-        for name, mean in pending.fetch().items():
-            mean = Mean(float(mean.num), float(mean.weight))
-            total[name] = total[name].merge(mean) if name in total else mean
-    return {f"{prefix}/{name}": mean.num / mean.weight if mean.weight else float("nan") for name, mean in total.items()}

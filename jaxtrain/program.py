@@ -165,7 +165,12 @@ class Program:
                 self.values[f"optimizer/{name}"] = strong(state.value)
 
     def write_back(self) -> None:
-        """Give the module's model (and the optimizer) the values reached so far, as copies."""
+        """Give the module's model (and the optimizer) the values reached so far, as copies.
+
+        Where a dispatch failed after it had been given the state, there is none to give back.
+        """
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.values)):
+            return
         for name, state in self._named.items():
             state.value = strong(self.values[name])  # through the host: a copy on the device would compile
 

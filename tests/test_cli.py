@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import jaxtrain
-from jaxtrain import cli
+from jaxtrain import cli, tools
 from jaxtrain.run import Result
 
 
@@ -409,15 +409,15 @@ def test_summary(fit, call):
 
 
 def test_the_tool(fit, call, capsys):
-    assert cli.tool(["--version"]) == 0
+    assert tools.tool(["--version"]) == 0
     assert capsys.readouterr().out == f"jaxtrain {jaxtrain.__version__}\n"
     call("--lr", 0.5)
-    assert cli.tool(["info", fit.config.run_dir]) == 0
+    assert tools.tool(["info", fit.config.run_dir]) == 0
     assert "lr=0.5" in capsys.readouterr().out
-    assert cli.tool(["info", "nowhere"]) == 1
+    assert tools.tool(["info", "nowhere"]) == 1
     assert capsys.readouterr().err == "error: nowhere is no run directory: it has no config.json\n"
-    assert cli.tool(["inof"]) == 2
-    assert cli.tool([]) == 2
+    assert tools.tool(["inof"]) == 2
+    assert tools.tool([]) == 2
 
 
 def test_exit_codes_of_a_process(tmp_path):

@@ -1,15 +1,12 @@
 """Files of a run directory and its lock."""
 
-import json
 import math
-import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
-from jaxtrain.files import RunLock, as_json, jsonable, read_json, write_json
+from jaxtrain.files import RunLock, jsonable, read_json, write_json
 
 
 def test_jsonable():

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from jaxtrain.folders import describe_run, drop_unused, fresh_run, newest_run, saved_config, saved_steps
 from jaxtrain.files import RunLock
+from jaxtrain.folders import describe_run, drop_unused, fresh_run, newest_run, saved_config, saved_steps
 
 
 def begin(path, **config):

@@ -56,7 +56,10 @@ def test_the_strategies_page_runs(capsys, monkeypatch):
 
 
 def test_a_rule_of_ones_own_is_short():
-    assert len([line for line in blocks("docs/strategies.md")[1].split("@jaxtrain.register")[1].splitlines() if line]) <= 32
+    assert (
+        len([line for line in blocks("docs/strategies.md")[1].split("@jaxtrain.register")[1].splitlines() if line])
+        <= 32
+    )
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/strategies.md"])

@@ -1,9 +1,6 @@
 """A run's directory, its lock, its JSON files, and what callbacks may ask for."""
 
 import json
-import math
-import subprocess
-import sys
 
 import pytest
 

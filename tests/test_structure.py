@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = """
     period metrics console files digests config state sources data passes datasets module optimizer strategies preflight
     program callback record run folders checkpoint signals schedule resume loading evaluating callbacks loggers loop fit
-    cli
+    fidelity cli tools
 """.split()
 
 

@@ -26,7 +26,8 @@ class Checkpoint(Callback):
     """Saves every so often, and whenever a validation enters the best ``k``.
 
     ``every``: steps, epochs or time (``500``, ``"1ep"``, ``"10min"``); a time is looked at when a chunk ends.
-    ``best``: ``(tag of a validation metric, k)`` or None; a fork counts its own scores. ``last``: how many of the newest are kept besides these.
+    ``best``: ``(tag of a validation metric, k)`` or None; a fork counts its own scores. ``last``: how many of the
+    newest are kept besides these.
     ``mode``: "min" or "max"; None takes "max" for names that end in accuracy, acc, r2 or score.
     A score counts only at the step where it was measured; NaN is the worst one.
     Raises ValueError for bad arguments and for a ``best`` without validation data, KeyError where validation gives no

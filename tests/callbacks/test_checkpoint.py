@@ -143,7 +143,9 @@ def test_a_best_that_was_asked_for_needs_validation_data(make_run):
     run.has_validation = False
     Checkpoint().on_fit_start(run)
     Checkpoint(best=None).on_fit_start(run)
-    with pytest.raises(ValueError, match=r"Checkpoint\(best=\('val/loss', 1\)\) monitors 'val/loss', but the data has no"):
+    with pytest.raises(
+        ValueError, match=r"Checkpoint\(best=\('val/loss', 1\)\) monitors 'val/loss', but the data has no"
+    ):
         Checkpoint(best=("val/loss", 1)).on_fit_start(run)
 
 

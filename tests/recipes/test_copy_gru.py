@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import jaxtrain
+import jaxtrain.tools
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "copy_gru.py"
 TINY = "--time-lag 5 --digits 2 --batch-size 4 --hidden 8".split()
@@ -59,7 +60,7 @@ def test_a_run(call, strategy):
     assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == [10, 20]
     assert any((run / "tensorboard").iterdir()) and len(list((run / "figures").iterdir())) == 2
     assert "finished at step 20" in out and "(chance 0.125)" in out and f"--run-dir {run} --resume last" in out
-    assert jaxtrain.cli.tool(["info", str(run)]) == 0
+    assert jaxtrain.tools.tool(["info", str(run)]) == 0
 
 
 def test_a_run_goes_on_and_forks(call):

@@ -161,7 +161,9 @@ def test_wrong_fields_are_refused():
         DRTRL(window=True)
     with pytest.raises(ValueError, match=r"window=2\): a single-step rule has no window; drop one$"):
         DRTRL(vjp="single-step", window=2)
-    with pytest.raises(ValueError, match=r"^DRTRL\(window=2\): windows need batched states, and this is mapped over lanes$"):
+    with pytest.raises(
+        ValueError, match=r"^DRTRL\(window=2\): windows need batched states, and this is mapped over lanes$"
+    ):
         DRTRL(window=2, batching="vmap")
 
 

@@ -13,7 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtrain import DNI, DRTRL, UORO, EProp, ETrace, OSTLFeedforward, OSTLRecurrent, PPProp, SnAp, Strategy, ThreeFactor
+from jaxtrain import (
+    DNI,
+    DRTRL,
+    UORO,
+    EProp,
+    ETrace,
+    OSTLFeedforward,
+    OSTLRecurrent,
+    PPProp,
+    SnAp,
+    Strategy,
+    ThreeFactor,
+)
 from jaxtrain.module import Objective, Phases
 from jaxtrain.state import name_of
 

@@ -1,0 +1,71 @@
+"""The `jaxtrain` command: look at runs, and at how faithful learning rules are."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .cli import guarded
+from .config import ConfigError
+from .folders import describe_run
+from .strategies import names
+
+RULES = ("bptt", "tbptt", "drtrl", "pp_prop", "eprop", "ostl_recurrent", "ostl_feedforward", "snap", "uoro",
+         "readout_only")  # fmt: skip
+"""Rules that run on any module: no reward, no coordinates of one's own."""
+
+
+def tool(argv: Sequence[str] | None = None) -> int:
+    """The `jaxtrain` command; returns the exit code."""
+    return guarded(lambda: _tool(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _tool(argv: list[str]) -> int:
+    from . import __version__
+
+    parser = argparse.ArgumentParser(prog="jaxtrain", description="Look at runs, and at how faithful rules are.")
+    parser.add_argument("--version", action="version", version=f"jaxtrain {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    info = commands.add_parser("info", help="what a run directory holds")
+    info.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    fidelity = commands.add_parser(
+        "fidelity", help="how far each rule's gradient is from BPTT's: cells by rules, as a table and a figure",
+        epilog="further options are the recipe's own, e.g. --hidden 32 --time-lag 10",
+    )  # fmt: skip
+    fidelity.add_argument("recipe", type=Path, metavar="RECIPE")
+    fidelity.add_argument("--rules", default=",".join(RULES), help="names of strategies, by commas")
+    fidelity.add_argument("--cells", default="", help="values of the recipe's --cell, by commas")
+    fidelity.add_argument("--steps", type=int, default=200, help="steps to train before the second look")
+    fidelity.add_argument("--out", type=Path, default=Path("fidelity"), help="directory for fidelity.md, .json, .png")
+    args, rest = parser.parse_known_args(argv)
+    if args.command == "info":
+        if rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        print(describe_run(args.run_dir.expanduser()))
+        return 0
+    return _fidelity(args, rest, argv)
+
+
+def _fidelity(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
+    import tyro
+
+    rules = [name.strip() for name in args.rules.split(",") if name.strip()]
+    cells = [name.strip() for name in args.cells.split(",") if name.strip()]
+    for name in rules:
+        names.lookup(name)
+    if not rules or args.steps < 1:
+        raise ConfigError(
+            f"fidelity --rules {args.rules!r} --steps {args.steps}: expected names, and a positive number"
+        )
+    from . import fidelity
+
+    recipe = fidelity.load_recipe(args.recipe)
+    config = tyro.cli(recipe.Config, args=rest, prog=f"jaxtrain fidelity {args.recipe}")
+    table = fidelity.measure(recipe, config, rules, cells, args.steps)
+    fidelity.write(table, args.out, shlex.join(["jaxtrain", *argv]))
+    print(fidelity.markdown(table))
+    print(f"written to {args.out}/fidelity.md, fidelity.json and fidelity.png")
+    return 0

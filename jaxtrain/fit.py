@@ -28,7 +28,7 @@ from .program import NonFinite, Program
 from .record import Recorder
 from .resume import CHECKPOINTS, Origin, absolute, chosen, describe, first_difference, log_changes, opened
 from .resume import refuse_differences as refuse
-from .run import Result, Run, Status
+from .run import NonFiniteError, Result, Run, Status
 from .schedule import Schedule
 from .signals import Signals
 from .sources import Spec
@@ -150,7 +150,8 @@ class Fit:
             raise
         finally:
             try:
-                loop.program.write_back()
+                if not isinstance(sys.exception(), NonFiniteError):  # then the values are of no use to anyone
+                    loop.program.write_back()
                 if loop.store is not None:
                     loop.store.close()
                 result = self._result(loop, status, report, started, trains)

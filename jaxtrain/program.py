@@ -181,8 +181,9 @@ class Program:
     @cached_property
     def rows(self) -> list[Row]:
         """What the rule does to each parameter; one that the model never uses is not trained by any rule."""
-        x = input_of(self.objective, self.phases)
-        used = parameters_behind(self.learner.network, self.module.model, x, hidden=False)
+        with self._environ(fit=True):
+            x = input_of(self.objective, self.phases)
+            used = parameters_behind(self.learner.network, self.module.model, x, hidden=False)
         rows = self.learner.report()
         return [row if row.name in used else Row(row.name, "no", "the model never uses it") for row in rows]
 

@@ -73,7 +73,7 @@ def test_the_report_names_what_drtrl_cannot_train(vjp, word):
     text = preflight.lines(report)
     where = next(i for i, line in enumerate(text) if "Wr" in line)
     assert f"trained: {word}" in text[where] and "only through another weight" in text[where + 1]
-    assert text[0] == f"strategy   drtrl (vjp={vjp}, window=1, batching=auto)"
+    assert text[0] == f"strategy   drtrl (update_every=sequence, carry=reset, batching=auto, vjp={vjp}, window=1)"
     assert text[1] == "sequence   5 warm-up + 2 scored time steps, 4 lanes"
     assert text[2] == "parameters 376 (1.5 KiB)"
     assert any(line.startswith("resolved   chunk=50, batching=batched") for line in text)

@@ -65,18 +65,21 @@ def measure(module: Any, config: Any, rules: Sequence[str], cells: Sequence[str]
 
 def _fill(entry: Cell, module: Any, rule: str, config: Any, truth: Any, steps: int) -> None:
     program, feed = _program(module, rule, config)
-    before = _compare(program)
-    entry.cosine, entry.norm_ratio, entry.sign_agreement = before
+    entry.cosine, entry.norm_ratio, entry.sign_agreement = _compare(program)
     entry.trace_bytes = sum(row.bytes for row in program.rows)
-    entry.time = _relative_time(program, feed, *truth)
-    step = ROUNDS * program.chunk
-    mean = None
-    while step < steps:
-        mean = program.train(feed.take(program.chunk), step).fetch()["loss"]
-        step += program.chunk
-    if mean is not None:
-        entry.loss = float(mean.num[-1] / mean.weight[-1])
+    entry.loss = _train(program, feed, steps)
     entry.trained_cosine, entry.trained_norm_ratio, _ = _compare(program)
+    entry.time = _relative_time((program, feed), truth)
+
+
+def _train(program: Program, feed: Feed, steps: int) -> float:
+    """The loss of the last step."""
+    done, loss = 0, math.nan
+    while done < steps:
+        n = min(program.chunk, steps - done)
+        mean = program.train(feed.take(n), done).fetch()["loss"]
+        done, loss = done + n, float(mean.num[n - 1] / mean.weight[n - 1])
+    return loss
 
 
 def _compare(program: Program) -> tuple[float, float, float]:
@@ -87,18 +90,16 @@ def _compare(program: Program) -> tuple[float, float, float]:
 _PROBE = GradientFidelity(every=1)
 
 
-def _relative_time(program: Program, feed: Feed, other: Program, other_feed: Feed) -> float:
-    """Median over rounds of the time of a chunk over that of the other program, one after the other; both train."""
+def _relative_time(ours: tuple[Program, Feed], theirs: tuple[Program, Feed]) -> float:
+    """Median over rounds of the time of a step over that of the other program, one after the other; both train on."""
 
-    def chunk(one: Program, source: Feed, step: int) -> float:
-        batches = source.take(one.chunk)
+    def step(program: Program, feed: Feed) -> float:
+        batches = feed.take(program.chunk)
         started = time.perf_counter()
-        one.train(batches, step).fetch()
-        return (time.perf_counter() - started) / one.chunk
+        program.train(batches, feed.taken).fetch()
+        return (time.perf_counter() - started) / program.chunk
 
-    ratios = []
-    for i in range(ROUNDS):
-        ratios.append(chunk(program, feed, i * program.chunk) / chunk(other, other_feed, i * other.chunk))
+    ratios = [step(*ours) / step(*theirs) for _ in range(ROUNDS + 1)]
     return statistics.median(ratios[1:])  # the first round warms up
 
 

@@ -1,0 +1,81 @@
+"""How far rules are from the truth, with negative controls: a comparison that everything passes says nothing."""
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxtrain as jt
+from jaxtrain import BPTT, DRTRL, TBPTT, EProp, OSTLFeedforward, ReadoutOnly, SnAp
+from tests.small import leaves
+
+
+def delayed(lab, lag: int):
+    """Five inputs, then ``lag`` time steps of silence, then four that are scored."""
+    phases = lab.sequences(warm=5 + lag)
+    return replace(phases, warmup=phases.warmup.at[5:].set(0.0), inputs=jnp.zeros_like(phases.inputs))
+
+
+def recurrent(grads):
+    return {name: grad for name, grad in grads.items() if name.startswith("rnn.")}
+
+
+def cosine(lab, strategy, cell, phases, **kwargs):
+    truth = lab.learn(BPTT(), lab.task(cell, **kwargs), phases)
+    return lab.cosine(recurrent(lab.learn(strategy, lab.task(cell, **kwargs), phases)), recurrent(truth))
+
+
+@pytest.mark.parametrize("lag", [0, 10, 50])
+def test_drtrl_is_exact_on_a_diagonal_recurrence_and_only_there(lab, lag):
+    phases = delayed(lab, lag)
+    truth = lab.learn(BPTT(), lab.task("lru"), phases)
+    grads = lab.learn(DRTRL(), lab.task("lru"), phases)
+    assert lab.cosine(grads, truth) > 0.9999
+    for name in recurrent(truth):
+        assert lab.cosine({name: grads[name]}, {name: truth[name]}) > 0.9999, name
+    if lag:
+        short = lab.learn(OSTLFeedforward(), lab.task("lru"), phases)
+        assert lab.cosine(recurrent(short), recurrent(truth)) < 0.9, "the test sees credit across time"
+    assert cosine(lab, DRTRL(), "vanilla", phases) < 0.99
+
+
+def test_truncation_loses_what_lies_before_the_window(lab):
+    phases = delayed(lab, 10)
+    assert cosine(lab, TBPTT(window=phases.sizes[0] + lab.LEARN), "lru", phases) > 0.999999
+    assert cosine(lab, TBPTT(window=2), "lru", phases) < 0.9
+
+
+@pytest.mark.parametrize("cell", ["gru", "vanilla"])
+def test_random_feedback_is_far_below_symmetric(lab, cell):
+    phases = lab.sequences(time=8)
+    symmetric = cosine(lab, EProp(), cell, phases)
+    random = [cosine(lab, EProp(feedback="random", feedback_seed=seed), cell, phases) for seed in range(6)]
+    assert symmetric > 0.5 and np.mean(random) < symmetric - 0.4
+    assert abs(np.mean(random)) < 0.3, "near none on the average"
+
+
+def test_snap_becomes_rtrl(lab):
+    """On a vanilla RNN, where a weight reaches every unit in two time steps, and D-RTRL is not exact."""
+    phases = lab.sequences(warm=10)
+    reached = [cosine(lab, SnAp(n=n), "vanilla", phases) for n in (1, 2, 12)]
+    assert reached[2] >= 0.999 and reached[0] < 0.99 and reached[0] < reached[2]
+
+
+@pytest.mark.parametrize("cell", ["gru", "lru"])
+def test_readout_only_trains_only_the_readout(lab, cell):
+    task = lab.task(cell)
+    task.configure_optimizer = lambda: optax.adam(0.01)
+    before = leaves(task)
+    batches = [tuple(np.asarray(part) for part in (jnp.concatenate([p.warmup, p.inputs]), p.targets))
+               for p in map(lab.sequences, range(4))]  # fmt: skip
+    jt.Fit("readout_only", max_steps=4).run(task, batches)
+    after = leaves(task)
+    changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
+    read = {name for name in before if name.startswith("out.")}
+    assert read <= changed and all(not name.startswith("rnn.") or "h" not in name for name in changed - read)
+    if cell == "gru":
+        assert changed == read
+    truth, grads = lab.grads_of(BPTT(), cell), lab.grads_of(ReadoutOnly(), cell)
+    lab.same({"out": grads["out.weight"]}, {"out": truth["out.weight"]})

@@ -295,11 +295,11 @@ def test_a_run_directory_with_another_models_checkpoint(other_run, tmp_path):
     shutil.copytree(other_run, tmp_path / "run")
     before = tree_bytes(tmp_path / "run")
     fit = jt.Fit("bptt", max_steps=4, run_dir=tmp_path / "run")
-    with pytest.raises(ValueError, match="of another (model|data): .* in the checkpoint, .* now"):
+    with pytest.raises(ValueError, match="of (another model|other data): .* in the checkpoint, .* now"):
         fit.run(Linear(), Lines(), resume="last")
     with pytest.raises(ValueError, match=r"of another model: readout.weight.weight.*'float32\[6, 10\]' in the .* now"):
         fit.run(CopyGRU(hidden=5), copies(), resume="last")
-    with pytest.raises(ValueError, match="of another data: batch_size: 4 in the checkpoint, 5 now"):
+    with pytest.raises(ValueError, match="of other data: batch_size: 4 in the checkpoint, 5 now"):
         fit.run(CopyGRU(), copies(batch_size=5), resume="last")
     with pytest.raises(ValueError, match="of another strategy: .*'bptt' in the checkpoint, 'drtrl' now"):
         jt.Fit("drtrl", max_steps=4, run_dir=tmp_path / "run").run(CopyGRU(), copies(), resume="last")

@@ -219,7 +219,10 @@ def test_config_and_result(trained):
     fit, module, result = trained
     config = json.loads((result.run_dir / "config.json").read_text())
     assert config["schema"] == 1 and config["config"] == {"lr": 0.01, "time_lag": 3} and config["parent"] is None
-    assert config["strategy"] == {"name": "drtrl", "vjp": "multi-step", "window": 1, "batching": "auto"}
+    assert config["strategy"] == {
+        "name": "drtrl", "vjp": "multi-step", "window": 1, "batching": "auto", "update_every": "sequence",
+        "carry": "reset",
+    }  # fmt: skip
     assert config["auto"] == {"chunk": 50, "batching": "batched"} and config["fit"]["max_steps"] == 6
     assert config["data"]["class"] == "CopyDataModule" and config["module"] == "CopyGRU"
     saved = result_of(result.run_dir)

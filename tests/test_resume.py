@@ -217,7 +217,7 @@ DIFFERENT = {
     "seed": (Linear, None, dict(seed=1), "another seed: fit.seed: 0 in the checkpoint, 1 now"),
     "accumulate": (Linear, None, dict(accumulate=2), "another optimizer: optimizer/accumulated"),
     "strategy field": (Linear, None, dict(strategy=jt.BPTT(remat=True)), "strategy: remat: False in .*, True now"),
-    "data": (Linear, lambda: Other(Lines()), {}, "another data: class: 'DataModule' in the checkpoint, 'Other' now"),
+    "data": (Linear, lambda: Other(Lines()), {}, "other data: class: 'DataModule' in the checkpoint, 'Other' now"),
 }
 
 
@@ -233,7 +233,7 @@ def test_what_is_different_is_refused(run_dir, what):
 
 
 def test_the_same_module_may_run_again_after_a_failure():
-    """Also where its model has a random state of its own."""
+    """Also where its model has a random state of its own. It goes on from the values that the failed run reached."""
 
     class Own(Linear):
         class Net(Linear.Net):
@@ -247,10 +247,12 @@ def test_the_same_module_may_run_again_after_a_failure():
     def fail(run):
         raise RuntimeError("boom")
 
-    fresh = jt.Fit("bptt", max_steps=4, chunk=2).run(Own(), Lines())
     module = Own()
     with pytest.raises(RuntimeError):
         jt.Fit("bptt", max_steps=9, chunk=2, callbacks=[At("on_chunk_end", 4, fail)]).run(module, Lines())
+    reached, began = leaves(module), Own()
+    jt.Fit("bptt", max_steps=6, chunk=2).run(began, Lines())
+    same = {name: np.array_equal(reached[name], value) for name, value in leaves(began).items()}
+    assert all(same.values()), "step 4 was told of when step 6 was under way"
     again = jt.Fit("bptt", max_steps=4, chunk=2).run(module, Lines())
-    assert again.digest == fresh.digest and math.isfinite(again.metrics["train/loss"])
-    assert np.isfinite(leaves(module)["w"]).all()
+    assert math.isfinite(again.metrics["train/loss"]) and np.isfinite(leaves(module)["w"]).all()

@@ -1,0 +1,197 @@
+"""Carried states: lanes of a stream, checkpoints, and the same names in another process."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import braintools
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxtrain as jt
+from jaxtrain import DNI, DRTRL, TBPTT, UORO, EProp, PPProp, ReadoutOnly
+from jaxtrain.module import Objective, Phases
+from jaxtrain.program import Program
+from tests.small import At, kill, leaves, result_of, rows, same
+
+RULES = {
+    "drtrl": DRTRL(carry="carry"),
+    "drtrl-vmap": DRTRL(carry="carry", batching="vmap"),
+    "drtrl-window": DRTRL(carry="carry", window=2),
+    "pp_prop": PPProp(carry="carry"),
+    "eprop-kappa": EProp(carry="carry", kappa=0.8),
+    "readout_only": ReadoutOnly(carry="carry"),
+    "tbptt": TBPTT(carry="carry", window=2),
+}
+
+
+def halves(lab, **kwargs):
+    whole = lab.sequences(warm=0, time=2 * lab.LEARN, **kwargs)
+    return whole, [jax.tree.map(lambda leaf, part=part: leaf[part], whole) for part in (slice(0, 4), slice(4, 8))]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_lane_reset_between_sequences_is_one_reset_within_a_longer_one(lab, name):
+    """Lane 1 begins anew where the second sequence does, lane 2 in the middle of it; the others go on."""
+    reset = jnp.zeros((8, lab.B), bool).at[4, 1].set(True).at[6, 2].set(True)
+    whole, parts = halves(lab, reset=reset)
+    drive = lab.Drive(RULES[name], lab.task(), parts[0])
+    got = jax.tree.map(jnp.add, *(drive.grads(part) for part in parts))
+    lab.same(got, lab.learn(replace(RULES[name], carry="reset"), lab.task(), whole))
+    never = lab.learn(replace(RULES[name], carry="reset"), lab.task(), replace(whole, reset=jnp.zeros_like(reset)))
+    assert lab.cosine(got, never) < 0.9999, "negative control: the resets matter"
+
+
+def test_the_warm_up_of_a_carried_sequence_goes_on_too(lab):
+    """Sequences with a warm-up: everything is one stream, of which some time steps are not scored."""
+    whole = lab.sequences(warm=0, time=10)
+    weights = jnp.ones((10, lab.B)).at[5:7].set(0)
+    parts = [Phases(whole.inputs[:2], whole.inputs[2:5], whole.targets[2:5]),
+             Phases(whole.inputs[5:7], whole.inputs[7:], whole.targets[7:])]  # fmt: skip
+    drive = lab.Drive(DRTRL(carry="carry"), lab.task(), parts[0])
+    got = jax.tree.map(jnp.add, *(drive.grads(part) for part in parts))
+    lab.same(got, lab.learn(DRTRL(), lab.task(), replace(whole, weights=weights.at[:2].set(0))))
+
+
+@pytest.mark.parametrize("strategy", [UORO(carry="carry"), DNI(carry="carry", fit_epochs=2)], ids=["uoro", "dni"])
+def test_a_second_sequence_is_not_the_first_again(lab, strategy):
+    drive, phases = lab.Drive(strategy, lab.task(), lab.sequences(warm=0)), lab.sequences(warm=0)
+    first, second = drive.grads(phases), drive.grads(phases)
+    assert lab.cosine(first, second) < 0.9999
+    again = lab.Drive(strategy, lab.task(), phases)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), again.grads(phases), first))
+
+
+# ------------------------------------------------------------------------------------------------- the optimizer
+
+
+def scheduled(lab):
+    task = lab.task()
+    rate = braintools.optim.StepLR(0.02, step_size=2, gamma=0.5)
+    task.configure_optimizer = lambda: braintools.optim.SGD(rate)
+    return task
+
+
+@pytest.mark.parametrize("strategy", [DRTRL(update_every=1), TBPTT(window=1, update_every=1)], ids=["drtrl", "tbptt"])
+def test_schedules_advance_with_every_update(lab, strategy):
+    """Five scored time steps, one of which weighs nothing: four updates, at .02 .02 .01 .01; the next is at .005."""
+    phases = lab.sequences(warm=2, time=5, weights=jnp.ones((5, lab.B)).at[1].set(0))
+    host = jax.tree.map(np.asarray, phases)
+    program = Program(
+        scheduled(lab), strategy, lambda x: x, host, seed=0, clip=None, accumulate=1, nonfinite="raise", chunk=1
+    )
+    program.prepare()
+    first = program.train([host], 0).fetch()
+    assert int(program.values["optimizer/updates"]) == 4
+    assert first["grad_norm"].weight[0] == 4, "a mean over updates"
+    # One value a piece, the one that made no update too.
+    assert first["lr"].weight[0] == 5 and first["lr"].num[0] == pytest.approx(0.02 + 0.02 + 0.02 + 0.01 + 0.01)
+    second = program.train([host], 1).fetch()
+    assert int(program.values["optimizer/updates"]) == 8
+    assert second["lr"].num[0] == pytest.approx(0.005 + 0.005 + 0.005 + 0.0025 + 0.0025)
+
+
+def test_tbptt_with_a_last_piece_that_is_shorter(lab):
+    phases = lab.sequences(warm=0, time=5)
+    host = jax.tree.map(np.asarray, phases)
+    options = dict(seed=0, clip=None, accumulate=1, nonfinite="raise", chunk=1)
+    program = Program(scheduled(lab), TBPTT(window=2, update_every=2), lambda x: x, host, **options)
+    program.prepare()
+    metrics = program.train([host], 0).fetch()
+    assert int(program.values["optimizer/updates"]) == 3
+    assert metrics["loss"].weight[0] == 5 * lab.B
+
+
+# ---------------------------------------------------------------------------------------------------- checkpoints
+
+
+class Stream:
+    """Batch ``step`` of a stream; every sequence is another one."""
+
+    def __init__(self, lab):
+        self.lab = lab
+
+    def batch(self, step):
+        return jax.tree.map(np.asarray, self.lab.sequences(step, warm=0))
+
+
+STREAMS = {
+    "drtrl": DRTRL(carry="carry", update_every=1),
+    "pp_prop": PPProp(carry="carry", update_every=2),
+    "uoro": UORO(carry="carry", update_every=2),
+    "dni": DNI(carry="carry", update_every=2, fit_epochs=2),
+    "tbptt": TBPTT(carry="carry", window=2, update_every=2),
+}
+
+
+def stream(lab, strategy, path, steps, *more, resume="never"):
+    task = scheduled(lab)
+    kept = jt.Checkpoint(every=2, best=None, last=5)
+    fit = jt.Fit(strategy, max_steps=steps, chunk=2, log_every=1, callbacks=[kept, jt.JSONL(), *more], run_dir=path)
+    return fit.run(task, jt.DataModule(Stream(lab)), resume=resume), task
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("drtrl", "uoro") else [pytest.mark.slow]) for name in STREAMS]
+)
+def test_a_stream_that_is_terminated_goes_on_bit_for_bit(lab, tmp_path, name):
+    """A signal in the third step; resumed, everything is that of the stream that was never cut."""
+    whole, straight = stream(lab, STREAMS[name], tmp_path / "whole", 8)
+    cut, _ = stream(lab, STREAMS[name], tmp_path / "parts", 8, At("on_chunk_start", 2, kill))
+    assert cut.status == "terminated" and 0 < cut.step < 8
+    resumed, task = stream(lab, STREAMS[name], tmp_path / "parts", 8, resume="last")
+    assert resumed.digest == whole.digest == result_of(tmp_path / "parts")["digest"]
+    assert same(leaves(task), leaves(straight)) and rows(tmp_path / "parts") == rows(tmp_path / "whole")
+
+
+def test_a_checkpoint_holds_what_is_carried(lab, tmp_path):
+    stream(lab, STREAMS["drtrl"], tmp_path / "run", 2)
+    saved = jt.checkpoint.Store(tmp_path / "run" / "checkpoints", read_only=True).latest_readable()
+    assert saved is not None
+    carried = {name: leaf for name, leaf in saved.train.items() if name.startswith("learner/")}
+    assert carried["learner/hidden.rnn.h"].any() and carried["learner/hidden.rnn.h"].shape == (lab.B, lab.N)
+    traces = {name for name in carried if name.startswith("learner/etrace")}
+    assert traces and all(carried[name].any() for name in traces)
+    assert carried["learner/running_index"] == 2 * lab.LEARN
+
+
+NAMES = """
+import json, os, sys
+sys.path.insert(0, {root!r})
+import numpy as np
+junk = [np.zeros(1) for _ in range(int(sys.argv[1]))]  # other addresses
+from tests.strategies import conftest as lab
+from tests.strategies.test_carry import STREAMS, RULES
+from jaxtrain.module import Objective
+found = {{}}
+for name, strategy in {{**RULES, **STREAMS}}.items():
+    for cell in ("gru", "lstm"):
+        bound = strategy.bind(Objective(lab.task(cell), lambda x: x), lab.sequences(warm=0))
+        found[name + cell] = list(bound.states())
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_names_are_the_same_in_another_process():
+    root = str(Path(__file__).parents[2])
+    told = []
+    for junk in ("0", "9999"):
+        done = subprocess.run(
+            [sys.executable, "-c", NAMES.format(root=root), junk], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        told.append(json.loads(done.stdout.splitlines()[-1]))
+    assert told[0] == told[1] and all(told[0].values())
+
+
+def test_lanes_of_a_trace_without_lanes_cannot_be_reset(lab):
+    """UORO's parameter side is shared by all lanes: a reset is refused, and the words do not offer what is refused."""
+    phases = lab.sequences(reset=jnp.zeros((lab.WARM + lab.LEARN, lab.B), bool))
+    with pytest.raises(ValueError, match="Phases.reset needs a trace a lane"):
+        lab.learn(UORO(), lab.task(), phases)
+    assert Objective  # bound in the process above

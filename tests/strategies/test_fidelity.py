@@ -1,0 +1,203 @@
+"""GradientFidelity in a run: exact rules report 1, what they leave out shows, and nothing else changes."""
+
+import logging
+
+import brainstate
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxtrain as jt
+from jaxtrain import BPTT, DRTRL, TBPTT, UORO, PPProp
+from jaxtrain.callbacks import GradientFidelity
+from jaxtrain.state import parameters
+from tests.small import leaves, same
+
+
+class Sequences:
+    """Batch ``step``: five time steps of warm-up and four scored ones."""
+
+    def __init__(self, lab, **kwargs):
+        self.lab, self.kwargs = lab, kwargs
+
+    def batch(self, step):
+        phases = self.lab.sequences(step, **self.kwargs)
+        given = {name: value for name, value in vars(phases).items() if value is not None}
+        return {name: np.asarray(value) for name, value in given.items()}
+
+
+def task_of(lab, cell="gru"):
+    task = lab.task(cell)
+    task.configure_optimizer = lambda: optax.adam(0.02)
+    task.phases = lambda batch: jt.Phases(**{"warmup": None, **batch})
+    return task
+
+
+def run(lab, strategy, cell="gru", every: int | None = 2, steps=4, callbacks=(), task=None, data=None, **options):
+    """The module after a run, and its rows."""
+    task, probes = task or task_of(lab, cell), [] if every is None else [GradientFidelity(every, **options)]
+    fit = jt.Fit(strategy, max_steps=steps, chunk=2, log_every=2, callbacks=[*probes, *callbacks])
+    result = fit.run(task, data or Sequences(lab))
+    return task, {row["step"]: row for row in result.history}
+
+
+def cosines(row):
+    return {tag.removeprefix("fidelity/cosine"): x for tag, x in row.items() if tag.startswith("fidelity/cosine")}
+
+
+@pytest.mark.parametrize(
+    "cell,strategy",
+    [("gru", BPTT()), ("gru", TBPTT(window=9)), ("lru", DRTRL()), ("lru", DRTRL(batching="vmap"))],
+    ids=["bptt", "tbptt", "lru", "lru-vmap"],
+)
+def test_an_exact_rule_reports_one(lab, cell, strategy):
+    task, rows = run(lab, strategy, cell)
+    assert list(rows) == [2, 4]
+    for row in rows.values():
+        found = cosines(row)
+        assert found.keys() == {"", *(f"/{name}" for name in parameters(task.model))}
+        np.testing.assert_allclose(list(found.values()), 1.0, atol=2e-5)
+        np.testing.assert_allclose(row["fidelity/norm_ratio"], 1.0, atol=2e-4)
+        assert row["fidelity/sign_agreement"] > 0.98
+
+
+def test_what_a_rule_leaves_out_shows(lab):
+    rows = run(lab, DRTRL(vjp="single-step"))[1]
+    for row in rows.values():
+        found = cosines(row)
+        assert found["/rnn.Wr.weight"] == row["fidelity/norm_ratio/rnn.Wr.weight"] == 0
+        assert found["/out.weight"] == pytest.approx(1, abs=1e-5)
+        assert 0.3 < found[""] < 0.999
+    short = run(lab, TBPTT(window=1))[1]
+    assert all(cosines(row)[""] < 0.999 for row in short.values())
+
+
+def test_values_are_those_of_the_gradients(lab):
+    """The comparison at step 2, worked out from the weights at step 2 and the first batch."""
+
+    _, rows = run(lab, DRTRL(), every=2, steps=2)
+    task = run(lab, DRTRL(), every=None, steps=2)[0]  # the same weights: a probe changes nothing
+    values = {name: state.value for name, state in parameters(task.model).items()}
+    made = []
+    for strategy in (DRTRL(), BPTT()):
+        twin = lab.task()
+        for name, state in parameters(twin.model).items():
+            state.value = values[name]
+        made.append(lab.learn(strategy, twin, lab.sequences(0)))
+    ours, truth = made
+    row = rows[2]
+    assert row["fidelity/cosine"] == pytest.approx(lab.cosine(ours, truth), abs=1e-5)
+    for name in truth:
+        a, b = ({name: grads[name]} for grads in made)
+        assert row[f"fidelity/cosine/{name}"] == pytest.approx(lab.cosine(a, b), abs=1e-5)
+        flat = [np.concatenate([leaf.ravel() for leaf in lab.flat(g).values()]) for g in (a, b)]
+        ratio = np.linalg.norm(flat[0]) / np.linalg.norm(flat[1])
+        assert row[f"fidelity/norm_ratio/{name}"] == pytest.approx(ratio, rel=1e-4)
+        agreement = (np.sign(flat[0]) == np.sign(flat[1])).mean()
+        assert row[f"fidelity/sign_agreement/{name}"] == pytest.approx(agreement, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [DRTRL(), PPProp(update_every=2, carry="carry"), UORO(), TBPTT(window=2, carry="carry")],
+    ids=["drtrl", "pp_prop-carry", "uoro", "tbptt-carry"],
+)
+def test_weights_are_bitwise_the_same_with_it_and_without_it(lab, strategy):
+    data = Sequences(lab, warm=0)
+    with_it, rows = run(lab, strategy, every=1, data=data)
+    without, bare = run(lab, strategy, every=None, data=data)
+    assert same(leaves(with_it), leaves(without))
+    assert all(np.isfinite(row["fidelity/cosine"]) for row in rows.values())
+    assert not any(tag.startswith("fidelity") for row in bare.values() for tag in row)
+    for step, row in bare.items():
+        assert {tag: value for tag, value in rows[step].items() if not tag.startswith("fidelity")} == row
+
+
+def test_totals_alone(lab):
+    rows = run(lab, DRTRL(), per_parameter=False)[1]
+    tags = {tag for row in rows.values() for tag in row if tag.startswith("fidelity")}
+    assert tags == {"fidelity/cosine", "fidelity/norm_ratio", "fidelity/sign_agreement"}
+
+
+def test_a_carried_stream_is_compared_from_fresh_states(lab):
+    """Whatever the stream carries, both gradients begin anew: on an LRU they agree, and a reset rule says the same."""
+    data = Sequences(lab, warm=0)
+    rows = run(lab, DRTRL(carry="carry"), "lru", data=data)[1]
+    np.testing.assert_allclose([row["fidelity/cosine"] for row in rows.values()], 1.0, atol=2e-5)
+    first = {carry: run(lab, DRTRL(carry=carry), every=1, steps=1, data=data)[1][1] for carry in ("carry", "reset")}
+    assert cosines(first["carry"]) == pytest.approx(cosines(first["reset"]), abs=1e-6)
+
+
+# ------------------------------------------------------------------------------------- exact zeros after step 1
+
+
+class Dead(brainstate.nn.Module):
+    """A network with a second readout whose units never fire."""
+
+    def __init__(self, lab):
+        super().__init__()
+        self.net = lab.task().model
+        self.gate = brainstate.ParamState(jnp.full((lab.N_OUT,), -1.0))
+
+    def update(self, x):
+        return self.net(x) + jnp.maximum(self.gate.value, 0.0)
+
+
+def warnings_of(caplog):
+    return [record.getMessage() for record in caplog.records if "exactly zero" in record.getMessage()]
+
+
+@pytest.mark.parametrize("strategy", [BPTT(), DRTRL(), DRTRL(update_every=2)], ids=["bptt", "drtrl", "online"])
+def test_an_unexpected_zero_is_named_after_the_first_update(lab, caplog, strategy):
+    task = task_of(lab)
+    task.model = Dead(lab)
+    with caplog.at_level(logging.WARNING, logger="jaxtrain"):
+        run(lab, strategy, every=None, task=task)
+    (text,) = warnings_of(caplog)
+    assert text.startswith("step 1: the gradient of gate is exactly zero")
+
+
+@pytest.mark.parametrize("strategy", [BPTT(), DRTRL(), PPProp(), DRTRL(update_every=2)])
+def test_a_healthy_model_draws_no_warning(lab, caplog, strategy):
+    with caplog.at_level(logging.WARNING, logger="jaxtrain"):
+        run(lab, strategy, every=None)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["single-step", "three_factor", "readout_only"])
+def test_what_was_predicted_is_not_repeated(lab, caplog, name):
+    task, data = task_of(lab), Sequences(lab)
+    strategy = {"single-step": DRTRL(vjp="single-step")}.get(name, name)
+    if name == "three_factor":
+        data = Sequences(lab, extras={"reward": jnp.ones((lab.LEARN, lab.B))})
+        data.batch = lambda step: {**Sequences(lab).batch(step), "reward": np.ones((lab.LEARN, lab.B), np.float32)}
+
+        def phases(batch):
+            plain = {key: value for key, value in batch.items() if key != "reward"}
+            return jt.Phases(**plain, extras={"reward": batch["reward"]})
+
+        class Rewarded(type(task)):
+            def learning_step(self, forward, x, y, reward):
+                return super().learning_step(forward, x, y)
+
+        task.phases, task.__class__ = phases, Rewarded
+    with caplog.at_level(logging.INFO, logger="jaxtrain"):
+        run(lab, strategy, every=None, task=task, data=data)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "trained: no" in caplog.text, "the report before step 0 said so"
+
+
+def test_a_step_without_weight_is_not_audited(lab, caplog):
+    """The first batch weighs nothing, so it has no update and no zeros worth a word."""
+
+    class Late(Sequences):
+        def batch(self, step):
+            return {**super().batch(step), "weights": np.full((lab.LEARN,), float(step > 1), np.float32)}
+
+    task = task_of(lab)
+    task.model = Dead(lab)
+    with caplog.at_level(logging.WARNING, logger="jaxtrain"):
+        run(lab, BPTT(), every=None, task=task, data=Late(lab))
+    (text,) = warnings_of(caplog)
+    assert text.startswith("step 3: the gradient of gate is exactly zero")

@@ -1,0 +1,129 @@
+"""Strategies by name: every one that there is, those of others, and a rule of one's own trained through Fit."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxtrain as jt
+from jaxtrain.strategies import Strategy, names, register
+from jaxtrain.strategies.base import Batching, Network, choose_batching, input_of
+from jaxtrain.strategies.bptt import BPTTLearner
+from tests.small import Linear, Lines, leaves, same
+
+ALL = {
+    "bptt", "tbptt", "drtrl", "pp_prop", "eprop", "ostl_recurrent", "ostl_feedforward", "snap", "uoro", "three_factor",
+    "dni", "etrace", "readout_only",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch):
+    """A copy: what a test registers is gone after it."""
+    monkeypatch.setattr(names, "REGISTRY", dict(names.REGISTRY))
+
+
+def test_every_name_makes_a_strategy():
+    assert set(names.available()) == set(names.REGISTRY) == ALL
+    for name in ALL:
+        strategy = names.make_strategy(name)
+        assert isinstance(strategy, Strategy) and strategy.config()["name"] == name
+        assert jt.Fit(name, max_steps=1).strategy == strategy == type(strategy)()
+        assert getattr(jt, type(strategy).__name__) is type(strategy)
+        assert hash(strategy) == hash(type(strategy)())
+
+
+def test_an_alias_is_the_same_strategy():
+    assert names.make_strategy("es_drtrl", decay=0.5) == jt.PPProp(decay=0.5)
+    assert names.lookup("es_drtrl") is names.lookup("pp_prop")
+    assert jt.Fit("es_drtrl", max_steps=1).strategy == jt.Fit("pp_prop", max_steps=1).strategy
+
+
+def sign_bptt():
+    """A rule of one's own: the signs of BPTT's gradient, ``scale`` times."""
+
+    class Learner(BPTTLearner):
+        scale: float
+
+        def learn(self, phases, update):
+            def signs(grads, weight):
+                return update(jax.tree.map(lambda leaf: weight * self.scale * jnp.sign(leaf), grads), weight)
+
+            return super().learn(phases, signs)
+
+    @dataclass(frozen=True)
+    class SignBPTT(Strategy):
+        """The signs of BPTT's gradient.
+
+        More of it.
+        """
+
+        name: ClassVar[str] = "sign_bptt"
+        scale: float = 1.0
+        batching: Batching = "auto"
+
+        def bind(self, objective, example):
+            x, lanes = input_of(objective, example), example.sizes[2]
+            learner = Learner(
+                objective, Network(objective.model, choose_batching(self.batching, objective.model, x, lanes))
+            )
+            learner.scale = self.scale
+            return learner
+
+    return SignBPTT
+
+
+def test_a_rule_of_ones_own_trains_by_its_name():
+    cls = register(sign_bptt())
+    entry = names.lookup("sign_bptt")
+    assert entry.object is cls and entry.help == "The signs of BPTT's gradient." and "sign_bptt" in names.available()
+    assert {name: (f.type, f.default) for name, f in entry.fields.items()} == {
+        "scale": (float, 1.0), "batching": (Literal["auto", "batched", "vmap"], "auto"),
+    }  # fmt: skip
+    assert names.make_strategy("sign_bptt", scale=0.5) == cls(scale=0.5)
+    with pytest.raises(ValueError, match=r"^strategy 'sign_bptt': no field 'scal'; .*did you mean 'scale'\?$"):
+        names.make_strategy("sign_bptt", scal=0.5)
+
+    ones, named = Linear(), Linear()
+    jt.Fit(cls(), max_steps=3).run(ones, Lines())
+    jt.Fit("sign_bptt", max_steps=3).run(named, Lines())
+    assert same(leaves(ones), leaves(named))
+    start = Linear()
+    start.model = start.build()
+    moved = np.abs(leaves(named)["w"] - leaves(start)["w"]) / 0.05  # a sign each time: whole numbers of steps
+    np.testing.assert_allclose(moved, np.round(moved), atol=1e-4)
+    assert moved.any() and moved.max() <= 3 + 1e-4
+
+
+def test_what_cannot_be_registered():
+    cls = register(sign_bptt())
+    assert register(cls) is cls, "twice the same is nothing new"
+    with pytest.raises(ValueError, match=r"^register\(SignBPTT\): the name 'sign_bptt' is taken; choose another$"):
+        register(sign_bptt())
+    taken = sign_bptt()
+    taken.name = "drtrl"
+    with pytest.raises(ValueError, match=r"the name 'drtrl' is taken"):
+        register(taken)
+    with pytest.raises(TypeError, match=r"expected a frozen dataclass with a class attribute name$"):
+        register(type("Plain", (), {"name": "plain"}))
+
+
+def test_entry_points_of_other_packages(monkeypatch):
+    cls, loaded = sign_bptt(), []
+    point = SimpleNamespace(name="sign_bptt", load=lambda: (loaded.append(1), cls)[1])
+
+    def entry_points(*, group, name=None):
+        assert group == "jaxtrain.strategies"
+        return [point] if name in (None, point.name) else []
+
+    monkeypatch.setattr(names, "entry_points", entry_points)
+    assert names.available()[-1] == "sign_bptt" and not loaded, "listed without an import"
+    with pytest.raises(ValueError, match=r"^unknown strategy 'sign_bpt'; .*did you mean 'sign_bptt'\?$"):
+        names.lookup("sign_bpt")
+    assert not loaded
+    assert jt.Fit("sign_bptt", max_steps=1).strategy == cls() and names.make_strategy("sign_bptt", scale=2.0).scale == 2
+    assert loaded == [1] and names.available().count("sign_bptt") == 1

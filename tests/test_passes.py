@@ -1,10 +1,14 @@
 """Whole passes over a source, for validation, tests and predictions."""
 
+import logging
+
 import numpy as np
 import pytest
 
-from jaxtrain.passes import Passes, one_pass
+from jaxtrain.data import Feed
+from jaxtrain.passes import Passes, alike, one_pass
 from jaxtrain.sources import DataError
+from tests.batches import EXACT, LIST, SHORT, Again, Cursor, Items, Loader, batch, ids
 
 WHOLE = [np.full((3, 4), float(i), np.float32) for i in range(3)]
 SMALLER = np.full((3, 2), 3.0, np.float32)  # axis 1 is the batch
@@ -51,3 +55,83 @@ def test_a_batch_of_another_kind_is_refused():
     passes = Passes([*WHOLE, np.zeros((5, 4), np.float32), WHOLE[0]], "val")
     with pytest.raises(DataError, match="batch 3"):
         list(passes.once())
+
+
+ENDING = ["addressed with an epoch", "list", "short list", "again", "short again", "items",
+          "state on the iterator", "state on the iterable", "short, state on the iterable"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ENDING)
+def test_every_pass_is_whole(kind):
+    passes = Passes(EXACT[kind][0](), "val")
+    want = [0, 1, 2, 3, *([9] if kind.startswith("short") else [])]
+    for _ in range(3):
+        assert [i % 10 for i in ids(passes.once())] == want
+
+
+@pytest.mark.parametrize("cut", [0, 2])
+def test_a_pass_that_was_cut_is_no_part_of_the_next(cut):
+    passes = Passes(LIST, "val")
+    taken = passes.once()
+    assert ids(next(taken) for _ in range(cut)) == [0, 1, 2, 3][:cut]
+    assert ids(passes.once()) == [0, 1, 2, 3]
+
+
+def test_a_source_with_one_place_is_left_where_it_was():
+    loader = Loader(short=True)
+    before = Feed(loader).state()
+    passes = Passes(loader, "val")
+    assert Feed(loader).state() == before
+    assert [i % 10 for i in ids(passes.once())] == [0, 1, 2, 3, 9]
+
+
+@pytest.mark.parametrize("source", [iter(LIST), (batch(i) for i in range(3)), Cursor(4)])
+def test_a_one_shot_iterator_gives_one_pass(source):
+    with pytest.raises(DataError, match="^val data: a one-shot iterator gives no second pass; give a list"):
+        Passes(source, "val")
+    assert ids(one_pass(source, "predict"))[0] == 0
+
+
+@pytest.mark.parametrize("empty", [[], (), Again(n=0), Loader(n=0)])
+def test_empty(empty):
+    with pytest.raises(DataError, match="^val data: holds no batch"):
+        Passes(empty, "val")
+
+
+def test_examples_are_the_sizes_known_beforehand():
+    assert [x.shape for x, _ in Passes(LIST, "val").examples] == [(3, 2)]
+    assert [x.shape for x, _ in Passes(SHORT, "val").examples] == [(3, 2), (3, 1)]
+    assert [x.shape for x, _ in Passes(Again(short=True), "val").examples] == [(3, 2)], "its end is not yet known"
+    assert [x.shape for x, _ in Passes(Items(), "val").examples] == [(3, 2)]
+
+
+def test_a_size_that_was_not_known_is_spoken_of_once(caplog):
+    passes = Passes(Again(short=True), "val")
+    with caplog.at_level(logging.INFO, "jaxtrain"):
+        for _ in range(2):
+            assert len([*passes.once()]) == 5
+        assert len([*Passes(SHORT, "val").once()]) == 5
+    assert caplog.messages == ["val data: batch 4 is smaller than the first one: it gets a program of its own"]
+
+
+@pytest.mark.parametrize("wrong", [(np.zeros((4, 2), np.float32), batch(0)[1]), batch(1, size=3)])
+def test_a_batch_that_is_another(wrong):
+    """Not merely smaller: refused where it is, wherever it can be seen beforehand at once."""
+    with pytest.raises(DataError, match="^val data: batch 4: .*as in the first one; make all alike") as error:
+        Passes([*LIST, wrong], "val")
+    assert error.value.batch == 4
+    passes = Passes([LIST[0], wrong, LIST[1]], "val")
+    with pytest.raises(DataError, match="^val data: batch 1: "):
+        [*passes.once()]
+    with pytest.raises(DataError, match="^val data: batch 1: "):
+        [*alike([LIST[0], wrong], "val")]
+
+
+def test_what_a_source_raises_says_which_batch():
+    class Broken(Items):
+        def __getitem__(self, i):
+            return batch(i) if i != 2 else {}[i]
+
+    with pytest.raises(KeyError) as error:
+        [*Passes(Broken(), "val").once()]
+    assert error.value.__notes__ == ["while making batch 2 of the val data (counted from 0)"]

@@ -69,7 +69,7 @@ class Fit:
             raise TypeError(f"Fit(strategy={strategy!r}): expected a name or a jaxtrain.Strategy object")
         self.max_steps = _count(max_steps, "max_steps")
         self.max_epochs = _count(max_epochs, "max_epochs")
-        self.max_time = Period.of(max_time)
+        self.max_time = _period(max_time, "max_time")
         if self.max_time is not None and self.max_time.unit != "time":
             raise ValueError(f"Fit(max_time={max_time!r}): expected a time, as '30min' or '2h'")
         if max_steps is None and max_epochs is None and max_time is None:
@@ -84,7 +84,7 @@ class Fit:
         self.accumulate = _count(accumulate, "accumulate", required=True)
         self.chunk: int | Literal["auto"] = "auto" if chunk == "auto" else _count(chunk, "chunk", required=True)
         self.log_every = _count(log_every, "log_every", required=True)
-        self.validate_every = Period.of(validate_every)
+        self.validate_every = _period(validate_every, "validate_every")
         self.seed = seed
         self.nonfinite: NonFinite = nonfinite
         self.callbacks = Callbacks(callbacks)
@@ -307,8 +307,6 @@ class Fit:
         loop.program, run.batch_size = program, program.phases.sizes[2]
         log.info("task %s from step %d on: compiled in %.1f s", loop.data.task, run.step, program.compile_seconds)
 
-    # -------------------------------------------------------------------------------------------------- result
-
     def _store(self, run_dir: Path) -> Store:
         kept = self._kept()
         return Store(run_dir / CHECKPOINTS, last=kept["last"], best=kept["best"], mode=kept["mode"])
@@ -384,6 +382,13 @@ class Fit:
 def versions() -> dict[str, str]:
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": sys.version.split()[0], "jaxtrain": __version__, **found}
+
+
+def _period(value: Any, name: str) -> Period | None:
+    try:
+        return Period.of(value)
+    except ValueError as error:
+        raise ValueError(f"Fit({name}={value!r}): {error}") from None
 
 
 def _count(value: Any, name: str, required: bool = False) -> Any:

@@ -283,7 +283,6 @@ class Loop:
             "last_validation": run.last_validation,
             "cut": self.cut,
             "requests": vars(run.requests),
-            "score": run.score,
             "over": [self.status, self.reason] if self.over else None,
             "versions": run.config.get("versions", {}),
         }
@@ -294,7 +293,7 @@ class Loop:
         run.step = self.position = run.restored_step = meta["step"]
         run.recorder.load_state(meta["recorder"])
         run.metrics, run.last_validation = dict(meta["metrics"]), meta["last_validation"]
-        run.requests, run.score = Requests(**meta["requests"]), meta["score"]
+        run.requests = Requests(**meta["requests"])
         self.cut = meta["cut"]
         self.resumed_cut = meta["step"] if meta["cut"] else None
         pending = run.recorder.rows  # those of an edge that was cut

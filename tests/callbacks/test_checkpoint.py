@@ -1,11 +1,14 @@
 import json
 import math
 
+import braintools
 import pytest
 
+import jaxtrain as jt
 import jaxtrain.callbacks.checkpoint as module
 from jaxtrain.callbacks import Checkpoint
 from jaxtrain.period import Period
+from tests.small import Linear, lines, steps_of
 
 
 def validate(callback, run, step, score, tag="val/loss"):
@@ -179,3 +182,28 @@ def test_a_missing_monitor_names_the_tags_there_are(make_run):
 def test_bad_arguments_are_one_clear_line(arguments, message):
     with pytest.raises(ValueError, match=message):
         Checkpoint(**arguments)
+
+
+def train(run_dir, lr, steps, kept=None, resume="never", data=None, more=()):
+    kept = kept or Checkpoint(every=3, best=("val/loss", 1), last=1)
+    fit = jt.Fit(
+        "bptt", max_steps=steps, validate_every=3, nonfinite="warn", callbacks=[kept, *more], run_dir=run_dir, chunk=3
+    )
+    return fit.run(Linear(lambda: braintools.optim.SGD(lr)), data or lines(), resume=resume)
+
+
+def test_the_best_of_a_fork_is_one_of_its_own(tmp_path):
+    parent = train(tmp_path / "run", lr=20.0, steps=9)
+    assert parent.best is not None and parent.best["step"] == 3, "it diverges"
+    fork = train(tmp_path / "run", lr=20.0, steps=12, resume="best")
+    assert fork.run_dir == tmp_path / "run-from-3"
+    assert fork.best is not None and fork.best["step"] == 6 and fork.best["score"] > parent.best["score"]
+    assert steps_of(fork.run_dir) == [6, 12], "the best is saved"
+
+
+def test_an_object_that_serves_a_second_run_starts_anew(tmp_path):
+    callbacks = [Checkpoint(every=3, best=("val/loss", 1)), jt.EarlyStopping(patience=2), jt.LearningRateMonitor()]
+    shared = [train(tmp_path / name, 0.1, 6, callbacks[0], more=callbacks[1:]) for name in ("a", "b")]
+    alone = train(tmp_path / "c", 0.1, 6)
+    assert shared[1].best == shared[0].best == alone.best
+    assert [result.status for result in shared] == ["finished", "finished"]

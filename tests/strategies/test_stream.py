@@ -104,21 +104,33 @@ def test_the_stream_is_what_it_says():
     assert len({int(lane.argmax()) for lane in reset.T}) > 4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("unaligned", [False, True])
-def test_an_lru_learns_the_stream_online(unaligned):
-    """99 % recall within 20,000 time steps; the published best of others on this stream is 16 %."""
-    result, _ = train(ONLINE, data=Recall(offset=unaligned))
-    recall = [row["train/accuracy"] for row in result.history]  # means over 1,000 time steps
-    assert max(recall) >= 0.99 and recall[-1] >= 0.99, recall
-    assert recall[0] < 0.4, "it knew nothing at first"
+def recall_of(*args, **kwargs):
+    """Means over 1,000 time steps."""
+    return [row["train/accuracy"] for row in train(*args, **kwargs)[0].history]
 
 
 @pytest.mark.slow
-def test_a_random_recurrence_does_not():
-    """The control: the same network, of which only what reads the hidden state learns."""
-    result, _ = train(ReadoutOnly(update_every=1, carry="carry"))
-    assert result.history[-1]["train/accuracy"] < 0.97, [row["train/accuracy"] for row in result.history]
+def test_an_lru_learns_the_stream_online():
+    """99 % recall (of 800 symbols in a row) within 20,000 time steps; the published best of others is 16 %."""
+    recall = recall_of(ONLINE)
+    assert recall[0] < 0.5 and max(recall) >= 0.99 and np.mean(recall[-5:]) > 0.97, recall
+
+
+@pytest.mark.slow
+def test_an_lru_learns_from_unaligned_lanes():
+    """Ten times as many updates, each on the recall of a lane or two: it gets there, and is less steady."""
+    recall = recall_of(ONLINE, data=Recall(offset=True))
+    assert recall[0] < 0.5 and max(recall) >= 0.99 and np.mean(recall[-5:]) > 0.95, recall
+
+
+@pytest.mark.slow
+def test_controls_do_not():
+    """The same network whose recurrence stays random comes to 95 %; one whose states begin anew with every batch, as
+    long as half a delay, to chance."""
+    random = recall_of(ReadoutOnly(update_every=1, carry="carry"))
+    assert 0.5 < max(random) < 0.98, random
+    reset = recall_of(DRTRL(update_every=1))
+    assert max(reset) < 0.2, reset
 
 
 @pytest.mark.slow

@@ -63,6 +63,17 @@ class OnlineLearner(Learner):
     # ------------------------------------------------------------------------------------------------ learning
 
     def learn(self, phases: Phases, update: Update) -> Metrics:
+        try:
+            return self._learn(phases, update)
+        except KeyError as error:
+            if type(error.args[0]).__name__ != "Var":  # braintrace looks a variable up that it did not keep
+                raise
+            raise ValueError(
+                f"{type(self.objective.model).__name__} returns a value that also feeds one of its weights, which "
+                "braintrace cannot follow: return something made from it, or use strategy='bptt'"
+            ) from error
+
+    def _learn(self, phases: Phases, update: Update) -> Metrics:
         if not self.cadence.carried:
             self.restart(phases.sizes[2])
         warm_up(self.objective, self._warm_forward, phases, self._clear)

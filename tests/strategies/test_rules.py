@@ -325,7 +325,6 @@ def test_upstream_a_value_that_feeds_a_weight_cannot_be_an_output(lab):
         brainstate.transform.jit(learner)(x)
 
 
-@pytest.mark.xfail(raises=KeyError, strict=True, reason="braintrace's KeyError: Var(...) comes through as it is")
 def test_a_value_that_feeds_a_weight_and_is_an_output_is_refused(lab):
     class Silent(lab.Task):
         def learning_step(self, forward, x, y):

@@ -313,11 +313,12 @@ class Feed:
         raise DataError(f"{self.name} data: batch {number}: {why} as in batches before; make all alike", number)
 
     def _measure(self) -> None:
-        """Leave a short last item out of a sequence's epoch, before anything counts by its length."""
+        """Ask for the length of an epoch; a sequence's is without a short last item, before anything counts by it."""
         source = self._source
+        if source.kind != "iterator":
+            source.length = length_of(source.source, self.name)
         if not isinstance(source, Counted) or source.kind == "addressed":
             return
-        source.length = length_of(source.source, self.name)
         last = (source.length or 1) - 1
         number = 0
         try:

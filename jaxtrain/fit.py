@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 import time
 from collections.abc import Iterable
@@ -11,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from . import __version__, preflight
+from . import preflight
 from .callback import Callback, Callbacks
 from .callbacks import Checkpoint
 from .checkpoint import Store
@@ -28,15 +27,13 @@ from .program import NonFinite, Program
 from .record import Recorder
 from .resume import CHECKPOINTS, Origin, absolute, chosen, describe, first_difference, log_changes, opened
 from .resume import refuse_differences as refuse
-from .run import NonFiniteError, Result, Run, Status
+from .run import NonFiniteError, Result, Run, Status, versions
 from .schedule import Schedule
 from .signals import Signals
 from .sources import Spec
 from .state import flatten, parameters, signature
 from .strategies import Strategy
 from .strategies.names import make_strategy
-
-PACKAGES = ("jax", "brainstate", "braintools", "braintrace", "numpy", "orbax-checkpoint")
 
 
 class Fit:
@@ -152,12 +149,16 @@ class Fit:
             try:
                 if not isinstance(sys.exception(), NonFiniteError):  # then the values are of no use to anyone
                     loop.program.write_back()
-                if loop.store is not None:
-                    loop.store.close()
-                result = self._result(loop, status, report, started, trains)
             finally:
-                with run.closed():
-                    loop.callbacks("on_fit_end", run, status)
+                try:
+                    if loop.store is not None:
+                        loop.store.close()
+                finally:
+                    try:
+                        result = self._result(loop, status, report, started, trains)
+                    finally:
+                        with run.closed():
+                            loop.callbacks("on_fit_end", run, status)
         return result
 
     def _assemble(self, module: Module, data: DataModule, origin: Origin, config: dict[str, Any] | None,
@@ -377,11 +378,6 @@ class Fit:
         source = getattr(data, f"{name}_data")() if whole else data.train_data()
         saved = None if checkpoint is None else chosen(checkpoint, self._latest)
         return read(module, self.strategy, data, source, name, kind=kind, seed=self.seed, saved=saved)
-
-
-def versions() -> dict[str, str]:
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": sys.version.split()[0], "jaxtrain": __version__, **found}
 
 
 def _period(value: Any, name: str) -> Period | None:

@@ -245,8 +245,14 @@ class Program:
     def _environ(self, fit: bool):
         return brainstate.environ.context(**self.module.environ, fit=fit)
 
-    def _functional(self, step: Callable, index: Any, batch: Any) -> Functional:
-        return Functional(step, self._named, self.learner.scratch(), jax.random.key(0), index, batch)
+    def _functional(self, step: Callable, index: Any, batch: Any, *, carried: bool = True) -> Functional:
+        """``carried=False``: the step begins with fresh hidden states, for any number of lanes."""
+        named, scratch = self._named, self.learner.scratch()
+        if not carried:
+            hidden = list(self.learner.network.hidden.values())
+            scratch = [*scratch, *hidden]
+            named = {name: state for name, state in named.items() if not any(state is own for own in hidden)}
+        return Functional(step, named, scratch, jax.random.key(0), index, batch)
 
     def _choose_chunk(self) -> int:
         return int(max(1, min(CHUNK_CAP, CHUNK_FLOPS // max(self.flops, 1.0))))
@@ -292,7 +298,7 @@ class Program:
         key = (kind, jax.tree.structure(batch), shapes)
         if key not in self._executables:
             with self._environ(fit=fit):
-                functional = self._functional(step, jnp.int32(0), batch)
+                functional = self._functional(step, jnp.int32(0), batch, carried=fit)
                 read = lambda values, root, index, batch: functional(values, root, index, batch)[1]  # noqa: E731
                 self._executables[key] = jax.jit(read).lower(self.values, self.root, jnp.int32(0), batch).compile()
         return self._executables[key](self.values, self.root, np.int32(index), batch)

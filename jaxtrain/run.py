@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from . import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
     from .record import Recorder
 
 Status = Literal["finished", "stopped", "interrupted", "terminated", "failed"]
+PACKAGES = ("jax", "brainstate", "braintools", "braintrace", "numpy", "orbax-checkpoint")
 EXIT_CODES = {"finished": 0, "stopped": 0, "failed": 1, "interrupted": 130, "terminated": 143}
 
 
@@ -150,3 +155,9 @@ class Run:
     def params(self) -> dict[str, Any]:
         """A host copy of the parameters, name -> pytree of numpy arrays, at the last dispatched step."""
         return self._params()
+
+
+def versions() -> dict[str, str]:
+    """Of Python, jaxtrain and the packages that a run hangs on."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": sys.version.split()[0], "jaxtrain": __version__, **found}

@@ -222,6 +222,57 @@ def test_a_run_that_cannot_be(tmp_path, what):
     assert list(tmp_path.iterdir()) == [], "nothing is written"
 
 
+class Numpy(jt.Callback):
+    def state(self):
+        return {"best": np.float32(1)}
+
+
+class Made(jt.Callback):
+    """Its state is made when the run starts, which is no mistake."""
+
+    def on_fit_start(self, run):
+        self.best = 0
+
+    def state(self):
+        return {"best": self.best}
+
+
+class Sized(jt.BPTT):
+    def config(self):
+        return {**super().config(), "size": np.int32(3)}
+
+
+class Task(jt.DataModule):
+    task = {"lag": np.int8(3)}
+
+
+CHEAP = {
+    "max_epochs": (Lines(), dict(max_epochs=2), ValueError, "needs train data with a length"),
+    "validate_every": (lines(), dict(validate_every="1ep"), ValueError, "counts epochs"),
+    "callback state": (Lines(), dict(callbacks=[Numpy()]), TypeError, r"the state of callback Numpy\.0 is not JSON"),
+    "strategy": (Lines(), dict(strategy=Sized()), TypeError, "the configuration of Sized is not JSON .*int32"),
+    "task": (Task(Lines()), {}, TypeError, "Task.task is not JSON .*int8"),
+    "val": (jt.DataModule(Lines(), Lines()), {}, jt.DataError, "val data: never ends"),
+}
+
+
+@pytest.mark.parametrize("what", CHEAP)
+def test_what_is_cheap_to_find_is_found_before_a_model_is_built(tmp_path, what):
+    class Unbuilt(Linear):
+        def build(self):
+            raise AssertionError("built")
+
+    data, options, error, message = CHEAP[what]
+    fit = jt.Fit(run_dir=tmp_path / "a" / "run", **{**dict(strategy="bptt", max_steps=3), **options})
+    with pytest.raises(error, match=message) as caught:
+        fit.run(Unbuilt(), data)
+    assert len(str(caught.value).splitlines()) == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_a_state_made_when_the_run_starts_is_no_mistake(tmp_path):
+    jt.Fit("bptt", max_steps=2, callbacks=[Made()], run_dir=tmp_path).run(Linear(), Lines())
+
+
 FITS = {
     "no budget": ({}, ValueError, "needs a budget: max_steps, max_epochs or max_time"),
     "zero steps": (dict(max_steps=0), ValueError, r"max_steps=0\): expected a whole number, 1 or more"),

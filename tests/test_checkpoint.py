@@ -609,6 +609,29 @@ def test_absl_is_as_before(tmp_path):
     assert (list(logger.filters), logger.level, absl_logging.get_verbosity()) == before
 
 
+@pytest.mark.parametrize("words", ["basic", "none"])
+def test_logging_of_the_program_around_it_is_left_alone(tmp_path, words):
+    """After Orbax was imported and used, basicConfig still does what it says, and lines are printed once and plain."""
+    code = (
+        "import logging, sys, numpy as np\n"
+        "from jaxtrain.checkpoint import Store\n"
+        "from jaxtrain.console import log\n"
+        "s = Store(sys.argv[1])\n"
+        "s.save(1, {'w': np.arange(3.0)}, {}, {}); s.wait(); s.restore(1)\n"
+        "log.info('one line')\n"
+        "s.close()\n"
+        "assert logging.root.handlers == [] and logging.root.level == logging.WARNING\n"
+        "if sys.argv[2] == 'basic':\n"
+        "    logging.basicConfig(format='theirs: %(message)s', level=logging.INFO, stream=sys.stdout)\n"
+        "log.info('another')\n"
+        "Store(sys.argv[1]).restore(1)\n"
+        "log.info('the last')\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, tmp_path, words], capture_output=True, text=True, timeout=100)
+    theirs = "theirs: " if words == "basic" else ""
+    assert run.stderr == "" and run.stdout.splitlines() == ["one line", f"{theirs}another", f"{theirs}the last"]
+
+
 def test_orbax_is_imported_late(tmp_path):
     code = "import sys, jaxtrain.checkpoint as c; c.Store(sys.argv[1]); print({'orbax', 'jax'} & {*sys.modules})"
     run = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)

@@ -70,6 +70,14 @@ def test_a_short_last_batch_counts_in_the_validation_of_a_run():
     assert result.metrics["val/loss"] != pytest.approx(FIT.validate(module, batches[:2])["val/loss"], rel=1e-3)
 
 
+def test_a_short_last_batch_counts_where_hidden_states_are_carried():
+    batches = [line(0), line(1, batch=1)]
+    module, strategy = Linear(), jt.TBPTT(window=2, carry="carry")
+    fit = jt.Fit(strategy, max_steps=4, validate_every=2)
+    result = fit.run(module, jt.DataModule([line(5), line(6)], batches))
+    assert result.metrics["val/loss"] == pytest.approx(fit.validate(module, batches)["val/loss"], rel=1e-6)
+
+
 def test_a_batch_unlike_the_first_is_named():
     with pytest.raises(jt.DataError, match="^val data: batch 1: .*as in the first one"):
         FIT.validate(Linear(), [line(0), line(1, time=4), line(2)])

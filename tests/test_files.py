@@ -4,14 +4,21 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from jaxtrain.files import RunLock, jsonable, read_json, write_json
+from jaxtrain.files import RunLock, as_json, jsonable, read_json, write_json
 
 
 def test_jsonable():
     given = {"a": math.nan, "b": [math.inf, 1.5], 3: (1, None), "c": True, "d": {"e": object}}
     assert jsonable(given) == {"a": None, "b": [None, 1.5], "3": [1, None], "c": True, "d": {"e": "<class 'object'>"}}
+
+
+def test_as_json_is_what_reads_back():
+    assert as_json({"a": (1, 2.5), 3: None}, "it") == {"a": [1, 2.5], "3": None}
+    with pytest.raises(TypeError, match=r"^the task is not JSON \(Object of type int64 .*give plain numbers"):
+        as_json({"lag": np.int64(3)}, "the task")
 
 
 def test_write_json_is_atomic(tmp_path, monkeypatch):
@@ -39,7 +46,7 @@ def test_a_lock_makes_the_directory_and_takes_it_away_when_unused(tmp_path):
         assert (path / ".lock").exists()
         with pytest.raises(RuntimeError, match="in use by process"), RunLock(path):
             pass
-    assert not path.exists()
+    assert list(tmp_path.iterdir()) == [], "nor what it made above"
     with RunLock(path):
         (path / "config.json").write_text("{}")
     assert (path / "config.json").exists()

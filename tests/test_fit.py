@@ -9,6 +9,7 @@ import pytest
 import jaxtrain as jt
 from jaxtrain.checkpoint import Store
 from jaxtrain.digests import digest
+from jaxtrain.files import RunLock
 from tests.small import (
     At,
     CopyGRU,
@@ -24,6 +25,7 @@ from tests.small import (
     rows,
     same,
     steps_of,
+    tree_bytes,
 )
 
 # ------------------------------------------------------------------------------------------- what callbacks ask for
@@ -241,12 +243,69 @@ def test_dry_run_writes_nothing(tmp_path, caplog):
     assert "rnn.layers.0.Wr.weight" in caplog.text and "credit lies within one window" in caplog.text
 
 
-def test_a_module_with_a_model_is_trained_from_its_values():
+def test_a_dry_run_takes_and_makes_no_lock(tmp_path):
+    jt.Fit("bptt", max_steps=2, run_dir=tmp_path / "run").run(Linear(), Lines())
+    fit = jt.Fit("bptt", max_steps=4, run_dir=tmp_path / "run")
+    before = tree_bytes(tmp_path)
+    with RunLock(tmp_path / "run"):
+        assert fit.run(Linear(), Lines(), resume="last", dry_run=True).step == 2
+    assert tree_bytes(tmp_path) == before
+
+
+def test_a_module_with_a_model_is_trained_from_its_values(tmp_path, caplog):
+    said = "the model of Linear is trained on from its present values; make a new module to start fresh"
+
+    def initial(name):
+        return json.loads((tmp_path / name / "config.json").read_text())["initial"]
+
     module = Linear()
-    module.model = module.build()
+    jt.Fit("bptt", max_steps=1, run_dir=tmp_path / "a").run(module, Lines())
+    assert said not in caplog.text and initial("a") == "seed"
     module.model.b.value = np.ones(3, np.float32)
-    jt.Fit("bptt", max_steps=1).run(module, Lines())
+    jt.Fit("bptt", max_steps=1, run_dir=tmp_path / "b").run(module, Lines())
     assert not np.allclose(leaves(module)["b"], 0) and np.allclose(leaves(module)["b"], 1, atol=0.2)
+    assert caplog.text.count(said) == 1 and initial("b") == "values"
+    jt.Fit("bptt", max_steps=2, run_dir=tmp_path / "b").run(Linear(), Lines(), resume="last")
+    assert caplog.text.count(said) == 1 and initial("b") == "values", "the run still began so"
+    jt.Fit("bptt", max_steps=2, run_dir=tmp_path / "a").run(module, Lines(), resume="last")
+    assert caplog.text.count(said) == 1 and initial("a") == "seed"
+
+
+def test_a_run_ends_in_order_whatever_fails_on_the_way(tmp_path, monkeypatch):
+    ended = []
+
+    class Ends(jt.Callback):
+        def on_fit_end(self, run, status):
+            ended.append(status)
+
+    def close(store):
+        raise OSError("the disk is gone")
+
+    def fail(run):
+        raise RuntimeError("boom")
+
+    fit = jt.Fit("bptt", max_steps=9, chunk=2, callbacks=[At("on_chunk_end", 4, fail), Ends()], run_dir=tmp_path)
+    monkeypatch.setattr(Store, "close", close)
+    module = Linear()
+    with pytest.raises(OSError, match="the disk is gone") as caught:
+        fit.run(module, Lines())
+    assert "boom" in str(caught.value.__context__) and ended == ["failed"]
+    assert result_of(tmp_path)["status"] == "failed" and np.abs(leaves(module)["b"]).sum() > 0
+
+
+def test_set_up_is_called_once():
+    class Counts(jt.DataModule):
+        times = 0
+
+        def setup(self):
+            self.times += 1
+
+    data = Counts(Lines(), LinesOf(2), predict=LinesOf(2))
+    module, fit = Linear(), jt.Fit("bptt", max_steps=1)
+    fit.run(module, data)
+    fit.validate(module, data)
+    jt.Fit("bptt", max_steps=2).predict(module, data)
+    assert data.times == 1
 
 
 def test_the_seed_decides_the_initial_values_and_leaves_the_callers_alone():

@@ -122,8 +122,9 @@ def test_another_step_is_forked(run_dir, finished, word):
     assert rows(fork) == [row for row in rows(finished) if row["step"] > 3]
 
 
-def test_the_last_step_continues_in_place(run_dir):
+def test_the_last_step_continues_in_place(run_dir, caplog):
     result = plain(run_dir, 9, resume=6)
+    assert f"resume: step 6 of {run_dir}, its last: the run goes on there" in caplog.text
     assert result.run_dir == run_dir and result.step == 9 and not run_dir.with_name("run-from-6").exists()
 
 
@@ -173,6 +174,7 @@ def test_a_changed_learning_rate_wins_and_is_said(tmp_path, make, caplog):
     assert same(before, after), "a rate of zero changes nothing"
     assert [row["lr"] for row in rows(tmp_path)] == [0.25, 0.25, 0.25, 0.0]
     assert any("0.25" in text and "0.0" in text for text in caplog.text.splitlines() if "resume" in text)
+    assert "resume: optimizer changes from" in caplog.text, "an optimizer alone has no label"
 
 
 def test_a_changed_option_is_said(run_dir, caplog):

@@ -1,6 +1,7 @@
 """A run's directory, its lock, its JSON files, and what callbacks may ask for."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,13 @@ def run(tmp_path):
 )  # fmt: skip
 def test_exit_codes(status, saved, code):
     assert Result(status, 3, saved=saved).exit_code == code
+
+
+def test_a_result_is_told_in_a_line():
+    metrics = {"grad_norm": 1.0, "train/loss": 0.123456, "val/loss": 2.0}
+    result = Result("stopped", 30, "enough", metrics, history=[metrics] * 99, report={"a": "b" * 9999})
+    assert repr(result) == "<Result stopped at step 30 (enough), train/loss=0.1235, val/loss=2>"
+    assert repr(Result("finished", 3, run_dir=Path("runs/a"))) == "<Result finished at step 3, in runs/a>"
 
 
 def test_requests(run):

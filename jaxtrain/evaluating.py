@@ -21,7 +21,7 @@ from .passes import alike, one_pass
 from .program import EVALUATE, PREDICT
 from .state import Functional, fold_in, lasting, parameters, set_key, strengthen, strong
 from .strategies import Strategy
-from .strategies.base import Network, choose_batching, scored
+from .strategies.base import Network, choose_batching, input_of
 from .strategies.bptt import BPTTLearner
 
 Kind = Literal["evaluate", "predict"]
@@ -46,7 +46,7 @@ class Reader:
             objective = Objective(module, encode)
             phases = check_phases(module.phases(example))
             wanted = _batching(strategy)
-            batching = choose_batching(wanted, module.model, _input(objective, phases, kind), phases.sizes[2])
+            batching = choose_batching(wanted, module.model, input_of(objective, phases, kind), phases.sizes[2])
             self._learner = BPTTLearner(objective, Network(module.model, batching))
             self._named = {
                 **parameters(module.model),
@@ -90,29 +90,6 @@ def _batching(strategy: Strategy) -> Any:
     """The batching that the strategy would train with, as far as it says."""
     lanes = getattr(strategy, "lanes", "either")
     return getattr(strategy, "batching", "auto") if lanes == "either" else lanes
-
-
-def _input(objective: Objective, phases: Phases, kind: Kind) -> Any:
-    """Shape and dtype of what a step hands to ``forward``: it may transform its input first."""
-
-    class Captured(BaseException):
-        pass
-
-    def forward(u):
-        raise Captured(u)
-
-    def first(x, y, w, extras):
-        try:
-            if kind == "predict":
-                objective.predict(forward, x)
-            else:
-                objective.evaluate(forward, x, y, w, extras)  # raises by itself where forward is never called
-        except Captured as captured:
-            return captured.args[0]
-        raise ValueError(f"{type(objective.module).__name__}.predict_step never calls forward, which runs the model")
-
-    head = jax.tree.map(lambda leaf: leaf[0], scored(phases)[:4])
-    return brainstate.transform.StatefulFunction(first).make_jaxpr(*head).get_out_shapes(*head)[0]
 
 
 def read(module: Module, strategy: Strategy, data: DataModule, source: Any, name: str, *, kind: Kind, seed: int,

@@ -13,6 +13,7 @@ import numpy as np
 from . import preflight
 from .callback import Callback, Callbacks
 from .callbacks import Checkpoint
+from .callbacks.periods import optional_period
 from .checkpoint import Store
 from .console import log
 from .data import DataModule, Feed, as_data, begin_task, change_task, set_up
@@ -66,7 +67,7 @@ class Fit:
             raise TypeError(f"Fit(strategy={strategy!r}): expected a name or a jaxtrain.Strategy object")
         self.max_steps = _count(max_steps, "max_steps")
         self.max_epochs = _count(max_epochs, "max_epochs")
-        self.max_time = _period(max_time, "max_time")
+        self.max_time = optional_period(max_time, "Fit", "max_time")
         if self.max_time is not None and self.max_time.unit != "time":
             raise ValueError(f"Fit(max_time={max_time!r}): expected a time, as '30min' or '2h'")
         if max_steps is None and max_epochs is None and max_time is None:
@@ -81,7 +82,7 @@ class Fit:
         self.accumulate = _count(accumulate, "accumulate", required=True)
         self.chunk: int | Literal["auto"] = "auto" if chunk == "auto" else _count(chunk, "chunk", required=True)
         self.log_every = _count(log_every, "log_every", required=True)
-        self.validate_every = _period(validate_every, "validate_every")
+        self.validate_every = optional_period(validate_every, "Fit", "validate_every")
         self.seed = seed
         self.nonfinite: NonFinite = nonfinite
         self.callbacks = Callbacks(callbacks)
@@ -205,7 +206,7 @@ class Fit:
             "module": type(module).__name__,
             "initial": initial,
             "data": described["data"],
-            "auto": program.report()["auto"],
+            "auto": program.auto,
             "versions": versions(),
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "parent": origin.parent,
@@ -378,13 +379,6 @@ class Fit:
         source = getattr(data, f"{name}_data")() if whole else data.train_data()
         saved = None if checkpoint is None else chosen(checkpoint, self._latest)
         return read(module, self.strategy, data, source, name, kind=kind, seed=self.seed, saved=saved)
-
-
-def _period(value: Any, name: str) -> Period | None:
-    try:
-        return Period.of(value)
-    except ValueError as error:
-        raise ValueError(f"Fit({name}={value!r}): {error}") from None
 
 
 def _count(value: Any, name: str, required: bool = False) -> Any:

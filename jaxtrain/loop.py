@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .callback import Callback, Callbacks
+from .callbacks.throughput import peak_rss_mb
 from .checkpoint import Store
 from .console import log
 from .data import DataModule, Feed
@@ -341,7 +341,7 @@ def summarize(loop: Loop, status: Status, report: dict[str, Any], best: dict[str
         "digest": whole,
         "seconds": seconds,
         "steps_per_second": steps / max(seconds["train"], 1e-9),
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_rss_mb": peak_rss_mb(),
         "params": sum(entry["count"] for entry in report["parameters"].values()),
         "versions": run.config["versions"],
         "config": run.config["config"],

@@ -88,7 +88,7 @@ class Program:
         with self._environ(fit=True):
             return self._functional(self._train_step, jnp.int32(0), self.example)
 
-    @property
+    @cached_property
     def flops(self) -> float:
         """Work of one train step."""
         return flops(self._step.jaxpr)
@@ -111,10 +111,6 @@ class Program:
     def evaluate(self, batch: Any, index: int) -> Pending:
         """Metrics of one batch, ``Mean`` by name."""
         return Pending(self._run("evaluate", self._evaluate_step, batch, index))
-
-    def predict(self, batch: Any, index: int) -> Pending:
-        """Outputs over the learning phase of one batch, ``(T_l, B, ...)``."""
-        return Pending(self._run("predict", self._predict_step, batch, index))
 
     def probe(self, callback: Any, batch: Any, index: int) -> Pending:
         """What a callback's ``probe`` computes on one batch."""
@@ -187,6 +183,11 @@ class Program:
         rows = self.learner.report()
         return [row if row.name in used else Row(row.name, "no", "the model never uses it") for row in rows]
 
+    @property
+    def auto(self) -> dict[str, Any]:
+        """What every "auto" became."""
+        return {"chunk": self.chunk, **self.learner.resolved()}
+
     def report(self) -> dict[str, Any]:
         warm, learn, batch = self.phases.sizes
         return {
@@ -197,7 +198,7 @@ class Program:
             "parameters": describe_parameters(parameters(self.module.model), self.rows),
             "memory": compiled_memory(self._train),
             "flops": self.flops,
-            "auto": {"chunk": self.chunk, **self.learner.resolved()},
+            "auto": self.auto,
             "compile_seconds": self.compile_seconds,
         }
 
@@ -235,10 +236,6 @@ class Program:
     def _evaluate_step(self, root, index, batch) -> Metrics:
         set_key(fold_in(root, EVALUATE, index))
         return self.learner.evaluate(check_phases(self.module.phases(batch)))
-
-    def _predict_step(self, root, index, batch) -> Any:
-        set_key(fold_in(root, PREDICT, index))
-        return self.learner.predict(check_phases(self.module.phases(batch)))
 
     # ----------------------------------------------------------------------------------------------- compiling
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from ..period import Period
 
 
-def optional_period(every: int | str | Period | None, owner: str) -> Period | None:
-    """The argument ``every`` of a callback; None stays None."""
+def optional_period(every: int | str | Period | None, owner: str, name: str = "every") -> Period | None:
+    """The argument ``every`` of a callback, or another that is called ``name``; None stays None."""
     try:
         return Period.of(every)
     except ValueError as error:
-        raise ValueError(f"{owner}(every={every!r}): {error}") from None
+        raise ValueError(f"{owner}({name}={every!r}): {error}") from None
 
 
 def steps_or_epochs(every: int | str | Period, owner: str) -> Period:

@@ -7,12 +7,12 @@ import logging
 import math
 import numbers
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..callback import Callback
+from ..files import write_atomic
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -116,23 +116,3 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         elif number < len(lines):
             log.warning('%s: line %d is no row; expected a JSON object with a "step"; it is left out', path, number)
     return rows
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a machine that loses power, has the old one or the new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from ..callback import Callback
-from ..files import jsonable
-from .jsonl import FILE, read_rows, write_atomic
+from ..files import jsonable, write_atomic
+from .jsonl import FILE, read_rows
 
 if TYPE_CHECKING:
     from ..run import Run

@@ -116,6 +116,10 @@ class Learner(ABC):
         """States that outlive a sequence, under stable names."""
         return {}
 
+    def hidden(self) -> dict[str, State]:
+        """The hidden states under the names that they have where they outlive a sequence."""
+        return {f"hidden.{name}": state for name, state in self.network.hidden.items()}
+
     def scratch(self) -> list[State]:
         """States that ``learn`` sets anew for every sequence."""
         return list(self.network.hidden.values())
@@ -155,16 +159,31 @@ def split_reset(phases: Phases) -> tuple[Any, Any]:
     return (None, None) if phases.reset is None else (phases.reset[:warm], phases.reset[warm:])
 
 
-def warm_up(objective: Objective, forward: Callable, phases: Phases, reset: Callable) -> None:
-    """Evolve hidden states (and whatever ``forward`` carries) over the warm-up phase."""
-    if phases.warmup is None:
-        return
+def evolve(objective: Objective, forward: Callable, inputs: Any, masks: Any, reset: Callable) -> None:
+    """Time steps without a loss: hidden states (and whatever ``forward`` carries) go on."""
 
     def step(x, mask):
         reset(mask)
         objective.warmup(forward, x)
 
-    brainstate.transform.for_loop(step, phases.warmup, split_reset(phases)[0])
+    brainstate.transform.for_loop(step, inputs, masks)
+
+
+def warm_up(objective: Objective, forward: Callable, phases: Phases, reset: Callable) -> None:
+    """Evolve over the warm-up phase."""
+    if phases.warmup is not None:
+        evolve(objective, forward, phases.warmup, split_reset(phases)[0], reset)
+
+
+def score(objective: Objective, forward: Callable, sequences: Any, reset: Callable) -> tuple[jax.Array, Metrics]:
+    """The sum of ``w * loss`` over scored time steps (see ``scored``) one after another, and their metrics."""
+
+    def step(x, y, w, extras, mask):
+        reset(mask)
+        return objective.learn(forward, x, y, w, extras)
+
+    losses, metrics = brainstate.transform.for_loop(step, *sequences)
+    return losses.sum(), sum_over_time(metrics)
 
 
 def scored(phases: Phases) -> tuple[Any, ...]:
@@ -172,8 +191,8 @@ def scored(phases: Phases) -> tuple[Any, ...]:
     return phases.inputs, phases.targets, weights_of(phases), phases.extras or {}, split_reset(phases)[1]
 
 
-def input_of(objective: Objective, phases: Phases) -> Any:
-    """Shape and dtype of what ``learning_step`` hands to ``forward``: it may transform its input first."""
+def input_of(objective: Objective, phases: Phases, kind: Literal["learn", "evaluate", "predict"] = "learn") -> Any:
+    """Shape and dtype of what the module's step hands to ``forward``: it may transform its input first."""
 
     class Captured(BaseException):
         pass
@@ -183,12 +202,17 @@ def input_of(objective: Objective, phases: Phases) -> Any:
 
     def first(x, y, w, extras):
         try:
-            objective.learn(forward, x, y, w, extras)  # raises by itself where forward is never called
+            if kind == "predict":
+                objective.predict(forward, x)
+            else:
+                getattr(objective, kind)(forward, x, y, w, extras)  # raises by itself where forward is never called
         except Captured as captured:
             return captured.args[0]
         except Exception as error:
-            error.add_note("jaxtrain: raised before learning_step called forward(x), which is what runs the model")
+            name = {"learn": "learning", "evaluate": "evaluation", "predict": "predict"}[kind]
+            error.add_note(f"jaxtrain: raised before {name}_step called forward(x), which is what runs the model")
             raise
+        raise ValueError(f"{type(objective.module).__name__}.predict_step never calls forward, which runs the model")
 
     head = jax.tree.map(lambda leaf: leaf[0], scored(phases)[:4])
     return brainstate.transform.StatefulFunction(first).make_jaxpr(*head).get_out_shapes(*head)[0]

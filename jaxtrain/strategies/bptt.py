@@ -8,7 +8,7 @@ from typing import ClassVar
 import brainstate
 import jax
 
-from ..metrics import Metrics, sum_over_time
+from ..metrics import Metrics
 from ..module import Objective, Phases, total_weight
 from ..state import gradient
 from .base import (
@@ -20,6 +20,7 @@ from .base import (
     Update,
     choose_batching,
     input_of,
+    score,
     scored,
     trained,
     warm_up,
@@ -59,13 +60,7 @@ class BPTTLearner(Learner):
         def loss() -> tuple[jax.Array, Metrics]:
             self.network.reset(phases.sizes[2])
             warm_up(self.objective, self._forward, phases, self._reset)
-
-            def step(x, y, w, extras, reset):
-                self._reset(reset)
-                return self.objective.learn(self._forward, x, y, w, extras)
-
-            losses, metrics = brainstate.transform.for_loop(step, *scored(phases))
-            return losses.sum(), sum_over_time(metrics)
+            return score(self.objective, self._forward, scored(phases), self._reset)
 
         grads, metrics = gradient(loss, self._params)()
         return {**metrics, **update(grads, total_weight(phases))}

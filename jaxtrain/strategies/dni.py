@@ -9,11 +9,10 @@ import brainstate
 import braintrace
 import jax
 import jax.numpy as jnp
-import saiunit as u
 
 from ..console import log
 from ..module import Objective, Phases
-from ..state import Functional, gradient, lasting, name_of, parameters, set_key
+from ..state import Functional, gradient, lasting, parameters, set_key
 from .base import Learner, scored, warm_up
 from .online import OnlineLearner
 from .rule import OnlineRule
@@ -96,7 +95,7 @@ class _Learner(OnlineLearner):
 
         model = self.objective.model
         named = {**parameters(model), **lasting(model), **{f"synthesiser.{k}": s for k, s in states.items()}}
-        functional = Functional(epoch, named, self.scratch_of_fit(), example)
+        functional = Functional(epoch, named, [*hidden.values(), *self.own.values()], example)
         values = {name: state.value for name, state in named.items()}
         step = jax.jit(functional)
         errors = []
@@ -107,12 +106,3 @@ class _Learner(OnlineLearner):
         for name, state in states.items():
             state.value = values[f"synthesiser.{name}"]
         log.info("dni: synthesiser fitted, error %.3g to %.3g in %d epochs", errors[0], errors[-1], epochs)
-
-    def scratch_of_fit(self) -> list[Any]:
-        return [*self.network.hidden.values(), *self.own.values()]
-
-    def _grouped(self, values: dict[str, Any]) -> dict[int, jax.Array]:
-        return {
-            group.index: group.concat_hidden([u.get_mantissa(values[name_of(path)]) for path in group.hidden_paths])
-            for group in self.inner.graph.hidden_groups
-        }

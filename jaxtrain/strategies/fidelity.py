@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ..metrics import Metrics
 from ..module import Phases
-from ..state import State, parameters
+from ..state import State, add_to, parameters
 from .base import Learner, zeros_like_parameters
 from .bptt import BPTTLearner
 
@@ -25,7 +25,7 @@ def gradient_of(learner: Learner, phases: Phases) -> dict[str, Any]:
 
     def update(grads: dict[str, Any], weight: Any) -> Metrics:
         for name, grad in grads.items():
-            totals[name].value = jax.tree.map(jnp.add, totals[name].value, grad)
+            totals[name].value = add_to(totals[name].value, grad)
         return {}
 
     learner.restart(phases.sizes[2])

@@ -15,7 +15,7 @@ import saiunit as u
 from ..metrics import Metrics, sum_over_time
 from ..module import Objective, Phases
 from ..state import SHORT, State, add_to, gradient, is_key, name_of, parameters_behind, states_of, where_lanes
-from .base import Learner, Network, Row, Update, trained, warm_up, zeros_like_parameters
+from .base import Learner, Network, Row, Update, score, trained, warm_up, zeros_like_parameters
 from .cadence import SEQUENCE, Cadence, over_tiles
 
 
@@ -80,13 +80,10 @@ class OnlineLearner(Learner):
         return self.cadence.drive(phases, self._gradients, update)
 
     def states(self) -> dict[str, State]:
-        return {**self._hidden(), **self.own} if self.cadence.carried else {}
+        return {**self.hidden(), **self.own} if self.cadence.carried else {}
 
     def scratch(self) -> list[State]:
         return [] if self.cadence.carried else [*super().scratch(), *self.own.values()]
-
-    def _hidden(self) -> dict[str, State]:
-        return {f"hidden.{name}": state for name, state in self.network.hidden.items()}
 
     def restart(self, batch_size: int) -> None:
         super().restart(batch_size)
@@ -104,14 +101,17 @@ class OnlineLearner(Learner):
 
     def _gradients(self, sequences) -> tuple[dict[str, Any], Metrics]:
         """Of the sum of ``w * loss`` over these scored time steps."""
-        zeros = zeros_like_parameters(self._params)
         if self.window > 1:
-            return over_tiles(sequences, self.window, self._window, zeros)
+            return over_tiles(sequences, self.window, self._window, zeros_like_parameters(self._params))
+        return self._step_by_step(sequences, self._params)
+
+    def _step_by_step(self, sequences, params: dict[str, State]) -> tuple[dict[str, Any], Metrics]:
+        """The sum over time steps of the gradient that each has by itself."""
 
         def loss(x, y, w, extras):
             return self.objective.learn(self._forward(extras), x, y, w, extras)
 
-        step_gradient = gradient(loss, self._params)
+        step_gradient = gradient(loss, params)
 
         def step(total, xs):
             *slices, reset = xs
@@ -119,7 +119,7 @@ class OnlineLearner(Learner):
             grads, metrics = step_gradient(*slices)
             return add_to(total, grads), metrics
 
-        grads, metrics = brainstate.transform.scan(step, zeros, sequences)
+        grads, metrics = brainstate.transform.scan(step, zeros_like_parameters(params), sequences)
         return grads, sum_over_time(metrics)
 
     def _clear(self, mask) -> None:
@@ -138,35 +138,28 @@ class OnlineLearner(Learner):
                 trace.value = where_lanes(mask, jax.tree.map(jnp.zeros_like, trace.value), trace.value)
 
     def _window(self, sequences) -> tuple[dict[str, Any], Metrics]:
-        entry = {name: state for name, state in self.network.hidden.items()}
+        entry = dict(self.network.hidden)
         before = self._snapshot()
 
         def loss():
-            def step(x, y, w, extras, reset):
-                self._reset(reset)  # hidden states alone: the trace at the entry is still to be contracted
-                return self.objective.learn(self.network, x, y, w, extras)
-
-            losses, metrics = brainstate.transform.for_loop(step, *sequences)
-            return losses.sum(), sum_over_time(metrics)
+            # _reset clears hidden states alone: the trace at the entry is still to be contracted.
+            return score(self.objective, self.network, sequences, self._reset)
 
         grads, metrics = gradient(loss, {"params": self._params, "entry": entry})()
         self._restore(before)
         carried = self._contract(grads["entry"])
 
-        def evolve(x, y, w, extras, reset):
+        def go_on(x, y, w, extras, reset):
             self._clear(reset)
             self.objective.learn(self._forward(extras), x, y, w, extras)
 
-        brainstate.transform.for_loop(evolve, *sequences)
+        brainstate.transform.for_loop(go_on, *sequences)
         return jax.tree.map(jnp.add, grads["params"], carried), metrics
 
     # What is private in braintrace stands in this method alone; tests/strategies/test_online.py pins its shape.
     def _contract(self, cotangents: dict[str, Any]) -> dict[str, Any]:
         """The trace contracted with a cotangent of the hidden states, by parameter."""
-        signal = [
-            group.concat_hidden([u.get_mantissa(cotangents[name_of(path)]) for path in group.hidden_paths])
-            for group in self.inner.graph.hidden_groups
-        ]
+        signal = list(self._grouped(cotangents).values())
         weights = {path: state.value for path, state in self.inner.param_states.items()}
         solved = self.inner._solve_previous_trace_gradients(
             self.inner.running_index.value, self.inner._get_etrace_data(), signal, weights
@@ -175,6 +168,13 @@ class OnlineLearner(Learner):
         return {
             name: named[name] if name in named else jax.tree.map(jnp.zeros_like, state.value)
             for name, state in self._params.items()
+        }
+
+    def _grouped(self, values: dict[str, Any]) -> dict[int, jax.Array]:
+        """Values of the hidden states, without units, as braintrace groups them."""
+        return {
+            group.index: group.concat_hidden([u.get_mantissa(values[name_of(path)]) for path in group.hidden_paths])
+            for group in self.inner.graph.hidden_groups
         }
 
     def _snapshot(self) -> list[tuple[State, Any]]:

@@ -5,13 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import brainstate
-import jax
-import jax.numpy as jnp
-
-from ..metrics import Metrics, sum_over_time
+from ..metrics import Metrics
 from ..module import Objective, Phases
-from ..state import State, gradient
+from ..state import State
 from .base import Learner, Row, zeros_like_parameters
 from .online import OnlineLearner
 from .rule import OnlineRule
@@ -50,20 +46,12 @@ class _Learner(OnlineLearner):
     def _warm_forward(self, x):
         return self.network(x)
 
+    def _forward(self, extras: dict[str, Any]):
+        return self.network
+
     def _gradients(self, sequences) -> tuple[dict[str, Any], Metrics]:
-        def loss(x, y, w, extras):
-            return self.objective.learn(self.network, x, y, w, extras)
-
-        step_gradient = gradient(loss, self._read)
-
-        def step(total, xs):
-            *slices, reset = xs
-            self._clear(reset)
-            grads, metrics = step_gradient(*slices)
-            return jax.tree.map(jnp.add, total, grads), metrics
-
-        grads, metrics = brainstate.transform.scan(step, zeros_like_parameters(self._read), sequences)
-        return {**zeros_like_parameters(self._params), **grads}, sum_over_time(metrics)
+        grads, metrics = self._step_by_step(sequences, self._read)
+        return {**zeros_like_parameters(self._params), **grads}, metrics
 
     def report(self) -> list[Row]:
         why = "not read out: the control keeps its initial value"

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import brainstate
 import jax
 import jax.numpy as jnp
 
-from ..metrics import Metrics, add, sum_over_time
+from ..metrics import Metrics, add
 from ..module import Objective, Phases, total_weight
 from ..state import State, gradient
 from .base import (
@@ -20,7 +19,9 @@ from .base import (
     Strategy,
     Update,
     choose_batching,
+    evolve,
     input_of,
+    score,
     scored,
     split_reset,
     trained,
@@ -81,7 +82,7 @@ class _Learner(Learner):
         self._window, self._cadence = window, cadence
 
     def states(self) -> dict[str, State]:
-        return {f"hidden.{name}": s for name, s in self.network.hidden.items()} if self._cadence.carried else {}
+        return self.hidden() if self._cadence.carried else {}
 
     def scratch(self) -> list[State]:
         return [] if self._cadence.carried else super().scratch()
@@ -110,15 +111,9 @@ class _Learner(Learner):
             grads, metrics = jax.tree.map(jnp.add, grads, more), add(metrics, rest)
         return {**metrics, **update(grads, total_weight(phases))}
 
-    def _evolve(self, warmup: Any, resets: Any) -> None:
-        if not jax.tree.leaves(warmup)[0].shape[0]:
-            return
-
-        def step(x, mask):
-            self._reset(mask)
-            self.objective.warmup(self.network, x)
-
-        brainstate.transform.for_loop(step, warmup, resets)
+    def _evolve(self, inputs: Any, masks: Any) -> None:
+        if jax.tree.leaves(inputs)[0].shape[0]:
+            evolve(self.objective, self.network, inputs, masks, self._reset)
 
     def _gradients(self, sequences: Any) -> tuple[dict[str, Any], Metrics]:
         """Of windows that lie among the scored time steps."""
@@ -130,13 +125,7 @@ class _Learner(Learner):
         def loss():
             if lead is not None:
                 self._evolve(*lead)
-
-            def step(x, y, w, extras, reset):
-                self._reset(reset)
-                return self.objective.learn(self.network, x, y, w, extras)
-
-            losses, metrics = brainstate.transform.for_loop(step, *sequences)
-            return losses.sum(), sum_over_time(metrics)
+            return score(self.objective, self.network, sequences, self._reset)
 
         return gradient(loss, self._params)()
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hi
 import tyro
 
 from .config import ConfigError as ConfigError
-from .config import did_you_mean, overlay, read_config
+from .config import did_you_mean, overlay, read_config, takes_none
 from .folders import drop_unused, fresh_run, newest_run, saved_config
 from .period import Period
 from .strategies import names
@@ -192,7 +192,8 @@ def _overlaid(config: Options, layers) -> tuple[Options, dict[str, dict[str, Any
 def _spelled(argv: list[str], Config, entry: names.Entry) -> list[str]:
     """The words for tyro: `none` as it spells it, None, where an option may be none."""
     types = get_type_hints(Config) | {f"strategy.{name}": field.type for name, field in entry.fields.items()}
-    flags = {f"--{name}".replace("_", "-") for name, hint in types.items() if type(None) in get_args(hint)}
+    optional = [name for name, hint in types.items() if type(None) in get_args(hint) and not takes_none(hint)]
+    flags = {f"--{name}".replace("_", "-") for name in optional}
     words, previous = [], ""
     for word in argv:
         flag, equals, value = word.partition("=")

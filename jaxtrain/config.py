@@ -37,7 +37,7 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
     if origin is Annotated:
         return coerce(value, args[0], where)
     if origin in (Union, types.UnionType):
-        if type(None) in args and value in (None, "None", "none"):
+        if type(None) in args and (value in (None, "None") or (value == "none" and not takes_none(annotation))):
             return None
         for member in args:
             try:
@@ -64,6 +64,12 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
     raise ConfigError(f"{where} = {value!r} is {_kind(value)}; expected {spell(annotation)}")
 
 
+def takes_none(annotation: Any) -> bool:
+    """Whether the word "none" is a value of its own, not a spelling of None."""
+    members = [annotation, *get_args(annotation)]
+    return any(get_origin(member) is Literal and "none" in get_args(member) for member in members)
+
+
 def spell(annotation: Any) -> str:
     """A type as a person writes it: `int`, `float or None`, `'auto' or int`."""
     origin, args = get_origin(annotation), get_args(annotation)
@@ -73,6 +79,8 @@ def spell(annotation: Any) -> str:
         return " or ".join(spell(member) for member in args)
     if origin is Literal:
         return " or ".join(repr(choice) for choice in args)
+    if origin in (list, tuple):
+        return " ".join(spell(member) for member in args if member is not ...) or origin.__name__
     if annotation is type(None):
         return "None"
     return {str: "text", bool: "true or false"}.get(annotation, getattr(annotation, "__name__", str(annotation)))

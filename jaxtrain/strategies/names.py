@@ -80,16 +80,23 @@ DNI = {
     "fit_epochs": Field(int, 20, "passes over the first batch that fit the synthesiser"),
     "fit_lr": Field(float, 0.01, "rate of that fit"),
 }
+RECURSION = Literal["jacobian", "scalar_leak", "none"]
 ETRACE = {
     **WINDOWED,
     **{
-        name: Field(kind | None, None, "a coordinate of braintrace.ETraceConfig")
+        name: Field(kind | None, None, "a coordinate of braintrace.ETraceConfig; a pair is input side, output side")
         for name, kind in (
-            ("trace_factorization", str), ("temporal_recursion", str), ("recurrence_scope", str),
-            ("learning_signal", str), ("trace_filter", str), ("decay", float), ("kappa", float), ("sparse_n", int),
+            ("trace_factorization", Literal["per_param", "io_factorized"]),
+            ("temporal_recursion", RECURSION | tuple[RECURSION, RECURSION]),
+            ("recurrence_scope", Literal["diagonal", "coupled", "sparse_n"]),
+            ("learning_signal", Literal["symmetric", "random_feedback"]),
+            ("trace_filter", Literal["none", "kappa"]),
+            ("decay", float | tuple[float, float]),
+            ("kappa", float),
+            ("sparse_n", int),
         )
     },
-}  # fmt: skip
+}
 
 REGISTRY: dict[str, Entry] = {
     entry.name: entry

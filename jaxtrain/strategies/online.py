@@ -126,9 +126,7 @@ class OnlineLearner(Learner):
         """Clear hidden states and traces of the lanes in ``mask``."""
         self._reset(mask)
         if mask is not None:
-            for trace in self.own.values():
-                if not isinstance(trace, SHORT):
-                    continue  # a counter of time steps
+            for trace in self._lane_traces():
                 shapes = {leaf.shape[:1] for leaf in jax.tree.leaves(trace.value)}
                 if shapes != {mask.shape}:
                     raise ValueError(
@@ -136,6 +134,10 @@ class OnlineLearner(Learner):
                         "lanes: use the strategy's batching='vmap'"
                     )
                 trace.value = where_lanes(mask, jax.tree.map(jnp.zeros_like, trace.value), trace.value)
+
+    def _lane_traces(self) -> list[State]:
+        """Traces with an axis of lanes; what is no short-term state is a counter of time steps."""
+        return [state for state in self.own.values() if isinstance(state, SHORT)]
 
     def _window(self, sequences) -> tuple[dict[str, Any], Metrics]:
         entry = dict(self.network.hidden)

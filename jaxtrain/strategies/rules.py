@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import brainstate
@@ -10,7 +10,7 @@ import braintrace
 import jax
 
 from ..module import Objective, Phases
-from ..state import is_key
+from ..state import State, is_key
 from .base import Learner, Row
 from .online import OnlineLearner
 from .rule import OnlineRule, WindowedRule
@@ -69,7 +69,7 @@ class EProp(OnlineRule):
 
     def bind(self, objective: Objective, example: Phases) -> Learner:
         if self.kappa and self.batching == "auto":
-            return EProp(**{**vars(self), "batching": "batched"}).bind(objective, example)
+            return replace(self, batching="batched").bind(objective, example)
         return super().bind(objective, example)
 
     def rule(self) -> tuple[Any, dict[str, Any]]:
@@ -143,8 +143,13 @@ class _UOROLearner(OnlineLearner):
     def restart(self, batch_size: int) -> None:
         super().restart(batch_size)
         state = self.own["projection_rng"]
-        key = brainstate.random.split_key()
+        # Derived, not split off: the model then draws the numbers that it draws under any other rule.
+        key = jax.random.fold_in(brainstate.random.DEFAULT.value, 0)
         state.value = key if is_key(state.value) else jax.random.key_data(key)
+
+    def _lane_traces(self) -> list[State]:
+        """The estimate of a lane's trace is its row of the hidden side times the parameter side, which all share."""
+        return [state for name, state in self.own.items() if name.startswith("etrace_s.")]
 
 
 @dataclass(frozen=True)
@@ -194,26 +199,49 @@ class _ThreeFactorLearner(OnlineLearner):
         return [row if row.name in traced else Row(row.name, "no", why) for row in super().report()]
 
 
+Recursion = Literal["jacobian", "scalar_leak", "none"]
+
+
 @dataclass(frozen=True)
 class ETrace(WindowedRule):
     """Any other point of braintrace's space of rules, by its coordinates (``braintrace.ETraceConfig``).
 
     Coordinates left as None take braintrace's default; combinations that do not exist are refused with its reason.
+    ``temporal_recursion`` and ``decay`` may be pairs, (input side, output side), of a factored trace. The points that
+    need more than a gradient have strategies of their own: ``uoro``, ``three_factor``, ``dni``.
+
+    Example::
+
+        leaky = jaxtrain.ETrace(temporal_recursion="scalar_leak", decay=0.8)
     """
 
     name: ClassVar[str] = "etrace"
-    trace_factorization: str | None = None
-    temporal_recursion: str | None = None
-    recurrence_scope: str | None = None
-    learning_signal: str | None = None
-    trace_filter: str | None = None
-    decay: float | None = None
+    trace_factorization: Literal["per_param", "io_factorized"] | None = None
+    temporal_recursion: Recursion | tuple[Recursion, Recursion] | None = None
+    recurrence_scope: Literal["diagonal", "coupled", "sparse_n"] | None = None
+    learning_signal: Literal["symmetric", "random_feedback"] | None = None
+    trace_filter: Literal["none", "kappa"] | None = None
+    decay: float | tuple[float, float] | None = None
     kappa: float | None = None
     sparse_n: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
+        elsewhere = {"random_projection": "uoro", "modulatory": "three_factor", "bootstrapped": "dni"}
+        for name in ("trace_factorization", "learning_signal"):
+            if (value := getattr(self, name)) in elsewhere:
+                raise ValueError(f"ETrace({name}={value!r}): this is strategy {elsewhere[value]!r}; use it")
         self._config()
+
+    def bind(self, objective: Objective, example: Phases) -> Learner:
+        if self.recurrence_scope in ("coupled", "sparse_n") and self.batching != "vmap":
+            if self.batching == "batched" or self.window > 1:
+                raise ValueError(
+                    f"ETrace(recurrence_scope={self.recurrence_scope!r}) is mapped over lanes, since over a batch "
+                    "braintrace counts lanes as units: drop batching='batched' and window"
+                )
+            return replace(self, batching="vmap").bind(objective, example)
+        return super().bind(objective, example)
 
     def _config(self) -> Any:
         names = ("trace_factorization", "temporal_recursion", "recurrence_scope", "learning_signal", "trace_filter",

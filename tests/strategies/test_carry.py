@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import brainstate
 import braintools
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,9 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain import DNI, DRTRL, TBPTT, UORO, EProp, PPProp, ReadoutOnly
-from jaxtrain.module import Phases
+from jaxtrain.module import Objective, Phases
 from jaxtrain.program import Program
+from jaxtrain.state import is_key
 from tests.small import At, kill, leaves, result_of, rows, same
 
 RULES = {
@@ -189,8 +191,31 @@ def test_names_are_the_same_in_another_process():
     assert told[0] == told[1] and all(told[0].values())
 
 
-def test_lanes_of_a_trace_without_lanes_cannot_be_reset(lab):
-    """UORO's parameter side is shared by all lanes."""
-    phases = lab.sequences(reset=jnp.zeros((lab.WARM + lab.LEARN, lab.B), bool))
-    with pytest.raises(ValueError, match="Phases.reset needs a trace a lane"):
-        lab.learn(UORO(), lab.task(), phases)
+def test_uoro_clears_the_hidden_side_of_a_lane(lab):
+    """The parameter side is shared by all lanes: a lane whose hidden side is zero has an estimate of zero."""
+    mask = jnp.zeros((lab.WARM + lab.LEARN, lab.B), bool).at[lab.WARM + 1, 1].set(True)
+    reset, plain = (lab.learn(UORO(), lab.task(), lab.sequences(reset=m)) for m in (mask, None))
+    assert all(np.isfinite(leaf).all() for leaf in lab.flat(reset).values())
+    assert not np.allclose(lab.flat(reset)["rnn.Wh.weight['weight']"], lab.flat(plain)["rnn.Wh.weight['weight']"])
+    phases = lab.sequences()
+    learner = UORO().bind(Objective(lab.task(), lambda x: x), phases)
+    for state in learner.own.values():
+        state.value = jax.tree.map(lambda leaf: leaf if is_key(leaf) else jnp.ones_like(leaf), state.value)
+    learner._clear(jnp.arange(lab.B) == 1)
+    for name, state in learner.own.items():
+        if name.startswith("etrace_s."):
+            assert not state.value[1].any() and state.value[0].all() and state.value[2:].all()
+        elif name.startswith("etrace_theta"):
+            assert all(leaf.all() for leaf in jax.tree.leaves(state.value))
+
+
+def test_uoro_leaves_the_model_its_random_numbers(lab):
+    phases = lab.sequences()
+    learner = UORO().bind(Objective(lab.task(), lambda x: x), phases)
+    drawn = []
+    for seed in (0, 0, 1):
+        brainstate.random.DEFAULT.value = jax.random.key(seed)
+        learner.restart(lab.B)
+        assert (jax.random.key_data(brainstate.random.DEFAULT.value) == jax.random.key_data(jax.random.key(seed))).all()
+        drawn.append(np.asarray(jax.random.key_data(learner.own["projection_rng"].value)))
+    assert (drawn[0] == drawn[1]).all() and (drawn[0] != drawn[2]).any()

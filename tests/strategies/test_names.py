@@ -5,6 +5,7 @@ from typing import get_type_hints
 
 import pytest
 
+from jaxtrain.config import ConfigError
 from jaxtrain.strategies import names
 
 
@@ -27,3 +28,14 @@ def test_make_strategy():
         names.make_strategy("drtrl", window="3")
     with pytest.raises(ValueError, match=r"^strategy 'drtrl': vjp = 'single_step': .*did you mean 'single-step'"):
         names.make_strategy("drtrl", vjp="single_step")
+
+
+def test_none_is_a_word_where_it_is_a_coordinate():
+    """And None elsewhere; pairs come as lists from a file."""
+    assert names.make_strategy("etrace", temporal_recursion="none").temporal_recursion == "none"
+    assert names.make_strategy("etrace", trace_filter="none", kappa="none").kappa is None
+    pairs = {"trace_factorization": "io_factorized", "temporal_recursion": ["scalar_leak", "none"], "decay": [0.8, 0]}
+    made = names.make_strategy("etrace", **pairs)
+    assert made.temporal_recursion == ("scalar_leak", "none") and made.decay == (0.8, 0.0)
+    with pytest.raises(ConfigError, match=r"temporal_recursion = 'leak' is text; expected 'jacobian' or 'scalar_leak'"):
+        names.make_strategy("etrace", temporal_recursion="leak")

@@ -108,7 +108,7 @@ class Loop:
         for state, value in self.begin:
             state.value = value
         brainstate.random.DEFAULT.value = self.lab.KEY
-        self.outside.projection_rng.value = brainstate.random.split_key()
+        self.outside.projection_rng.value = jax.random.fold_in(self.lab.KEY, 0)
         return self.outside
 
     def run(self, phases: Phases) -> dict[str, Any]:
@@ -351,10 +351,20 @@ def test_wrong_fields_are_refused():
         (lambda: DNI(fit_epochs=0), r"^DNI\(fit_epochs=0\): expected a whole number, at least 1$"),
         (lambda: DNI(fit_lr=0.0), r"^DNI\(fit_lr=0.0\): expected a positive rate$"),
         (lambda: ETrace(temporal_recursion="none", decay=0.8), r"discards the previous trace entirely"),
-        (lambda: ETrace(learning_signal="telepathy"), r"learning_signal"),
+        (lambda: ETrace(learning_signal="telepathy"), r"learning_signal"),  # type: ignore
+        (lambda: ETrace(learning_signal="modulatory"), r"^ETrace\(learning_signal='modulatory'\): this is strategy "),  # type: ignore
+        (lambda: ETrace(trace_factorization="random_projection"), r"this is strategy 'uoro'; use it$"),  # type: ignore
     ):
         with pytest.raises(ValueError, match=message):
             make()
+
+
+def test_coordinates_with_recurrent_mixing_are_mapped(lab):
+    coupled = ETrace(recurrence_scope="coupled")
+    lab.same(lab.learn(coupled, lab.task(), lab.sequences()), lab.learn(OSTLRecurrent(), lab.task(), lab.sequences()))
+    for wrong in (replace(coupled, batching="batched"), replace(coupled, window=2)):
+        with pytest.raises(ValueError, match=r"^ETrace\(recurrence_scope='coupled'\) is mapped over lanes"):
+            bind(lab, wrong)
 
 
 def test_three_factor_needs_its_reward(lab):

@@ -138,7 +138,7 @@ def fresh_hidden(model, batch_size: int, vmapped: bool) -> dict[str, Any]:
             vars(node).update(attributes)
 
 
-def draws_random(model, x: Any) -> bool:
+def draws_random(model: Callable, x: Any) -> bool:
     """Whether one call of the model draws random numbers."""
     touched = StatefulFunction(model).make_jaxpr(x).get_states(x)
     return any(isinstance(state, brainstate.random.RandomState) for state in touched)
@@ -185,6 +185,13 @@ def gradient(function: Callable, states: Any) -> Callable[..., tuple[Any, Any]]:
     """
     # A parameter that the loss never touches gets zeros; the report and the audit of the first update name it.
     return cast(Any, brainstate.transform.grad(function, states, has_aux=True, check_states=False))
+
+
+def pure(function: Callable, *args: Any) -> tuple[list[State], Callable]:
+    """The States that ``function(*args)`` touches, and ``call(values, *args) -> (new values, result)`` without them."""
+    stateful = StatefulFunction(function, return_only_write=False)
+    stateful.make_jaxpr(*args)
+    return list(stateful.get_states(*args)), stateful.jaxpr_call
 
 
 class Functional:

@@ -13,7 +13,18 @@ import jax.numpy as jnp
 
 from ..metrics import Metrics, sum_over_time
 from ..module import Objective, Phases, weights_of
-from ..state import State, create_hidden, fresh_hidden, lasting, parameters, short_term, where_lanes, wide_zeros
+from ..state import (
+    State,
+    add_to,
+    create_hidden,
+    fresh_hidden,
+    gradient,
+    lasting,
+    parameters,
+    short_term,
+    where_lanes,
+    wide_zeros,
+)
 
 Batching = Literal["auto", "batched", "vmap"]
 Update = Callable[[dict[str, Any], Any], Metrics]
@@ -25,7 +36,9 @@ accumulates and steps the optimizer, and returns metrics of its own (``grad_norm
 class Row:
     """One line of a learner's report: what the rule does to one parameter.
 
-    ``trains``: "yes", "in part" or "no". ``bytes``: memory of the trace that the rule keeps for it.
+    ``trains``: "yes", "in part" or "no"; with "no" the optimizer does not hold it, so weight decay does not move it
+    either. ``bytes``: memory of the trace that the rule keeps for it; what several parameters share stands with the
+    first of them.
     """
 
     name: str
@@ -95,6 +108,8 @@ class Learner(ABC):
     def __init__(self, objective: Objective, network: Network):
         self.objective = objective
         self.network = network
+        self.notes: list[str] = []
+        """What else a person should know before step 0, a line each."""
 
     @abstractmethod
     def learn(self, phases: Phases, update: Update) -> Metrics:
@@ -103,6 +118,10 @@ class Learner(ABC):
     @abstractmethod
     def report(self) -> list[Row]:
         """What the rule does to each parameter, before step 0."""
+
+    def trace_bytes(self) -> int:
+        """Memory of everything that the rule carries along beside the model's hidden states."""
+        return sum(row.bytes for row in self.report())
 
     def resolved(self) -> dict[str, Any]:
         """What every ``auto`` of the strategy became."""
@@ -184,6 +203,27 @@ def score(objective: Objective, forward: Callable, sequences: Any, reset: Callab
 
     losses, metrics = brainstate.transform.for_loop(step, *sequences)
     return losses.sum(), sum_over_time(metrics)
+
+
+def score_by_step(
+    objective: Objective, forward: Callable[[Any, Any], Callable], sequences: Any, params: Any, reset: Callable
+) -> tuple[dict[str, Any], Metrics]:
+    """The sum over scored time steps (see ``scored``) of the gradient of ``w * loss`` that each has by itself, and
+    their metrics. ``forward(w, extras)``: what the module calls as ``forward`` in a time step."""
+
+    def loss(x, y, w, extras):
+        return objective.learn(forward(w, extras), x, y, w, extras)
+
+    step_gradient = gradient(loss, params)
+
+    def step(total, xs):
+        *slices, mask = xs
+        reset(mask)
+        grads, metrics = step_gradient(*slices)
+        return add_to(total, grads), metrics
+
+    grads, metrics = brainstate.transform.scan(step, zeros_like_parameters(params), sequences)
+    return grads, sum_over_time(metrics)
 
 
 def scored(phases: Phases) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
@@ -42,6 +42,8 @@ class Entry:
         for given, value in fields.items():
             name = given.replace("-", "_")
             if name not in self.fields:
+                if self.name == "bptt" and name in TBPTT:  # what one looks for there is truncated BPTT
+                    raise ConfigError(f"{where}: no field {given!r}; strategy 'tbptt' (truncated BPTT) has it")
                 raise ConfigError(f"{where}: no field {given!r}; {did_you_mean(given, self.fields)}")
             checked[name] = coerce(value, self.fields[name].type, f"{where}: {name}")
         return checked
@@ -55,15 +57,23 @@ CADENCE = {
     "batching": BATCHING,
 }
 VJP = Literal["multi-step", "single-step"]
-WINDOWED = {
+STEPPED = {
     **CADENCE,
-    "vjp": Field(VJP, "multi-step", "what a loss sends back: through the window, or one time step"),
+    "vjp": Field(VJP, "multi-step", "what a loss sends back: through the window or time step, or to the hidden state"),
+}
+WINDOWED = {
+    **STEPPED,
     "window": Field(int, 1, "scored time steps that are differentiated together"),
 }
 TBPTT = {**CADENCE, "window": Field(int, 10, "time steps that are differentiated together")}
+DRTRL = {
+    **WINDOWED,
+    "engine": Field(Literal["auto", "reverse", "trace"], "auto", "going back in cut time steps, or a trace carried"),
+    "segment": Field(int | Literal["auto", "sequence"], "auto", "time steps whose activations are kept at once"),
+}
 PP_PROP = {
     **WINDOWED,
-    "decay": Field(float, 0.9, "of the trace's means, in [0, 1)"),
+    "decay": Field(float | None, None, "of the trace's means, in [0, 1); 0.9 where no rank is given either"),
     "rank": Field(int | None, None, "time steps instead of a decay"),
 }
 EPROP = {
@@ -73,7 +83,7 @@ EPROP = {
     "kappa": Field(float, 0.0, "low-pass filter of the trace, in [0, 1)"),
     "feedback_seed": Field(int, 0, "of the random matrix"),
 }
-SNAP = {**WINDOWED, "n": Field(int, 2, "time steps within which a weight reaches a unit")}
+SNAP = {**STEPPED, "n": Field(int, 2, "time steps within which a weight reaches a unit")}
 THREE_FACTOR = {**CADENCE, "modulator": Field(str, "reward", "its sequence in Phases.extras")}
 DNI = {
     **CADENCE,
@@ -96,6 +106,7 @@ ETRACE = {
             ("sparse_n", int),
         )
     },
+    "feedback_seed": Field(int, 0, "of the matrix of random_feedback"),
 }
 
 REGISTRY: dict[str, Entry] = {
@@ -103,10 +114,10 @@ REGISTRY: dict[str, Entry] = {
     for entry in (
         Entry("bptt", "bptt", "BPTT", "backpropagation through time", {"remat": REMAT, "batching": BATCHING}),
         Entry("tbptt", "tbptt", "TBPTT", "truncated backpropagation through time", TBPTT),
-        Entry("drtrl", "drtrl", "DRTRL", "diagonal RTRL", WINDOWED),
+        Entry("drtrl", "drtrl", "DRTRL", "diagonal RTRL", DRTRL),
         Entry("pp_prop", "rules", "PPProp", "D-RTRL with a factored trace, ES-D-RTRL", PP_PROP),
         Entry("eprop", "rules", "EProp", "e-prop", EPROP),
-        Entry("ostl_recurrent", "rules", "OSTLRecurrent", "OSTL with recurrent mixing, SnAp-1", WINDOWED),
+        Entry("ostl_recurrent", "rules", "OSTLRecurrent", "OSTL with recurrent mixing, SnAp-1", STEPPED),
         Entry("ostl_feedforward", "rules", "OSTLFeedforward", "OSTL without the temporal term", WINDOWED),
         Entry("snap", "rules", "SnAp", "SnAp-n", SNAP),
         Entry("uoro", "rules", "UORO", "unbiased rank-one RTRL", CADENCE),
@@ -117,6 +128,8 @@ REGISTRY: dict[str, Entry] = {
     )
 }
 ALIASES = {"es_drtrl": "pp_prop"}
+CLASSES = {entry.cls: entry.module for entry in REGISTRY.values()}
+"""Where each class of this package's strategies lives."""
 GROUP = "jaxtrain.strategies"
 """Entry points of this group name strategies of other packages."""
 
@@ -130,25 +143,50 @@ def register(cls: Any) -> Any:
     """Make a strategy class known by its ``name``: a decorator, for a strategy outside this package.
 
     The class is a frozen dataclass that extends ``Strategy``; its fields become options. A package that wants its
-    strategy found without an import names it as an entry point of the group ``jaxtrain.strategies``.
+    strategy found without an import names it as an entry point of the group ``jaxtrain.strategies``. A class that is
+    defined again (a cell of a notebook that runs twice) takes the place of the one before. Raises TypeError for what is
+    no such class, ValueError for a name that is taken, or a field without a default.
     """
+    from .base import Strategy  # whoever has made a strategy has imported it already
+
     name = getattr(cls, "name", None)
-    if not (isinstance(cls, type) and is_dataclass(cls) and isinstance(name, str)):
-        raise TypeError(f"register({cls!r}): expected a frozen dataclass with a class attribute name")
-    if name in REGISTRY and REGISTRY[name].object is not cls:
+    kind = isinstance(cls, type) and issubclass(cls, Strategy) and is_dataclass(cls)
+    if not (kind and cls.__dataclass_params__.frozen and isinstance(name, str)):
+        raise TypeError(
+            f"register({cls!r}): expected a frozen dataclass that extends jaxtrain.Strategy, with a class attribute name"
+        )
+    if name in ALIASES or (name in REGISTRY and not _same_class(REGISTRY[name].object, cls)):
         raise ValueError(f"register({cls.__name__}): the name {name!r} is taken; choose another")
     hints, summary = get_type_hints(cls), (cls.__doc__ or name).strip().splitlines()[0]
-    found = {field.name: Field(hints[field.name], field.default, "") for field in fields(cls)}
+    found = {field.name: Field(hints[field.name], _default(cls, field), "") for field in fields(cls)}
     REGISTRY[name] = Entry(name, cls.__module__, cls.__name__, summary, found, cls)
     return cls
 
 
+def _same_class(old: Any, new: type) -> bool:
+    return old is not None and (old.__module__, old.__qualname__) == (new.__module__, new.__qualname__)
+
+
+def _default(cls: type, field: Any) -> Any:
+    if field.default is not MISSING:
+        return field.default
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    raise ValueError(f"register({cls.__name__}): the field {field.name!r} has no default; a name alone must make one")
+
+
 def lookup(name: str) -> Entry:
-    """The entry of a strategy. Raises ConfigError (a ValueError) that lists the names for an unknown one."""
+    """The entry of a strategy. Raises ConfigError (a ValueError) that lists the names for an unknown one, or where an
+    installed package's entry point has another name than its class."""
     name = ALIASES.get(name, name)
     if name not in REGISTRY:
         for point in entry_points(group=GROUP, name=name):
-            register(point.load())
+            cls = register(point.load())
+            if cls.name != name:
+                raise ConfigError(
+                    f"strategy {name!r}: its entry point loads {cls.__name__}, whose name is {cls.name!r}; the package "
+                    "must give both the same name"
+                )
     if name not in REGISTRY:
         raise ConfigError(f"unknown strategy {name!r}; {did_you_mean(name, available())}")
     return REGISTRY[name]

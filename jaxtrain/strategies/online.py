@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import saiunit as u
 
-from ..metrics import Metrics, sum_over_time
+from ..metrics import Metrics
 from ..module import Objective, Phases
-from ..state import SHORT, State, add_to, gradient, is_key, name_of, parameters_behind, states_of, where_lanes
-from .base import Learner, Network, Row, Update, score, trained, warm_up, zeros_like_parameters
+from ..state import SHORT, State, gradient, is_key, name_of, parameters_behind, states_of, where_lanes
+from .base import Learner, Network, Row, Update, score, score_by_step, trained, warm_up, zeros_like_parameters
 from .cadence import SEQUENCE, Cadence, over_tiles
+from .rows import describe
 
 
 def compile_rule(objective: Objective, x: Any, batch_size: int, vmapped: bool, algorithm: Any, **options: Any):
@@ -59,6 +60,12 @@ class OnlineLearner(Learner):
             name: jax.tree.map(lambda leaf: jnp.asarray(leaf) if is_key(leaf) or np.any(leaf) else None, state.value)
             for name, state in self.own.items()
         }
+        idle = {name: size for name, size in self._trace_bytes().items() if size and name not in self._params}
+        if idle:
+            self.notes.append(
+                f"traces: {sum(idle.values()):,} bytes are of {', '.join(idle)}, which Module.trainable excludes; "
+                "braintrace keeps them all the same"
+            )
 
     # ------------------------------------------------------------------------------------------------ learning
 
@@ -92,8 +99,8 @@ class OnlineLearner(Learner):
                 lambda leaf, value: jnp.zeros_like(leaf) if value is None else value, state.value, self._initial[name]
             )
 
-    def _forward(self, extras: dict[str, Any]):
-        """The rule's step as ``forward`` of one scored time step."""
+    def _forward(self, w: Any, extras: dict[str, Any]):
+        """The rule's step as ``forward`` of one scored time step, whose weight is ``w``, ``()`` or ``(B,)``."""
         return self.rule
 
     def _warm_forward(self, x):
@@ -103,24 +110,7 @@ class OnlineLearner(Learner):
         """Of the sum of ``w * loss`` over these scored time steps."""
         if self.window > 1:
             return over_tiles(sequences, self.window, self._window, zeros_like_parameters(self._params))
-        return self._step_by_step(sequences, self._params)
-
-    def _step_by_step(self, sequences, params: dict[str, State]) -> tuple[dict[str, Any], Metrics]:
-        """The sum over time steps of the gradient that each has by itself."""
-
-        def loss(x, y, w, extras):
-            return self.objective.learn(self._forward(extras), x, y, w, extras)
-
-        step_gradient = gradient(loss, params)
-
-        def step(total, xs):
-            *slices, reset = xs
-            self._clear(reset)
-            grads, metrics = step_gradient(*slices)
-            return add_to(total, grads), metrics
-
-        grads, metrics = brainstate.transform.scan(step, zeros_like_parameters(params), sequences)
-        return grads, sum_over_time(metrics)
+        return score_by_step(self.objective, self._forward, sequences, self._params, self._clear)
 
     def _clear(self, mask) -> None:
         """Clear hidden states and traces of the lanes in ``mask``."""
@@ -140,7 +130,7 @@ class OnlineLearner(Learner):
         return [state for state in self.own.values() if isinstance(state, SHORT)]
 
     def _window(self, sequences) -> tuple[dict[str, Any], Metrics]:
-        entry = dict(self.network.hidden)
+        entry = self._grouped_hidden()
         before = self._snapshot()
 
         def loss():
@@ -153,7 +143,7 @@ class OnlineLearner(Learner):
 
         def go_on(x, y, w, extras, reset):
             self._clear(reset)
-            self.objective.learn(self._forward(extras), x, y, w, extras)
+            self.objective.learn(self._forward(w, extras), x, y, w, extras)
 
         brainstate.transform.for_loop(go_on, *sequences)
         return jax.tree.map(jnp.add, grads["params"], carried), metrics
@@ -171,6 +161,11 @@ class OnlineLearner(Learner):
             name: named[name] if name in named else jax.tree.map(jnp.zeros_like, state.value)
             for name, state in self._params.items()
         }
+
+    def _grouped_hidden(self) -> dict[str, State]:
+        """The hidden states that traces lead to; another one, a counter, say, may be no number to differentiate."""
+        names = {name_of(path) for group in self.inner.graph.hidden_groups for path in group.hidden_paths}
+        return {name: state for name, state in self.network.hidden.items() if name in names}
 
     def _grouped(self, values: dict[str, Any]) -> dict[int, jax.Array]:
         """Values of the hidden states, without units, as braintrace groups them."""
@@ -190,44 +185,42 @@ class OnlineLearner(Learner):
     # -------------------------------------------------------------------------------------------------- report
 
     def report(self) -> list[Row]:
-        report, sizes = self.inner.report, self._trace_bytes()
-        chained = {
-            name_of(path) for path, why in report.excluded_weights if why == "relation_excluded_weight_to_weight"
-        }
-        partial = {
-            name_of(d.weight_path)
-            for d in report.diagnostics
-            if d.kind.value == "relation_partial_path" and d.weight_path
-        }
-        return [self._row(name, sizes.get(name, 0), name in sizes, chained, partial) for name in self._params]
+        single = self.inner.vjp_method == "single-step"
+        return describe(
+            self._params, self.inner.report, self._trace_bytes(), self._acting, single=single, window=self.window
+        )
 
-    def _row(self, name: str, size: int, traced: bool, chained: set[str], partial: set[str]) -> Row:
-        if name not in self._acting:
-            return Row(name, "yes", "reaches the output without the hidden state: exact at every time step")
-        if name in partial:
-            return Row(name, "in part", "one of its ways into the hidden state passes through another weight", size)
-        if traced:
-            return Row(name, "yes", "", size)
-        if name in chained:
-            why = "reaches the hidden state only through another weight, so no trace of it is kept"
-        else:
-            why = "reaches the hidden state by no operation of braintrace (braintrace.nn), so no trace of it is kept"
-        if self.inner.vjp_method == "single-step":
-            return Row(name, "no", f"{why}: its gradient is exactly zero. Use vjp='multi-step'")
-        return Row(name, "in part", f"{why}: its credit lies within one window of {self.window} scored time steps")
+    def trace_bytes(self) -> int:
+        return sum(nbytes(state) for state in self._traces().values())
+
+    def _traces(self) -> dict[str, State]:
+        """What the rule carries along, its counters and random numbers apart."""
+        return {
+            name: state
+            for name, state in self.own.items()
+            if isinstance(state, SHORT)
+            and all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(state.value))
+        }
 
     def _trace_bytes(self) -> dict[str, int]:
-        """Bytes of the traces that belong to each parameter: those named after one of its relations."""
+        """Bytes of the traces that belong to each traced parameter; one that several share counts for the first."""
         sizes: dict[str, int] = {}
         names = variable_names(self.inner)
+        left = self._traces()
         for relation in self.inner.graph.hidden_param_op_relations:
             of = {names[id(var)] for var in (relation.x_var, relation.y_var) if id(var) in names}
-            for path in set(relation.trainable_paths.values()):
-                sizes.setdefault(name_of(path), 0)
-                for name, state in self.own.items():
-                    if of & set(name.split(".")):
-                        sizes[name_of(path)] += sum(leaf.nbytes for leaf in jax.tree.leaves(state.value))
+            for parameter in dict.fromkeys(name_of(path) for path in relation.trainable_paths.values()):
+                theirs = [name for name in left if of & set(name.split(".")) or self._belongs(name, parameter)]
+                sizes[parameter] = sizes.get(parameter, 0) + sum(nbytes(left.pop(name)) for name in theirs)
         return sizes
+
+    def _belongs(self, trace: str, parameter: str) -> bool:
+        """Whether a trace that is not named after a relation's variables is kept for a parameter."""
+        return False
+
+
+def nbytes(state: State) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(state.value))
 
 
 def variable_names(inner: Any) -> dict[int, str]:

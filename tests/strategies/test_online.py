@@ -32,7 +32,7 @@ def phases(lab):
 def test_gradient_is_braintraces(lab, phases, cell, vjp):
     wanted = lab.by_hand(lab.task(cell).model, phases, lab.squared, vjp=vjp)
     for batching in ("batched", "vmap"):
-        drive = lab.drive_of(DRTRL(vjp=vjp, batching=batching), cell)
+        drive = lab.drive_of(DRTRL(vjp=vjp, batching=batching, engine="trace"), cell)
         grads, weight, metrics = drive(phases)
         lab.same(grads, wanted)
         assert drive.learner.resolved() == {"batching": batching}
@@ -46,7 +46,7 @@ def test_gradient_is_braintraces(lab, phases, cell, vjp):
 @pytest.mark.parametrize("vjp", ["multi-step", "single-step"])
 def test_gradient_is_braintraces_under_vmap(lab, phases, vjp):
     wanted = lab.by_hand(lab.task().model, phases, lab.squared, vjp=vjp, vmap=True)
-    lab.same(lab.grads_of(DRTRL(vjp=vjp, batching="vmap")), wanted)
+    lab.same(lab.grads_of(DRTRL(vjp=vjp, batching="vmap", engine="trace")), wanted)
 
 
 def test_loss_is_the_networks_own(lab, phases):
@@ -130,11 +130,11 @@ def test_two_layers(lab, phases, window):
             return TwoLayers(lab.N_IN, lab.N, lab.N_OUT)
 
     wanted = lab.by_hand(model(), phases, lab.squared, window=window if window > 1 else None)
-    drive = lab.Drive(DRTRL(window=window), lab.Task(model()), phases)
+    drive = lab.Drive(DRTRL(window=window, engine="trace"), lab.Task(model()), phases)
     lab.same(drive.grads(phases), wanted)
     assert len(drive.learner.inner.graph.hidden_groups) == 2
     if window == 1:
-        lab.same(lab.learn(DRTRL(batching="vmap"), lab.Task(model()), phases), wanted)
+        lab.same(lab.learn(DRTRL(batching="vmap", engine="trace"), lab.Task(model()), phases), wanted)
 
 
 def test_spiking_network_with_units(lab, phases):
@@ -184,7 +184,7 @@ def test_windows_that_do_not_fit_are_refused(lab):
 def test_a_gru_is_reported(lab, phases):
     for vjp, gate in (("single-step", "no"), ("multi-step", "in part")):
         for batching in ("batched", "vmap"):
-            learner = DRTRL(vjp=vjp, batching=batching).bind(Objective(lab.task(), lambda x: x), phases)
+            learner = DRTRL(vjp=vjp, batching=batching, engine="trace").bind(Objective(lab.task(), lambda x: x), phases)
             rows = {row.name: row for row in learner.report()}
             trains = {name: row.trains for name, row in rows.items()}
             assert trains == {
@@ -247,12 +247,12 @@ def test_auto_maps_lanes_where_the_trace_is_large(lab, phases, monkeypatch):
         def update(self, x):
             return self.net(x + 0.1 * brainstate.random.randn(*x.shape))
 
-    assert batching(DRTRL(), lab.task().model) == "batched"
+    assert batching(DRTRL(engine="trace"), lab.task().model) == "batched"
     monkeypatch.setattr(rules_of, "VMAP_FROM", 1)
-    assert batching(DRTRL(), lab.task().model) == "vmap"
-    assert batching(DRTRL(window=2), lab.task().model) == "batched"
-    assert batching(DRTRL(batching="batched"), lab.task().model) == "batched"
-    assert batching(DRTRL(), Noisy()) == "batched"
+    assert batching(DRTRL(engine="trace"), lab.task().model) == "vmap"
+    assert batching(DRTRL(engine="trace", window=2), lab.task().model) == "batched"
+    assert batching(DRTRL(engine="trace", batching="batched"), lab.task().model) == "batched"
+    assert batching(DRTRL(engine="trace"), Noisy()) == "batched"
 
 
 def test_private_shape_of_braintrace(lab, phases):
@@ -262,7 +262,7 @@ def test_private_shape_of_braintrace(lab, phases):
         "self", "running_index", "etrace_h2w_at_t_minus_1", "dl_to_hidden_groups", "weight_vals"
     ]  # fmt: skip
     assert list(inspect.signature(ParamDimVjpAlgorithm._get_etrace_data).parameters) == ["self"]
-    inner = DRTRL().bind(Objective(lab.task(), lambda x: x), phases).inner
+    inner = DRTRL(engine="trace").bind(Objective(lab.task(), lambda x: x), phases).inner
     assert isinstance(inner, ParamDimVjpAlgorithm) and isinstance(inner.running_index, brainstate.State)
     (group,) = inner.graph.hidden_groups
     assert [name_of(path) for path in group.hidden_paths] == ["rnn.h"]
@@ -281,5 +281,5 @@ def test_private_shape_of_braintrace(lab, phases):
         "out.weight": "relation_excluded_non_temporal", "rnn.Wr.weight": "relation_excluded_weight_to_weight"
     }  # fmt: skip
     assert all(hasattr(d, "weight_path") and isinstance(d.kind.value, str) for d in inner.report.diagnostics)
-    single = DRTRL(vjp="single-step").bind(Objective(lab.task(), lambda x: x), phases).inner
+    single = DRTRL(engine="trace", vjp="single-step").bind(Objective(lab.task(), lambda x: x), phases).inner
     assert {name_of(p) for p in single.graph.hidden_perturb.bypass_param_paths} == {"out.weight"}

@@ -7,6 +7,8 @@ Everything public is imported from here, lazily (PEP 562): ``import jaxtrain`` c
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .strategies import EXPORTS
+
 __version__ = "0.1.0"
 
 _HOME = {
@@ -18,24 +20,7 @@ _HOME = {
     "CopyDataModule": "datasets",
     "Module": "module",
     "Phases": "module",
-    "Strategy": "strategies",
-    "Learner": "strategies",
-    "BPTT": "strategies",
-    "DRTRL": "strategies",
-    "OnlineRule": "strategies",
-    "WindowedRule": "strategies",
-    "TBPTT": "strategies",
-    "PPProp": "strategies",
-    "EProp": "strategies",
-    "OSTLRecurrent": "strategies",
-    "OSTLFeedforward": "strategies",
-    "SnAp": "strategies",
-    "UORO": "strategies",
-    "ThreeFactor": "strategies",
-    "ETrace": "strategies",
-    "DNI": "strategies",
-    "ReadoutOnly": "strategies",
-    "register": "strategies",
+    **dict.fromkeys(EXPORTS, "strategies"),
     "Callback": "callback",
     "Checkpoint": "callbacks",
     "CopyFigure": "callbacks",
@@ -54,7 +39,7 @@ _HOME = {
     "Run": "run",
     "load": "loading",
 }
-__all__ = ["__version__", *_HOME]
+__all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     from .callback import Callback as Callback
@@ -96,6 +81,7 @@ if TYPE_CHECKING:
     from .strategies import PPProp as PPProp
     from .strategies import ReadoutOnly as ReadoutOnly
     from .strategies import SnAp as SnAp
+    from .strategies import SteppedRule as SteppedRule
     from .strategies import Strategy as Strategy
     from .strategies import ThreeFactor as ThreeFactor
     from .strategies import WindowedRule as WindowedRule

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hi
 
 import tyro
 
+from .compilation_cache import use_compilation_cache
 from .config import ConfigError as ConfigError
 from .config import did_you_mean, overlay, read_config, takes_none
 from .folders import drop_unused, fresh_run, newest_run, saved_config
@@ -107,6 +108,7 @@ def _recipe(Config, make, presets, chance, argv) -> int:
     label = config.strategy + (f"-seed{config.seed}" if hasattr(config, "seed") else "")
     run_dir = start.run_dir or fresh_run(root, label, create=not args.dry_run)
     config = dataclasses.replace(config, run_dir=str(run_dir))
+    use_compilation_cache()
     try:
         made = make(config)
         if not (isinstance(made, tuple) and len(made) == 3):

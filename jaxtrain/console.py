@@ -33,6 +33,12 @@ class _Console(logging.Handler):
             stream.flush()
 
 
+def one_line(error: BaseException) -> str:
+    """An error's type and the first line of its message, which may be empty."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+
+
 if not log.handlers:
     log.addHandler(_Console())
     log.setLevel(logging.INFO)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import math
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .callbacks import GradientFidelity
 from .config import ConfigError
-from .console import log
+from .console import log, one_line
 from .data import Feed, as_data
 from .files import write_json
 from .loading import build
 from .program import Program
+from .strategies import names
 
 ROUNDS = 5
 
@@ -41,32 +43,91 @@ class Cell:
     failed: str = ""
 
 
-def measure(module: Any, config: Any, rules: Sequence[str], cells: Sequence[str], steps: int) -> list[Cell]:
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A strategy with fields of its own, and how it was spelled."""
+
+    spelled: str
+    name: str
+    fields: Mapping[str, Any]
+
+
+def parse_rules(text: str) -> list[Rule]:
+    """Rules by commas, each with its fields: ``"drtrl:window=5,vjp=multi-step,pp_prop"``.
+
+    A value is read as a number, true or false where it is one; words by spaces are a pair. Raises ConfigError for an
+    unknown name or field, or a value of the wrong type.
+    """
+    found: list[tuple[str, list[str]]] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, colon, first = part.partition(":")
+        if not colon and "=" in part:  # one more field of the rule before
+            if not found:
+                raise ConfigError(f"--rules {text!r}: {part!r} stands before any rule; expected NAME:FIELD=VALUE")
+            found[-1][1].append(part)
+        else:
+            found.append((name.strip(), [first] if colon else []))
+    if not found:
+        raise ConfigError(f"--rules {text!r}: expected names of strategies, by commas")
+    return [_rule(name, given) for name, given in found]
+
+
+def _rule(name: str, given: list[str]) -> Rule:
+    where, fields = f"--rules {name}", {}
+    for item in given:
+        field, equals, value = (part.strip() for part in item.partition("="))
+        if not (field and equals and value):
+            raise ConfigError(f"{where}: {item!r}; expected FIELD=VALUE")
+        fields[field.replace("-", "_")] = _value(value)
+    entry = names.lookup(name)
+    checked = entry.check(fields, where)
+    return Rule(f"{name}:{','.join(given)}" if given else name, entry.name, checked)
+
+
+def _value(text: str) -> Any:
+    def one(word: str) -> Any:
+        try:
+            value = json.loads(word)
+        except ValueError:
+            return word
+        return value if isinstance(value, bool | int | float) else word
+
+    words = [one(word) for word in text.split()]
+    return words[0] if len(words) == 1 else words
+
+
+def measure(module: Any, config: Any, rules: Sequence[Rule], cells: Sequence[str], steps: int) -> list[Cell]:
     """The table: every rule on every cell of a recipe, trained for ``steps`` steps in between.
 
     ``module``: the recipe (its ``make``); ``config``: its options; ``cells``: values of its option ``cell``, or none.
+    What cannot be measured is an entry that says why.
     """
     if cells and not hasattr(config, "cell"):
         raise ConfigError("this recipe has no option --cell: leave --cells out")
     table = []
     for cell in cells or [getattr(config, "cell", "model")]:
         chosen = dataclasses.replace(config, cell=cell) if cells else config
-        truth = _program(module, "bptt", chosen)
+        truth, failed = None, ""
+        try:
+            truth = _program(module, Rule("bptt", "bptt", {}), chosen)
+        except Exception as error:  # a cell that BPTT cannot train, either
+            failed = f"bptt: {one_line(error)}"
         for rule in rules:
-            entry = Cell(cell, rule)
+            entry = Cell(cell, rule.spelled, failed=failed)
             try:
-                _fill(entry, module, rule, chosen, truth, steps)
+                if truth is not None:
+                    _fill(entry, module, rule, chosen, truth, steps)
             except Exception as error:  # a rule that cannot run on a cell is a result, and is printed as one
-                entry.failed = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                entry.failed = one_line(error)
             log.info("%s", line(entry))
             table.append(entry)
     return table
 
 
-def _fill(entry: Cell, module: Any, rule: str, config: Any, truth: Any, steps: int) -> None:
+def _fill(entry: Cell, module: Any, rule: Rule, config: Any, truth: Any, steps: int) -> None:
     program, feed = _program(module, rule, config)
     entry.cosine, entry.norm_ratio, entry.sign_agreement = _compare(program)
-    entry.trace_bytes = sum(row.bytes for row in program.rows)
+    entry.trace_bytes = program.learner.trace_bytes()
     entry.loss = _train(program, feed, steps)
     entry.trained_cosine, entry.trained_norm_ratio, _ = _compare(program)
     entry.time = _relative_time((program, feed), truth)
@@ -103,9 +164,9 @@ def _relative_time(ours: tuple[Program, Feed], theirs: tuple[Program, Feed]) -> 
     return statistics.median(ratios[1:])  # the first round warms up
 
 
-def _program(module: Any, rule: str, config: Any) -> tuple[Program, Feed]:
-    fields = config.strategy_fields if config.strategy == rule else {}
-    chosen = dataclasses.replace(config, strategy=rule, strategy_fields=fields, run_dir=None, progress=False)
+def _program(module: Any, rule: Rule, config: Any) -> tuple[Program, Feed]:
+    fields = dict(rule.fields)
+    chosen = dataclasses.replace(config, strategy=rule.name, strategy_fields=fields, run_dir=None, progress=False)
     fit, trained, data = module.make(chosen)
     data = as_data(data)
     data.setup()
@@ -139,7 +200,8 @@ COLUMNS = ("cell", "rule", "cosine", "norm ratio", "signs", "cosine, trained", "
 
 def line(entry: Cell) -> str:
     if entry.failed:
-        return f"| {entry.cell} | {entry.rule} | {entry.failed} | | | | | | | |"
+        failed = entry.failed.replace("|", r"\|")  # which would begin a column
+        return f"| {entry.cell} | {entry.rule} | {failed} | | | | | | | |"
     numbers = (entry.cosine, entry.norm_ratio, entry.sign_agreement, entry.trained_cosine, entry.trained_norm_ratio,
                entry.loss, entry.time)  # fmt: skip
     return f"| {entry.cell} | {entry.rule} | " + " | ".join(f"{x:.3f}" for x in numbers) + f" | {entry.trace_bytes:,} |"

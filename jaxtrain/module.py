@@ -248,7 +248,12 @@ def weights_of(phases: Phases) -> Any:
 def total_weight(phases: Phases) -> Any:
     """``sum(w)`` broadcast to ``(T_l, B)``: a Python float where it is known beforehand."""
     _, time, batch = phases.sizes
-    if phases.weights is None:
+    return sum_of_weights(phases.weights, time, batch)
+
+
+def sum_of_weights(weights: Any, time: int, batch: int) -> Any:
+    """Of weights ``(T,)`` or ``(T, B)`` broadcast to ``(T, B)``, in float32; None weighs every entry one."""
+    if weights is None:
         return float(time * batch)
-    w = jnp.asarray(phases.weights, jnp.float32)
+    w = jnp.asarray(weights, jnp.float32)
     return jnp.sum(jnp.broadcast_to(w if w.ndim == 2 else w[:, None], (time, batch)))

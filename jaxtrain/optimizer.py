@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from braintools.optim import OptaxOptimizer
 
+from .console import one_line
 from .metrics import Mean, Metrics
 from .state import State, add_to, global_norm, leaf_names, states_of, strengthen, wide_zeros
 
@@ -25,7 +26,7 @@ _UNJITTED = {
 class _Braintools:
     """A braintools.optim optimizer with its scheduler, which is stepped at every update."""
 
-    def __init__(self, optimizer: OptaxOptimizer, params: dict[str, State], where: str):
+    def __init__(self, optimizer: OptaxOptimizer, params: dict[str, State], idle: dict[str, State], where: str):
         self.optimizer = optimizer
         if optimizer.opt_state is not None and int(optimizer.step_count.value) > 0:
             raise ValueError(
@@ -34,7 +35,7 @@ class _Braintools:
             )
         if optimizer.opt_state is None:
             optimizer.register_trainable_weights(params)
-        known = {id(state): name for name, state in params.items()}
+        known = {id(state): name for name, state in (params | idle).items()}
         registered = optimizer.param_states.to_dict()
         missing = [name for name, state in params.items() if id(state) not in {id(s) for s in registered.values()}]
         if missing:
@@ -49,10 +50,17 @@ class _Braintools:
         self._names = jax.tree.map(
             lambda state: known[id(state)], optimizer.param_states.to_pytree(), is_leaf=lambda x: isinstance(x, State)
         )
+        registered_names = jax.tree.leaves(self._names)
+        self._idle = {name: state for name, state in idle.items() if name in registered_names}
 
     def apply(self, grads: dict[str, Any]) -> None:
+        # Who registers parameters that the rule does not train gets them back as they were, weight decay or not.
+        held = {name: state.value for name, state in self._idle.items()}
+        grads = grads | {name: jax.tree.map(jnp.zeros_like, value) for name, value in held.items()}
         self.optimizer.update(jax.tree.map(lambda name: grads[name], self._names))
         self.optimizer.lr_scheduler.step()
+        for name, value in held.items():
+            self._idle[name].value = value
 
     def rate(self) -> Any:
         return self.optimizer.lr_scheduler.current_lrs.value[0]
@@ -133,18 +141,22 @@ class _Optax:
 
 
 class Optimizer:
-    """Everything between a gradient and new parameters, for the parameters that a module trains.
+    """Everything between a gradient and new parameters, for the parameters that are trained.
+
+    ``params``: those that the optimizer changes. ``idle``: those that the module would train and the rule does
+    not: nothing moves them, weight decay neither.
 
     ``update(grads, weight)`` takes gradients of ``sum(w * loss)`` and ``sum(w)``. It adds them up over ``accumulate``
     calls, divides once, clips by global norm and applies the optimizer; where nothing weighs anything there is no
     update. ``updates`` counts applications, and schedules advance by them.
     """
 
-    def __init__(self, module, params: dict[str, State], *, clip: float | None, accumulate: int):
+    def __init__(self, module, params: dict[str, State], *, clip: float | None, accumulate: int,
+                 idle: dict[str, State] | None = None):  # fmt: skip
         self._params = params
         self._clip = clip
         self._accumulate = accumulate
-        self._parts = _bind(module, params)
+        self._parts = _bind(module, params, idle or {})
         self._updates = State(jnp.int32(0))
         self._total = {name: State(wide_zeros(state.value)) for name, state in params.items()}
         self._weight, self._count = State(jnp.float32(0)), State(jnp.int32(0))
@@ -176,8 +188,8 @@ class Optimizer:
             if isinstance(weight, float):
                 return self._apply(grads, weight)
             return brainstate.transform.cond(weight > 0, self._apply, self._skip, grads, weight)
-        for name, total in self._total.items():
-            total.value = add_to(total.value, grads[name])
+        for name, value in self.accumulated(grads).items():
+            self._total[name].value = value
         self._weight.value = self._weight.value + weight
         self._count.value = self._count.value + 1
         total = {name: state.value for name, state in self._total.items()}
@@ -188,6 +200,12 @@ class Optimizer:
         for state in (*self._total.values(), self._weight, self._count):
             state.value = jax.tree.map(lambda leaf: jnp.where(full, jnp.zeros_like(leaf), leaf), state.value)
         return metrics
+
+    def accumulated(self, grads: dict[str, Any]) -> dict[str, Any]:
+        """Traced: the gradients with what has been added up before them, of the parameters that are trained."""
+        if self._accumulate == 1:
+            return {name: grads[name] for name in self.names}
+        return {name: add_to(total.value, grads[name]) for name, total in self._total.items()}
 
     def _apply(self, grads: dict[str, Any], weight: Any) -> Metrics:
         grads = {name: jax.tree.map(lambda leaf: leaf / weight, grads[name]) for name in self.names}
@@ -221,7 +239,7 @@ class Optimizer:
         except Exception as error:
             raise ValueError(
                 f"the optimizer of {type(module).__name__} cannot run in a compiled program "
-                f"({type(error).__name__}: {str(error).splitlines()[0]}): use another optimizer, or optax"
+                f"({one_line(error)}): use another optimizer, or optax"
             ) from error
 
 
@@ -231,11 +249,12 @@ def _cast(grad: Any, value: Any) -> Any:
     return tree.unflatten([g.astype(v.dtype) for g, v in zip(leaves, jax.tree.leaves(value), strict=True)])
 
 
-def _bind(module, params: dict[str, State]) -> dict[str, _Braintools | _Optax]:
+def _bind(module, params: dict[str, State], idle: dict[str, State]) -> dict[str, _Braintools | _Optax]:
     configured = module.configure_optimizer()
     if not isinstance(configured, dict):
-        return {"": _one(configured, params, "")}
-    labels = {name: module.group(name) for name in params}
+        return {"": _one(configured, params, idle, "")}
+    labels = {name: module.group(name) for name in (*params, *idle)}
+    of = lambda label, states: {name: states[name] for name in states if labels[name] == label}  # noqa: E731
     unknown = {name: label for name, label in labels.items() if label not in configured}
     if unknown:
         raise ValueError(f"Module.group gives labels without an optimizer: {unknown}; there are {list(configured)}")
@@ -243,19 +262,20 @@ def _bind(module, params: dict[str, State]) -> dict[str, _Braintools | _Optax]:
     if unused:
         raise ValueError(f"no parameter belongs to the optimizer(s) {unused}; Module.group gives {labels}")
     return {
-        label: _one(part, {name: params[name] for name in params if labels[name] == label}, f"of group {label!r} ")
+        label: _one(part, of(label, params), of(label, idle), f"of group {label!r} ")
         for label, part in configured.items()
+        if of(label, params)  # the rule may train nothing of a group
     }
 
 
-def _one(optimizer: Any, params: dict[str, State], where: str) -> _Braintools | _Optax:
+def _one(optimizer: Any, params: dict[str, State], idle: dict[str, State], where: str) -> _Braintools | _Optax:
     if isinstance(optimizer, OptaxOptimizer):
         scheduler = type(optimizer.lr_scheduler).__name__
         if scheduler in _UNJITTED:
             raise ValueError(
                 f"the scheduler {scheduler} cannot run in a compiled program: use optax with {_UNJITTED[scheduler]}"
             )
-        return _Braintools(optimizer, params, where)
+        return _Braintools(optimizer, params, idle, where)
     if isinstance(optimizer, optax.GradientTransformation):
         return _Optax(optimizer, params)
     raise TypeError(

@@ -86,6 +86,8 @@ def lines(report: dict[str, Any]) -> list[str]:
         out.append(f"  {name:<{width}}  {entry['count']:>9,}{trace}{note}")
         if entry["trains"] != "yes":
             out.append(f"  {'':<{width}}  {entry['why']}")
+    if report["trace_bytes"]:
+        out.append(f"traces     {_bytes(report['trace_bytes'])}")
     if "peak_bytes" in report["memory"]:
         memory = report["memory"]
         out.append(
@@ -94,6 +96,7 @@ def lines(report: dict[str, Any]) -> list[str]:
     out.append(f"work       {report['flops'] / 1e6:,.1f} MFLOP a step")
     out.append("resolved   " + ", ".join(f"{key}={value}" for key, value in report["auto"].items()))
     out.append(f"compiled   in {report['compile_seconds']:.1f} s")
+    out += [f"note       {note}" for note in report["notes"]]
     return out
 
 

@@ -30,7 +30,7 @@ from .state import (
     strong,
     unflatten,
 )
-from .strategies.base import Learner, Row, Strategy, input_of, trained
+from .strategies.base import Learner, Row, Strategy, scored, trained
 
 NonFinite = Literal["raise", "skip", "warn"]
 CHUNK_CAP, CHUNK_FLOPS = 50, 4e10
@@ -65,7 +65,7 @@ class Program:
             self.objective = Objective(module, encode)
             self.phases = check_phases(module.phases(example))
             self.learner: Learner = strategy.bind(self.objective, self.phases)
-            self.optimizer = Optimizer(module, trained(self.objective), clip=clip, accumulate=accumulate)
+            self.optimizer = self._optimizer(clip, accumulate)
             self.parameters = list(parameters(module.model))
             self._named = {
                 **parameters(module.model),
@@ -81,6 +81,17 @@ class Program:
         self.chunk = self._choose_chunk() if chunk == "auto" else chunk
         self._train: Any = None
         self.compile_seconds = time.perf_counter() - started
+
+    def _optimizer(self, clip: float | None, accumulate: int) -> Optimizer:
+        """Of the parameters that the rule trains: one without a gradient would still be moved by weight decay."""
+        chosen, untrained = trained(self.objective), {row.name for row in self.rows if row.trains == "no"}
+        params = {name: state for name, state in chosen.items() if name not in untrained}
+        if not params:
+            raise ValueError(
+                f"strategy {self.strategy.name!r} trains none of the parameters {list(chosen)}: use another strategy"
+            )
+        idle = {name: state for name, state in chosen.items() if name in untrained}
+        return Optimizer(self.module, params, clip=clip, accumulate=accumulate, idle=idle)
 
     @cached_property
     def _step(self) -> Functional:
@@ -176,10 +187,18 @@ class Program:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """What the rule does to each parameter; one that the model never uses is not trained by any rule."""
+        """What the rule does to each parameter; one that no loss depends on is not trained by any rule."""
+
+        def loss(first):
+            return self.objective.learn(self.learner.network, *first)[0]
+
         with self._environ(fit=True):
-            x = input_of(self.objective, self.phases)
-            used = parameters_behind(self.learner.network, self.module.model, x, hidden=False)
+            first = jax.tree.map(lambda leaf: leaf[0], scored(self.phases)[:4])
+            used = parameters_behind(loss, self.module.model, first, hidden=False)
+            if self.phases.warmup is not None:
+                warm_up = lambda x: self.objective.warmup(self.learner.network, x)  # noqa: E731
+                x = jax.tree.map(lambda leaf: leaf[0], self.phases.warmup)
+                used |= parameters_behind(warm_up, self.module.model, x, hidden=True)
         rows = self.learner.report()
         return [row if row.name in used else Row(row.name, "no", "the model never uses it") for row in rows]
 
@@ -200,6 +219,8 @@ class Program:
             "flops": self.flops,
             "auto": self.auto,
             "compile_seconds": self.compile_seconds,
+            "trace_bytes": self.learner.trace_bytes(),
+            "notes": self.learner.notes,
         }
 
     # ------------------------------------------------------------------------------------------- traced bodies
@@ -228,7 +249,8 @@ class Program:
     def _update(self, grads: dict[str, Any], weight: Any) -> Metrics:
         leaves = flatten({name: grads[name] for name in self.optimizer.names}).values()
         counts = jnp.stack([(~jnp.isfinite(leaf)).any().astype(jnp.float32) for leaf in leaves])
-        parts = [jax.tree.leaves(grads[name]) for name in self.optimizer.names]
+        whole = self.optimizer.accumulated(grads)
+        parts = [jax.tree.leaves(whole[name]) for name in self.optimizer.names]
         live = jnp.stack([sum((leaf != 0).any().astype(jnp.float32) for leaf in part) for part in parts])
         said = {BAD: Mean(counts, jnp.float32(1)), DEAD: Mean(live, jnp.float32(1))}
         return {**self.optimizer.update(grads, weight), **said}

@@ -11,11 +11,10 @@ from pathlib import Path
 from .cli import guarded
 from .config import ConfigError
 from .folders import describe_run
-from .strategies import names
 
-RULES = ("bptt", "tbptt", "drtrl", "pp_prop", "eprop", "ostl_recurrent", "ostl_feedforward", "snap", "uoro",
+RULES = ("bptt", "tbptt", "drtrl", "pp_prop", "eprop", "ostl_recurrent", "ostl_feedforward", "snap", "uoro", "dni",
          "readout_only")  # fmt: skip
-"""Rules that run on any module: no reward, no coordinates of one's own."""
+"""What is compared unless told: every rule but those that need a reward (three_factor) or coordinates (etrace)."""
 
 
 def tool(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +35,9 @@ def _tool(argv: list[str]) -> int:
         epilog="further options are the recipe's own, e.g. --hidden 32 --time-lag 10",
     )  # fmt: skip
     fidelity.add_argument("recipe", type=Path, metavar="RECIPE")
-    fidelity.add_argument("--rules", default=",".join(RULES), help="names of strategies, by commas")
+    fidelity.add_argument(
+        "--rules", default=",".join(RULES), help="strategies by commas, with fields: drtrl:window=5,vjp=multi-step,uoro"
+    )
     fidelity.add_argument("--cells", default="", help="values of the recipe's --cell, by commas")
     fidelity.add_argument("--steps", type=int, default=200, help="steps to train before the second look")
     fidelity.add_argument("--out", type=Path, default=Path("fidelity"), help="directory for fidelity.md, .json, .png")
@@ -52,16 +53,12 @@ def _tool(argv: list[str]) -> int:
 def _fidelity(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
     import tyro
 
-    rules = [name.strip() for name in args.rules.split(",") if name.strip()]
-    cells = [name.strip() for name in args.cells.split(",") if name.strip()]
-    for name in rules:
-        names.lookup(name)
-    if not rules or args.steps < 1:
-        raise ConfigError(
-            f"fidelity --rules {args.rules!r} --steps {args.steps}: expected names, and a positive number"
-        )
+    if args.steps < 1:
+        raise ConfigError(f"fidelity --steps {args.steps}: expected a positive number")
     from . import fidelity
 
+    rules = fidelity.parse_rules(args.rules)
+    cells = [name.strip() for name in args.cells.split(",") if name.strip()]
     recipe = fidelity.load_recipe(args.recipe)
     config = tyro.cli(recipe.Config, args=rest, prog=f"jaxtrain fidelity {args.recipe}")
     table = fidelity.measure(recipe, config, rules, cells, args.steps)

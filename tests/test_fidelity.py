@@ -1,7 +1,9 @@
 """``jaxtrain fidelity``: a table, its JSON and its figure."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,17 +16,17 @@ TINY = ["--hidden", "6", "--time-lag", "3", "--digits", "2", "--batch-size", "4"
 
 def test_a_table_of_cells_by_rules(tmp_path, capsys):
     out = tmp_path / "out"
-    rules, sizes = ["--rules", "drtrl,three_factor"], ["--cells", "lru", "--steps", "4", "--out", str(out)]
+    rules, sizes = ["--rules", "drtrl:engine=trace,three_factor"], ["--cells", "lru", "--steps", "4", "--out", str(out)]
     assert tool(["fidelity", RECIPE, *rules, *sizes, *TINY]) == 0
     drtrl, reward = json.loads((out / "fidelity.json").read_text())["table"]
-    assert drtrl["cell"] == "lru" and drtrl["rule"] == "drtrl" and not drtrl["failed"]
+    assert drtrl["cell"] == "lru" and drtrl["rule"] == "drtrl:engine=trace" and not drtrl["failed"]
     assert drtrl["cosine"] > 0.9999 and drtrl["trained_cosine"] > 0.9999, "D-RTRL is exact on an LRU"
     assert abs(drtrl["norm_ratio"] - 1) < 1e-3 and drtrl["trace_bytes"] > 0 and drtrl["time"] > 0 and drtrl["loss"] > 0
     assert "reward" in reward["failed"] and reward["cosine"] is None, "a rule that cannot run is a row, not a crash"
     text = (out / "fidelity.md").read_text()
     assert "jaxtrain fidelity" in text and text.count("| lru |") == 2
     assert (out / "fidelity.png").stat().st_size > 5000
-    assert "| lru | drtrl | 1.000 |" in capsys.readouterr().out
+    assert "| lru | drtrl:engine=trace | 1.000 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -32,7 +34,12 @@ def test_a_table_of_cells_by_rules(tmp_path, capsys):
     [
         (["nowhere.py"], "there is no recipe nowhere.py", 1),
         ([RECIPE, "--rules", "drtl"], "unknown strategy 'drtl'", 2),
-        ([RECIPE, "--steps", "0"], "expected names, and a positive number", 2),
+        ([RECIPE, "--rules", "drtrl:windw=3"], "--rules drtrl: no field 'windw'", 2),
+        ([RECIPE, "--rules", "drtrl:window=two"], "--rules drtrl: window = 'two' is text; expected int", 2),
+        ([RECIPE, "--rules", "window=2"], "'window=2' stands before any rule", 2),
+        ([RECIPE, "--rules", "drtrl:window="], "expected FIELD=VALUE", 2),
+        ([RECIPE, "--rules", ","], "expected names of strategies", 2),
+        ([RECIPE, "--steps", "0"], "expected a positive number", 2),
         ([__file__], "is no recipe: it defines no Config and no make", 2),
     ],
 )
@@ -47,4 +54,40 @@ def test_a_recipe_without_cells(tmp_path):
         pass
 
     with pytest.raises(ValueError, match="no option --cell"):
-        fidelity.measure(None, Config(), ["drtrl"], ["gru"], 1)
+        fidelity.measure(None, Config(), fidelity.parse_rules("drtrl"), ["gru"], 1)
+
+
+def test_rules_carry_their_fields():
+    """A comma separates fields as it separates rules; words by spaces are a pair."""
+    pair = "etrace:trace_factorization=io_factorized,temporal_recursion=scalar_leak none,decay=0.8 0"
+    window, eprop, etrace = fidelity.parse_rules(f"drtrl:window=5,vjp=multi-step, eprop,{pair}")
+    assert (window.spelled, window.name) == ("drtrl:window=5,vjp=multi-step", "drtrl")
+    assert window.fields == {"window": 5, "vjp": "multi-step"} and (eprop.spelled, eprop.fields) == ("eprop", {})
+    assert etrace.fields["temporal_recursion"] == ("scalar_leak", "none") and etrace.fields["decay"] == (0.8, 0.0)
+    assert fidelity.parse_rules("es_drtrl")[0].name == "pp_prop"
+
+
+class Broken:
+    """A recipe whose every strategy fails in its own way."""
+
+    @staticmethod
+    def make(config):
+        raise {"bptt": ValueError(), "drtrl": KeyError("a | b")}.get(config.strategy, RuntimeError("never reached"))
+
+
+@dataclass(frozen=True)
+class Options:
+    strategy: str = "drtrl"
+    strategy_fields: Any = None
+    run_dir: str | None = None
+    progress: bool = False
+
+
+def test_a_cell_that_fails_is_a_row_and_an_empty_message_is_one(monkeypatch):
+    """Also where BPTT itself fails, or says nothing; a bar in a message begins no column."""
+    (entry,) = fidelity.measure(Broken, Options(), fidelity.parse_rules("drtrl"), [], 1)
+    assert entry.failed == "bptt: ValueError"
+    monkeypatch.setattr(Broken, "make", staticmethod(lambda config: (_ for _ in ()).throw(ValueError("a | b"))))
+    (entry,) = fidelity.measure(Broken, Options(), fidelity.parse_rules("drtrl"), [], 1)
+    assert entry.failed == "bptt: ValueError: a | b"
+    assert fidelity.line(entry).replace(r"\|", "").count("|") == len(fidelity.COLUMNS) + 1

@@ -62,7 +62,7 @@ def test_flops_of_a_convolution():
 
 @pytest.mark.parametrize("vjp,word", [("multi-step", "in part"), ("single-step", "no")])
 def test_the_report_names_what_drtrl_cannot_train(vjp, word):
-    fit = jt.Fit(jt.DRTRL(vjp=vjp), max_steps=3)
+    fit = jt.Fit(jt.DRTRL(vjp=vjp, engine="trace"), max_steps=3)
     report = fit.run(CopyGRU(), copies(), dry_run=True).report
     table = report["parameters"]
     assert {name: entry["trains"] for name, entry in table.items() if entry["trains"] != "yes"} == {

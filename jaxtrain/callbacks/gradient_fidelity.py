@@ -16,9 +16,14 @@ class GradientFidelity(Callback):
     """Every so often compares the gradient of the rule in use with that of BPTT, on the first training batch.
 
     ``every``: steps or epochs. Rows get ``fidelity/cosine``, ``fidelity/norm_ratio`` (rule over BPTT) and
-    ``fidelity/sign_agreement`` (share of entries), each in total and, with ``per_parameter``, by parameter
-    (``fidelity/cosine/rnn.Wh.weight``). Both gradients start from fresh hidden states and draw the same random
-    numbers. It runs in a program of its own; the weights are the same, bit for bit, with it and without it.
+    ``fidelity/sign_agreement`` (share of the entries that are not zero in both), each in total and, with
+    ``per_parameter``, by trained parameter (``fidelity/cosine/rnn.Wh.weight``). A gradient of exact zeros has cosine 1
+    where BPTT's is zero too, else 0; a ratio to a BPTT gradient of zero is NaN, as is everything of a gradient that is
+    not finite. Both gradients start from fresh hidden states and draw the same random numbers. It runs in a program of
+    its own; the weights are the same, bit for bit, with it and without it.
+
+    That program needs the memory of BPTT, which holds the activations of the whole sequence, whatever the rule in use
+    needs: leave it out where memory is why an online rule was chosen.
 
     >>> callbacks = [GradientFidelity(every=200)]
     """

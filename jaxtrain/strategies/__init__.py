@@ -3,30 +3,22 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from . import names as names
+
 _HOME = {
     "Strategy": "base",
     "Learner": "base",
     "OnlineRule": "rule",
+    "SteppedRule": "rule",
     "WindowedRule": "rule",
-    "BPTT": "bptt",
-    "DRTRL": "drtrl",
-    "TBPTT": "tbptt",
-    "PPProp": "rules",
-    "EProp": "rules",
-    "OSTLRecurrent": "rules",
-    "OSTLFeedforward": "rules",
-    "SnAp": "rules",
-    "UORO": "rules",
-    "ThreeFactor": "rules",
-    "ETrace": "rules",
-    "DNI": "dni",
-    "ReadoutOnly": "readout",
     "register": "names",
+    **names.CLASSES,
 }
-__all__ = ["names", *_HOME]
+EXPORTS = (*_HOME,)
+"""What is public here: the bases, and every strategy of the registry."""
+__all__ = ["names", *EXPORTS]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
-    from . import names as names
     from .base import Learner as Learner
     from .base import Strategy as Strategy
     from .bptt import BPTT as BPTT
@@ -35,6 +27,7 @@ if TYPE_CHECKING:
     from .names import register as register
     from .readout import ReadoutOnly as ReadoutOnly
     from .rule import OnlineRule as OnlineRule
+    from .rule import SteppedRule as SteppedRule
     from .rule import WindowedRule as WindowedRule
     from .rules import UORO as UORO
     from .rules import EProp as EProp
@@ -50,8 +43,6 @@ if TYPE_CHECKING:
 def __getattr__(name: str):
     if name in _HOME:
         return getattr(import_module(f".{_HOME[name]}", __name__), name)
-    if name == "names":
-        return import_module(".names", __name__)
     raise AttributeError(f"module 'jaxtrain.strategies' has no attribute {name!r}")
 
 

@@ -8,16 +8,16 @@ from typing import Any, Literal
 
 import brainstate
 import jax
-import jax.numpy as jnp
 
 from ..metrics import Metrics, add, sum_over_time
-from ..module import Phases, total_weight
+from ..module import Phases, sum_of_weights, total_weight
 from ..state import add_to
 from .base import Update, scored
 
 UpdateEvery = Literal["sequence"] | int
 Carry = Literal["reset", "carry"]
 Gradients = Callable[[Any], tuple[dict[str, Any], Metrics]]
+"""Of the sequences of some scored time steps (``base.scored``): gradients of ``sum(w * loss)``, and metrics."""
 
 
 def check_cadence(name: str, update_every: Any, carry: Any) -> None:
@@ -29,6 +29,12 @@ def check_cadence(name: str, update_every: Any, carry: Any) -> None:
         raise ValueError(f"{name}(carry={carry!r}): expected 'reset' or 'carry'")
 
 
+def check_length(name: str, update_every: UpdateEvery, time: int) -> None:
+    """Raises ValueError where a learning phase of ``time`` time steps has no whole update."""
+    if update_every != "sequence" and update_every > time:
+        raise ValueError(f"{name}(update_every={update_every}): the learning phase has only {time} time steps")
+
+
 @dataclass(frozen=True)
 class Cadence:
     """``update_every``: scored time steps an update, or "sequence". ``carried``: hidden states and traces go on from
@@ -37,13 +43,8 @@ class Cadence:
     update_every: UpdateEvery = "sequence"
     carried: bool = False
 
-    def drive(
-        self, phases: Phases, gradients: Callable[[Any], tuple[dict[str, Any], Metrics]], update: Update
-    ) -> Metrics:
-        """Traced: hand the gradients of the learning phase to ``update``, piece by piece.
-
-        ``gradients(sequences)`` gives the gradient of ``sum(w * loss)`` over some scored time steps and their metrics.
-        """
+    def drive(self, phases: Phases, gradients: Gradients, update: Update) -> Metrics:
+        """Traced: hand the gradients of the learning phase to ``update``, piece by piece."""
         if self.update_every == "sequence":
             grads, metrics = gradients(scored(phases))
             return {**metrics, **update(grads, total_weight(phases))}
@@ -52,13 +53,8 @@ class Cadence:
         def piece(sequences) -> tuple[None, Metrics]:
             grads, metrics = gradients(sequences)
             weights = sequences[2]
-            if phases.weights is None:
-                weight: Any = float(weights.shape[0] * batch)
-            else:
-                weight = jnp.sum(
-                    jnp.broadcast_to(weights if weights.ndim == 2 else weights[:, None], (len(weights), batch))
-                )
-            return None, {**metrics, **update(grads, weight)}
+            given = None if phases.weights is None else weights
+            return None, {**metrics, **update(grads, sum_of_weights(given, len(weights), batch))}
 
         return over_tiles(scored(phases), self.update_every, piece, None)[1]
 

@@ -24,7 +24,8 @@ class DNI(OnlineRule):
     predicts, from the hidden states, the gradient of what is still to come (Jaderberg et al., ICML 2017).
 
     The synthesiser is fitted once, before step 0, on the first batch: ``fit_epochs`` passes of gradient descent with
-    rate ``fit_lr`` against the gradients that the rule itself sends to the hidden states. It is not trained further.
+    rate ``fit_lr`` against the gradients that the rule itself sends to the hidden states. It is not trained further. A
+    resumed run fits it again as it starts, then takes the one that its checkpoint holds.
     """
 
     name: ClassVar[str] = "dni"
@@ -62,7 +63,7 @@ class _Learner(OnlineLearner):
 
     def fit(self, example: Phases, epochs: int, rate: float) -> None:
         """Regress the synthesiser on the gradients that the rule sends back to the hidden states."""
-        hidden, synthesiser = dict(self.network.hidden), self.rule.synthesizer
+        hidden, synthesiser = self._grouped_hidden(), self.rule.synthesizer
         states = dict(self._synthesiser)
 
         def regress(before: dict[str, Any], target: dict[str, Any]) -> jax.Array:
@@ -91,11 +92,12 @@ class _Learner(OnlineLearner):
             errors = brainstate.transform.for_loop(step, *scored(phases))
             # Nothing follows the last time step: its future gradient is zero.
             last = {name: state.value for name, state in hidden.items()}
-            return errors.mean() + 0.0 * regress(last, jax.tree.map(jnp.zeros_like, last))
+            regress(last, jax.tree.map(jnp.zeros_like, last))
+            return errors.mean()
 
         model = self.objective.model
         named = {**parameters(model), **lasting(model), **{f"synthesiser.{k}": s for k, s in states.items()}}
-        functional = Functional(epoch, named, [*hidden.values(), *self.own.values()], example)
+        functional = Functional(epoch, named, [*self.network.hidden.values(), *self.own.values()], example)
         values = {name: state.value for name, state in named.items()}
         step = jax.jit(functional)
         errors = []

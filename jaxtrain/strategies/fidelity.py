@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from ..metrics import Metrics
 from ..module import Phases
-from ..state import State, add_to, parameters
-from .base import Learner, zeros_like_parameters
+from ..state import State, add_to, lasting
+from .base import Learner, trained, zeros_like_parameters
 from .bptt import BPTTLearner
 
 TOTAL = ""
@@ -19,9 +19,10 @@ TOTAL = ""
 
 
 def gradient_of(learner: Learner, phases: Phases) -> dict[str, Any]:
-    """Traced: the gradient that a learner hands to ``update`` over one batch, summed, the weights held fixed."""
-    states: dict[str, State] = {**parameters(learner.objective.model)}
-    totals = {name: State(value) for name, value in zeros_like_parameters(states).items()}
+    """Traced: the gradient that a learner hands to ``update`` over one batch, summed, the weights held fixed; of the
+    parameters that the module trains."""
+    zeros = zeros_like_parameters(trained(learner.objective))
+    totals = {name: State(value) for name, value in zeros.items()}
 
     def update(grads: dict[str, Any], weight: Any) -> Metrics:
         for name, grad in grads.items():
@@ -36,11 +37,16 @@ def gradient_of(learner: Learner, phases: Phases) -> dict[str, Any]:
 def compare(learner: Learner, phases: Phases) -> dict[str, dict[str, jax.Array]]:
     """Traced: ``{parameter name or TOTAL: {cosine, norm_ratio, sign_agreement}}`` of a learner against BPTT.
 
-    A parameter without any gradient under one of the two has cosine 0.
+    ``sign_agreement`` counts the entries that are not zero in both. Where a gradient is exactly zero: under both, the
+    two agree (1, 1, 1); under the rule alone, (0, 0, 0); under BPTT alone there is no ratio, (0, NaN, 0). A gradient
+    that is not finite makes all three NaN.
     """
-    key = brainstate.random.DEFAULT.value
+    # The same random numbers in the model, and the same running statistics, for both.
+    touched = [brainstate.random.DEFAULT, *lasting(learner.objective.model).values()]
+    before = [state.value for state in touched]
     rule = gradient_of(learner, phases)
-    brainstate.random.DEFAULT.value = key  # the same random numbers inside the model
+    for state, value in zip(touched, before, strict=True):
+        state.value = value
     truth = gradient_of(BPTTLearner(learner.objective, learner.network), phases)
     flat = {name: (_flat(rule[name]), _flat(truth[name])) for name in truth}
     flat[TOTAL] = (
@@ -55,10 +61,17 @@ def _flat(value: Any) -> jax.Array:
 
 
 def _compare(a: jax.Array, b: jax.Array) -> dict[str, jax.Array]:
+    # Divided by the largest number first: squares of small gradients underflow.
+    scales = jnp.max(jnp.abs(a)), jnp.max(jnp.abs(b))
+    ours, theirs = scales[0] != 0, scales[1] != 0
+    a, b = (x / jnp.where(scale != 0, scale, 1) for x, scale in ((a, scales[0]), (b, scales[1])))
     norms = jnp.linalg.norm(a), jnp.linalg.norm(b)
-    product = norms[0] * norms[1]
-    return {
-        "cosine": jnp.where(product > 0, jnp.real(jnp.vdot(b, a)) / jnp.where(product > 0, product, 1), 0.0),
-        "norm_ratio": norms[0] / jnp.maximum(norms[1], jnp.finfo(norms[1].dtype).tiny),
-        "sign_agreement": (jnp.sign(a) == jnp.sign(b)).mean(),
+    some = (a != 0) | (b != 0)
+    found = {
+        "cosine": jnp.real(jnp.vdot(b, a)) / jnp.where(ours & theirs, norms[0] * norms[1], 1),
+        "norm_ratio": jnp.where(theirs, norms[0] / jnp.where(theirs, norms[1], 1) * (scales[0] / scales[1]), jnp.nan),
+        "sign_agreement": (some & (jnp.sign(a) == jnp.sign(b))).sum() / jnp.maximum(some.sum(), 1),
     }
+    finite = jnp.isfinite(scales[0]) & jnp.isfinite(scales[1])
+    neither = ~ours & ~theirs
+    return {name: jnp.where(finite, jnp.where(neither, 1.0, value), jnp.nan) for name, value in found.items()}

@@ -151,9 +151,10 @@ def register(cls: Any) -> Any:
 
     name = getattr(cls, "name", None)
     kind = isinstance(cls, type) and issubclass(cls, Strategy) and is_dataclass(cls)
-    if not (kind and cls.__dataclass_params__.frozen and isinstance(name, str)):
+    settings: Any = getattr(cls, "__dataclass_params__", None)
+    if not (kind and settings.frozen and isinstance(name, str)):
         raise TypeError(
-            f"register({cls!r}): expected a frozen dataclass that extends jaxtrain.Strategy, with a class attribute name"
+            f"register({cls!r}): expected a frozen dataclass that extends Strategy, with a class attribute name"
         )
     if name in ALIASES or (name in REGISTRY and not _same_class(REGISTRY[name].object, cls)):
         raise ValueError(f"register({cls.__name__}): the name {name!r} is taken; choose another")

@@ -7,16 +7,31 @@ from typing import Any, ClassVar
 
 from ..metrics import Metrics
 from ..module import Objective, Phases
-from ..state import State
-from .base import Learner, Row, zeros_like_parameters
-from .online import OnlineLearner
-from .rule import OnlineRule
+from ..state import State, parameters_behind
+from .base import (
+    Batching,
+    Learner,
+    Network,
+    Row,
+    Strategy,
+    Update,
+    choose_batching,
+    input_of,
+    score_by_step,
+    trained,
+    warm_up,
+    zeros_like_parameters,
+)
+from .cadence import Cadence, Carry, UpdateEvery, check_cadence, check_length
 
 
 @dataclass(frozen=True)
-class ReadoutOnly(OnlineRule):
+class ReadoutOnly(Strategy):
     """Trains the parameters that reach the output without passing through a hidden state; the others keep their
     initial values (a reservoir: Jaeger 2001). Their gradient is exact at every time step, and no trace is kept.
+
+    The optimizer does not hold the others, so neither weight decay nor a regulariser in the loss moves them; the loss
+    that is reported still contains such a term. ``update_every``, ``carry``, ``batching``: see ``OnlineRule``.
 
     Example::
 
@@ -24,33 +39,48 @@ class ReadoutOnly(OnlineRule):
     """
 
     name: ClassVar[str] = "readout_only"
+    update_every: UpdateEvery = "sequence"
+    carry: Carry = "reset"
+    batching: Batching = "auto"
 
-    def rule(self) -> tuple[Any, dict[str, Any]]:
-        return "d_rtrl", {"vjp_method": "single-step"}  # compiled to see which parameters are read out; never driven
+    def __post_init__(self):
+        check_cadence("ReadoutOnly", self.update_every, self.carry)
 
-    def learner(self, objective: Objective, compiled: Any, x: Any, example: Phases) -> Learner:
-        return _Learner(objective, compiled, x, cadence=self.cadence())
+    def bind(self, objective: Objective, example: Phases) -> Learner:
+        _, time, batch_size = example.sizes
+        check_length("ReadoutOnly", self.update_every, time)
+        x = input_of(objective, example)
+        network = Network(objective.model, choose_batching(self.batching, objective.model, x, batch_size))
+        return _Learner(objective, network, x, Cadence(self.update_every, self.carry == "carry"))
 
 
-class _Learner(OnlineLearner):
-    def __init__(self, objective: Objective, rule: Any, x: Any, **options: Any):
-        super().__init__(objective, rule, x, **options)
-        self._read: dict[str, State] = {n: s for n, s in self._params.items() if n not in self._acting}
+class _Learner(Learner):
+    def __init__(self, objective: Objective, network: Network, x: Any, cadence: Cadence):
+        super().__init__(objective, network)
+        self._cadence, self._params = cadence, trained(objective)
+        acting = parameters_behind(network, objective.model, x, hidden=True)
+        self._read: dict[str, State] = {name: s for name, s in self._params.items() if name not in acting}
         if not self._read:
             raise ValueError(
                 f"readout_only: every parameter of {type(objective.model).__name__} acts through the hidden state; "
                 "give the model a readout"
             )
-        self.own = {}
 
-    def _warm_forward(self, x):
-        return self.network(x)
+    def learn(self, phases: Phases, update: Update) -> Metrics:
+        if not self._cadence.carried:
+            self.restart(phases.sizes[2])
+        warm_up(self.objective, self.network, phases, self._reset)
+        return self._cadence.drive(phases, self._gradients, update)
 
-    def _forward(self, extras: dict[str, Any]):
-        return self.network
+    def states(self) -> dict[str, State]:
+        return self.hidden() if self._cadence.carried else {}
 
-    def _gradients(self, sequences) -> tuple[dict[str, Any], Metrics]:
-        grads, metrics = self._step_by_step(sequences, self._read)
+    def scratch(self) -> list[State]:
+        return [] if self._cadence.carried else super().scratch()
+
+    def _gradients(self, sequences: Any) -> tuple[dict[str, Any], Metrics]:
+        forward = lambda w, extras: self.network  # noqa: E731
+        grads, metrics = score_by_step(self.objective, forward, sequences, self._read, self._reset)
         return {**zeros_like_parameters(self._params), **grads}, metrics
 
     def report(self) -> list[Row]:

@@ -6,14 +6,17 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import brainstate
 import jax
 
+from ..console import one_line
 from ..module import Objective, Phases
 from ..state import draws_random, lasting, parameters
 from .base import Batching, Learner, Strategy, choose_batching, input_of
-from .cadence import Cadence, Carry, UpdateEvery, check_cadence
+from .cadence import Cadence, Carry, UpdateEvery, check_cadence, check_length
 from .online import OnlineLearner, compile_rule
 
+Lanes = Literal["either", "batched", "vmap"]
 VMAP_FROM = 2**19
 """Trace elements, about lanes x parameters, from which mapping over lanes measures faster than a batched trace."""
 
@@ -33,16 +36,21 @@ class OnlineRule(Strategy):
     carry: Carry = "reset"
     batching: Batching = "auto"
 
-    lanes: ClassVar[Literal["either", "batched", "vmap"]] = "either"
+    lanes: ClassVar[Lanes] = "either"
     """Which batching the rule works in."""
     why_lanes: ClassVar[str] = ""
+    narrow: ClassVar[bool] = False
+    """Whether braintrace can run the rule on hidden states below 32 bits."""
 
     def __post_init__(self):
         check_cadence(type(self).__name__, self.update_every, self.carry)
-        if self.lanes != "either" and self.batching not in ("auto", self.lanes):
-            raise ValueError(
-                f"{type(self).__name__}(batching={self.batching!r}): this rule needs {self.lanes!r}, {self.why_lanes}"
-            )
+        lanes, why = self.works_in()
+        if lanes != "either" and self.batching not in ("auto", lanes):
+            raise ValueError(f"{type(self).__name__}(batching={self.batching!r}): this rule needs {lanes!r}, {why}")
+
+    def works_in(self) -> tuple[Lanes, str]:
+        """Which batching the rule works in with these fields, and why no other."""
+        return self.lanes, self.why_lanes
 
     @abstractmethod
     def rule(self) -> tuple[Any, dict[str, Any]]:
@@ -61,14 +69,18 @@ class OnlineRule(Strategy):
         self._check_times(example)
         x = input_of(objective, example)
         batch_size = example.sizes[2]
-        wanted = "batched" if self.window_of() > 1 else self.batching if self.lanes == "either" else self.lanes
+        lanes = self.works_in()[0]
+        wanted = "batched" if self.window_of() > 1 else self.batching if lanes == "either" else lanes
         batching = choose_batching(wanted, objective.model, x, batch_size)
-        if wanted == "auto" and batching == "batched" and self._prefers_lanes(objective, x):
-            try:
-                return self._bind(objective, example, x, "vmap")
-            except Exception:  # noqa: S110 - mapping is only faster; states made in __init__, say, take a batch alone
-                pass
-        return self._bind(objective, example, x, batching)
+        if not (wanted == "auto" and batching == "batched" and self._prefers_lanes(objective, x)):
+            return self._bind(objective, example, x, batching)
+        try:
+            return self._bind(objective, example, x, "vmap")
+        except Exception as error:  # mapping is only faster: states made in __init__, say, take a batch alone
+            reason = one_line(error)
+        learner = self._bind(objective, example, x, "batched")
+        learner.notes.append(f"batching: batched, since the model cannot be mapped over lanes ({reason})")
+        return learner
 
     def _bind(self, objective: Objective, example: Phases, x: Any, batching: str) -> Learner:
         algorithm, options = self.rule()
@@ -77,7 +89,19 @@ class OnlineRule(Strategy):
         except Exception as error:
             error.add_note(f"jaxtrain: strategy {self.name!r} cannot run on {type(objective.model).__name__}")
             raise
+        self._check_width(objective, compiled)
         return self.learner(objective, compiled, x, example)
+
+    def _check_width(self, objective: Objective, compiled: Any) -> None:
+        """braintrace makes traces and cotangents in float32, which the step of a narrower model does not take."""
+        inner: Any = compiled.module if isinstance(compiled, brainstate.nn.Vmap) else compiled
+        dtypes = {relation.y_var.aval.dtype for relation in inner.graph.hidden_param_op_relations}
+        below = sorted(str(dtype) for dtype in dtypes if dtype.itemsize < 4)
+        if below and not self.narrow:
+            raise ValueError(
+                f"strategy {self.name!r}: the recurrence of {type(objective.model).__name__} runs in {below[0]}, and "
+                "braintrace runs this rule in float32 alone: give the model float32 inputs, or use strategy='bptt'"
+            )
 
     def _check_times(self, example: Phases) -> None:
         warm, time, _ = example.sizes
@@ -86,16 +110,12 @@ class OnlineRule(Strategy):
             raise ValueError(f"{name}(window={window}): the learning phase has only {time} time steps")
         if window == time and not warm and time > 1 and self.carry == "reset":
             raise ValueError(f"{name}(window={window}) spans the whole sequence, which is BPTT: use strategy='bptt'")
-        if self.update_every != "sequence":
-            if self.update_every > time:
-                raise ValueError(
-                    f"{name}(update_every={self.update_every}): the learning phase has only {time} time steps"
-                )
-            if self.update_every % window:
-                raise ValueError(
-                    f"{name}(window={window}, update_every={self.update_every}): an update comes at the end of a "
-                    "window, so update_every must be a multiple of it"
-                )
+        check_length(name, self.update_every, time)
+        if self.update_every != "sequence" and self.update_every % window:
+            raise ValueError(
+                f"{name}(window={window}, update_every={self.update_every}): an update comes at the end of a "
+                "window, so update_every must be a multiple of it"
+            )
 
     def _prefers_lanes(self, objective: Objective, x) -> bool:
         """A rule over sizes: large traces, of models without running statistics (lanes would share them) or random
@@ -107,30 +127,43 @@ class OnlineRule(Strategy):
 
 
 @dataclass(frozen=True)
-class WindowedRule(OnlineRule):
-    """An online rule with a window.
+class SteppedRule(OnlineRule):
+    """An online rule with a choice of what one time step sends back.
 
-    ``vjp="multi-step"`` (the default) differentiates ``window`` time steps exactly and contracts the trace at the
-    window's entry; ``vjp="single-step"`` contracts the trace at each time step and holds every other weight constant:
-    a weight without a trace that acts through the hidden state then gets exactly zero. ``window``: scored time steps
-    differentiated together, tiled from the first one; one that would span the whole sequence is BPTT and is refused.
+    ``vjp="multi-step"`` differentiates the time step exactly and contracts the trace at its entry;
+    ``vjp="single-step"`` contracts the trace after the time step and holds every other weight constant: a weight
+    without a trace that acts through the hidden state then gets exactly zero.
     """
 
     vjp: Literal["multi-step", "single-step"] = "multi-step"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.vjp not in ("multi-step", "single-step"):
+            raise ValueError(f"{type(self).__name__}(vjp={self.vjp!r}): expected 'multi-step' or 'single-step'")
+
+
+@dataclass(frozen=True)
+class WindowedRule(SteppedRule):
+    """An online rule with a window.
+
+    ``window``: scored time steps that are differentiated together, exactly, before the trace at their entry is
+    contracted (``vjp="multi-step"``); windows are tiled from the first scored time step. One over all scored time steps
+    is refused where there is no warm-up and no carried state, since then it is BPTT.
+    """
+
     window: int = 1
 
     def __post_init__(self):
         super().__post_init__()
         name = type(self).__name__
-        if self.vjp not in ("multi-step", "single-step"):
-            raise ValueError(f"{name}(vjp={self.vjp!r}): expected 'multi-step' or 'single-step'")
         if type(self.window) is not int or self.window < 1:
             raise ValueError(f"{name}(window={self.window!r}): expected a whole number of time steps, at least 1")
         if self.window > 1 and self.vjp == "single-step":
             raise ValueError(
                 f"{name}(vjp='single-step', window={self.window}): a single-step rule has no window; drop one"
             )
-        if self.window > 1 and (self.batching == "vmap" or self.lanes == "vmap"):
+        if self.window > 1 and (self.batching == "vmap" or self.works_in()[0] == "vmap"):
             raise ValueError(
                 f"{name}(window={self.window}): windows need batched states, and this is mapped over lanes"
             )

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import brainstate
 import braintrace
 import jax
+import jax.numpy as jnp
 
+from ..metrics import Metrics
 from ..module import Objective, Phases
 from ..state import State, is_key
-from .base import Learner, Row
+from .base import Learner, Row, Update
 from .online import OnlineLearner
-from .rule import OnlineRule, WindowedRule
+from .rule import Lanes, OnlineRule, SteppedRule, WindowedRule
+
+FILTERED: tuple[Lanes, str] = ("batched", "braintrace's trace filter (kappa) cannot be mapped over lanes")
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,12 @@ class PPProp(WindowedRule):
     """pp-prop (ES-D-RTRL): D-RTRL with the trace factored into an input and an output side, each an exponential mean
     (Wang et al., Nature Communications 17:1745, 2026). Memory is lanes x (inputs + outputs).
 
-    ``decay``: of the means, in [0, 1). ``rank``: instead of it, a number r of time steps, decay = (r - 1) / (r + 1).
+    ``decay``: of the means, in [0, 1); 0.9 where nothing else is said. ``rank``: instead of it, a number r of time
+    steps, decay = (r - 1) / (r + 1).
+
+    The mean of the output side begins at zero and is corrected for that by the time steps since the sequence's (with
+    ``carry="carry"``: the stream's) beginning, the same number for all lanes. So after ``Phases.reset`` has cleared a
+    lane, the gradient that its traces give is too small for about 1 / (1 - decay) time steps, in the same direction.
 
     Example::
 
@@ -29,12 +38,16 @@ class PPProp(WindowedRule):
     """
 
     name: ClassVar[str] = "pp_prop"
-    decay: float = 0.9
+    decay: float | None = None
     rank: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.decay < 1:
+        if self.rank is None and self.decay is None:
+            object.__setattr__(self, "decay", 0.9)  # so that what is compared and shown is what is used
+        if self.rank is not None and self.decay is not None:
+            raise ValueError(f"PPProp(decay={self.decay!r}, rank={self.rank!r}): a rank replaces the decay; drop one")
+        if self.decay is not None and not 0 <= self.decay < 1:
             raise ValueError(f"PPProp(decay={self.decay!r}): expected a number in [0, 1)")
         if self.rank is not None and (type(self.rank) is not int or self.rank < 1):
             raise ValueError(f"PPProp(rank={self.rank!r}): expected a whole number of time steps, at least 1")
@@ -42,14 +55,23 @@ class PPProp(WindowedRule):
     def rule(self) -> tuple[Any, dict[str, Any]]:
         return "pp_prop", {"decay_or_rank": self.decay if self.rank is None else self.rank, "vjp_method": self.vjp}
 
+    def learner(self, objective: Objective, compiled: Any, x: Any, example: Phases) -> Learner:
+        learner = super().learner(objective, compiled, x, example)
+        if example.reset is not None:
+            steps = (self.rank + 1) / 2 if self.rank is not None else 1 / (1 - (self.decay or 0))
+            learner.notes.append(
+                f"pp_prop: after a lane's reset its gradient is too small for about {steps:.0f} time steps"
+            )
+        return learner
+
 
 @dataclass(frozen=True)
-class EProp(OnlineRule):
+class EProp(SteppedRule):
     """e-prop (Bellec et al., Nature Communications 11:3625, 2020).
 
     ``feedback``: "symmetric" (the loss's own gradient; without a filter this is D-RTRL) or "random" (a fixed random
     matrix over the units of a group, drawn from ``feedback_seed``). ``kappa``: in [0, 1), low-pass filter of the trace.
-    ``vjp``: see ``WindowedRule``.
+    ``vjp``: see ``SteppedRule``.
     """
 
     name: ClassVar[str] = "eprop"
@@ -64,13 +86,10 @@ class EProp(OnlineRule):
             raise ValueError(f"EProp(feedback={self.feedback!r}): expected 'symmetric' or 'random'")
         if not 0 <= self.kappa < 1:
             raise ValueError(f"EProp(kappa={self.kappa!r}): expected a number in [0, 1)")
-        if self.kappa and self.batching == "vmap":
-            raise ValueError(f"EProp(kappa={self.kappa}, batching='vmap'): braintrace's filter needs batched states")
+        _check_feedback_seed(self, self.feedback == "random")
 
-    def bind(self, objective: Objective, example: Phases) -> Learner:
-        if self.kappa and self.batching == "auto":
-            return replace(self, batching="batched").bind(objective, example)
-        return super().bind(objective, example)
+    def works_in(self) -> tuple[Lanes, str]:
+        return FILTERED if self.kappa else super().works_in()
 
     def rule(self) -> tuple[Any, dict[str, Any]]:
         options: dict[str, Any] = {"vjp_method": self.vjp, "feedback": self.feedback}
@@ -82,13 +101,14 @@ class EProp(OnlineRule):
 
 
 @dataclass(frozen=True)
-class OSTLRecurrent(WindowedRule):
+class OSTLRecurrent(SteppedRule):
     """OSTL with the recurrent mixing kept in the transition's block diagonal, SnAp-1 (Bohnstingl et al., IEEE TNNLS
     2022). Mapped over lanes: over a batch braintrace builds a Jacobian of (lanes x hidden) squared."""
 
     name: ClassVar[str] = "ostl_recurrent"
     lanes: ClassVar[Literal["either", "batched", "vmap"]] = "vmap"
     why_lanes: ClassVar[str] = "over a batch its Jacobian is (lanes x hidden) squared"
+    narrow: ClassVar[bool] = True
 
     def rule(self) -> tuple[Any, dict[str, Any]]:
         return "ostl_recurrent", {"vjp_method": self.vjp}
@@ -105,7 +125,7 @@ class OSTLFeedforward(WindowedRule):
 
 
 @dataclass(frozen=True)
-class SnAp(WindowedRule):
+class SnAp(SteppedRule):
     """SnAp-n: RTRL restricted to the hidden units that a weight reaches within ``n`` time steps (Menick et al. 2020).
     A large n is RTRL within each hidden group; the cost grows with the square of its size. Mapped over lanes."""
 
@@ -126,11 +146,13 @@ class SnAp(WindowedRule):
 @dataclass(frozen=True)
 class UORO(OnlineRule):
     """UORO: an unbiased rank-one estimate of RTRL, of high variance (Tallec and Ollivier, ICLR 2018). Its projections
-    are drawn anew for every sequence from the step's random numbers. Batched states only."""
+    are drawn from the step's random numbers, anew for every sequence, or (``carry="carry"``) once where the stream
+    begins and then in a row. Batched states only."""
 
     name: ClassVar[str] = "uoro"
     lanes: ClassVar[Literal["either", "batched", "vmap"]] = "batched"
     why_lanes: ClassVar[str] = "braintrace cannot map its random projections over lanes"
+    narrow: ClassVar[bool] = True
 
     def rule(self) -> tuple[Any, dict[str, Any]]:
         return "uoro", {}
@@ -142,10 +164,25 @@ class UORO(OnlineRule):
 class _UOROLearner(OnlineLearner):
     def restart(self, batch_size: int) -> None:
         super().restart(batch_size)
-        state = self.own["projection_rng"]
+        self._projections.value = self._fresh_projections()
+
+    def _learn(self, phases: Phases, update: Update) -> Metrics:
+        if self.cadence.carried:  # a stream is never restarted; it begins where no time step has been counted
+            fresh, going = self._fresh_projections(), self._projections
+            going.value = jax.lax.select(self.own["running_index"].value == 0, fresh, going.value)
+        return super()._learn(phases, update)
+
+    @property
+    def _projections(self) -> State:
+        return self.own["projection_rng"]
+
+    def _fresh_projections(self) -> Any:
         # Derived, not split off: the model then draws the numbers that it draws under any other rule.
         key = jax.random.fold_in(brainstate.random.DEFAULT.value, 0)
-        state.value = key if is_key(state.value) else jax.random.key_data(key)
+        return key if is_key(self._projections.value) else jax.random.key_data(key)
+
+    def _belongs(self, trace: str, parameter: str) -> bool:
+        return trace.startswith("etrace_s.") or trace.endswith(f".{parameter}")
 
     def _lane_traces(self) -> list[State]:
         """The estimate of a lane's trace is its row of the hidden side times the parameter side, which all share."""
@@ -157,8 +194,9 @@ class ThreeFactor(OnlineRule):
     """Reward-modulated learning: the trace times a signal that comes with the batch, not a gradient of the loss
     (Fremaux and Gerstner 2016).
 
-    ``modulator``: the name of a sequence in ``Phases.extras``, ``(T_l, B)`` or ``(T_l, B, 1)``. Parameters without a
-    trace (a readout) are not trained.
+    ``modulator``: the name of a sequence in ``Phases.extras``, ``(T_l, B)``, ``(T_l, B, 1)`` or a number a unit,
+    ``(T_l, B, units)``. ``Phases.weights`` multiply it, as they multiply a loss. Parameters without a trace (a readout)
+    are not trained; neither is anything trained by a term of the loss, a weight regulariser, say.
     """
 
     name: ClassVar[str] = "three_factor"
@@ -183,9 +221,11 @@ class ThreeFactor(OnlineRule):
 class _ThreeFactorLearner(OnlineLearner):
     modulator: str
 
-    def _forward(self, extras: dict[str, Any]):
+    def _forward(self, w: Any, extras: dict[str, Any]):
         signal = extras[self.modulator]
         lanes = signal.shape[0]
+        w = jnp.broadcast_to(w, (lanes,)).reshape(lanes, *(1,) * (signal.ndim - 1))
+        signal = jnp.where(w != 0, w * signal, 0)  # a lane that weighs nothing may hold anything, NaN included
         if signal.size == lanes:  # one number a lane, for all units of a group alike
             signal = signal.reshape((lanes,) + (1,) * len(self.inner.graph.hidden_groups[0].varshape))
         return lambda x: self.rule(x, modulator=signal)
@@ -207,8 +247,9 @@ class ETrace(WindowedRule):
     """Any other point of braintrace's space of rules, by its coordinates (``braintrace.ETraceConfig``).
 
     Coordinates left as None take braintrace's default; combinations that do not exist are refused with its reason.
-    ``temporal_recursion`` and ``decay`` may be pairs, (input side, output side), of a factored trace. The points that
-    need more than a gradient have strategies of their own: ``uoro``, ``three_factor``, ``dni``.
+    ``temporal_recursion`` and ``decay`` may be pairs, (input side, output side), of a factored trace.
+    ``feedback_seed``: of the matrix of ``learning_signal="random_feedback"``. The points that need more than a gradient
+    have strategies of their own: ``uoro``, ``three_factor``, ``dni``.
 
     Example::
 
@@ -224,6 +265,7 @@ class ETrace(WindowedRule):
     decay: float | tuple[float, float] | None = None
     kappa: float | None = None
     sparse_n: int | None = None
+    feedback_seed: int = 0
 
     def __post_init__(self):
         super().__post_init__()
@@ -231,17 +273,13 @@ class ETrace(WindowedRule):
         for name in ("trace_factorization", "learning_signal"):
             if (value := getattr(self, name)) in elsewhere:
                 raise ValueError(f"ETrace({name}={value!r}): this is strategy {elsewhere[value]!r}; use it")
+        _check_feedback_seed(self, self.learning_signal == "random_feedback")
         self._config()
 
-    def bind(self, objective: Objective, example: Phases) -> Learner:
-        if self.recurrence_scope in ("coupled", "sparse_n") and self.batching != "vmap":
-            if self.batching == "batched" or self.window > 1:
-                raise ValueError(
-                    f"ETrace(recurrence_scope={self.recurrence_scope!r}) is mapped over lanes, since over a batch "
-                    "braintrace counts lanes as units: drop batching='batched' and window"
-                )
-            return replace(self, batching="vmap").bind(objective, example)
-        return super().bind(objective, example)
+    def works_in(self) -> tuple[Lanes, str]:
+        if self.recurrence_scope in ("coupled", "sparse_n"):
+            return "vmap", f"over a batch braintrace counts lanes as units (recurrence_scope={self.recurrence_scope!r})"
+        return FILTERED if self.trace_filter == "kappa" else super().works_in()
 
     def _config(self) -> Any:
         names = ("trace_factorization", "temporal_recursion", "recurrence_scope", "learning_signal", "trace_filter",
@@ -250,4 +288,15 @@ class ETrace(WindowedRule):
         return braintrace.ETraceConfig(**given)
 
     def rule(self) -> tuple[Any, dict[str, Any]]:
-        return self._config(), {"vjp_method": self.vjp}
+        options: dict[str, Any] = {"vjp_method": self.vjp}
+        if self.learning_signal == "random_feedback":
+            options["random_feedback_key"] = jax.random.key(self.feedback_seed)
+        return self._config(), options
+
+
+def _check_feedback_seed(rule: EProp | ETrace, random: bool) -> None:
+    name, seed = type(rule).__name__, rule.feedback_seed
+    if type(seed) is not int:
+        raise ValueError(f"{name}(feedback_seed={seed!r}): expected a whole number")
+    if seed and not random:
+        raise ValueError(f"{name}(feedback_seed={seed}): the feedback is not random, so nothing is drawn; drop it")

@@ -24,6 +24,8 @@ def test_make_strategy():
         names.make_strategy("drtl")
     with pytest.raises(ValueError, match=r"^strategy 'drtrl': no field 'windw'; .*did you mean 'window'\?$"):
         names.make_strategy("drtrl", windw=3)
+    with pytest.raises(ValueError, match=r"^strategy 'bptt': no field 'update_every'; strategy 'tbptt' \(truncated BP"):
+        names.make_strategy("bptt", update_every=5)
     with pytest.raises(ValueError, match=r"^strategy 'drtrl': window = '3' is text; expected int$"):
         names.make_strategy("drtrl", window="3")
     with pytest.raises(ValueError, match=r"^strategy 'drtrl': vjp = 'single_step': .*did you mean 'single-step'"):

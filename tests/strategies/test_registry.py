@@ -1,6 +1,6 @@
 """Strategies by name: every one that there is, those of others, and a rule of one's own trained through Fit."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import ClassVar, Literal
 
@@ -102,14 +102,67 @@ def test_a_rule_of_ones_own_trains_by_its_name():
 def test_what_cannot_be_registered():
     cls = register(sign_bptt())
     assert register(cls) is cls, "twice the same is nothing new"
+    again = sign_bptt()
+    assert register(again) is again, "defined again, as a cell of a notebook that runs twice does"
+    other = sign_bptt()
+    other.__qualname__ = "Other"
     with pytest.raises(ValueError, match=r"^register\(SignBPTT\): the name 'sign_bptt' is taken; choose another$"):
-        register(sign_bptt())
+        register(other)
+    alias = sign_bptt()
+    alias.name = "es_drtrl"
+    with pytest.raises(ValueError, match=r"the name 'es_drtrl' is taken"):
+        register(alias)
     taken = sign_bptt()
     taken.name = "drtrl"
     with pytest.raises(ValueError, match=r"the name 'drtrl' is taken"):
         register(taken)
-    with pytest.raises(TypeError, match=r"expected a frozen dataclass with a class attribute name$"):
-        register(type("Plain", (), {"name": "plain"}))
+    thawed = dataclass(type("Thawed", (), {"name": "thawed", "bind": None}))
+    for wrong in (
+        type("Plain", (), {"name": "plain"}),
+        thawed,
+        dataclass(frozen=True)(type("Other", (), {"name": "o"})),
+    ):
+        with pytest.raises(
+            TypeError, match=r"expected a frozen dataclass that extends Strategy, with a class attribute"
+        ):
+            register(wrong)
+
+
+def test_fields_with_a_factory_and_without_a_default():
+    @dataclass(frozen=True)
+    class Made(jt.BPTT):
+        name: ClassVar[str] = "made"
+        sizes: tuple[int, ...] = field(default_factory=lambda: (1, 2))
+
+    register(Made)
+    assert names.lookup("made").fields["sizes"].default == (1, 2) == names.make_strategy("made").sizes  # type: ignore
+
+    @dataclass(frozen=True, kw_only=True)
+    class Bare(jt.BPTT):
+        name: ClassVar[str] = "bare"
+        size: int
+
+    with pytest.raises(ValueError, match=r"^register\(Bare\): the field 'size' has no default"):
+        register(Bare)
+
+
+def test_a_builtin_rule_is_its_class_and_its_entry():
+    """What the packages export follows from the registry."""
+    assert {entry.cls for entry in names.REGISTRY.values()} == set(names.CLASSES)
+    for package in (jt, jt.strategies):
+        for cls in (*names.CLASSES, "Strategy", "Learner", "OnlineRule", "SteppedRule", "WindowedRule", "register"):
+            assert cls in package.__all__ and getattr(package, cls) is getattr(jt.strategies, cls)
+
+
+def test_an_entry_point_has_the_name_of_its_class(monkeypatch):
+    point = SimpleNamespace(name="other_name", load=sign_bptt)
+    monkeypatch.setattr(
+        names, "entry_points", lambda *, group, name=None: [point] if name in (None, point.name) else []
+    )
+    with pytest.raises(
+        ValueError, match=r"^strategy 'other_name': its entry point loads SignBPTT, whose name is 'sign"
+    ):
+        names.lookup("other_name")
 
 
 def test_entry_points_of_other_packages(monkeypatch):

@@ -1,0 +1,83 @@
+"""JAX's persistent compilation cache, on by default in recipes: the second start of a run compiles nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import sys
+import warnings
+from pathlib import Path
+
+VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+SETTINGS = {
+    VARIABLE: "jax_compilation_cache_dir",
+    # Every program is kept: a start compiles many small ones beside the large.
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "jax_persistent_cache_min_compile_time_secs",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "jax_persistent_cache_min_entry_size_bytes",
+}
+UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '([^']+)'")
+
+
+def use_compilation_cache() -> Path | None:
+    """Let JAX keep compiled programs: in ``$JAX_COMPILATION_CACHE_DIR``, else in the user's cache directory.
+
+    An empty ``$JAX_COMPILATION_CACHE_DIR`` turns it off. What is kept is run as code, so a directory that others could
+    write is refused with a warning. Gives the directory, or None where nothing is kept.
+    """
+    given = os.environ.get(VARIABLE)
+    if given == "" or os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "").lower() in ("0", "false", "off"):
+        return None
+    directory = Path(given).expanduser() if given else _private()
+    if directory is None:
+        return None
+    values = (str(directory), "0", "0")
+    for (variable, option), value in zip(SETTINGS.items(), values, strict=True):
+        known = os.environ.setdefault(variable, value)
+        if "jax" in sys.modules:  # which has read its environment
+            import jax
+
+            jax.config.update(option, known if variable == VARIABLE else type(getattr(jax.config, option))(known))
+    _remove_what_cannot_be_read(directory)
+    return directory
+
+
+def _private() -> Path | None:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    directory = Path(root) / "jaxtrain" / "xla"
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = directory.stat()
+    except OSError as error:
+        warnings.warn(f"compiled programs are not kept: {directory}: {error.strerror}", stacklevel=3)
+        return None
+    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        warnings.warn(
+            f"compiled programs are not kept: {directory} can be reached by others, and what it holds is run as code; "
+            f"`chmod 700` it if it is yours, or set {VARIABLE}",
+            stacklevel=3,
+        )
+        return None
+    return directory
+
+
+def _remove_what_cannot_be_read(directory: Path) -> None:
+    """JAX writes entries in place and never writes one anew that is there: a torn one would be compiled at every start.
+
+    Its warning names the program but not the entry, so all of that program's are removed; it writes this one next.
+    """
+    if getattr(warnings.showwarning, "of_compilation_cache", False):
+        return
+    show = warnings.showwarning
+
+    def showwarning(message, category, filename, lineno, file=None, line=None):
+        found = UNREADABLE.search(str(message))
+        if found is None:
+            show(message, category, filename, lineno, file, line)
+            return
+        for entry in directory.glob(f"{found[1]}-*"):
+            entry.unlink(missing_ok=True)
+        print(f"a damaged entry of the compilation cache is made anew: {found[1]} in {directory}", file=sys.stderr)
+
+    showwarning.of_compilation_cache = True  # type: ignore[attr-defined]
+    warnings.showwarning = showwarning

@@ -1,7 +1,10 @@
 """What is known before step 0: work, memory, and what the rule does to every parameter."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxtrain as jt
@@ -73,7 +76,11 @@ def test_the_report_names_what_drtrl_cannot_train(vjp, word):
     text = preflight.lines(report)
     where = next(i for i, line in enumerate(text) if "Wr" in line)
     assert f"trained: {word}" in text[where] and "only through another weight" in text[where + 1]
-    assert text[0] == f"strategy   drtrl (update_every=sequence, carry=reset, batching=auto, vjp={vjp}, window=1)"
+    assert text[0] == (
+        f"strategy   drtrl (update_every=sequence, carry=reset, batching=auto, vjp={vjp}, window=1, engine=trace, "
+        "segment=auto)"
+    )
+    assert report["trace_bytes"] and any(line.startswith("traces ") for line in text)
     assert text[1] == "sequence   5 warm-up + 2 scored time steps, 4 lanes"
     assert text[2] == "parameters 376 (1.5 KiB)"
     assert any(line.startswith("resolved   chunk=50, batching=batched") for line in text)
@@ -94,3 +101,24 @@ def test_a_frozen_parameter_is_reported():
     report = jt.Fit("bptt", max_steps=3).run(Frozen(), copies(), dry_run=True).report
     assert report["parameters"]["readout.weight"]["trains"] == "no"
     assert report["parameters"]["readout.weight"]["why"] == "excluded by Module.trainable"
+
+
+def test_what_a_person_should_know_is_a_line_each():
+    """pp_prop speaks of resets where a batch has them; traces of frozen weights are named with their size."""
+
+    class Reset(CopyGRU):
+        def trainable(self, name):
+            return "Wh" not in name
+
+        def phases(self, batch):
+            made = super().phases(batch)
+            return dataclasses.replace(made, reset=np.zeros((sum(made.sizes[:2]), made.sizes[2]), bool))
+
+    report = jt.Fit(jt.PPProp(), max_steps=3).run(Reset(), copies(), dry_run=True).report
+    traces, resets = report["notes"]
+    assert "of rnn.layers.0.Wh.weight, which Module.trainable excludes" in traces
+    assert resets == "pp_prop: after a lane's reset its gradient is too small for about 10 time steps"
+    assert [line.split(maxsplit=1)[1] for line in preflight.lines(report)[-2:]] == [traces, resets]
+    rows = sum(entry["trace_bytes"] for entry in report["parameters"].values())
+    assert report["trace_bytes"] == rows + int(traces.split()[1].replace(",", ""))
+    assert jt.Fit(jt.PPProp(), max_steps=3).run(CopyGRU(), copies(), dry_run=True).report["notes"] == []

@@ -261,8 +261,40 @@ def input_of(objective: Objective, phases: Phases, kind: Literal["learn", "evalu
 def choose_batching(wanted: Batching, model, u: Any, batch_size: int) -> Literal["batched", "vmap"]:
     """``auto``: batched where the model accepts a batch and gives one back, else mapped over lanes.
 
-    The model's hidden states are created on the way.
+    The model's hidden states are created on the way. Raises ValueError for another word, for a model that reads the
+    time of the environment, and for running statistics that lanes would share; what the model raises, where it runs in
+    no batching.
     """
+    chosen: Literal["batched", "vmap"] | None = None
+    try:
+        chosen = _choose_batching(wanted, model, u, batch_size)
+        timeless = not _reads_time(Network(model, chosen), u)
+    except KeyError as error:
+        if "'t' not found" not in str(error):
+            raise
+        timeless = False
+    if chosen is None or not timeless:
+        raise ValueError(
+            f"{type(model).__name__} reads the time 't' of brainstate.environ, which is the same at every time step "
+            "of a program: let the model count its time steps in a State, and set 't' itself"
+        )
+    return chosen
+
+
+def _reads_time(call: Callable, u: Any) -> bool:
+    """Whether a call depends on the environment's ``t``; raises KeyError where it does and there is none."""
+
+    def at(t: Any, u: Any) -> Any:
+        with brainstate.environ.context(**({} if t is None else {"t": t})):
+            return call(u)
+
+    t = brainstate.environ.get("t", None)
+    jaxpr: Any = brainstate.transform.StatefulFunction(at).make_jaxpr(t, u).get_jaxpr(t, u)
+    mine = {id(var) for var in jaxpr.jaxpr.invars[: len(jax.tree.leaves(t))]}
+    return any(id(var) in mine for equation in jaxpr.jaxpr.eqns for var in equation.invars)
+
+
+def _choose_batching(wanted: Batching, model, u: Any, batch_size: int) -> Literal["batched", "vmap"]:
     if wanted not in ("auto", "batched", "vmap"):
         raise ValueError(f"batching must be 'auto', 'batched' or 'vmap', got {wanted!r}")
     if wanted == "vmap":

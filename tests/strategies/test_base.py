@@ -1,13 +1,16 @@
 """What every strategy shares: weights, resets, extras, encoding, batching, evaluation, and errors that say what."""
 
+import dataclasses
 from functools import cache
 
 import brainstate
+import braintools
 import braintrace
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import saiunit as u
 
 import jaxtrain
 from jaxtrain import BPTT, DRTRL
@@ -291,3 +294,58 @@ def test_configuration_and_what_auto_became():
     assert DRTRL().resolve({"batching": "vmap", "chunk": 5}) == DRTRL(batching="vmap")
     assert DRTRL(batching="batched").resolve({"batching": "vmap"}) == DRTRL(batching="batched")
     assert BPTT(remat=True).resolve({}) == BPTT(remat=True) == jaxtrain.strategies.BPTT(remat=True)
+
+
+class Clocked(brainstate.nn.Module):
+    """Reads the environment's time; ``own`` sets it, from a count of its own."""
+
+    def __init__(self, lab, own: bool):
+        super().__init__()
+        self.net, self.own = lab.task("minigru").model, own
+
+    def init_state(self, batch_size=None, **kwargs):
+        lanes = () if batch_size is None else (batch_size,)
+        self.count = brainstate.HiddenState(jnp.zeros((*lanes, 1)))
+
+    def update(self, x):
+        if not self.own:
+            return self.net(x) + 0.1 * brainstate.environ.get("t")
+        self.count.value = self.count.value + 1.0
+        with brainstate.environ.context(t=self.count.value):
+            return self.net(x) + 0.1 * brainstate.environ.get("t")
+
+
+@pytest.mark.parametrize("batching", ["auto", "vmap"])
+@both
+def test_a_model_that_reads_the_time_of_the_environment_is_refused(lab, strategy, batching):
+    """Without a time, and with one that would stand still; a model that sets its own is none of our business."""
+    strategy = dataclasses.replace(strategy, batching=batching)
+    for environ in ({}, {"t": 0.0}):
+        with (
+            brainstate.environ.context(**environ),
+            pytest.raises(ValueError, match=r"^Clocked reads the time 't' of brainstate.environ, which is the same at"),
+        ):
+            bind(strategy, lab.Task(Clocked(lab, own=False)), lab.sequences())
+        with brainstate.environ.context(**environ):
+            bind(strategy, lab.Task(Clocked(lab, own=True)), lab.sequences())
+
+
+def test_gif_is_refused_by_name(lab):
+    """Two hidden states in one equation: braintrace refuses, and what was asked of it is named."""
+    import brainpy.state as bp
+
+    class Spikes(brainstate.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.neuron = bp.Gif(lab.N, V_initializer=braintools.init.ZeroInit(unit=u.mV))
+            self.synapse = braintrace.nn.Linear(
+                lab.N_IN, lab.N, w_init=braintools.init.KaimingNormal(unit=u.mA), b_init=None
+            )
+
+        def update(self, x):
+            return self.neuron(self.synapse(x))
+
+    with brainstate.environ.context(dt=1.0 * u.ms), pytest.raises(ValueError) as raised:
+        bind(DRTRL(engine="trace"), lab.Task(Spikes()), lab.sequences())
+    assert "one hidden state in a single equation" in str(raised.value)
+    assert raised.value.__notes__[-1] == "jaxtrain: strategy 'drtrl' cannot run on Spikes"

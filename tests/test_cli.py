@@ -184,7 +184,7 @@ def test_a_file_may_name_the_run_directory(fit, call):
         ("--resume some/where", "--resume some/where: expected never, last, best, a step, or the path"),
         ("--config f.toml", "f.toml: unknown key 'batchsize'; expected"),
         ("--config g.toml", "g.toml: lr = '3e-4' is text; expected float"),
-        ("--config h.toml", "h.toml: drtrl: no field 'windw'; expected update_every, carry, batching, vjp or "),
+        ("--config h.toml", "h.toml: drtrl: no field 'windw'; expected update_every, carry, batching, vjp, window, "),
         ("--config i.toml", "i.toml: strategy_fields = 3; expected a table"),
         ("--config none.toml", "none.toml: No such file"),
         ("word", "unexpected argument 'word'"),

@@ -223,9 +223,10 @@ def test_config_and_result(trained):
     assert config["schema"] == 1 and config["config"] == {"lr": 0.01, "time_lag": 3} and config["parent"] is None
     assert config["strategy"] == {
         "name": "drtrl", "vjp": "multi-step", "window": 1, "batching": "auto", "update_every": "sequence",
-        "carry": "reset",
+        "carry": "reset", "engine": "auto", "segment": "auto",
     }  # fmt: skip
-    assert config["auto"] == {"chunk": 50, "batching": "batched"} and config["fit"]["max_steps"] == 6
+    auto = {"chunk": 50, "batching": "batched", "engine": "reverse", "segment": "sequence"}
+    assert config["auto"] == auto and config["fit"]["max_steps"] == 6
     assert config["data"]["class"] == "CopyDataModule" and config["module"] == "CopyGRU"
     saved = result_of(result.run_dir)
     assert saved == json.loads(json.dumps(result.summary)) and saved["status"] == "finished" and saved["step"] == 6

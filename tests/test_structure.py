@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A file imports only from files and packages to the left of its own; within a package, from any.
 LAYERS = """
-    period metrics console files digests config state sources data passes datasets module optimizer strategies preflight
+    period metrics console compilation_cache files digests config state sources data passes datasets module optimizer strategies preflight
     program callback record run folders checkpoint signals schedule resume loading evaluating callbacks loggers loop fit
     fidelity cli tools
 """.split()

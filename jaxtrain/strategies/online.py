@@ -163,14 +163,23 @@ class OnlineLearner(Learner):
         }
 
     def _grouped_hidden(self) -> dict[str, State]:
-        """The hidden states that traces lead to; another one, a counter, say, may be no number to differentiate."""
+        """The hidden states of braintrace's groups that can be differentiated, which a counter, say, cannot."""
         names = {name_of(path) for group in self.inner.graph.hidden_groups for path in group.hidden_paths}
-        return {name: state for name, state in self.network.hidden.items() if name in names}
+        return {
+            name: state
+            for name, state in self.network.hidden.items()
+            if name in names and all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(state.value))
+        }
 
     def _grouped(self, values: dict[str, Any]) -> dict[int, jax.Array]:
-        """Values of the hidden states, without units, as braintrace groups them."""
+        """Values of the hidden states, without units, as braintrace groups them; zeros for one without a value."""
+
+        def value(path: Any) -> jax.Array:
+            name = name_of(path)
+            return u.get_mantissa(values[name]) if name in values else jnp.zeros(self.network.hidden[name].value.shape)
+
         return {
-            group.index: group.concat_hidden([u.get_mantissa(values[name_of(path)]) for path in group.hidden_paths])
+            group.index: group.concat_hidden([value(path) for path in group.hidden_paths])
             for group in self.inner.graph.hidden_groups
         }
 

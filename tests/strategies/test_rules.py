@@ -347,7 +347,7 @@ def test_a_value_that_feeds_a_weight_and_is_an_output_is_refused(lab):
             return jnp.square(forward(x)).mean(-1)
 
     with pytest.raises(ValueError, match="Doubled"):
-        lab.learn(DRTRL(), Silent(Doubled(lab)), lab.sequences())
+        lab.learn(DRTRL(engine="trace"), Silent(Doubled(lab)), lab.sequences())
 
 
 # --------------------------------------------------------------------------------------------- refusals of this package

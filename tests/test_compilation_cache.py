@@ -16,7 +16,7 @@ import collections, runpy, sys
 import jax
 seen = collections.Counter()
 jax.monitoring.register_event_listener(lambda event, **kwargs: seen.update([event.rsplit("/", 1)[-1]]))
-sys.argv = ["copy_gru.py", "--max-steps", "4", "--time-lag", "3", "--num-digits", "2", "--batch-size", "2",
+sys.argv = ["copy_gru.py", "--max-steps", "4", "--time-lag", "3", "--digits", "2", "--batch-size", "2",
             "--no-progress", *sys.argv[1:]]
 try:
     runpy.run_path({str(ROOT / "recipes" / "copy_gru.py")!r}, run_name="__main__")

@@ -47,6 +47,13 @@ class DNI(OnlineRule):
     def learner(self, objective: Objective, compiled: Any, x: Any, example: Phases) -> Learner:
         compiled.attach_synthesizer(braintrace.SyntheticGradient(compiled.group_signal_shapes()))
         learner = _Learner(objective, compiled, x, cadence=self.cadence())
+        for name, state in learner.network.hidden.items():
+            for leaf in jax.tree.leaves(state.value):
+                if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+                    raise ValueError(
+                        f"dni: the hidden state {name!r} is {leaf.dtype}, which has no gradient to add an estimate to; "
+                        "keep it as a float, or use strategy='drtrl'"
+                    )
         learner.fit(example, self.fit_epochs, self.fit_lr)
         return learner
 

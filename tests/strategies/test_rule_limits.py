@@ -1,4 +1,4 @@
-"""What a rule refuses, says and keeps: wrong fields, models that it cannot follow, numbers too narrow, bytes of traces."""
+"""What a rule refuses, says and keeps: wrong fields, models it cannot follow, narrow numbers, bytes of traces."""
 
 from dataclasses import replace
 

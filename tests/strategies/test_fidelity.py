@@ -12,6 +12,7 @@ import jaxtrain as jt
 from jaxtrain import BPTT, DRTRL, TBPTT, UORO, PPProp
 from jaxtrain.callbacks import GradientFidelity
 from jaxtrain.state import parameters
+from jaxtrain.strategies.fidelity import _compare
 from tests.small import leaves, same
 
 
@@ -129,6 +130,66 @@ def test_a_carried_stream_is_compared_from_fresh_states(lab):
     assert cosines(first["carry"]) == pytest.approx(cosines(first["reset"]), abs=1e-6)
 
 
+# -------------------------------------------------------------------------------- both gradients of the same function
+
+
+class Noisy(brainstate.nn.Module):
+    """Noise on the input, from the step's random numbers or from a state of its own; running means, or none."""
+
+    def __init__(self, lab, own: bool = False, running: bool = False):
+        super().__init__()
+        self.net = lab.task("lru").model
+        self.rng = brainstate.random.RandomState(3) if own else None
+        self.mean = brainstate.LongTermState(jnp.zeros(lab.N_IN)) if running else None
+        self.noisy = not running
+
+    def update(self, x):
+        if self.noisy:
+            x = x + (self.rng or brainstate.random).randn(*x.shape)
+        if self.mean is not None:
+            self.mean.value = 0.5 * self.mean.value + 0.5 * x.mean(0)
+            x = x - self.mean.value
+        return self.net(x)
+
+
+@pytest.mark.parametrize("options", [{}, {"own": True}, {"running": True}], ids=["noise", "own noise", "running means"])
+@pytest.mark.parametrize("strategy", [BPTT(), DRTRL(), DRTRL(engine="trace")], ids=["bptt", "drtrl", "trace"])
+def test_noise_and_running_statistics_are_the_same_for_both(lab, strategy, options):
+    """On an LRU D-RTRL is exact, so anything below 1 would be another noise, or means that have moved on."""
+    task = task_of(lab)
+    task.model = Noisy(lab, **options)
+    for row in run(lab, strategy, task=task)[1].values():
+        np.testing.assert_allclose(list(cosines(row).values()), 1.0, atol=2e-5)
+
+
+def test_frozen_parameters_are_not_compared(lab):
+    task = task_of(lab)
+    task.trainable = lambda name: "Wz" not in name
+    found = cosines(run(lab, DRTRL(), task=task)[1][2])
+    assert "/rnn.Wh.weight" in found and "/rnn.Wz.weight" not in found
+
+
+def test_comparison_of_numbers():
+    """(cosine, norm ratio, agreement of signs) of a rule's gradient against the truth."""
+    nan, inf = float("nan"), float("inf")
+    for ours, truth, wanted in (
+        ([1.0, 2.0], [2.0, 4.0], (1, 0.5, 1)),
+        ([1.0, 0.0], [-1.0, 0.0], (-1, 1, 0)),  # an entry that is zero in both has no sign to agree on
+        ([1.0, 0.0, 0.0], [1.0, 1.0, 0.0], (0.5**0.5, 0.5**0.5, 0.5)),
+        ([1e-20, 2e-20], [1e-20, 2e-20], (1, 1, 1)),
+        ([1e-20, 2e-20], [1e15, 2e15], (1, 1e-35, 1)),
+        ([1e30, 2e30], [1e30, 2e30], (1, 1, 1)),
+        ([0.0, 0.0], [0.0, 0.0], (1, 1, 1)),
+        ([0.0, 0.0], [1.0, 0.0], (0, 0, 0)),
+        ([1.0, 0.0], [0.0, 0.0], (0, nan, 0)),
+        ([nan, 1.0], [1.0, 1.0], (nan, nan, nan)),
+        ([1.0, 1.0], [inf, 1.0], (nan, nan, nan)),
+    ):
+        found = _compare(jnp.asarray(ours), jnp.asarray(truth))
+        got = [float(found[key]) for key in ("cosine", "norm_ratio", "sign_agreement")]
+        np.testing.assert_allclose(got, wanted, rtol=1e-6, err_msg=f"{ours} against {truth}")
+
+
 # ------------------------------------------------------------------------------------- exact zeros after step 1
 
 
@@ -201,3 +262,38 @@ def test_a_step_without_weight_is_not_audited(lab, caplog):
         run(lab, BPTT(), every=None, task=task, data=Late(lab))
     (text,) = warnings_of(caplog)
     assert text.startswith("step 3: the gradient of gate is exactly zero")
+
+
+class HalfDead(jt.Module):
+    """A network with a gate that acts only where ``which`` is not zero."""
+
+    def __init__(self, lab):
+        self.model = lab.task().model
+        self.model.gates = brainstate.ParamState(jnp.zeros(2))
+        self.lab = lab
+
+    def phases(self, batch):
+        rest = {key: value for key, value in batch.items() if key != "which"}
+        return jt.Phases(**rest, extras={"which": batch["which"]})
+
+    def learning_step(self, forward, x, y, which):
+        return self.lab.squared(forward(x), y) + which * self.model.gates.value[0]
+
+    def configure_optimizer(self):
+        return optax.adam(0.02)
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_what_is_audited_is_what_was_accumulated(lab, caplog, alive):
+    """A gate whose gradient is zero in every second batch, not in the sum of two; and one that is dead in both."""
+
+    class Halves(Sequences):
+        def batch(self, step):
+            which = np.full((lab.LEARN, lab.B), float(alive and step % 2 == 0), np.float32)
+            return {**super().batch(step), "which": which}
+
+    with caplog.at_level(logging.WARNING, logger="jaxtrain"):
+        fit = jt.Fit(BPTT(), max_steps=4, chunk=2, log_every=2, accumulate=2)
+        fit.run(HalfDead(lab), Halves(lab))
+    found = [text.partition(" is exactly")[0] for text in warnings_of(caplog)]
+    assert found == ([] if alive else ["step 2: the gradient of gates"])

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import brainstate
+import braintools
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain import BPTT, DRTRL, TBPTT, EProp, OSTLFeedforward, ReadoutOnly, SnAp
+from jaxtrain.state import parameters
 from tests.small import leaves
 
 
@@ -65,16 +68,75 @@ def test_snap_becomes_rtrl(lab):
     assert reached[2] >= 0.999 and reached[0] < 0.99 and reached[0] < reached[2]
 
 
-@pytest.mark.parametrize("cell", ["gru", "lru"])
-def test_readout_only_trains_only_the_readout(lab, cell):
-    task = lab.task(cell)
-    task.configure_optimizer = lambda: optax.adam(0.01)
+def adamw_registered(task):
+    """braintools' AdamW, which the user gives every parameter to."""
+    made = braintools.optim.AdamW(0.01, weight_decay=0.5)
+    made.register_trainable_weights(parameters(task.model))
+    return made
+
+
+OPTIMIZERS = {
+    "adam": lambda task: optax.adam(0.01),
+    "adamw": lambda task: optax.adamw(0.01, weight_decay=0.5),
+    "braintools": lambda task: braintools.optim.AdamW(0.01, weight_decay=0.5),
+    "registered": adamw_registered,
+    "groups": lambda task: {"rnn": optax.adamw(0.01, weight_decay=0.5), "out": optax.adamw(0.01, weight_decay=0.5)},
+}
+
+
+def batch_of(phases):
+    return tuple(np.asarray(part) for part in (jnp.concatenate([phases.warmup, phases.inputs]), phases.targets))
+
+
+def moved(lab, task, strategy, optimizer, batches) -> set[str]:
+    """The leaves that four steps change."""
+    task.configure_optimizer, task.group = lambda: OPTIMIZERS[optimizer](task), lambda name: name.split(".")[0]
     before = leaves(task)
-    batches = [tuple(np.asarray(part) for part in (jnp.concatenate([p.warmup, p.inputs]), p.targets))
-               for p in map(lab.sequences, range(4))]  # fmt: skip
-    jt.Fit("readout_only", max_steps=4).run(task, batches)
+    jt.Fit(strategy, max_steps=4).run(task, batches)
     after = leaves(task)
-    changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
+    return {name for name in before if before[name].tobytes() != after[name].tobytes()}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "braintools", "registered", "groups"])
+def test_weight_decay_leaves_alone_what_a_rule_does_not_train(lab, optimizer):
+    """The control's recurrence, the reset gate under a single-step rule, three_factor's readout."""
+    batches = [batch_of(lab.sequences(seed)) for seed in range(4)]
+    assert moved(lab, lab.task(), "readout_only", optimizer, batches) == {"out.weight.weight", "out.weight.bias"}
+    single = moved(lab, lab.task(), DRTRL(vjp="single-step"), optimizer, batches)
+    assert single == {name for name in leaves(lab.task()) if "Wr" not in name}
+
+    class Rewarded(lab.Task):
+        def phases(self, batch):
+            made = super().phases(batch)
+            return replace(made, extras={"reward": jnp.ones(made.sizes[1:])})
+
+        def learning_step(self, forward, x, y, reward):
+            return super().learning_step(forward, x, y)
+
+    rewarded = moved(lab, Rewarded(lab.task().model), "three_factor", optimizer, batches)
+    assert rewarded == {name for name in leaves(lab.task()) if "Wz" in name or "Wh" in name}
+
+
+def test_a_parameter_that_only_the_loss_reads_is_trained(lab):
+    """It is no part of the model's call, and every rule has its gradient."""
+
+    class Scaled(lab.Task):
+        def learning_step(self, forward, x, y):
+            return lab.squared(forward(x) * self.model.scale.value, y)
+
+    for strategy in (BPTT(), DRTRL(), DRTRL(engine="trace", vjp="single-step")):
+        task = Scaled(lab.task().model)
+        task.model.scale = brainstate.ParamState(jnp.full((lab.N_OUT,), 0.5))
+        assert "scale" in moved(lab, task, strategy, "adam", [batch_of(lab.sequences(seed)) for seed in range(4)])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize("cell", ["gru", "lru"])
+def test_readout_only_trains_only_the_readout(lab, cell, optimizer):
+    before = leaves(lab.task(cell))
+    changed = moved(
+        lab, lab.task(cell), "readout_only", optimizer, [batch_of(lab.sequences(seed)) for seed in range(4)]
+    )
     # An LRU reads its own hidden state out with C, and passes the input by it with D.
     read = {name for name in before if name.startswith(("out.", "rnn.C_", "rnn.D"))}
     assert changed == read and read < before.keys()

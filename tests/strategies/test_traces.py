@@ -1,0 +1,196 @@
+"""What traces keep and forget: lanes that are reset, states that a window touches twice, terms of the loss."""
+
+from dataclasses import replace
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxtrain import (
+    BPTT,
+    DNI,
+    DRTRL,
+    TBPTT,
+    UORO,
+    EProp,
+    ETrace,
+    OSTLFeedforward,
+    OSTLRecurrent,
+    PPProp,
+    ReadoutOnly,
+    SnAp,
+    ThreeFactor,
+)
+from jaxtrain.metrics import Mean
+from jaxtrain.module import Objective, Phases
+from jaxtrain.strategies.cadence import Cadence
+from tests.strategies.test_rules import LEAK, OTTT, rewarded
+
+LANE, HALF = 1, 4
+
+
+def halves(lab, first: int, second: int, part: int, reset: bool) -> Phases:
+    """Two sequences one after the other, of which ``LANE`` alone counts, in one part of them; it may be reset between
+    the two. One shape for all, and a reward that only three_factor looks at."""
+    a, b = (lab.sequences(seed, warm=0, time=HALF) for seed in (first, second))
+    x, y = (jnp.concatenate([getattr(p, name) for p in (a, b)]) for name in ("inputs", "targets"))
+    weights = jnp.zeros((2 * HALF, lab.B)).at[part * HALF : (part + 1) * HALF, LANE].set(1.0)
+    mask = jnp.zeros((2 * HALF, lab.B), bool).at[HALF, LANE].set(reset)
+    return Phases(None, x, y, weights, mask, {"reward": jnp.abs(y[..., 0])})
+
+
+RESETTABLE = {
+    "bptt": BPTT(),
+    "tbptt": TBPTT(window=2),
+    "drtrl": DRTRL(),
+    "drtrl-pieces": DRTRL(segment=2),
+    "drtrl-trace": DRTRL(engine="trace"),
+    "drtrl-vmap": DRTRL(engine="trace", batching="vmap"),
+    "drtrl-window": DRTRL(engine="trace", window=2),
+    "eprop-kappa": EProp(kappa=0.8),
+    "eprop-random": EProp(feedback="random"),
+    "ostl_recurrent": OSTLRecurrent(),
+    "ostl_feedforward": OSTLFeedforward(),
+    "snap": SnAp(),
+    "three_factor": ThreeFactor(),
+    "etrace-leak": ETrace(**LEAK),
+    "etrace-ottt": ETrace(**OTTT),
+    "readout_only": ReadoutOnly(),
+}
+
+
+@pytest.mark.parametrize("name", RESETTABLE)
+def test_a_lane_that_is_reset_is_the_lane_alone_from_fresh(lab, name):
+    """Whatever came before the reset, nothing is left of it: hidden states, traces, filters."""
+    drive = lab.Drive(RESETTABLE[name], rewarded(lab.task()), halves(lab, 0, 1, 0, False))
+    alone = drive.grads(halves(lab, 0, 1, 0, False))
+    lab.same(drive.grads(halves(lab, 2, 0, 1, True)), alone)
+    if name not in ("ostl_feedforward", "readout_only"):
+        left = drive.grads(halves(lab, 2, 0, 1, False))
+        assert lab.cosine(left, alone) < 0.9999, "negative control: without the reset something is"
+
+
+@pytest.mark.parametrize("strategy", [PPProp(), DNI(fit_epochs=1)], ids=["pp_prop", "dni"])
+def test_a_reset_clears_every_trace_of_a_lane_and_of_no_other(lab, strategy):
+    learner = strategy.bind(Objective(lab.task(), lambda x: x), lab.sequences())
+    for trace in learner._lane_traces():
+        trace.value = jax.tree.map(jnp.ones_like, trace.value)
+    learner._clear(jnp.arange(lab.B) == LANE)
+    traces = [leaf for trace in learner._traces().values() for leaf in jax.tree.leaves(trace.value)]
+    assert traces
+    for leaf in traces:
+        assert not leaf[LANE].any() and leaf[:LANE].all() and leaf[LANE + 1 :].all()
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9])
+def test_after_a_reset_the_gradient_of_pp_prop_is_short_by_a_known_factor(lab, decay):
+    """Its correction counts from the beginning of the sequence, for all lanes alike: (1 - d^k) / (1 - d^n) after n time
+    steps, k of them since the reset. The direction is that of the lane alone from fresh."""
+
+    def only(phases: Phases, step: int) -> Phases:
+        return replace(phases, weights=jnp.zeros_like(phases.weights).at[step, LANE].set(1.0))
+
+    fresh, after = halves(lab, 0, 1, 0, False), halves(lab, 2, 0, 1, True)
+    drive = lab.Drive(PPProp(decay=decay, vjp="single-step"), rewarded(lab.task()), fresh)
+    for k in (1, 2, HALF):
+        alone, got = drive.grads(only(fresh, k - 1)), drive.grads(only(after, HALF + k - 1))
+        factor = (1 - decay**k) / (1 - decay ** (HALF + k))
+        wanted = {n: g if n == "out.weight" else jax.tree.map(lambda leaf: factor * leaf, g) for n, g in alone.items()}  # noqa: B023
+        lab.same(got, wanted, 2e-5)
+        assert factor < 0.95
+
+
+# ------------------------------------------------------------------------------------- what a window goes over twice
+
+
+class Noisy(brainstate.nn.Module):
+    """Noise from the step's random numbers, or running means of the input."""
+
+    def __init__(self, lab, running: bool):
+        super().__init__()
+        self.net = lab.task("lru").model
+        self.mean = brainstate.LongTermState(jnp.zeros(lab.N_IN)) if running else None
+
+    def update(self, x):
+        if self.mean is None:
+            return self.net(x + brainstate.random.randn(*x.shape))
+        self.mean.value = 0.5 * self.mean.value + 0.5 * x.mean(0)
+        return self.net(x - self.mean.value)
+
+
+@pytest.mark.parametrize("running", [False, True], ids=["noise", "running means"])
+def test_a_window_puts_back_what_it_goes_over_twice(lab, running):
+    """It is differentiated, then the trace goes over it: with the same noise, and the means of its entry. On an LRU
+    D-RTRL is exact, so it is BPTT's gradient."""
+    phases = lab.sequences()
+    truth = lab.learn(BPTT(), lab.Task(Noisy(lab, running)), phases)
+    for window in (1, 2, 3):
+        lab.same(lab.learn(DRTRL(engine="trace", window=window), lab.Task(Noisy(lab, running)), phases), truth, 1e-4)
+    other = lab.learn(BPTT(), lab.task("lru"), phases)
+    assert lab.cosine({n.removeprefix("net."): g for n, g in truth.items()}, other) < 0.99, "they matter"
+
+
+# ------------------------------------------------------------------------------------------------- terms of the loss
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        BPTT(),
+        TBPTT(window=2),
+        DRTRL(),
+        DRTRL(window=2),
+        DRTRL(segment=3),
+        DRTRL(engine="trace"),
+        DRTRL(engine="trace", window=2),
+        DRTRL(engine="trace", window=3),
+        DRTRL(engine="trace", vjp="single-step"),
+        PPProp(window=2),
+    ],
+    ids=str,
+)
+def test_a_regulariser_of_the_weights_is_exact(lab, strategy):
+    """A term 0.1 |W|^2 in the loss of every scored time step and lane adds 0.2 W sum(w) to the gradient."""
+
+    class Regularised(lab.Task):
+        def learning_step(self, forward, x, y):
+            weights = self.model.rnn.Wz.weight.value["weight"]
+            return lab.squared(forward(x), y) + 0.1 * jnp.square(weights).sum()
+
+    weights = jnp.asarray(np.random.default_rng(3).uniform(size=(lab.LEARN, lab.B)), jnp.float32)
+    phases = lab.sequences(weights=weights)
+    plain, task = lab.learn(strategy, lab.task(), phases), lab.task()
+    held = task.model.rnn.Wz.weight.value["weight"]
+    plain["rnn.Wz.weight"]["weight"] = plain["rnn.Wz.weight"]["weight"] + 0.2 * held * weights.sum()
+    lab.same(lab.learn(strategy, Regularised(task.model), phases), plain, 2e-5)
+
+
+@pytest.mark.parametrize("strategy", [ReadoutOnly(), TBPTT(window=2), UORO()], ids=["readout_only", "tbptt", "uoro"])
+def test_the_gradient_is_linear_in_the_weights(lab, strategy):
+    rng = np.random.default_rng(2)
+    parts = [jnp.asarray(rng.uniform(size=(lab.LEARN, lab.B)), jnp.float32) for _ in range(2)]
+    drive = lab.Drive(strategy, lab.task(), lab.sequences(weights=parts[0]))
+    first, second, both = (drive.grads(lab.sequences(weights=w)) for w in (*parts, sum(parts)))
+    lab.same(both, jax.tree.map(jnp.add, first, second), 1e-4)
+    assert lab.cosine(first, second) < 0.9999
+
+
+def test_weights_of_a_piece_are_summed_in_float32():
+    """Ones of half a mantissa: 3 x 301 of them sum to 904 in bfloat16."""
+    ones = jnp.ones((6, 301), jnp.bfloat16)
+    phases = Phases(None, jnp.zeros((6, 301, 1)), weights=ones)
+    update = lambda grads, weight: {"weight": Mean(weight, jnp.float32(1))}  # noqa: E731
+    for cadence, pieces in ((Cadence(3), 2), (Cadence(), 1)):
+        found = cadence.drive(phases, lambda sequences: ({}, {}), update)["weight"]
+        assert float(found.num) == 6 * 301 and float(found.weight) == pieces
+
+
+def test_a_carried_stream_of_uoro_begins_with_the_steps_own_random_numbers(lab):
+    """As a sequence that is not carried on does, and not with a number of braintrace's whatever the seed."""
+    phases = lab.sequences(warm=0)
+    carried = lab.Drive(UORO(carry="carry"), lab.task(), phases)
+    first = carried.grads(phases)
+    lab.same(first, lab.learn(UORO(), lab.task(), phases))
+    assert lab.cosine(carried.grads(phases), first) < 0.9999, "and goes on with others"

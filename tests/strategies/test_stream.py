@@ -160,9 +160,10 @@ class Memory(jt.Callback):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", [ONLINE, PPProp(update_every=1, carry="carry")], ids=["drtrl", "pp_prop"])
 def test_memory_is_flat(strategy):
-    """Forty chunks of a thousand time steps: the same arrays after each, and no growth of the process."""
+    """Forty thousand time steps in chunks: the same arrays after each, and no growth of the process."""
     memory = Memory()
     train(strategy, 2000, more=[memory], log_every=2000)
-    assert len(memory.arrays) == 40
+    half, quarter = len(memory.arrays) // 2, len(memory.arrays) // 4
+    assert quarter >= 5
     assert len(set(memory.arrays[2:])) == 1 and len(set(memory.bytes[2:])) == 1, (memory.arrays, memory.bytes)
-    assert max(memory.resident[20:]) - min(memory.resident[10:20]) < 8 * 2**20, memory.resident
+    assert max(memory.resident[half:]) - min(memory.resident[quarter:half]) < 8 * 2**20, memory.resident

@@ -120,14 +120,22 @@ class Noisy(brainstate.nn.Module):
         return self.net(x - self.mean.value)
 
 
-@pytest.mark.parametrize("running", [False, True], ids=["noise", "running means"])
-def test_a_window_puts_back_what_it_goes_over_twice(lab, running):
+@pytest.mark.parametrize("what", ["noise", "noise of the module", "running means"])
+def test_a_window_puts_back_what_it_goes_over_twice(lab, what):
     """It is differentiated, then the trace goes over it: with the same noise, and the means of its entry. On an LRU
     D-RTRL is exact, so it is BPTT's gradient."""
+
+    class Augmented(lab.Task):
+        def learning_step(self, forward, x, y):
+            return super().learning_step(forward, x + brainstate.random.randn(*x.shape), y)
+
+    def task():
+        return Augmented(lab.task("lru").model) if "module" in what else lab.Task(Noisy(lab, what == "running means"))
+
     phases = lab.sequences()
-    truth = lab.learn(BPTT(), lab.Task(Noisy(lab, running)), phases)
+    truth = lab.learn(BPTT(), task(), phases)
     for window in (1, 2, 3):
-        lab.same(lab.learn(DRTRL(engine="trace", window=window), lab.Task(Noisy(lab, running)), phases), truth, 1e-4)
+        lab.same(lab.learn(DRTRL(engine="trace", window=window), task(), phases), truth, 1e-4)
     other = lab.learn(BPTT(), lab.task("lru"), phases)
     assert lab.cosine({n.removeprefix("net."): g for n, g in truth.items()}, other) < 0.99, "they matter"
 

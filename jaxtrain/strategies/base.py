@@ -108,6 +108,10 @@ class Learner(ABC):
     def __init__(self, objective: Objective, network: Network):
         self.objective = objective
         self.network = network
+        self.own: dict[str, State] = {}
+        """What the rule keeps beside the model's hidden states, under stable names."""
+        self.carried = False
+        """Whether hidden states and what the rule keeps go on from one sequence to the next."""
         self.notes: list[str] = []
         """What else a person should know before step 0, a line each."""
 
@@ -133,7 +137,7 @@ class Learner(ABC):
 
     def states(self) -> dict[str, State]:
         """States that outlive a sequence, under stable names."""
-        return {}
+        return {**self.hidden(), **self.own} if self.carried else {}
 
     def hidden(self) -> dict[str, State]:
         """The hidden states under the names that they have where they outlive a sequence."""
@@ -141,7 +145,7 @@ class Learner(ABC):
 
     def scratch(self) -> list[State]:
         """States that ``learn`` sets anew for every sequence."""
-        return list(self.network.hidden.values())
+        return [] if self.carried else [*self.network.hidden.values(), *self.own.values()]
 
     def evaluate(self, phases: Phases) -> Metrics:
         """Traced: metrics of one batch, no gradients."""

@@ -124,23 +124,18 @@ class Cut:
     def _number_variables(self) -> None:
         """Which invars are a state's leaves: ``{id(var): (state name, leaf)}``, and the outvars of hidden states."""
         sizes = [len(jax.tree.leaves(state.value)) for state in self.states]
-        first = len(self.jaxpr.invars) - sum(sizes)
-        self._params, self._inputs, self._news = {}, {}, {}
+        invars = self.jaxpr.invars[len(self.jaxpr.invars) - sum(sizes) :]
         outvars = self.jaxpr.outvars[self._outs : self._outs + self._state_outs]
+        self._params, self._inputs, self._news = {}, {}, {}
+        first = 0
         for name, state, size in zip(self.names, self.states, sizes, strict=True):
-            for leaf in range(size):
-                var = self.jaxpr.invars[first]
-                if isinstance(state, brainstate.ParamState):
-                    self._params[id(var)] = (name, leaf)
-                elif isinstance(state, brainstate.HiddenState):
-                    self._inputs[id(var)] = name
-                first += 1
-        place = 0
-        for name, state, size in zip(self.names, self.states, sizes, strict=True):
-            if isinstance(state, brainstate.HiddenState):
-                for var in outvars[place : place + size]:
-                    self._news.setdefault(name, []).append(var)
-            place += size
+            own = slice(first, first + size)
+            if isinstance(state, brainstate.ParamState):
+                self._params |= {id(var): (name, leaf) for leaf, var in enumerate(invars[own])}
+            elif isinstance(state, brainstate.HiddenState):
+                self._inputs |= {id(var): name for var in invars[own]}
+                self._news[name] = list(outvars[own])
+            first += size
 
     def _relations(self, graph: Any, trained: set[str]) -> list[Relation]:
         equations = {id(e.outvars[0]): e for e in self.jaxpr.eqns if len(e.outvars) == 1}

@@ -51,7 +51,7 @@ class OnlineLearner(Learner):
         # Any: which of braintrace's engines it is shows only in its attributes.
         self.inner: Any = rule.module if isinstance(rule, brainstate.nn.Vmap) else rule
         super().__init__(objective, Network(objective.model, "vmap" if rule is not self.inner else "batched"))
-        self.window, self.cadence = window, cadence
+        self.window, self.cadence, self.carried = window, cadence, cadence.carried
         self._params = trained(objective)
         self._acting = parameters_behind(self.network, objective.model, x, hidden=True)
         self.own = owned_states(rule, self.inner, objective.model)
@@ -81,16 +81,10 @@ class OnlineLearner(Learner):
             ) from error
 
     def _learn(self, phases: Phases, update: Update) -> Metrics:
-        if not self.cadence.carried:
+        if not self.carried:
             self.restart(phases.sizes[2])
         warm_up(self.objective, self._warm_forward, phases, self._clear)
         return self.cadence.drive(phases, self._gradients, update)
-
-    def states(self) -> dict[str, State]:
-        return {**self.hidden(), **self.own} if self.cadence.carried else {}
-
-    def scratch(self) -> list[State]:
-        return [] if self.cadence.carried else [*super().scratch(), *self.own.values()]
 
     def restart(self, batch_size: int) -> None:
         super().restart(batch_size)

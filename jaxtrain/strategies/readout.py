@@ -58,6 +58,7 @@ class _Learner(Learner):
     def __init__(self, objective: Objective, network: Network, x: Any, cadence: Cadence):
         super().__init__(objective, network)
         self._cadence, self._params = cadence, trained(objective)
+        self.carried = cadence.carried
         acting = parameters_behind(network, objective.model, x, hidden=True)
         self._read: dict[str, State] = {name: s for name, s in self._params.items() if name not in acting}
         if not self._read:
@@ -67,16 +68,10 @@ class _Learner(Learner):
             )
 
     def learn(self, phases: Phases, update: Update) -> Metrics:
-        if not self._cadence.carried:
+        if not self.carried:
             self.restart(phases.sizes[2])
         warm_up(self.objective, self.network, phases, self._reset)
         return self._cadence.drive(phases, self._gradients, update)
-
-    def states(self) -> dict[str, State]:
-        return self.hidden() if self._cadence.carried else {}
-
-    def scratch(self) -> list[State]:
-        return [] if self._cadence.carried else super().scratch()
 
     def _gradients(self, sequences: Any) -> tuple[dict[str, Any], Metrics]:
         forward = lambda w, extras: self.network  # noqa: E731

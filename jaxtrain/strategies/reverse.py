@@ -33,10 +33,11 @@ class ReverseLearner(Learner):
         """``segment``: time steps a piece; None takes the whole sequence as one."""
         super().__init__(objective, network)
         self.cut, self.window, self.single = cut, window, single
-        self.cadence, self.segment = cadence, segment
+        self.cadence, self.carried, self.segment = cadence, cadence.carried, segment
         self._params = trained(objective)
         self._acting = parameters_behind(network, objective.model, x, hidden=True)
         self.influence = None if segment is None else Influence(cut)
+        self.own = {} if self.influence is None else self.influence.states
         chosen = [i for i, r in enumerate(cut.relations) if r.trained]
         # Weights of the nudged relations get their gradient from all time steps at once, the others' is added up by
         # reverse mode time step by time step.
@@ -56,7 +57,7 @@ class ReverseLearner(Learner):
             return self._learn(phases, update)
 
     def _learn(self, phases: Phases, update: Update) -> Metrics:
-        if not self.cadence.carried:
+        if not self.carried:
             self.restart(phases.sizes[2])
         warm = (phases.warmup, split_reset(phases)[0])
         if self.segment is None:
@@ -66,19 +67,10 @@ class ReverseLearner(Learner):
             over_tiles(warm, self.segment, lambda tile: (self._go_on(tile), {}), {})
         return self.cadence.drive(phases, self._gradients, update)
 
-    def states(self) -> dict[str, State]:
-        return {**self.hidden(), **self._traces()} if self.cadence.carried else {}
-
-    def scratch(self) -> list[State]:
-        return [] if self.cadence.carried else [*super().scratch(), *self._traces().values()]
-
     def restart(self, batch_size: int) -> None:
         super().restart(batch_size)
-        for state in self._traces().values():
+        for state in self.own.values():
             state.value = jnp.zeros_like(state.value)
-
-    def _traces(self) -> dict[str, State]:
-        return {} if self.influence is None else self.influence.states
 
     def _gradients(self, sequences: Any) -> tuple[dict[str, Any], Metrics]:
         assert self.segment is not None
@@ -147,32 +139,28 @@ class ReverseLearner(Learner):
         """Each window by itself: gradients of the parameters, cotangents of the hidden states at the entries (and, for
         the single-step rule, of the new hidden states), and metrics."""
         time = jax.tree.leaves(sequences)[0].shape[0]
-        rest = time % self.window
+        count, rest = divmod(time, self.window)
         params = {name: state.value for name, state in self._params.items()}
-        nudges = {n: jnp.zeros((time, *leaf.shape), leaf.dtype) for n, leaf in self._nudgeable()} if self.single else {}
+        leaves = {name: jax.tree.leaves(state.value)[0] for name, state in self._hidden.items() if self.single}
+        nudges = {name: jnp.zeros((time, *leaf.shape), leaf.dtype) for name, leaf in leaves.items()}
 
         def total(params, hidden, nudges):
+            def part(which: slice, tiles: Any) -> tuple[jax.Array, Metrics]:
+                at, others = jax.tree.map(lambda leaf: leaf[which], (hidden, chain.others))
+                losses, metrics = self._side_by_side(params, at, others, tiles, nudges)
+                return losses.sum(), sum_over_time(metrics)
+
+            cut = time - rest
             parts = []
-            if time >= self.window:
-                tiles = jax.tree.map(
-                    lambda leaf: leaf[: time - rest].reshape(-1, self.window, *leaf.shape[1:]), sequences
-                )
-                count = time // self.window
-                head = lambda tree: jax.tree.map(lambda leaf: leaf[:count], tree)  # noqa: E731
-                losses, metrics = self._side_by_side(params, head(hidden), head(chain.others), tiles, nudges)
-                parts.append((losses.sum(), sum_over_time(metrics)))
+            if count:
+                tiled = lambda leaf: leaf[:cut].reshape(-1, self.window, *leaf.shape[1:])  # noqa: E731
+                parts.append(part(slice(count), jax.tree.map(tiled, sequences)))
             if rest:
-                tail = lambda tree: jax.tree.map(lambda leaf: leaf[-1:], tree)  # noqa: E731
-                tile = jax.tree.map(lambda leaf: leaf[time - rest :][None], sequences)
-                losses, metrics = self._side_by_side(params, tail(hidden), tail(chain.others), tile, nudges)
-                parts.append((losses.sum(), sum_over_time(metrics)))
+                parts.append(part(slice(count, None), jax.tree.map(lambda leaf: leaf[cut:][None], sequences)))
             return jax.tree.map(lambda *leaves: sum(leaves), *parts)
 
         grads, metrics = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(params, chain.hidden, nudges)
         return grads[0], grads[1:], metrics
-
-    def _nudgeable(self):
-        return [(name, jax.tree.leaves(state.value)[0]) for name, state in self._hidden.items()]
 
     def _side_by_side(self, params, hidden, others, tiles, nudges) -> tuple[jax.Array, Metrics]:
         """Losses and metrics of windows, ``(windows, ...)``."""
@@ -198,7 +186,7 @@ class ReverseLearner(Learner):
         sizes: dict[str, int] = {}
         for i, relation in enumerate(self.cut.relations):
             for name in relation.paths:
-                state = self._traces().get(f"influence{i}")
+                state = self.own.get(f"influence{i}")
                 sizes[name] = sizes.get(name, 0) + (0 if state is None else state.value.nbytes)
         return describe(self._params, self.cut.report, sizes, self._acting, single=self.single, window=self.window)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ..metrics import Metrics, add
 from ..module import Objective, Phases, total_weight
-from ..state import State, gradient
+from ..state import gradient
 from .base import (
     Batching,
     Learner,
@@ -79,17 +79,11 @@ class _Learner(Learner):
     def __init__(self, objective: Objective, network: Network, window: int, cadence: Cadence):
         super().__init__(objective, network)
         self._params = trained(objective)
-        self._window, self._cadence = window, cadence
-
-    def states(self) -> dict[str, State]:
-        return self.hidden() if self._cadence.carried else {}
-
-    def scratch(self) -> list[State]:
-        return [] if self._cadence.carried else super().scratch()
+        self._window, self._cadence, self.carried = window, cadence, cadence.carried
 
     def learn(self, phases: Phases, update: Update) -> Metrics:
         warm, _, batch = phases.sizes
-        if not self._cadence.carried:
+        if not self.carried:
             self.restart(batch)
         lead = warm % self._window
         if lead:

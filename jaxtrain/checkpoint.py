@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import sys
-import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -54,6 +53,26 @@ def _release_root() -> None:
     _holders -= 1
     while not _holders and _ours:
         logging.root.removeHandler(_ours.pop())
+
+
+_read: set[str] = set()  # steps that were read
+
+
+def _say_once(step: Path) -> None:
+    """Orbax reads leaves side by side and closes its event loop at the first that fails. What becomes of the others
+    would be reported a second time, at length, at some moment of the garbage collector or of TensorStore's threads: by
+    asyncio, with the step's path, and through sys.unraisablehook, with nothing that says whose it is."""
+    if not _read:
+        logging.getLogger("asyncio").addFilter(lambda record: not any(path in record.getMessage() for path in _read))
+    _read.add(str(step))
+    if getattr(sys.unraisablehook, "__name__", "") != "_unless_late":
+        before = sys.unraisablehook
+
+        def _unless_late(what: Any) -> None:
+            if str(what.exc_value) != "Event loop is closed" or what.object is not None:
+                before(what)
+
+        sys.unraisablehook = _unless_late
 
 
 class CorruptCheckpoint(RuntimeError):
@@ -358,17 +377,13 @@ class Store:
         return leaves
 
     def _fetch(self, step: int, item: str, args: Any) -> Any:
-        ocp, hook = self._orbax(), sys.unraisablehook
-        # Reads that outlive a failed one report to an event loop which Orbax has closed by then.
-        sys.unraisablehook = lambda what: None if "loop is closed" in str(what.exc_value) else hook(what)
+        ocp = self._orbax()
+        _say_once(self._path(step))
         try:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
                 return reader.restore(self._path(step), args=ocp.args.Composite(**{item: args}))[item]
         except MemoryError:
             raise
         except Exception as error:  # anything from a KeyError to a bare Exception of 40 lines
-            time.sleep(0.05)  # until they have done so
             text = (str(error).strip().splitlines() or [""])[0]
             raise CorruptCheckpoint(step, f"{type(error).__name__}: {text[:160]}") from None
-        finally:
-            sys.unraisablehook = hook

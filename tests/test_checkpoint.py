@@ -1,3 +1,4 @@
+import gc
 import json
 import logging
 import math
@@ -404,6 +405,19 @@ def test_damage_is_named_and_skipped(tmp_path, opened, caplog, capfd, how):
     assert [r.name for r in caplog.records] == ["jaxtrain"]
     assert "step 2" in caplog.text and str(tmp_path) in caplog.text
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.slow
+def test_what_outlives_a_failed_read_is_silent(tmp_path, opened, caplog, capfd):
+    """TensorStore reports when it likes, the garbage collector too: many failed reads, one after the other."""
+    for trial in range(60):
+        where = tmp_path / str(trial)
+        put(opened(where, last=3), 1, 2)
+        spoil(where, 2, "data cut")
+        with pytest.raises(CorruptCheckpoint):
+            opened(where, last=3).restore(2)
+    gc.collect()
+    assert caplog.records == [] and capfd.readouterr().err == ""
 
 
 def test_all_unreadable_is_an_error(tmp_path, opened):

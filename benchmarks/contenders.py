@@ -1,0 +1,282 @@
+"""Ways to take the same train steps: loops in the manner of braintrace's tutorial, braintrace's best, and ``Fit``'s.
+
+All of them start from the same initial values, see the same batches of the copying task and use the same optimizer, so
+what each did can be compared: ``first_moment`` is Adam's, which after one step is the gradient up to a factor. Data is
+there before a step: what ``Fit`` pays for preparing it, and for its callbacks, is what ``overhead.py`` measures.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import brainpy.state
+import brainstate
+import braintools
+import braintrace
+import jax
+import jax.numpy as jnp
+import numpy as np
+import saiunit as u
+
+import jaxtrain as jt
+from jaxtrain.loading import build
+from jaxtrain.program import Program
+from jaxtrain.state import flatten, parameters, seeded, states_of, strengthen
+
+DEPTH, DIGITS = 10, 10
+LR = 1e-3
+cross_entropy = braintools.metric.softmax_cross_entropy_with_integer_labels
+CELLS: dict[str, Callable[[int], Any]] = {
+    "gru": lambda n: braintrace.nn.GRUCell(DEPTH, n),
+    "lstm": lambda n: braintrace.nn.LSTMCell(DEPTH, n),
+    "minigru": lambda n: braintrace.nn.MiniGRU(DEPTH, n),
+    "lru": lambda n: braintrace.nn.LRUCell(DEPTH, n),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A point of the table: a network and the size of its batches. The last ``scored`` time steps have a loss."""
+
+    cell: str = "gru"
+    hidden: int = 128
+    time: int = 70
+    batch: int = 64
+    scored: int = 10
+
+    @property
+    def warm(self) -> int:
+        return self.time - self.scored
+
+    def environ(self) -> dict[str, Any]:
+        return {"dt": 1.0 * u.ms} if self.cell == "lif" else {}
+
+    def context(self) -> AbstractContextManager[Any]:
+        return brainstate.environ.context(**self.environ(), fit=True)
+
+    def batches(self, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of the copying task, ``(T, B)`` and ``(scored, B)``; where all time steps are scored, of repeating it."""
+        digits = min(DIGITS, self.scored)
+        data = jt.CopyDataset(self.time - 2 * digits, digits, self.batch)
+        made = [data.batch(step) for step in range(count)]
+        return made if self.scored == digits else [(ids, ids[self.warm :]) for ids, _ in made]
+
+
+class Net(brainstate.nn.Module):
+    """One time step, (B, 10) -> (B, 10): a recurrent layer and a linear readout."""
+
+    def __init__(self, cell: str, hidden: int):
+        super().__init__()
+        self.rnn = CELLS[cell](hidden)
+        self.readout = braintrace.nn.Linear(DEPTH if cell == "lru" else hidden, DEPTH)  # an LRU is as wide as its input
+
+    def update(self, x):
+        return self.readout(self.rnn(x))
+
+
+class Spiking(brainstate.nn.Module):
+    """Recurrent leaky integrate-and-fire neurons and a readout of their membrane potential."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.current = braintrace.nn.Linear(DEPTH + hidden, hidden)
+        self.neurons = brainpy.state.LIF(hidden, tau=20.0 * u.ms, spk_fun=braintools.surrogate.ReluGrad())
+        self.readout = braintrace.nn.Linear(hidden, DEPTH)
+
+    def update(self, x):
+        spikes = self.neurons.get_spike()
+        self.neurons(20.0 * self.current(jnp.concatenate([x, spikes], -1)) * u.mA)
+        return self.readout(self.neurons.get_spike())
+
+
+def make_model(setting: Setting) -> Any:
+    with seeded(0), setting.context():
+        return Spiking(setting.hidden) if setting.cell == "lif" else Net(setting.cell, setting.hidden)
+
+
+class Copy(jt.Module):
+    def __init__(self, setting: Setting):
+        self.setting, self.environ = setting, setting.environ()
+
+    def build(self):
+        return make_model(self.setting)
+
+    def learning_step(self, forward, x, y):
+        logits = forward(x)
+        return cross_entropy(logits, y), {"accuracy": logits.argmax(-1) == y}
+
+    def configure_optimizer(self):
+        return braintools.optim.Adam(LR)
+
+
+# ---------------------------------------------------------------------------------------------- loops by hand
+
+
+class ByHand:
+    """One jitted call a batch, in the manner of braintrace's tutorial on the copying task.
+
+    ``rule``: "drtrl", the tutorial's (a learner mapped over lanes, made inside the call, the single-step rule, a
+    gradient a scored time step); "bptt", the tutorial's; "best", the fastest D-RTRL that braintrace itself offers
+    (batched, windows of ten time steps, the warm-up in long windows).
+    """
+
+    def __init__(self, setting: Setting, rule: str):
+        self.setting, self.model = setting, make_model(setting)
+        self.weights: dict[str, Any] = {**parameters(self.model)}
+        self.optimizer = braintools.optim.Adam(LR)
+        self.optimizer.register_trainable_weights(self.weights)
+        # Or the second step would compile once more; what is compiled is the same.
+        strengthen([*self.weights.values(), *states_of(self.optimizer).values()])
+        self.step: Any = brainstate.transform.jit({"drtrl": self._drtrl, "bptt": self._bptt, "best": self._best}[rule])
+        self.batches = [self.place(*batch) for batch in setting.batches(4)]
+        self.taken = 0
+        self.factor = 1 / setting.scored if rule == "drtrl" else 1.0  # the tutorial adds up what others average
+
+    @staticmethod
+    def place(ids: np.ndarray, targets: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        return jax.nn.one_hot(ids, DEPTH), jnp.asarray(targets, jnp.int32)
+
+    def _drtrl(self, inputs, targets):
+        rule = braintrace.D_RTRL(self.model)
+
+        @brainstate.transform.vmap_new_states(state_tag="new", axis_size=inputs.shape[1])
+        def init():
+            brainstate.nn.init_all_states(self.model)
+            rule.compile_graph(inputs[0, 0])
+
+        init()
+        learner = brainstate.nn.Vmap(rule, vmap_states="new")
+        warm = inputs.shape[0] - targets.shape[0]
+
+        def loss(x, y):
+            return cross_entropy(learner(x), y).mean()
+
+        gradient: Any = brainstate.transform.grad(loss, self.weights, return_value=True)
+
+        def step(total, xs):
+            grads, value = gradient(*xs)
+            return jax.tree.map(jnp.add, total, grads), value
+
+        if warm:
+            brainstate.transform.for_loop(learner, inputs[:warm])
+        zeros = jax.tree.map(jnp.zeros_like, {key: state.value for key, state in self.weights.items()})
+        grads, losses = brainstate.transform.scan(step, zeros, (inputs[warm:], targets))
+        self.optimizer.update(grads)
+        return losses.mean()
+
+    def _bptt(self, inputs, targets):
+        @brainstate.transform.vmap_new_states(state_tag="new", axis_size=inputs.shape[1])
+        def init():
+            brainstate.nn.init_all_states(self.model)
+
+        init()
+        network = brainstate.nn.Vmap(self.model, vmap_states="new")
+        warm = inputs.shape[0] - targets.shape[0]
+
+        def loss():
+            if warm:
+                brainstate.transform.for_loop(network, inputs[:warm])
+            step = lambda x, y: cross_entropy(network(x), y).mean()  # noqa: E731
+            return brainstate.transform.for_loop(step, inputs[warm:], targets).mean()
+
+        gradient: Any = brainstate.transform.grad(loss, self.weights, return_value=True)
+        grads, value = gradient()
+        self.optimizer.update(grads)
+        return value
+
+    def _best(self, inputs, targets):
+        warm, window = inputs.shape[0] - targets.shape[0], _divisor(targets.shape[0], 10)
+        learner: Any = braintrace.compile(
+            self.model, "d_rtrl", inputs[0], batch_size=inputs.shape[1], vjp_method="multi-step"
+        )
+        if warm:
+            learner.etrace_evolve(inputs[:warm], chunk_size=_divisor(warm, 60))
+
+        def step(x, y):
+            return cross_entropy(learner(braintrace.MultiStepData(x)), y).mean(-1)
+
+        grads, losses = learner.etrace_grad(
+            inputs[warm:], targets, step_fn=step, chunk_size=window, weights=self.weights, return_value=True
+        )
+        self.optimizer.update(grads)
+        return losses.mean()
+
+    def __call__(self, steps: int) -> None:
+        with self.setting.context(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # braintrace says that Wr gets no gradient
+            for _ in range(steps):
+                self.loss = self.step(*self.batches[self.taken % len(self.batches)])
+                self.taken += 1
+            jax.block_until_ready([state.value for state in self.weights.values()])
+
+    def first_moment(self) -> dict[str, np.ndarray]:
+        found = flatten({name: state.value for name, state in states_of(self.optimizer).items()})
+        return _moments(found, self.factor)
+
+
+def _divisor(n: int, most: int) -> int:
+    return max(k for k in range(1, min(n, most) + 1) if n % k == 0)
+
+
+# ------------------------------------------------------------------------------------------------------- Fit's
+
+
+class FitSteps:
+    """Steps as ``Fit`` takes them: its train program, a chunk a dispatch, metrics fetched one chunk late."""
+
+    def __init__(self, setting: Setting, strategy: jt.Strategy, chunk: Any = "auto"):
+        self.module = Copy(setting)
+        build(self.module, 0)
+        self.batches = setting.batches(4)
+        data = jt.CopyDataset(1, 1, 1)
+        self.program = Program(
+            self.module, strategy, data.encode, self.batches[0], seed=0, clip=None, accumulate=1, nonfinite="raise",
+            chunk=chunk,
+        )  # fmt: skip
+        self.program.prepare()
+        self.taken = 0
+
+    def __call__(self, steps: int) -> None:
+        late = None
+        while steps:
+            n = min(steps, self.program.chunk)
+            batches = [self.batches[(self.taken + i) % len(self.batches)] for i in range(n)]
+            pending = self.program.train(batches, self.taken)
+            self.taken, steps = self.taken + n, steps - n
+            if late is not None:
+                late.fetch()
+            late = pending
+        if late is not None:
+            self.metrics = late.fetch()
+            self.last = n - 1
+        jax.block_until_ready(self.program.values)
+
+    @property
+    def loss(self) -> float:
+        mean = self.metrics["loss"]
+        return float(mean.num[self.last] / mean.weight[self.last])
+
+    @property
+    def engine(self) -> str:
+        return self.program.learner.resolved().get("engine", "trace")
+
+    def first_moment(self) -> dict[str, np.ndarray]:
+        return _moments(flatten(self.program.values))
+
+
+def _moments(flat: dict[str, Any], factor: float = 1.0) -> dict[str, np.ndarray]:
+    """Adam's first moments by the names of the leaves, times a factor."""
+    found = {name.partition(".mu.")[2]: leaf for name, leaf in flat.items() if ".mu." in name}
+    return {name: factor * np.asarray(leaf) for name, leaf in found.items()}
+
+
+def distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
+    """Norm of the difference over the norm of ``other``; what one of them does not train has a gradient of zero."""
+    zero = np.zeros(())
+    names = {**one, **other}
+    apart = sum(np.sum(np.square(one.get(name, zero) - other.get(name, zero))) for name in names)
+    return float(np.sqrt(apart / sum(np.sum(np.square(leaf)) for leaf in other.values())))

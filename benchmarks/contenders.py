@@ -79,12 +79,13 @@ class Net(brainstate.nn.Module):
 
 
 class Spiking(brainstate.nn.Module):
-    """Recurrent leaky integrate-and-fire neurons and a readout of their membrane potential."""
+    """Recurrent leaky integrate-and-fire neurons and a readout of their spikes."""
 
     def __init__(self, hidden: int):
         super().__init__()
         self.current = braintrace.nn.Linear(DEPTH + hidden, hidden)
-        self.neurons = brainpy.state.LIF(hidden, tau=20.0 * u.ms, spk_fun=braintools.surrogate.ReluGrad())
+        tau: Any = 20.0 * u.ms
+        self.neurons = brainpy.state.LIF(hidden, tau=tau, spk_fun=braintools.surrogate.ReluGrad())
         self.readout = braintrace.nn.Linear(hidden, DEPTH)
 
     def update(self, x):

@@ -3,8 +3,8 @@
 python benchmarks/memory.py
 python benchmarks/memory.py --times 100 1000 --strategies drtrl bptt
 
-The copying task with a GRU of 128 units, batch 16, the last 10 time steps scored. Every cell of the table is a process of
-its own, told in two ways: what the resident set grows by at most while two steps run (the program is compiled and what
+The copying task with a GRU of 128 units, batch 16, the last 10 time steps scored. Every cell of the table is a process
+of its own, told in two ways: what the resident set grows by at most in two steps (the program is compiled, and what
 compiling left behind is given back before), and the compiler's own account of the program's temporary memory.
 """
 
@@ -35,8 +35,9 @@ GOAL = 1.05
 
 def alone(name: str, time: int, hidden: int, batch: int) -> dict[str, Any]:
     """Bytes of one strategy at one length; meant for a fresh process."""
-    import jaxtrain as jt
     from contenders import FitSteps, Setting
+
+    import jaxtrain as jt
     from jaxtrain.preflight import compiled_memory
 
     given = dict(STRATEGIES[name])

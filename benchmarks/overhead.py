@@ -2,9 +2,11 @@
 
 python benchmarks/overhead.py
 python benchmarks/overhead.py --strategies bptt --rounds 30 --json overhead.json
+python benchmarks/overhead.py --cases smallest
 
 The copying task at a size where a step is short, so that the host shows: GRU of 16 units, 70 time steps, batch 16,
-Adam, a row of the record every 100 steps. Four ways to take the same steps:
+Adam, a row of the record every 100 steps. "smallest" is one unit, three time steps, one lane: nothing but overhead;
+it is told and not judged. Four ways to take the same steps:
 
 * hand-written: one ``jax.lax.scan`` over a chunk of steps of the very step that ``Fit`` compiles, its state donated,
   the next batches stacked while the device works, the losses fetched for every row. Nothing else is done.
@@ -26,61 +28,38 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import brainstate
 import braintools
-import braintrace
+import common
 import jax
 import jax.numpy as jnp
 import numpy as np
 from braintools.trainer import DataLoader, Dataset, LightningModule
+from contenders import DEPTH, LR, ByHand, Copy, Setting, cross_entropy, make_model
 
 import jaxtrain as jt
 from jaxtrain.callbacks.throughput import peak_rss_mb
 from jaxtrain.loading import build
 from jaxtrain.program import Program
-from jaxtrain.state import parameters
 from jaxtrain.strategies.names import make_strategy
 
-HIDDEN, LAG, DIGITS, BATCH = 16, 50, 10, 16
-DEPTH, WARM = 10, LAG + DIGITS
-LR, CLIP, LOG_EVERY = 3e-3, 1.0, 100
+CLIP, LOG_EVERY = 1.0, 100
+CASES = {"small": Setting(hidden=16, batch=16), "smallest": Setting(hidden=1, time=3, batch=1, scored=1)}
+JUDGED, MOST_OVER, LEAST_TIMES = "small", 3.0, 10.0
+"""Per cent over the hand-written loop at most; steps per second of Fit over those of braintools.trainer at least."""
 SPARSE = 3
 """Ways that dispatch every batch are far from the loop: they run in every third round, with a third of its steps."""
-cross_entropy = braintools.metric.softmax_cross_entropy_with_integer_labels
 
 
-class Net(brainstate.nn.Module):
-    """One time step, (B, 10) -> (B, 10)."""
-
-    def __init__(self):
-        super().__init__()
-        self.rnn = braintrace.nn.GRUCell(DEPTH, HIDDEN)
-        self.readout = braintrace.nn.Linear(HIDDEN, DEPTH)
-
-    def update(self, x):
-        return self.readout(self.rnn(x))
-
-
-class CopyGRU(jt.Module):
-    def build(self):
-        return Net()
-
-    def learning_step(self, forward, x, y):
-        logits = forward(x)
-        return cross_entropy(logits, y), {"accuracy": logits.argmax(-1) == y}
-
-    def configure_optimizer(self):
-        return braintools.optim.Adam(LR)
+def data_of(setting: Setting) -> Any:
+    return jt.CopyDataModule(setting.time - 2 * setting.scored, setting.scored, setting.batch)
 
 
 def now() -> np.ndarray:
@@ -94,8 +73,8 @@ def now() -> np.ndarray:
 class HandWritten:
     """The same step in a scan. ``round(steps)``, here and below, is what a step took: seconds and CPU seconds."""
 
-    def __init__(self, strategy: str):
-        self.data, module = jt.CopyDataset(LAG, DIGITS, BATCH), CopyGRU()
+    def __init__(self, setting: Setting, strategy: str):
+        self.data, module = data_of(setting).train_data(), Copy(setting)
         build(module, 0)
         started = time.perf_counter()
         program = Program(
@@ -138,85 +117,36 @@ class HandWritten:
 
 
 class Tutorial:
-    """A jitted call for every batch, in the manner of braintrace's tutorial on the copying task."""
+    """braintrace's tutorial: a jitted call a batch, its data one-hot and transposed, its loss fetched every step."""
 
-    def __init__(self, strategy: str):
-        brainstate.random.seed(0)
-        self.model = Net()
-        self.weights: dict[str, Any] = {**parameters(self.model)}
-        started = time.perf_counter()
-        self.optimizer = braintools.optim.Adam(LR)
-        self.optimizer.register_trainable_weights(self.weights)
-        self.train_step: Any = brainstate.transform.jit({"drtrl": self._online, "bptt": self._bptt}[strategy])
-        self.batches = iter(jt.CopyDataset(LAG, DIGITS, BATCH))
+    def __init__(self, setting: Setting, strategy: str):
+        self.batches = iter(data_of(setting).train_data())
         self.losses: list[float] = []
+        self.trained = ByHand(setting, strategy)
+        started = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # braintrace says that Wr gets no gradient
-            self.round(2)  # the second step is compiled anew: the optimizer's state has changed its types
+            self.round(1)
         self.compile_seconds = time.perf_counter() - started
-
-    def _online(self, inputs, targets):
-        rule = braintrace.D_RTRL(self.model)
-
-        @brainstate.transform.vmap_new_states(state_tag="new", axis_size=inputs.shape[1])
-        def init():
-            brainstate.nn.init_all_states(self.model)
-            rule.compile_graph(inputs[0, 0])
-
-        init()
-        learner = brainstate.nn.Vmap(rule, vmap_states="new")
-
-        def loss(x, y):
-            return cross_entropy(learner(x), y).mean()
-
-        gradient: Any = brainstate.transform.grad(loss, self.weights, return_value=True)
-
-        def step(total, xs):
-            grads, value = gradient(*xs)
-            return jax.tree.map(jnp.add, total, grads), value
-
-        brainstate.transform.for_loop(learner, inputs[:WARM])
-        zeros = jax.tree.map(jnp.zeros_like, {key: state.value for key, state in self.weights.items()})
-        grads, losses = brainstate.transform.scan(step, zeros, (inputs[WARM:], targets))
-        self.optimizer.update(grads)
-        return losses.mean()
-
-    def _bptt(self, inputs, targets):
-        @brainstate.transform.vmap_new_states(state_tag="new", axis_size=inputs.shape[1])
-        def init():
-            brainstate.nn.init_all_states(self.model)
-
-        init()
-        network = brainstate.nn.Vmap(self.model, vmap_states="new")
-
-        def loss():
-            brainstate.transform.for_loop(network, inputs[:WARM])
-            step = lambda x, y: cross_entropy(network(x), y).mean()  # noqa: E731
-            return brainstate.transform.for_loop(step, inputs[WARM:], targets).mean()
-
-        gradient: Any = brainstate.transform.grad(loss, self.weights, return_value=True)
-        grads, value = gradient()
-        self.optimizer.update(grads)
-        return value
 
     def round(self, steps: int) -> np.ndarray:
         started = now()
         for _ in range(steps):
             x, y = next(self.batches)
-            loss = self.train_step(jnp.asarray(np.transpose(x, (1, 0, 2))), jnp.asarray(y.T))
+            loss = self.trained.step(jnp.asarray(np.transpose(x, (1, 0, 2))), jnp.asarray(y.T))
             self.losses.append(float(loss))
         return (now() - started) / steps
 
 
 class Lightning(LightningModule):
-    def __init__(self):
+    def __init__(self, setting: Setting):
         super().__init__()
-        self.net = Net()
+        self.setting, self.net = setting, make_model(setting)
 
     def training_step(self, batch, batch_idx):
         ids, targets = batch
-        brainstate.nn.init_all_states(self.net, batch_size=BATCH)
-        logits = brainstate.transform.for_loop(self.net, jax.nn.one_hot(ids, DEPTH))[WARM:]
+        brainstate.nn.init_all_states(self.net, batch_size=self.setting.batch)
+        logits = brainstate.transform.for_loop(self.net, jax.nn.one_hot(ids, DEPTH))[self.setting.warm :]
         self.log("accuracy", jnp.mean(logits.argmax(-1) == targets))
         return {"loss": cross_entropy(logits, targets).mean()}
 
@@ -227,8 +157,8 @@ class Lightning(LightningModule):
 class Batches(Dataset):
     """Whole batches as the items of a braintools DataLoader."""
 
-    def __init__(self, length: int):
-        self.length, self.data = length, jt.CopyDataset(LAG, DIGITS, BATCH)
+    def __init__(self, setting: Setting, length: int):
+        self.length, self.data = length, data_of(setting).train_data()
 
     def __len__(self) -> int:
         return self.length
@@ -240,8 +170,8 @@ class Batches(Dataset):
 class BrainTools:
     """braintools.trainer. A fit compiles anew, so a round's clock starts behind its first batches."""
 
-    def __init__(self, root: str):
-        self.model, self.root = Lightning(), root
+    def __init__(self, setting: Setting, root: str):
+        self.setting, self.model, self.root = setting, Lightning(setting), root
         started = time.perf_counter()
         self.compile_seconds = self._fit(2)[-1][0] - started
 
@@ -259,7 +189,9 @@ class BrainTools:
 
         quiet: dict[str, Any] = {"default_root_dir": self.root, "enable_progress_bar": False}
         trainer = braintools.trainer.Trainer(max_epochs=1, gradient_clip_val=CLIP, callbacks=[Clock()], **quiet)
-        trainer.fit(self.model, DataLoader(Batches(steps), batch_size=1, collate_fn=lambda items: items[0]))
+        trainer.fit(
+            self.model, DataLoader(Batches(self.setting, steps), batch_size=1, collate_fn=lambda items: items[0])
+        )
         return marks
 
 
@@ -284,46 +216,43 @@ class Rounds(jt.Callback):
             self.started = now()  # what else happens at this edge, as its row, opens the next round
 
 
-def run_fit(strategy: str, steps: int, run_dir: Path, every: int, extra: jt.Callback | None = None) -> jt.Result:
+def run_fit(setting: Setting, strategy: str, steps: int, run_dir: Path, every: int,
+            extra: jt.Callback | None = None) -> jt.Result:  # fmt: skip
     """Fit with its defaults on, as the recipe has them, but for the figure, which is an event."""
     callbacks = [jt.LearningRateMonitor(), jt.Throughput(), jt.JSONL(), jt.TensorBoard(), jt.ProgressBar()]
     callbacks += [jt.Checkpoint(every=every, best=("val/loss", 2), last=2), *([extra] if extra else [])]
     fit = jt.Fit(strategy, max_steps=steps, clip=CLIP, log_every=LOG_EVERY, run_dir=run_dir, callbacks=callbacks)
-    return fit.run(CopyGRU(), jt.CopyDataModule(LAG, DIGITS, BATCH))
+    return fit.run(Copy(setting), data_of(setting))
 
 
 # ------------------------------------------------------------------------------------------------- measurements
 
 
-def alone(way: str, strategy: str, root: str) -> dict[str, float]:
+def alone(setting: Setting, way: str, strategy: str, root: str) -> dict[str, float]:
     """Compile seconds and peak memory of one way; meant for a fresh process."""
     imported, steps, numbers = peak_rss_mb(), 400, {}
     if way == "Fit":
-        seconds = run_fit(strategy, steps, Path(root) / "run", every=100).summary["seconds"]
+        seconds = run_fit(setting, strategy, steps, Path(root) / "run", every=100).summary["seconds"]
         numbers = {"checkpoint_ms": 1e3 * seconds["checkpoint"] / 4, "validate_ms": 1e3 * seconds["validate"]}
         compiled = seconds["compile"]
     else:
-        trained = make(way, strategy, root)
+        trained = make(setting, way, strategy, root)
         trained.round(steps)
         compiled = trained.compile_seconds
     return {"compile_s": compiled, "peak_mib": peak_rss_mb(), "imports_mib": imported, **numbers}
 
 
-def in_fresh_process(way: str, strategy: str) -> dict[str, float]:
-    command = [sys.executable, __file__, "--alone", way, strategy]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
-
-
-def make(way: str, strategy: str, root: str) -> HandWritten | Tutorial | BrainTools:
+def make(setting: Setting, way: str, strategy: str, root: str) -> HandWritten | Tutorial | BrainTools:
     if way == "braintools.trainer":
-        return BrainTools(root)
-    return {"hand-written": HandWritten, "tutorial": Tutorial}[way](strategy)
+        return BrainTools(setting, root)
+    return {"hand-written": HandWritten, "tutorial": Tutorial}[way](setting, strategy)
 
 
-def by_turns(strategy: str, ways: list[str], rounds: int, steps: int, root: str) -> dict[str, np.ndarray]:
+def by_turns(setting: Setting, strategy: str, ways: list[str], rounds: int, steps: int,
+             root: str) -> dict[str, np.ndarray]:  # fmt: skip
     """By way, ``(rounds, 2, 2)``: what a step of the way, and of the hand-written loop around it, took; see ``now``."""
-    hand = HandWritten(strategy)
-    others = {way: make(way, strategy, root) for way in ways if way not in ("hand-written", "Fit")}
+    hand = HandWritten(setting, strategy)
+    others = {way: make(setting, way, strategy, root) for way in ways if way not in ("hand-written", "Fit")}
     pairs: dict[str, list[Any]] = {way: [] for way in ("Fit", *others)}
     before: list[np.ndarray] = []
 
@@ -337,60 +266,84 @@ def by_turns(strategy: str, ways: list[str], rounds: int, steps: int, root: str)
         before.append(reference)
 
     clock = Rounds(steps, between)
-    run_fit(strategy, (rounds + 1) * steps, Path(root) / "run", every=10**9, extra=clock)
+    run_fit(setting, strategy, (rounds + 1) * steps, Path(root) / "run", every=10**9, extra=clock)
     return {way: np.array(every) for way, every in pairs.items()}
 
 
-def table(pairs: dict[str, np.ndarray], fresh: dict[str, dict[str, float]]) -> Iterator[str]:
-    yield "| | steps/s, median (quartiles) | CPU ms a step | time over hand-written, paired median (quartiles) "
-    yield "| CPU over hand-written | compile, s | peak memory, MiB (above imports) |\n|---|---|---|---|---|---|---|\n"
+def rows(pairs: dict[str, np.ndarray], fresh: dict[str, dict[str, float]]) -> list[str]:
+    head = ["", "steps/s, median (quartiles)", "CPU ms a step", "time over hand-written, paired median (quartiles)"]
+    head += ["CPU over hand-written", "compile, s", "peak memory, MiB (above imports)"]
+    found = []
     for way, every in {"hand-written": pairs["Fit"][:, [1, 1]], **pairs}.items():
         low, middle, high = np.percentile(1 / every[:, 0, 0], [25, 50, 75])
         over = 100 * (every[:, 0] / every[:, 1] - 1)
         less, ratio, more = np.percentile(over[:, 0], [25, 50, 75])
-        beside = f"{ratio:+.1f} % ({less:+.1f} to {more:+.1f}) | {np.median(over[:, 1]):+.1f} %"
+        beside = [f"{ratio:+.1f} % ({less:+.1f} to {more:+.1f})", f"{np.median(over[:, 1]):+.1f} %"]
         peak, imports = fresh[way]["peak_mib"], fresh[way]["imports_mib"]
-        yield f"| {way} | {middle:.0f} ({low:.0f} to {high:.0f}) | {1000 * np.median(every[:, 0, 1]):.2f} "
-        yield f"| {'|' if way == 'hand-written' else beside} | {fresh[way]['compile_s']:.1f} "
-        yield f"| {peak:.0f} ({peak - imports:+.0f}) |\n"
+        found.append([
+            way, f"{middle:.0f} ({low:.0f} to {high:.0f})", f"{1000 * np.median(every[:, 0, 1]):.2f}",
+            *(["", ""] if way == "hand-written" else beside), f"{fresh[way]['compile_s']:.1f}",
+            f"{peak:.0f} ({peak - imports:+.0f})",
+        ])  # fmt: skip
+    return common.table(head, found)
+
+
+def judged(strategy: str, pairs: dict[str, np.ndarray]) -> list[common.Goal]:
+    """Both of what was paired with the hand-written loop's rounds, so that the machine's state cancels."""
+    over = {way: np.median(every[:, 0, 0] / every[:, 1, 0]) for way, every in pairs.items()}
+    found = [common.Goal(f"{strategy}: Fit over hand-written, per cent", 100 * (over["Fit"] - 1), MOST_OVER)]
+    if "braintools.trainer" in over:
+        times = float(over["braintools.trainer"] / over["Fit"])
+        found.append(
+            common.Goal(f"{strategy}: steps/s of Fit over braintools.trainer's", times, LEAST_TIMES, least=True)
+        )
+    return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--strategies", nargs="+", default=["drtrl", "bptt"], choices=["drtrl", "bptt"])
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--rounds", type=int, default=15, help="rounds of Fit, each between two of the loop")
     parser.add_argument("--steps", type=int, default=500, help=f"steps a round, a multiple of {LOG_EVERY}")
-    parser.add_argument("--json", type=Path, help="where to write every number")
-    parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rounds < 1 or options.steps < 1 or options.steps % LOG_EVERY:
         parser.error(f"--rounds must be 1 or more and --steps a multiple of {LOG_EVERY}")
     jax.config.update("jax_enable_compilation_cache", False)
     logging.getLogger("jaxtrain").setLevel(logging.WARNING)
     if options.alone:
+        case, way, strategy = options.alone
         with tempfile.TemporaryDirectory() as root:
-            return print(json.dumps(alone(options.alone[0], options.alone[1], root)))
+            return print(json.dumps(alone(CASES[case], way, strategy, root)))
 
-    print(f"hidden {HIDDEN}, {LAG + 2 * DIGITS} time steps, batch {BATCH}, a row every {LOG_EVERY} steps; "
-          f"{options.rounds} rounds of {options.steps} steps; jax {jax.__version__} on {jax.default_backend()}, "
-          f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")  # fmt: skip
-    results: dict[str, Any] = {"load at the start": os.getloadavg()}
+    print(f"a row every {LOG_EVERY} steps; {options.rounds} rounds of {options.steps} steps; {common.machine()}")
     ways = {name: ["hand-written", "Fit", "tutorial"] for name in options.strategies}
     ways |= {"bptt": [*ways["bptt"], "braintools.trainer"]} if "bptt" in ways else {}
+    told: dict[str, list[str]] = {}
+    numbers: dict[str, Any] = {}
+    goals: list[common.Goal] = []
     # Before this process grows: on Linux the peak of a child starts from the size of its parent.
-    fresh = {name: {way: in_fresh_process(way, name) for way in ways[name]} for name in ways}
-    for strategy in ways:
+    fresh = {
+        (case, name): {way: common.fresh("overhead.py", "--alone", case, way, name) for way in ways[name]}
+        for case in options.cases
+        for name in ways
+    }
+    for case, name in fresh:
+        setting, beside = CASES[case], fresh[case, name]
         with tempfile.TemporaryDirectory() as root:
-            pairs = by_turns(strategy, ways[strategy], options.rounds, options.steps, root)
-        medians, fit = np.median(pairs["Fit"][:, :, 0], axis=0), fresh[strategy]["Fit"]
-        print(f"\n### {strategy}\n\n{''.join(table(pairs, fresh[strategy]))}")
-        print(f"Fit over hand-written, ratio of medians: {100 * (medians[0] / medians[1] - 1):+.1f} %. Events apart: a "
-              f"checkpoint holds the loop up for {fit['checkpoint_ms']:.0f} ms, a validation of 8 batches for "
-              f"{fit['validate_ms']:.0f} ms.")  # fmt: skip
-        results[strategy] = {"pairs": {way: pairs[way].tolist() for way in pairs}, "alone": fresh[strategy]}
-    print(f"\nload at the end: {os.getloadavg()[0]:.1f}")
+            pairs = by_turns(setting, name, ways[name], options.rounds, options.steps, root)
+        fit = beside["Fit"]
+        title = f"{case}, {name}: hidden {setting.hidden}, {setting.time} time steps, batch {setting.batch}"
+        events = f"a checkpoint holds the loop up for {fit['checkpoint_ms']:.0f} ms, a validation of 8 batches takes "
+        told[title] = [*rows(pairs, beside), "", f"Events apart: {events}{fit['validate_ms']:.0f} ms."]
+        common.tell({title: told[title]})
+        numbers[f"{case}, {name}"] = {"pairs": {way: pairs[way].tolist() for way in pairs}, "alone": beside}
+        goals += judged(name, pairs) if case == JUDGED else []
+    told["Judged"] = common.goals_table(goals)
+    common.tell({"Judged": told["Judged"]})
     if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+        common.keep("overhead", told, numbers, options.json)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,116 @@
+"""The walk: a run broken at every call that changes its directory, one trial a call, each gone on with to the end.
+
+python -m tests.faults.walk --out walk.jsonl             every trial (goes on where an earlier walk stopped)
+python -m tests.faults.walk --out walk.jsonl --shard 1/4 a quarter of them
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import tests.conftest  # noqa: F401  (compiled programs are kept)
+from tests.faults.library import Call, Fault, Server, missing, server
+
+
+def plan(calls: list[Call]) -> list[Fault]:
+    """A kill before every call, a kill in the middle of every write, and both errors at the first and the last call of
+    each sort, which is a function and a kind of file."""
+    numbers = range(1, len(calls) + 1)
+    faults = [Fault("kill", n, n) for n in numbers]
+    faults += [Fault("half", n, n) for n, call in zip(numbers, calls, strict=True) if "write" in call.name]
+    sorts = Counter((call.name, call.kind()) for call in calls)
+    for error in ("ENOSPC", "EIO"):
+        for (name, kind), count in sorts.items():
+            faults += [Fault(error, n, n, name, kind) for n in sorted({1, count})]
+    return faults
+
+
+def differences(reference: dict[str, Any], other: dict[str, Any] | None) -> list[str]:
+    """The parts in which two runs came to something else, with both values."""
+    if other is None:
+        return ["nothing came of it"]
+    return [f"{part}: {reference[part]} became {other[part]}" for part in reference if reference[part] != other[part]]
+
+
+def attempt(served: Server, folder: Path, fault: Fault, reference: dict[str, Any]) -> dict[str, Any]:
+    """One trial: ``wrong`` says what broke a promise, and is empty where none was broken."""
+    directory = folder / "run"
+    shutil.rmtree(directory, ignore_errors=True)
+    broken = served.run(directory, fault)
+    code, text, wrong = broken["code"], broken["text"], []
+    reached = len(broken["calls"]) >= fault.first
+    hit = broken["calls"][fault.first - 1] if reached else Call("none", "")
+    if not reached:
+        wrong.append("the call was never made")
+    elif fault.mode in ("kill", "half"):
+        if code != -9:
+            wrong.append(f"it was not killed: {code}, {text[-800:]}")
+    elif code == 0:  # it went on as if nothing had been: then nothing may be missing
+        wrong += differences(reference, broken["came_to"])
+    elif code != 1 or "Traceback" in text or text.count("error: ") != 1:
+        wrong.append(f"no clear end: {code}, {text[-800:]}")
+    if code != 0:
+        resumed = served.run(directory)
+        if resumed["code"] != 0:
+            wrong.append(f"it cannot be gone on with: {resumed['code']}, {resumed['text'][-800:]}")
+        else:
+            wrong += differences(reference, resumed["came_to"])
+    said = [line for line in text.splitlines() if line.startswith(("warning: ", "error: "))]
+    return {"fault": fault.key(), "call": hit.name, "path": hit.path, "code": code, "said": said, "wrong": wrong}
+
+
+def reference(served: Server, folder: Path) -> tuple[dict[str, Any], list[Call]]:
+    """What the run comes to when nothing happens, and its calls."""
+    served.run(folder / "first")  # compiles
+    whole = served.run(folder / "whole", Fault("count"))
+    assert whole["code"] == 0, whole["text"]
+    assert differences(whole["came_to"], served.run(folder / "again", Fault("count"))["came_to"]) == []
+    assert any(call.name == "unlink" and call.path.startswith("checkpoints/00000004") for call in whole["calls"])
+    return whole["came_to"], whole["calls"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("walk.jsonl"), help="one line a trial; trials in it are done")
+    parser.add_argument("--shard", default="1/1", help="i/n: every n-th trial, from the i-th on")
+    parser.add_argument("--modes", default="kill,half,ENOSPC,EIO")
+    args = parser.parse_args()
+    if why := missing():
+        parser.error(why)
+    shard, shards = map(int, args.shard.split("/"))
+    done = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    known = {trial["fault"] for trial in done}
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary, server(Path(temporary)) as served:
+        folder = Path(temporary)
+        truth, calls = reference(served, folder)
+        faults = [fault for fault in plan(calls) if fault.mode in args.modes.split(",")][shard - 1 :: shards]
+        print(f"a run makes {len(calls)} changing calls; {len(faults)} trials, {len(known)} of them done", flush=True)
+        with args.out.open("a") as out:
+            for fault in faults:
+                if fault.key() in known:
+                    continue
+                trial = attempt(served, folder, fault, truth)
+                done.append(trial)
+                print(json.dumps(trial), file=out, flush=True)
+                if trial["wrong"]:
+                    print(f"{trial['fault']} ({trial['call']} {trial['path']}): {'; '.join(trial['wrong'])[:600]}", flush=True)
+    for mode in args.modes.split(","):
+        trials = [trial for trial in done if trial["fault"].startswith(f"{mode} ")]
+        ends = Counter({0: "went on", 1: "ended with an error", -9: "killed"}.get(t["code"], str(t["code"])) for t in trials)
+        lost = sum(bool(trial["wrong"]) for trial in trials)
+        print(f"{mode:<7}{len(trials)} trials, {dict(ends)}, {lost} lost")
+    print(f"{time.monotonic() - began:.0f} s")
+    return int(any(trial["wrong"] for trial in done))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

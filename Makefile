@@ -3,6 +3,7 @@ VENV ?= .venv
 VERSIONS ?= 3.14 3.13 3.12
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCHMARKS := step_time memory overhead start peers
 
 .DEFAULT_GOAL := help
 .PHONY: help copy test test-all lint bench clean which-python venv
@@ -11,7 +12,7 @@ help:
 	@echo "make copy [ARGS='...']   train a GRU on the copying task with D-RTRL (ARGS='--help' shows the options)"
 	@echo "make test [ARGS='...']   the tests, without the slow ones; make test-all runs every one"
 	@echo "make lint                ruff and pyright"
-	@echo "make bench [ARGS='...']  the benchmarks"
+	@echo "make bench               the benchmarks; BENCHMARKS='start memory' chooses, ARGS='...' goes to each"
 	@echo "make clean               remove $(VENV) and caches; runs under checkpoints/ stay"
 	@echo "PYTHON=... and VENV=... choose the interpreter ($(VERSIONS)) and the virtual environment"
 
@@ -29,8 +30,9 @@ lint: $(READY)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(READY)
-	@set -e; ls benchmarks/*.py >/dev/null 2>&1 || { echo "no benchmarks/*.py here"; exit 1; }; \
-	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
+	@set -e; for name in $(BENCHMARKS); do \
+	  echo "== benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json $(ARGS); \
+	done
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis dist *.egg-info

@@ -98,6 +98,17 @@ def by_turns(
     return Timing(seconds)
 
 
+def by_turns_of_runs(runs: Mapping[str, Callable[[int], float]], rounds: int, steps: int) -> Timing:
+    """As ``by_turns``, of runs that clock themselves: called with steps, they give the seconds that one took."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run(steps)
+    for number in range(rounds):
+        for name in runs if number % 2 == 0 else reversed(list(runs)):
+            seconds[name].append(runs[name](steps))
+    return Timing(seconds)
+
+
 # ------------------------------------------------------------------------------------------------------- goals
 
 

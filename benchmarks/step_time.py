@@ -167,7 +167,7 @@ def sections(settings: dict[str, Any], measured: dict[str, Any], skipped: list[s
         )
         told[title] = point_table(timing)
         if traces:
-            told[title] += ["", f"engine=\"auto\" chose a trace for {', '.join(traces)}."]
+            told[title] += ["", f'engine="auto" chose a trace for {", ".join(traces)}.']
     told["Judged"] = common.goals_table(goals(points))
     if skipped:
         told["Judged"] += ["", f"Skipped, since the budget was spent: {', '.join(skipped)}."]

@@ -1,0 +1,190 @@
+"""PyTorch Lightning on the same GRU and the same copying task, beside Fit.
+
+python benchmarks/peers.py                                  # needs: pip install -e '.[bench]'
+python benchmarks/peers.py --python OTHER/bin/python        # an interpreter that has torch and lightning
+
+Each as its users would have it: Lightning's Trainer with torch's GRU and Adam, batches that are tensors already, no
+logger, no checkpoints, no progress bar; Fit without callbacks, making its batches as it goes. Lightning has a process
+of its own, which rests while Fit runs; whole runs take turns. Told is a step between the first and the last of a run,
+so that neither compiling nor setting up counts. Lightning's gradient is that of BPTT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import common
+
+HIDDEN, DEPTH, LR = 128, 10, 1e-3
+LIGHTNING = "PyTorch Lightning, BPTT"
+NEEDED = ("torch", "lightning")
+MARK = "answer: "
+"""Begins the lines that are answers: Lightning says other things on the same stream."""
+
+
+# --------------------------------------------------------------------------------- Lightning's side: no JAX here
+
+
+def serve(path: str, hidden: int) -> None:
+    """Answer every number of steps on standard input with the seconds that a step took."""
+    import numpy as np
+
+    torch: Any = importlib.import_module("torch")
+    lightning: Any = importlib.import_module("lightning.pytorch")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")  # advice on how to load data, and on the lack of a logger
+    with np.load(path) as kept:
+        batches = [tuple(map(torch.from_numpy, pair)) for pair in zip(kept["inputs"], kept["targets"], strict=True)]
+    marks: list[float] = []
+
+    class Copy(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.rnn = torch.nn.GRU(DEPTH, hidden)
+            self.readout = torch.nn.Linear(hidden, DEPTH)
+
+        def training_step(self, batch, index):
+            ids, targets = batch
+            states, _ = self.rnn(torch.nn.functional.one_hot(ids, DEPTH).float())
+            logits = self.readout(states[-len(targets) :])
+            return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), LR)
+
+        def on_train_batch_end(self, *args):
+            marks.append(time.perf_counter())
+
+    torch.manual_seed(0)
+    model, quiet = Copy(), {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    versions = {name: importlib.metadata.version(name) for name in NEEDED}
+    print(MARK + json.dumps(versions), flush=True)
+    for line in sys.stdin:
+        steps = int(line)
+        marks.clear()
+        loader = [batches[i % len(batches)] for i in range(steps + 1)]
+        trainer = lightning.Trainer(max_steps=steps + 1, accelerator="cpu", enable_model_summary=False, **quiet)
+        trainer.fit(model, loader)
+        print(MARK + json.dumps((marks[-1] - marks[0]) / steps), flush=True)
+
+
+class Lightning:
+    """The other process."""
+
+    def __init__(self, python: str, path: Path, hidden: int):
+        command = [python, __file__, "--serve", str(path), "--hidden", str(hidden)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.versions = self._answer()
+
+    def _answer(self) -> Any:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith(MARK):
+                return json.loads(line.removeprefix(MARK))
+        raise RuntimeError(f"{LIGHTNING} ended with exit code {self.process.wait()}")
+
+    def __call__(self, steps: int) -> float:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+# ----------------------------------------------------------------------------------------------------- Fit's side
+
+
+def fit_run(strategy: str, setting: Any) -> Any:
+    from contenders import Copy
+
+    import jaxtrain as jt
+
+    class WithoutVal(jt.CopyDataModule):
+        def val_data(self) -> Any:
+            return None
+
+    data = WithoutVal(setting.time - 2 * setting.scored, setting.scored, setting.batch)
+
+    class Clock(jt.Callback):
+        def __init__(self):
+            self.marks: list[tuple[int, float]] = []
+
+        def on_chunk_end(self, run, metrics):
+            self.marks.append((run.step, time.perf_counter()))
+
+    def run(steps: int) -> float:
+        clock = Clock()
+        fit = jt.Fit(strategy, max_steps=steps, chunk=10, callbacks=[clock])
+        fit.run(Copy(setting), data)
+        (first, started), (last, ended) = clock.marks[0], clock.marks[-1]
+        return (ended - started) / (last - first)
+
+    return run
+
+
+def missing(python: str) -> list[str]:
+    """What an interpreter lacks."""
+    code = f"import importlib.util, json; print(json.dumps([n for n in {NEEDED} if not importlib.util.find_spec(n)]))"
+    return json.loads(subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--python", default=sys.executable, help="the interpreter that has torch and lightning")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=100, help="steps a run")
+    parser.add_argument("--hidden", type=int, default=HIDDEN)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        return serve(options.serve, options.hidden)
+    if options.rounds < 1 or options.steps < 20:
+        parser.error("--rounds must be 1 or more and --steps 20 or more")
+    if lacks := missing(options.python):
+        return print(f"skipped: {options.python} has no {' and no '.join(lacks)}; pip install -e '.[bench]'")
+
+    import numpy as np
+    from contenders import Setting
+
+    setting = Setting(hidden=options.hidden)
+    logging.getLogger("jaxtrain").setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory() as root:
+        batches = setting.batches(8)
+        arrays = {"inputs": [ids for ids, _ in batches], "targets": [targets for _, targets in batches]}
+        np.savez(Path(root) / "batches.npz", **{name: np.stack(a).astype(np.int64) for name, a in arrays.items()})
+        peer = Lightning(options.python, Path(root) / "batches.npz", options.hidden)
+        try:
+            runs = {LIGHTNING: peer, **{f"Fit, {name}": fit_run(name, setting) for name in ("bptt", "drtrl")}}
+            timing = common.by_turns_of_runs(runs, options.rounds, options.steps)
+        finally:
+            peer.close()
+    rows = []
+    for name in timing.seconds:
+        low, middle, high = (1e3 * value for value in timing.quartiles(name))
+        rows.append([name, f"{middle:.1f} ({low:.1f} to {high:.1f})", f"{timing.ratio(name, LIGHTNING):.2f}"])
+    title = f"gru, hidden {setting.hidden}, {setting.warm} + {setting.scored} time steps, batch {setting.batch}"
+    told = {title: common.table(["", "ms a step, median (quartiles)", "/ PyTorch Lightning"], rows)}
+    told[title] += ["", ", ".join(f"{name} {version}" for name, version in peer.versions.items()) + "."]
+    print(common.machine())
+    common.tell(told)
+    if options.json:
+        common.keep("peers", told, timing.seconds, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -64,7 +64,8 @@ class Fit:
                  run_dir: str | Path | None = None):  # fmt: skip
         self.strategy = make_strategy(strategy) if isinstance(strategy, str) else strategy
         if not isinstance(self.strategy, Strategy):
-            raise TypeError(f"Fit(strategy={strategy!r}): expected a name or a jaxtrain.Strategy object")
+            hint = f"; did you mean {strategy.__name__}()?" if isinstance(strategy, type) else ""
+            raise TypeError(f"Fit(strategy={strategy!r}): expected a name or a jaxtrain.Strategy object{hint}")
         self.max_steps = _count(max_steps, "max_steps")
         self.max_epochs = _count(max_epochs, "max_epochs")
         self.max_time = optional_period(max_time, "Fit", "max_time")

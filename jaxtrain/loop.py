@@ -226,7 +226,12 @@ class Loop:
         return every is not None and every.due(self.run.step, self.schedule.epoch_length)
 
     def _probe(self, callback: Callback) -> None:
-        callback.on_probe(self.run, self.program.probe(callback, self.program.example, self.run.step).fetch())
+        values, recorder = self.program.probe(callback, self.program.example, self.run.step).fetch(), self.run.recorder
+        waiting, recorder.logged = recorder.logged, {}
+        callback.on_probe(self.run, values)
+        logged, recorder.logged = recorder.logged, {**waiting, **recorder.logged}
+        if logged:  # what was measured at this step stands in a row of this step, though none be due
+            recorder.force(self.run.step, {})
 
     def _validate(self) -> bool:
         """Whether the validation was completed; a signal cuts it."""

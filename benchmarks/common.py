@@ -38,6 +38,9 @@ class Timing:
     def middle(self, name: str) -> float:
         return statistics.median(_there(self.seconds[name]))
 
+    def least(self, name: str) -> float:
+        return min(_there(self.seconds[name]))
+
     def quartiles(self, name: str) -> tuple[float, float, float]:
         return quartiles(_there(self.seconds[name]))
 
@@ -70,10 +73,9 @@ def by_turns(
 ) -> Timing:
     """Time contenders round robin; every second round goes through them backwards.
 
-    A contender is called with a number of steps and returns when they are done. It has compiled before. One step of
-    each warms up, another says how many steps fill a ``turn`` (seconds). One whose single step takes more than four
-    turns sits rounds out, so that it costs about as much as the others, but it runs in the first and in the last round
-    and in two more at least.
+    A contender is called with a number of steps and returns when they are done. It has compiled before. A step of each
+    warms up, and says how many fill a ``turn`` (seconds). One whose single step takes more than four turns sits rounds
+    out, so that it costs less, but it runs in the first round, in the last, and in one more at least.
     """
     if rounds < 1:
         raise ValueError(f"rounds={rounds}: expected 1 or more")
@@ -85,12 +87,12 @@ def by_turns(
 
     steps, plays = {}, {}
     for name in contenders:
-        taken(name, 1)
-        once = taken(name, 1)
-        steps[name] = max(1, round(turn / max(once, 1e-9)))
-        wanted = max(min(rounds, 4), min(rounds, math.ceil(rounds * 4 * turn / max(once, 1e-9))))
-        spread = {round(i * (rounds - 1) / max(wanted - 1, 1)) for i in range(wanted)}
-        plays[name] = spread
+        once = max(taken(name, 1), 1e-9)
+        if once < turn:
+            once = max(taken(name, 1), 1e-9)
+        steps[name] = max(1, round(turn / once))
+        wanted = min(rounds, max(3, math.ceil(rounds * 4 * turn / once)))
+        plays[name] = {round(i * (rounds - 1) / max(wanted - 1, 1)) for i in range(wanted)}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
         for name in contenders if number % 2 == 0 else reversed(list(contenders)):

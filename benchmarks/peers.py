@@ -6,7 +6,8 @@ python benchmarks/peers.py --python OTHER/bin/python        # an interpreter tha
 Each as its users would have it: Lightning's Trainer with torch's GRU and Adam, batches that are tensors already, no
 logger, no checkpoints, no progress bar; Fit without callbacks, making its batches as it goes. Lightning has a process
 of its own, which rests while Fit runs; whole runs take turns. Told is a step between the first and the last of a run,
-so that neither compiling nor setting up counts. Lightning's gradient is that of BPTT.
+so that neither compiling nor setting up counts. Lightning's gradient is that of BPTT; it runs with torch's own number
+of threads, and with one, since threads that wait for each other are slow on a busy machine.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import common
 
 HIDDEN, DEPTH, LR = 128, 10, 1e-3
 LIGHTNING = "PyTorch Lightning, BPTT"
+ONE_THREAD = f"{LIGHTNING}, one thread"
 NEEDED = ("torch", "lightning")
 MARK = "answer: "
 """Begins the lines that are answers: Lightning says other things on the same stream."""
@@ -36,7 +38,7 @@ MARK = "answer: "
 # --------------------------------------------------------------------------------- Lightning's side: no JAX here
 
 
-def serve(path: str, hidden: int) -> None:
+def serve(path: str, hidden: int, threads: int) -> None:
     """Answer every number of steps on standard input with the seconds that a step took."""
     import numpy as np
 
@@ -66,24 +68,38 @@ def serve(path: str, hidden: int) -> None:
         def on_train_batch_end(self, *args):
             marks.append(time.perf_counter())
 
+    if threads:
+        torch.set_num_threads(threads)
     torch.manual_seed(0)
     model, quiet = Copy(), {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    versions = {name: importlib.metadata.version(name) for name in NEEDED}
+    versions = {name: importlib.metadata.version(name) for name in NEEDED} | {"threads": torch.get_num_threads()}
     print(MARK + json.dumps(versions), flush=True)
     for line in sys.stdin:
         steps = int(line)
         marks.clear()
-        loader = [batches[i % len(batches)] for i in range(steps + 1)]
         trainer = lightning.Trainer(max_steps=steps + 1, accelerator="cpu", enable_model_summary=False, **quiet)
-        trainer.fit(model, loader)
+        trainer.fit(model, Again(batches, steps + 1))
         print(MARK + json.dumps((marks[-1] - marks[0]) / steps), flush=True)
+
+
+class Again:
+    """Some batches over and over. (Lightning takes a list for a collection of loaders.)"""
+
+    def __init__(self, batches: list[Any], length: int):
+        self.batches, self.length = batches, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self):
+        return (self.batches[i % len(self.batches)] for i in range(self.length))
 
 
 class Lightning:
     """The other process."""
 
-    def __init__(self, python: str, path: Path, hidden: int):
-        command = [python, __file__, "--serve", str(path), "--hidden", str(hidden)]
+    def __init__(self, python: str, path: Path, hidden: int, threads: int = 0):
+        command = [python, __file__, "--serve", str(path), "--hidden", str(hidden), "--threads", str(threads)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.versions = self._answer()
 
@@ -150,9 +166,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, help="steps a run")
     parser.add_argument("--hidden", type=int, default=HIDDEN)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        return serve(options.serve, options.hidden)
+        return serve(options.serve, options.hidden, options.threads)
     if options.rounds < 1 or options.steps < 20:
         parser.error("--rounds must be 1 or more and --steps 20 or more")
     if lacks := missing(options.python):
@@ -166,20 +183,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         batches = setting.batches(8)
         arrays = {"inputs": [ids for ids, _ in batches], "targets": [targets for _, targets in batches]}
-        np.savez(Path(root) / "batches.npz", **{name: np.stack(a).astype(np.int64) for name, a in arrays.items()})
-        peer = Lightning(options.python, Path(root) / "batches.npz", options.hidden)
+        path, whole = Path(root) / "batches.npz", {name: np.stack(a).astype(np.int64) for name, a in arrays.items()}
+        np.savez(path, inputs=whole["inputs"], targets=whole["targets"])
+        theirs = {
+            LIGHTNING: Lightning(options.python, path, options.hidden),
+            ONE_THREAD: Lightning(options.python, path, options.hidden, threads=1),
+        }
         try:
-            runs = {LIGHTNING: peer, **{f"Fit, {name}": fit_run(name, setting) for name in ("bptt", "drtrl")}}
+            runs = {**theirs, **{f"Fit, {name}": fit_run(name, setting) for name in ("bptt", "drtrl")}}
             timing = common.by_turns_of_runs(runs, options.rounds, options.steps)
         finally:
-            peer.close()
+            for peer in theirs.values():
+                peer.close()
     rows = []
     for name in timing.seconds:
         low, middle, high = (1e3 * value for value in timing.quartiles(name))
-        rows.append([name, f"{middle:.1f} ({low:.1f} to {high:.1f})", f"{timing.ratio(name, LIGHTNING):.2f}"])
+        against = [f"{timing.ratio(name, reference):.3f}" for reference in theirs]
+        rows.append([name, f"{middle:.1f} ({low:.1f} to {high:.1f})", *against])
     title = f"gru, hidden {setting.hidden}, {setting.warm} + {setting.scored} time steps, batch {setting.batch}"
-    told = {title: common.table(["", "ms a step, median (quartiles)", "/ PyTorch Lightning"], rows)}
-    told[title] += ["", ", ".join(f"{name} {version}" for name, version in peer.versions.items()) + "."]
+    told = {title: common.table(["", "ms a step, median (quartiles)", "/ Lightning", "/ Lightning, one thread"], rows)}
+    told[title] += ["", ", ".join(f"{name} {version}" for name, version in theirs[LIGHTNING].versions.items()) + "."]
     print(common.machine())
     common.tell(told)
     if options.json:

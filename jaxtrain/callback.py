@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from .console import log, one_line
 from .period import Period
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from .run import Run
 
+MOST_LATE = 10_000
+"""Rows that wait for a logger."""
 RANKS = ("produce", "decide", "record", "persist")
 
 
@@ -158,6 +161,14 @@ class Callbacks:
                 raise ValueError(f"{type(callback).__name__}.rank is {callback.rank!r}; expected one of {RANKS}")
             _check_periods(callback)
         self.all = sorted(callbacks, key=lambda callback: RANKS.index(callback.rank))
+        self._listen()
+
+    def _listen(self) -> None:
+        self._over = False
+        self.dropped: dict[str, str] = {}
+        """Loggers that failed and are told no more of this run: name and error."""
+        self._late: dict[Callback, list[tuple[Any, ...]]] = {}
+        """Rows that a logger could not write for want of space, or for another OSError."""
         self._listeners = {
             event: [c for c in self.all if getattr(type(c), event) is not getattr(Callback, event)] for event in EVENTS
         }
@@ -166,20 +177,31 @@ class Callbacks:
         return iter(self.all)
 
     def __call__(self, event: str, *args: Any) -> None:
-        """Call every listener. At the end of a run, in ``on_exception`` and ``on_fit_end``, an error of one keeps none
-        of the others from being called, and none hides the error that ended the run: it becomes a note of that one, or
-        else is raised after all, with later ones as its notes."""
+        """Call every listener. Once a run has started, no error of a logger ends it (``_excuse``). At the end of a run,
+        in ``on_exception`` and ``on_fit_end``, an error of one keeps none of the others from being called, and none
+        hides the error that ended the run: it becomes a note of that one, or else is raised after all, with later ones
+        as its notes."""
         last = event in ("on_exception", "on_fit_end")
         first = args[1] if event == "on_exception" else None
         if event == "on_fit_end" and args[1] == "failed":
             first = sys.exception()  # what ended the run is on its way out
         raised = first
-        for callback in self._listeners[event]:
+        if event == "on_fit_start":
+            self._listen()
+        elif event == "on_fit_end":
+            self._over = True
+        calls = [(callback, getattr(callback, event), args) for callback in self._listeners[event]]
+        for callback, call, given in [(c, self._tell_late, (c,)) for c in self._late] + calls if last else calls:
             try:
-                getattr(callback, event)(*args)
+                if callback in self._late and not last:
+                    self._tell_late(callback)
+                call(*given)
             except Exception as error:
                 if not last:
-                    raise
+                    if callback.rank != "record" or event in ("on_fit_start", "on_restore") or self._over:
+                        raise
+                    self._excuse(callback, event, args, error)
+                    continue
                 if raised is None:
                     raised = error
                 elif error is not raised:
@@ -187,6 +209,31 @@ class Callbacks:
                     raised.add_note(f"jaxtrain: {name} failed, too: {type(error).__name__}: {error}")
         if raised is not first and raised is not None:
             raise raised
+
+    def _excuse(self, callback: Callback, event: str, args: tuple[Any, ...], error: Exception) -> None:
+        """A run does not end for the sake of its logs: a logger that raises is told no more until the end, with one
+        warning; at an OSError, as of a full disk, rows wait and are offered again at every event."""
+        name = next(key for key, own in self.keys().items() if own is callback)
+        if isinstance(error, OSError):
+            if callback not in self._late:
+                log.warning("%s.%s failed: %s; its rows wait", name, event, one_line(error))
+            late = self._late.setdefault(callback, [])
+            if event == "on_row":
+                late.append(args)
+            if len(late) <= MOST_LATE:
+                return
+        log.warning("%s.%s failed, and gets no more of this run: %s", name, event, one_line(error))
+        self.dropped[name] = one_line(error)
+        for other, listeners in self._listeners.items():
+            if callback in listeners and other not in ("on_exception", "on_fit_end"):
+                listeners.remove(callback)
+
+    def _tell_late(self, callback: Callback) -> None:
+        late = self._late[callback]
+        while late:
+            callback.on_row(*late[0])
+            del late[0]
+        del self._late[callback]
 
     def listens(self, event: str) -> bool:
         return bool(self._listeners[event])

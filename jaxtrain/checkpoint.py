@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import absl.logging
 import ml_dtypes
 import numpy as np
 
+from .console import one_line
 from .digests import RESERVED, describe, host, json_digest, leaf_digest
+from .root_handler import hold_root, release_root
 
 Mode = Literal["min", "max"]
 Arrays = Mapping[str, Any]  # arrays by name, on the host or on a device
@@ -31,29 +32,8 @@ _log = logging.getLogger("jaxtrain")
 _STEP = re.compile(r"[0-9]{8}|[1-9][0-9]{8,}")
 _ASIDE = ".replaced"  # ending of a step that another save is about to replace
 _UNFINISHED = re.compile(r"[0-9]{8,}\.orbax-checkpoint-tmp.*")
+_GONE = ".deleted"  # steps on their way out: one rename takes a step off the list, so none is ever listed in part
 _SPACE = ("No space left", "Disk quota exceeded", "RESOURCE_EXHAUSTED")  # TensorStore says it in words only
-
-
-_holders = 0  # stores that use Orbax now
-_ours: list[logging.Handler] = []
-
-
-def _hold_root() -> None:
-    """Where the root logger has no handler, each line that Orbax logs through absl calls basicConfig, as if the program
-    that embeds jaxtrain had, whose own call would then do nothing. So while a store is in use there is absl's."""
-    global _holders
-    _holders += 1
-    if not logging.root.handlers:
-        logging.root.addHandler(absl.logging.get_absl_handler())
-        _ours.append(absl.logging.get_absl_handler())
-
-
-def _release_root() -> None:
-    global _holders
-    _holders -= 1
-    while not _holders and _ours:
-        logging.root.removeHandler(_ours.pop())
-
 
 _read: set[str] = set()  # steps that were read
 
@@ -75,6 +55,15 @@ def _say_once(step: Path) -> None:
         sys.unraisablehook = _unless_late
 
 
+def readable(path: Path) -> Path:
+    """The path. Raises ValueError where Orbax could write checkpoints below it and would never find them again."""
+    if wrong := [mark for mark in "[\\" if mark in str(path)]:
+        raise ValueError(
+            f"{path}: Orbax cannot read checkpoints back from a path that holds {' or '.join(wrong)}; choose another"
+        )
+    return path
+
+
 class CorruptCheckpoint(RuntimeError):
     """A checkpoint that does not hold what was saved. Attributes: step, why (one line)."""
 
@@ -85,6 +74,10 @@ class CorruptCheckpoint(RuntimeError):
 
 class NoReadableCheckpoint(RuntimeError):
     """There are checkpoints, and none of them can be read."""
+
+
+class SaveFailed(RuntimeError):
+    """A checkpoint that could not be written, for another reason than want of space."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +108,7 @@ class Store:
     ):
         if last < 1 or best < 0:
             raise ValueError(f"a store keeps last >= 1 and best >= 0 checkpoints, not last={last}, best={best}")
-        self.directory = Path(directory).expanduser().resolve()
+        self.directory = readable(Path(directory).expanduser().resolve())
         self.last, self.best, self.mode, self.read_only = last, best, mode, read_only
         self._manager: Any = None  # made by the first save
         self._pending: int | None = None  # the step whose save is in flight
@@ -149,8 +142,8 @@ class Store:
         `params` and `train` are flat dicts of arrays (a PRNG key as uint32 key data), `meta` is JSON. A step that is on
         disk already is not written again, unless it is unreadable or to `replace` what an interrupted run left of it;
         then the old one stays until the new one is on disk. False: failed at once for want of disk space, which is
-        logged. Raises TypeError for a leaf that is no numeric array or metadata that is not JSON, and whatever the save
-        before this one raised other than want of space.
+        logged. Raises TypeError for a leaf that is no numeric array or metadata that is not JSON, and SaveFailed, also
+        for the save before this one, if anything but want of space was in the way.
         """
         if self.read_only:
             raise RuntimeError(f"step {step} is not saved: the checkpoints in {self.directory} were opened read-only")
@@ -174,8 +167,7 @@ class Store:
         try:
             ocp = self._orbax()
             args: dict[str, Any] = {"meta": ocp.args.JsonSave(record)}
-            for item, leaves in items.items():
-                # Orbax refuses arrays of zero size and empty trees; the metadata is enough to make them again.
+            for item, leaves in items.items():  # Orbax refuses empty arrays and trees; the metadata says enough of them
                 if stored := {name: leaf for name, leaf in leaves.items() if leaf.size}:
                     args[item] = ocp.args.StandardSave(stored)
             if self._manager is None:
@@ -187,6 +179,7 @@ class Store:
                     preservation_policy=self,
                     step_format_fixed_length=8,
                     cleanup_tmp_directories=True,
+                    todelete_subdir=_GONE,
                 )
                 self._manager = ocp.CheckpointManager(self.directory, options=options)
             self._manager.save(step, args=ocp.args.Composite(**args), force=True)
@@ -196,7 +189,7 @@ class Store:
         return True
 
     def wait(self) -> bool:
-        """True: the newest save is on disk; False: it failed for want of space. Any other error is raised, once."""
+        """True: the newest save is on disk; False: it failed for want of space. Else it raises SaveFailed, once."""
         self._settle()
         return self._saved
 
@@ -223,7 +216,7 @@ class Store:
         return None
 
     def close(self) -> None:
-        """Waits for the save in flight and frees its threads. Raises what that save raised."""
+        """Waits for the save in flight and frees its threads. Raises SaveFailed if that save failed."""
         try:
             self._settle()
         finally:
@@ -231,7 +224,7 @@ class Store:
             logging.getLogger("absl").removeFilter(self._quiet)
             if self._holds:
                 self._holds = False
-                _release_root()
+                release_root()
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Orbax asks which steps stay, while one is being saved; the others go when that one is on disk."""
@@ -240,8 +233,7 @@ class Store:
         assert self._pending is not None
         readable = sorted(c.step for c in checkpoints if c.step not in self._bad)
         kept = {self._pending, *readable[-self.last :], *self._ranked(readable)[: self.best]}
-        # An unreadable step does not count, and goes when a newer one is saved.
-        kept.update(step for step in self._bad if step > self._pending)
+        kept.update(step for step in self._bad if step > self._pending)  # others go: an unreadable one does not count
         return [c.step in kept for c in checkpoints]
 
     def _probe(self) -> None:
@@ -258,19 +250,23 @@ class Store:
 
     def _tidy(self, step: int | None = None) -> None:
         """Removes what unfinished saves left, and the given step; a step whose replacement is missing comes back."""
-        for path in self.directory.iterdir():
-            if _UNFINISHED.fullmatch(path.name) or (step is not None and path == self._whole(step)):
-                shutil.rmtree(path)
-        for aside in self.directory.glob(f"[0-9]*{_ASIDE}"):
-            if aside.with_suffix("").exists():
-                shutil.rmtree(aside)
-            else:
-                aside.rename(aside.with_suffix(""))
+        try:
+            for path in self.directory.iterdir():
+                mine = path.name == _GONE or (step is not None and path == self._whole(step))
+                if mine or _UNFINISHED.fullmatch(path.name):
+                    shutil.rmtree(path)
+            for aside in self.directory.glob(f"[0-9]*{_ASIDE}"):
+                if aside.with_suffix("").exists():
+                    shutil.rmtree(aside)
+                else:
+                    aside.rename(aside.with_suffix(""))
+        except OSError as error:  # no reason to lose a run: it is tried again after the next save
+            _log.warning("%s: what is left of older saves cannot be removed: %s", self.directory, error)
 
     def _orbax(self) -> Any:
         if not self._holds:
             self._holds = True
-            _hold_root()
+            hold_root()
         import orbax.checkpoint as ocp  # costs a second, so not before the first use
 
         logging.getLogger("absl").addFilter(self._quiet)
@@ -291,7 +287,7 @@ class Store:
             self._tidy()
 
     def _failed(self, step: int, error: Exception) -> None:
-        """Removes what a failed save left. Returns if it failed for want of space, else raises the error."""
+        """Removes what a failed save left. Raises SaveFailed unless it failed for want of space, or is on disk."""
         # Orbax goes on listing a step that failed, and forgets those it meant to delete: start over with a new manager.
         self._pending = None
         self._drop_manager()
@@ -301,10 +297,15 @@ class Store:
             self._scores.pop(step, None)
         self._tidy(None if self._saved else step)
         # Without frames, but with all that the error was raised from.
-        if not any(words in "".join(traceback.format_exception(error, limit=0)) for words in _SPACE):
-            raise error
-        outcome = "is saved, but older ones were not removed" if self._saved else "is not saved; the next one is tried"
-        _log.warning("no space left in %s: the checkpoint of step %d %s", self.directory, step, outcome)
+        space = any(words in "".join(traceback.format_exception(error, limit=0)) for words in _SPACE)
+        why = "no space left" if space else one_line(error)[:200]
+        if self._saved:
+            outcome = "is saved, but older ones were not removed"
+        elif space:
+            outcome = "is not saved; the next one is tried"
+        else:
+            raise SaveFailed(f"the checkpoint of step {step} is not saved in {self.directory}: {why}") from error
+        _log.warning("%s in %s: the checkpoint of step %d %s", why, self.directory, step, outcome)
 
     def _drop_manager(self) -> None:
         manager, self._manager = self._manager, None

@@ -114,3 +114,88 @@ def test_an_error_in_any_other_event_is_raised_at_once():
     with pytest.raises(ValueError, match="at once"):
         Callbacks([Breaks(), after])("on_epoch_end", None)
     assert after.heard == []
+
+
+# ---------------------------------------------------------------------------------------- loggers that fail
+
+
+class Logger(Callback):
+    """A logger that keeps rows, unless there is something to raise."""
+
+    rank = "record"
+
+    def __init__(self, error=None):
+        self.error, self.rows, self.ended = error, [], 0
+
+    def on_row(self, run, row):
+        if self.error is not None:
+            raise self.error
+        self.rows.append(row["step"])
+
+    def on_fit_end(self, run, status):
+        self.ended += 1
+
+
+def tell(callbacks, *steps):
+    for step in steps:
+        callbacks("on_row", None, {"step": step})
+
+
+def test_a_logger_that_raises_is_dropped_with_one_warning(caplog):
+    broken, whole = Logger(ValueError("no such column")), Logger()
+    callbacks = Callbacks([broken, whole])
+    callbacks("on_fit_start", None)
+    tell(callbacks, 1, 2, 3)
+    callbacks("on_fit_end", None, "finished")
+    assert [r.getMessage() for r in caplog.records] == [
+        "Logger.0.on_row failed, and gets no more of this run: ValueError: no such column"
+    ]
+    assert callbacks.dropped == {"Logger.0": "ValueError: no such column"}
+    assert whole.rows == [1, 2, 3] and broken.ended == 1, "it may still close what it opened"
+    broken.error = None
+    callbacks("on_fit_start", None)
+    tell(callbacks, 4)
+    assert broken.rows == [4] and callbacks.dropped == {}, "another run is another chance"
+
+
+def test_rows_wait_for_a_logger_whose_disk_is_full(caplog):
+    logger = Logger(OSError(28, "No space left on device"))
+    callbacks = Callbacks([logger])
+    tell(callbacks, 1, 2, 3)
+    assert len(caplog.records) == 1 and "its rows wait" in caplog.text and callbacks.dropped == {}
+    logger.error = None
+    tell(callbacks, 4)
+    assert logger.rows == [1, 2, 3, 4]
+    logger.error = OSError(28, "No space left on device")
+    tell(callbacks, 5)
+    with pytest.raises(OSError, match="No space left"):
+        callbacks("on_fit_end", None, "finished")
+    assert logger.ended == 1
+    logger.error = None
+    callbacks("on_fit_end", None, "finished")
+    assert logger.rows == [1, 2, 3, 4, 5]
+
+
+def test_no_more_rows_wait_than_may(caplog, monkeypatch):
+    monkeypatch.setattr("jaxtrain.callback.MOST_LATE", 2)
+    logger = Logger(OSError(28, "No space left on device"))
+    callbacks = Callbacks([logger])
+    tell(callbacks, 1, 2)
+    assert callbacks.dropped == {}
+    tell(callbacks, 3, 4)
+    assert "Logger.0" in callbacks.dropped and len(caplog.records) == 2
+
+
+@pytest.mark.parametrize("event", ["on_fit_start", "on_restore"])
+def test_at_the_start_of_a_run_a_logger_may_refuse_it(event):
+    class Refuses(Callback):
+        rank = "record"
+
+        def on_fit_start(self, run):
+            raise ValueError("no run directory")
+
+        def on_restore(self, run):
+            raise ValueError("no run directory")
+
+    with pytest.raises(ValueError, match="no run directory"):
+        Callbacks([Refuses()])(event, None)

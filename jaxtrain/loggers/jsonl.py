@@ -9,10 +9,11 @@ import numbers
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from ..callback import Callback
 from ..files import write_atomic
+from .appender import Appender
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -26,7 +27,9 @@ class JSONL(Callback):
 
     A row is ``{"step": 50, "train/loss": 0.7, ...}``. A number that is not finite is ``null`` and its tag is listed
     under ``"nonfinite"``. Rows reach the file at once and the disk before a checkpoint is saved; a resumed run first
-    cuts the file to the restored step, a fresh one to nothing. Raises ValueError without a run directory.
+    cuts the file to the restored step, a fresh one to nothing. Rows that the disk does not take wait, and a checkpoint
+    saved meanwhile holds them. Raises ValueError without a run directory, OSError at the end of a run for rows that
+    could not be written.
 
     >>> callbacks = [JSONL()]
     """
@@ -34,7 +37,20 @@ class JSONL(Callback):
     rank = "record"
 
     def __init__(self) -> None:
-        self._file: BinaryIO | None = None
+        self._file: Appender | None = None
+        self._waiting: list[dict[str, Any]] = []
+        """Rows that are not in the file, or in part only."""
+        self._restored: list[dict[str, Any]] = []
+        """Those of the checkpoint that the run goes on from."""
+
+    def reset(self) -> None:
+        self._restored = []
+
+    def state(self) -> dict[str, Any]:
+        return {"waiting": self._waiting} if self._waiting else {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._restored = list(state.get("waiting", ()))
 
     def on_fit_start(self, run: Run) -> None:
         if run.run_dir is None:
@@ -44,49 +60,64 @@ class JSONL(Callback):
 
     def on_restore(self, run: Run) -> None:
         assert run.run_dir is not None
-        self._open(run.run_dir / FILE, step=run.step, keep=lambda step: step <= run.row_limit)
+        path = run.run_dir / FILE
+        self._open(path, step=run.step, keep=lambda step: step <= run.row_limit)
+        if self._restored and not run.forked:
+            there = {row["step"] for row in read_rows(path)}
+            for row in self._restored:
+                if row["step"] not in there and row["step"] <= run.row_limit:
+                    self._append(row)
 
     def on_row(self, run: Run, row: dict[str, Any]) -> None:
+        self._append(json.loads(encode(row)))
+
+    def _append(self, row: dict[str, Any]) -> None:
         if self._file is None:
             raise RuntimeError(f"JSONL: a row for step {row['step']} after the end of the run; rows end at on_fit_end")
+        self._waiting.append(row)
         self._file.write(encode(row))
-        self._file.flush()
+        self.flush(sync=False)
 
-    def flush(self) -> None:
-        if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+    def flush(self, sync: bool = True) -> None:
+        if self._file is not None and (self._file.flush(sync) or not self._file.waiting):
+            self._waiting = []
 
     def on_fit_end(self, run: Run, status: str) -> None:
         self._close()
 
     def _open(self, path: Path, step: int, keep: Callable[[int], bool]) -> None:
         self._close()
+        self._waiting = []
         if path.exists():
             rows = read_rows(path)
             kept = [row for row in rows if keep(row["step"])]
             if len(kept) < len(rows):
                 log.info("%s: the run goes on from step %d, %d rows are cut", path, step, len(rows) - len(kept))
             write_atomic(path, b"".join(map(encode, kept)))
-        self._file = open(path, "ab")
+        self._file = Appender(path)
 
     def _close(self) -> None:
-        if self._file is not None:
-            self.flush()
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
 
 def encode(row: dict[str, Any]) -> bytes:
     """One line of the file: strict JSON, floats in the shortest text that reads back exactly."""
     line, nonfinite = {}, list(row.get("nonfinite", ()))
     for tag, value in row.items():
+        if tag == "nonfinite":
+            continue
         if isinstance(value, numbers.Integral) and not isinstance(value, bool):
             value = int(value)
         elif isinstance(value, numbers.Real) and not isinstance(value, bool):
             value = float(value)
             if not math.isfinite(value):
                 value = None
+                nonfinite.append(tag)
+        elif isinstance(value, list):  # a number of each seed
+            value = [number if number is not None and math.isfinite(number) else None for number in value]
+            if None in value and tag not in nonfinite:
                 nonfinite.append(tag)
         line[tag] = value
     if nonfinite:

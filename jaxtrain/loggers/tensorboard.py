@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 import numbers
 import os
 import re
 import shlex
+import socket
 import struct
 import sys
 import time
@@ -19,11 +21,13 @@ from urllib.parse import quote, unquote
 
 from ..callback import Callback
 from ..files import jsonable, write_atomic
+from .appender import LIMIT, Appender
 from .jsonl import FILE, read_rows
 
 if TYPE_CHECKING:
     from ..run import Run
 
+log = logging.getLogger("jaxtrain")
 METRICS = ("val/loss", "val/accuracy", "train/loss", "train/accuracy")
 """Tags that are columns of TensorBoard's HPARAMS page."""
 _FIGURE = re.compile(r"(.+)-(\d{8,})\.png")
@@ -37,7 +41,8 @@ class TensorBoard(Callback):
     what came after the restored step. A number that is not finite is shown as NaN (metrics.jsonl does not keep which
     it was). Figures are kept as ``run_dir/figures/<tag>-<step>.png``, a ``/`` of the tag as ``%2F``.
     ``flush_secs``: after how many seconds at most, between chunks, points are visible to a TensorBoard that watches.
-    Raises ValueError without a run directory.
+    Points and figures that the disk does not take wait. Raises ValueError without a run directory, OSError at the end
+    of a run for what could not be written.
 
     >>> callbacks = [JSONL(), TensorBoard()]    # then: tensorboard --logdir run_dir
     """
@@ -48,8 +53,10 @@ class TensorBoard(Callback):
         if not flush_secs > 0:
             raise ValueError(f"TensorBoard: flush_secs is {flush_secs!r}; expected a number of seconds above 0")
         self.flush_secs = flush_secs
-        self._writer: Any = None
+        self._writer: Appender | None = None
         self._flushed = 0.0
+        self._figures: dict[Path, bytes] = {}
+        """Those that are not on disk yet."""
 
     def on_fit_start(self, run: Run) -> None:
         if run.run_dir is None:
@@ -94,48 +101,82 @@ class TensorBoard(Callback):
     def on_figure(self, run: Run, tag: str, figure: Any) -> None:
         assert run.run_dir is not None
         png = _render(figure)
-        path = run.run_dir / "figures" / f"{quote(tag, safe='')}-{run.step:08d}.png"
-        path.parent.mkdir(exist_ok=True)
-        write_atomic(path, png)
+        self._figures[run.run_dir / "figures" / f"{quote(tag, safe='')}-{run.step:08d}.png"] = png
+        self._write_figures()
         self._add(_image(tag, png), run.step)
 
     def flush(self) -> None:
         if self._writer is not None:
-            self._writer.flush()
+            self._writer.flush(sync=True)
             self._flushed = time.monotonic()
+            self._write_figures()
 
     def on_fit_end(self, run: Run, status: str) -> None:
         self._close()
 
+    def _write_figures(self) -> None:
+        warned = len(self._figures) > 1
+        for path, png in [*self._figures.items()]:
+            try:
+                path.parent.mkdir(exist_ok=True)
+                write_atomic(path, png)
+            except OSError as error:
+                if not warned:
+                    log.warning("%s: %s; figures wait, and are tried again", path, error.strerror)
+                while sum(map(len, self._figures.values())) > LIMIT:  # TensorBoard has them all the same
+                    log.warning("%s: is given up", oldest := next(iter(self._figures)))
+                    del self._figures[oldest]
+                return
+            del self._figures[path]
+
     def _close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        try:
+            writer.close()
+        finally:
+            self._write_figures()
+            if self._figures:
+                path = next(iter(self._figures))
+                self._figures = {}
+                raise OSError(None, "this figure is not written", str(path))
 
     def _flush_if_due(self) -> None:
         if time.monotonic() - self._flushed >= self.flush_secs:
             self.flush()
 
     def _open(self, run: Run, purge_step: int) -> None:
-        # The writer behind tensorboardX.SummaryWriter, without its queue and thread: flush() is a barrier, an error
-        # (a full disk) is raised here instead of ending the thread, and nothing opens a second file after close().
-        from tensorboardX.event_file_writer import EventsWriter
-
+        # Not tensorboardX.SummaryWriter, whose queue and thread make flush() no barrier, end silently at an error (a
+        # full disk), and open a second file after close().
         assert run.run_dir is not None
         directory = run.run_dir / "tensorboard"
         directory.mkdir(exist_ok=True)
         # Readers take files in the order of their names, which carry whole seconds only: nanoseconds put a resume
         # within the same second behind the file that it replaces; pid and uuid keep two processes apart.
-        suffix = f".{time.time_ns():020d}.{os.getpid()}.{uuid.uuid4().hex[:6]}"
-        self._writer = EventsWriter(str(directory / "events"), suffix)
+        suffix = f"{time.time_ns():020d}.{os.getpid()}.{uuid.uuid4().hex[:6]}"
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{suffix}"
+        self._writer = Appender(directory / name)
         proto = _event_proto()
+        self._write(proto.Event(wall_time=time.time(), file_version="brain.Event:2"))
         start = proto.SessionLog(status=proto.SessionLog.START)
-        self._writer.write_event(proto.Event(wall_time=time.time(), step=purge_step, session_log=start))
+        self._write(proto.Event(wall_time=time.time(), step=purge_step, session_log=start))
 
     def _add(self, summary: Any, step: int) -> None:
         if self._writer is None:
             raise RuntimeError(f"TensorBoard: values for step {step} after the end of the run; rows end at on_fit_end")
-        self._writer.write_event(_event_proto().Event(wall_time=time.time(), step=step, summary=summary))
+        self._write(_event_proto().Event(wall_time=time.time(), step=step, summary=summary))
+
+    def _write(self, event: Any) -> None:
+        """One record of an event file: length, data, and a checksum of each."""
+        from tensorboardX.record_writer import masked_crc32c
+
+        def checked(data: bytes) -> bytes:
+            return data + struct.pack("<I", masked_crc32c(data))
+
+        assert self._writer is not None
+        data = event.SerializeToString()
+        self._writer.write(checked(struct.pack("<Q", len(data))) + checked(data))
 
     def _write_config(self, run: Run, step: int) -> None:
         from tensorboardX import summary
@@ -195,6 +236,13 @@ def _scalars(row: dict[str, Any]) -> Any:
     proto = _summary_proto()
     values = []
     for tag, value in row.items():
+        if tag == "nonfinite":
+            continue
+        if isinstance(value, list):  # a number of each seed: the mean has a curve of its own
+            finite = [number for number in value if number is not None and math.isfinite(number)]
+            ends = {"min": min(finite), "max": max(finite)} if finite else {}
+            values += [proto.Value(tag=f"{tag}/{end}", simple_value=number) for end, number in ends.items()]
+            continue
         if tag in row.get("nonfinite", ()):
             value = math.nan
         if tag == "step" or isinstance(value, bool) or not isinstance(value, numbers.Real):

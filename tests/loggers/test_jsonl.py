@@ -99,8 +99,8 @@ def test_no_run_directory_is_one_clear_line(make_run):
 
 def test_a_row_after_the_end_is_refused(make_run):
     run = make_run(logger := JSONL())
-    logger.on_fit_start(run)
-    logger.on_fit_end(run, "finished")
+    run.callbacks("on_fit_start", run)
+    run.callbacks("on_fit_end", run, "finished")
     logger.flush()
     with pytest.raises(RuntimeError, match="step 10 after the end"):
         write(run, 10)

@@ -1,0 +1,62 @@
+"""A file that only grows, and that loses nothing to a full disk."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+log = logging.getLogger("jaxtrain")
+LIMIT = 16 * 2**20
+"""Bytes that may wait for space."""
+
+
+class Appender:
+    """Bytes reach the file in order, each once. What the system does not take (an OSError: no space, a disk that fails)
+    waits, with one warning, and is tried again at every ``flush``.
+
+    ``waiting``: the bytes that are not in the file. Raises OSError where the file cannot be opened, and where more than
+    LIMIT bytes would wait.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.waiting = path, bytearray()
+        self._file: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+        self._warned: str | None = None
+
+    def write(self, data: bytes) -> None:
+        """For the next flush."""
+        if self._warned is not None and len(self.waiting) + len(data) > LIMIT:
+            raise RuntimeError(f"{self.path}: {self._warned}, and more than {LIMIT >> 20} MiB wait: no more is taken")
+        self.waiting += data
+
+    def flush(self, sync: bool = False) -> bool:
+        """Whether all that was written is in the file; with ``sync`` on the disk, too."""
+        assert self._file is not None
+        try:
+            while self.waiting:
+                del self.waiting[: os.write(self._file, self.waiting)]
+            if sync:
+                os.fsync(self._file)
+        except OSError as error:
+            if self._warned is None:
+                log.warning("%s: %s; what is to be written waits, and is tried again", self.path, error.strerror)
+            self._warned = error.strerror or str(error)
+            return False
+        if self._warned is not None:
+            log.info("%s: can be written again, and nothing is missing", self.path)
+            self._warned = None
+        return True
+
+    def close(self) -> None:
+        """Flush, and raise OSError for what still waits."""
+        if self._file is None:
+            return
+        try:
+            self.flush(sync=True)
+            if self.waiting:
+                lost = f"{len(self.waiting)} bytes are not written ({self._warned})"
+                raise OSError(None, lost, str(self.path))
+        finally:
+            os.close(self._file)
+            self._file = None

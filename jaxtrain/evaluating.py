@@ -15,7 +15,7 @@ import numpy as np
 from .checkpoint import Saved
 from .data import DataModule
 from .loading import build, load_into, refuse_other_parameters, require_module
-from .metrics import Mean, Pending
+from .metrics import Mean, Pending, plain, tag
 from .module import Module, Objective, Phases, check_phases
 from .passes import alike, one_pass
 from .program import EVALUATE, PREDICT
@@ -111,8 +111,9 @@ def read(module: Module, strategy: Strategy, data: DataModule, source: Any, name
 
 
 def evaluate(program: Evaluates, batches: Iterable[Any], prefix: str,
-             interrupted: Callable[[], bool] = lambda: False) -> dict[str, float] | None:  # fmt: skip
-    """Weighted means over batches, ``{"val/loss": ...}``; None where ``interrupted`` said so on the way."""
+             interrupted: Callable[[], bool] = lambda: False) -> dict[str, Any] | None:  # fmt: skip
+    """Weighted means over batches, ``{"val/loss": ...}``, of seeds side by side also
+    ``{"lanes/val/loss": [...]}``; None where ``interrupted`` said so on the way."""
     pendings = []
     for index, batch in enumerate(batches):
         if interrupted():
@@ -121,9 +122,10 @@ def evaluate(program: Evaluates, batches: Iterable[Any], prefix: str,
     total: dict[str, Mean] = {}
     for pending in pendings:
         for name, mean in pending.fetch().items():
-            mean = Mean(float(mean.num), float(mean.weight))
+            mean = Mean(np.asarray(mean.num, np.float64), np.asarray(mean.weight, np.float64))
             total[name] = total[name].merge(mean) if name in total else mean
-    return {f"{prefix}/{name}": mean.num / mean.weight if mean.weight else float("nan") for name, mean in total.items()}
+    with np.errstate(invalid="ignore"):  # NaN where nothing weighs anything
+        return {tag(prefix, name): plain(mean.num / mean.weight) for name, mean in total.items()}
 
 
 def predict(reader: Reader, batches: Iterable[Any]) -> Any:

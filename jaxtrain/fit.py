@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +14,13 @@ from . import preflight
 from .callback import Callback, Callbacks
 from .callbacks import Checkpoint
 from .callbacks.periods import optional_period
-from .checkpoint import Store
+from .checkpoint import Store, readable
 from .console import log
 from .data import DataModule, Feed, as_data, begin_task, change_task, set_up
 from .evaluating import Kind, evaluate, predict, read
 from .files import as_json, read_json, write_json
-from .loading import build, require_module
+from .lanes import as_seeds, is_seed
+from .loading import build_each, require_module
 from .loop import Loop, summarize
 from .module import Module
 from .passes import Passes
@@ -43,7 +44,10 @@ class Fit:
     ``strategy``: a name ("bptt", "drtrl") or a strategy object. The budget is ``max_steps`` (train batches), or
     ``max_epochs`` where the data has a length, or ``max_time`` ("30min"); the first reached ends the run.
     ``clip``: largest global norm of a gradient, in its own units. ``accumulate``: batches an update.
-    ``seed``: initial values and random numbers inside the model; data has a seed of its own.
+    ``seed``: initial values and random numbers inside the model; data has a seed of its own. ``seeds``: a number of
+    seeds, counted from ``seed``, or a list of them, trained side by side in one program on the same batches: rows hold
+    means over them and under ``lanes/`` each, a checkpoint holds all, and the module ends with the model of the first.
+    Under ``nonfinite="raise"`` a seed whose numbers are no longer finite is frozen as it was before.
     ``chunk``: steps run in one dispatch; "auto" is a rule over the work of a step.
     ``validate_every``: steps, "1ep" or "10min"; a run with validation data always ends with a validation.
     ``log_every``: steps between rows of the record. ``nonfinite``: "raise", "skip" the step, or "warn".
@@ -59,7 +63,8 @@ class Fit:
 
     def __init__(self, strategy: str | Strategy, *, max_steps: int | None = None, max_epochs: int | None = None,
                  max_time: str | Period | None = None, clip: float | None = None, accumulate: int = 1, seed: int = 0,
-                 chunk: int | Literal["auto"] = "auto", validate_every: int | str | Period | None = None,
+                 seeds: int | Sequence[int] | None = None, chunk: int | Literal["auto"] = "auto",
+                 validate_every: int | str | Period | None = None,
                  log_every: int = 50, nonfinite: NonFinite = "raise", callbacks: Iterable[Callback] = (),
                  run_dir: str | Path | None = None):  # fmt: skip
         self.strategy = make_strategy(strategy) if isinstance(strategy, str) else strategy
@@ -77,14 +82,14 @@ class Fit:
             raise ValueError(f"Fit(clip={clip!r}): expected a positive norm, or None")
         if nonfinite not in ("raise", "skip", "warn"):
             raise ValueError(f"Fit(nonfinite={nonfinite!r}): expected 'raise', 'skip' or 'warn'")
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        if not is_seed(seed):
             raise ValueError(f"Fit(seed={seed!r}): expected a whole number from 0 to 2**32 - 1")
         self.clip = None if clip is None else float(clip)
         self.accumulate = _count(accumulate, "accumulate", required=True)
         self.chunk: int | Literal["auto"] = "auto" if chunk == "auto" else _count(chunk, "chunk", required=True)
         self.log_every = _count(log_every, "log_every", required=True)
         self.validate_every = optional_period(validate_every, "Fit", "validate_every")
-        self.seed = seed
+        self.seed, self.seeds = seed, as_seeds(seeds, seed)
         self.nonfinite: NonFinite = nonfinite
         self.callbacks = Callbacks(callbacks)
         kept = [callback for callback in self.callbacks if isinstance(callback, Checkpoint)]
@@ -93,7 +98,7 @@ class Fit:
         if kept and run_dir is None:
             raise ValueError("Checkpoint needs a run directory: Fit(run_dir=...)")
         self._checkpoint = kept[0] if kept else None
-        self.run_dir = None if run_dir is None else absolute(run_dir)
+        self.run_dir = None if run_dir is None else readable(absolute(run_dir))
         self._latest = self.run_dir  # where the last run wrote: a fork has a directory of its own
 
     # ------------------------------------------------------------------------------------------------ training
@@ -182,16 +187,18 @@ class Fit:
             refuse(saved.meta, described, ("strategy", "data"))
             if origin.config is not None:  # random numbers go on from the checkpoint: another seed would do nothing
                 initial = origin.config.get("initial", "seed")
-                before = {"step": saved.step, "seed": {"fit.seed": origin.config["fit"]["seed"]}}
-                refuse(before, {"seed": {"fit.seed": self.seed}}, ("seed",))
+                of = lambda fit: {"fit.seed": fit["seed"], "fit.seeds": fit.get("seeds")}  # noqa: E731
+                before = {"step": saved.step, "seed": of(origin.config["fit"])}
+                refuse(before, {"seed": of(self._settings())}, ("seed",))
         elif initial == "values":
             name = type(module).__name__
             log.info("the model of %s is trained on from its present values; make a new module to start fresh", name)
-        build(module, self.seed)
-        if saved is not None:
+        seeds, several = self.seeds or (self.seed,), self.seeds is not None
+        models = build_each(module, seeds, several=several, resumed=saved is not None)
+        if saved is not None and not several:
             live = {"model": signature(flatten({n: s.value for n, s in parameters(module.model).items()}))}
             refuse(saved.meta, live, ("model",))
-        program = self._program(module, data, strategy, chunk, example)
+        program = self._program(module, data, strategy, chunk, example, models)
         if saved is not None:
             params, train = program.signature()
             refuse(saved.meta, {"model": params, "optimizer": train}, ("model", "optimizer"))
@@ -246,10 +253,12 @@ class Fit:
         return self._program(module, data, self.strategy, self.chunk, example)
 
     def _program(self, module: Module, data: DataModule, strategy: Strategy, chunk: int | Literal["auto"],
-                 example: Any) -> Program:  # fmt: skip
+                 example: Any, models: Sequence[Any] = ()) -> Program:  # fmt: skip
+        """``models``: of each seed; where there are none, the module's own stands for all."""
         return Program(
-            module, strategy, data.encode, example, seed=self.seed, clip=self.clip, accumulate=self.accumulate,
-            nonfinite=self.nonfinite, chunk=chunk,
+            module, strategy, data.encode, example, seed=self.seeds or self.seed, clip=self.clip,
+            accumulate=self.accumulate, nonfinite=self.nonfinite, chunk=chunk,
+            models=models or [module.model] * len(self.seeds or ()),
         )  # fmt: skip
 
     def _prepare(self, program: Program, val: Passes | None) -> None:
@@ -326,6 +335,7 @@ class Fit:
         names = ("max_steps", "max_epochs", "clip", "accumulate", "seed", "chunk", "log_every", "nonfinite")
         return {
             **{name: getattr(self, name) for name in names},
+            "seeds": None if self.seeds is None else list(self.seeds),
             **{name: None if period is None else str(period) for name, period in periods.items()},
             "checkpoint": self._kept(),
             "callbacks": list(self.callbacks.keys()),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,30 @@ LASTING = "model/"
 """What names of lasting states begin with in a checkpoint."""
 
 
-def load(path: str | Path, module: Module) -> Module:
+def load(path: str | Path, module: Module, *, seed: int | None = None) -> Module:
     """Give a module the values of a checkpoint and return it, its model built where it has none.
 
     Restored are the parameters and the states that outlive a sequence (running statistics, a model's own random
-    states). ``path``: a run directory (its newest readable checkpoint) or ``<run>/checkpoints/<step>``. Raises
-    ValueError where the checkpoint is of another model, FileNotFoundError where there is none.
+    states). ``path``: a run directory (its newest readable checkpoint) or ``<run>/checkpoints/<step>``. ``seed``:
+    which one, of a run of several. Raises ValueError where the checkpoint is of another model or has no such seed,
+    FileNotFoundError where there is none.
     """
-    saved = read_checkpoint(path)
+    saved = _of_seed(read_checkpoint(path), seed)
     require_module(module)
     build(module, 0)
     load_into(module, saved)
     return module
+
+
+def _of_seed(saved: Saved, seed: int | None) -> Saved:
+    if seed is None:
+        return saved
+    seeds = saved.meta.get("seeds") or []
+    if seed not in seeds:
+        raise ValueError(f"seed={seed}: the checkpoint of step {saved.step} holds {seeds or 'one run; leave seed out'}")
+    lane = seeds.index(seed)
+    params, train = ({n: leaf[lane] for n, leaf in flat.items()} for flat in (saved.params, saved.train))
+    return replace(saved, params=params, train=train, meta={**saved.meta, "seeds": None})
 
 
 def load_into(module: Module, saved: Saved) -> None:
@@ -41,7 +55,12 @@ def load_into(module: Module, saved: Saved) -> None:
 
 
 def refuse_other_parameters(module: Module, saved: Saved) -> None:
-    """Raise ValueError where a checkpoint's parameters are of other names, shapes or dtypes."""
+    """Raise ValueError where a checkpoint's parameters are of other names, shapes or dtypes, or of several seeds."""
+    if seeds := saved.meta.get("seeds"):
+        raise ValueError(
+            f"the checkpoint of step {saved.step} holds the seeds {seeds}: take one with "
+            f"jaxtrain.load(path, module, seed={seeds[0]}), and go on with that module and no checkpoint"
+        )
     _refuse(saved, saved.params, parameters(module.model))
 
 
@@ -73,6 +92,25 @@ def build(module: Module, seed: int) -> None:
         raise TypeError(
             f"the model of {type(module).__name__} is a {type(module.model).__name__}; expected a brainstate.nn.Module"
         )
+
+
+def build_each(module: Module, seeds: Sequence[int], *, several: bool, resumed: bool) -> list[Any]:
+    """The module's model as built under each seed. One that it has already is kept: alone it is trained on, and where
+    a run of ``several`` seeds is ``resumed`` it serves all, since their values come from a checkpoint."""
+    if module.model is None:
+        models = []
+        for seed in seeds:
+            module.model = None
+            build(module, seed)
+            models.append(module.model)
+        return models
+    if several and not resumed:
+        raise ValueError(
+            f"Fit(seeds=...): {type(module).__name__} has a model already, whose values every seed would start from; "
+            "give a new module"
+        )
+    build(module, seeds[0])  # checks it
+    return [module.model] * len(seeds)
 
 
 def require_module(module: Any) -> None:

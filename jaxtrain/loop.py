@@ -16,10 +16,10 @@ from .console import log
 from .data import DataModule, Feed
 from .digests import digest
 from .evaluating import evaluate
-from .metrics import Pending
+from .metrics import LANES, Pending
 from .passes import Passes
 from .period import Period
-from .program import BAD, DEAD, NonFinite, Program
+from .program import BAD, DEAD, FINE, NonFinite, Program
 from .run import NonFiniteError, Requests, Result, Run, Status
 from .schedule import Schedule
 from .signals import Signals
@@ -98,9 +98,7 @@ class Loop:
         arrays = chunk[0].fetch()
         n, first = chunk[1], self.run.step
         bad, dead = arrays.pop(BAD)[:n], arrays.pop(DEAD)[:n]
-        error = self._check(bad, first)
-        if error is not None:
-            n = int(np.argmax(bad >= 0))  # the steps before still count
+        n, error = self._check(bad, first)
         nums = {name: mean.num[:n] for name, mean in arrays.items()}
         weights = {name: mean.weight[:n] for name, mean in arrays.items()}
         if not self._audited:
@@ -131,20 +129,29 @@ class Loop:
                 first + int(steps[0]) + 1, ", ".join(surprising),
             )  # fmt: skip
 
-    def _check(self, bad: np.ndarray, first: int) -> NonFiniteError | None:
-        """Apply the policy for steps in which something is NaN or infinite; returns the error to raise."""
-        where = np.flatnonzero(bad >= 0)
-        if not len(where):
-            return None
-        step, name = first + int(where[0]) + 1, self.program.bad_name(int(bad[where[0]]))
-        text = f"step {step}: {name} is not finite"
-        if self.nonfinite == "raise":
-            return NonFiniteError(
-                f"{text}; lower the learning rate, clip gradients, or choose Fit(nonfinite='skip' or 'warn')"
-            )
-        more = f" (and {len(where) - 1} more steps of this chunk)" if len(where) > 1 else ""
-        log.warning("%s%s%s", text, more, "; skipped" if self.nonfinite == "skip" else "")
-        return None
+    def _check(self, bad: np.ndarray, first: int) -> tuple[int, NonFiniteError | None]:
+        """Apply the policy for steps in which something is NaN or infinite, ``bad`` ``(n, lanes)``: how many steps
+        count, and the error to raise after them."""
+        raises, fatal = self.nonfinite == "raise", np.flatnonzero((bad != FINE).all(axis=1))
+        lanes, text = self.program.lanes, ""
+        for lane in range(bad.shape[1]):
+            where = np.flatnonzero(bad[:, lane] >= 0)
+            if not len(where):
+                continue
+            step, name = first + int(where[0]) + 1, self.program.bad_name(int(bad[where[0], lane]))
+            who = "" if lanes is None else f"seed {lanes.seeds[lane]}: "
+            text = f"step {step}: {who}{name} is not finite"
+            more = f" (and {len(where) - 1} more steps of this chunk)" if len(where) > 1 else ""
+            if raises and lanes is not None:
+                log.warning("%s; this seed is frozen as it was at step %d", text, step - 1)
+            elif not raises:
+                log.warning("%s%s%s", text, more, "; skipped" if self.nonfinite == "skip" else "")
+        if not raises or not len(fatal):
+            return len(bad), None
+        none_left = "" if lanes is None else ", and no seed is left"
+        return int(fatal[0]), NonFiniteError(
+            f"{text}{none_left}; lower the learning rate, clip gradients, or choose Fit(nonfinite='skip' or 'warn')"
+        )
 
     # ------------------------------------------------------------------------------------------------- an edge
 
@@ -279,6 +286,7 @@ class Loop:
             "optimizer": train,
             "optimizer_settings": self.program.optimizer.settings(),
             "strategy": run.config["strategy"],
+            "seeds": run.config["fit"]["seeds"],
             "data": self.data.identity(),
             "feed": self.feed.state(),
             "task": self.data.task,
@@ -322,6 +330,13 @@ class Loop:
             self.seconds[what] += time.perf_counter() - started
 
 
+def _lanes_of(run: Run, program: Program) -> dict[str, Any]:
+    """Of a run of several seeds: which, which were frozen, and the last value of every tag for each."""
+    assert program.lanes is not None
+    values = {tag.removeprefix(LANES): value for tag, value in run.metrics.items() if tag.startswith(LANES)}
+    return {"seeds": list(program.lanes.seeds), "frozen": program.lanes.frozen(program.values), "lanes": values}
+
+
 def summarize(loop: Loop, status: Status, report: dict[str, Any], best: dict[str, Any] | None, total: float) -> Result:
     """What a run came to. After a failure the state may be half donated, so it has no digest."""
     run = loop.run
@@ -344,6 +359,7 @@ def summarize(loop: Loop, status: Status, report: dict[str, Any], best: dict[str
         "val": part("val/"),
         "best": best,
         "digest": whole,
+        **({} if loop.program.lanes is None else _lanes_of(run, loop.program)),
         "seconds": seconds,
         "steps_per_second": steps / max(seconds["train"], 1e-9),
         "peak_rss_mb": peak_rss_mb(),

@@ -21,6 +21,23 @@ class Mean(NamedTuple):
 
 
 Metrics = dict[str, Mean]
+LANES = "lanes/"
+"""What names of metrics begin with that are not one number but one of each seed trained side by side."""
+
+
+def tag(prefix: str, name: str) -> str:
+    """``train/loss`` of ``loss``, ``lanes/train/loss`` of ``lanes/loss``."""
+    return f"{LANES}{prefix}/{name.removeprefix(LANES)}" if name.startswith(LANES) else f"{prefix}/{name}"
+
+
+def is_rate(name: str) -> bool:
+    """Learning rates are no mean over steps; a callback (LearningRateMonitor) puts them into rows."""
+    return name == "lr" or name.startswith("lr/")
+
+
+def plain(value: Any) -> Any:
+    """A float, or of an array a list of floats."""
+    return np.asarray(value, np.float64).tolist()
 
 
 def sum_over_time(metrics: Metrics) -> Metrics:

@@ -79,6 +79,8 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"sequence   {report['warmup']} warm-up + {report['learning']} scored time steps, {report['batch']} lanes",
         f"parameters {total:,} ({_bytes(sum(entry['bytes'] for entry in table.values()))})",
     ]
+    if report["seeds"] is not None:
+        out.append(f"seeds      {', '.join(map(str, report['seeds']))}, side by side; parameters are counted for one")
     width = max(len(name) for name in table)
     for name, entry in table.items():
         trace = f"  trace {_bytes(entry['trace_bytes'])}" if entry["trace_bytes"] else ""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .lanes import LIVE, Lanes
 from .metrics import Mean, Metrics, Pending
 from .module import Module, Objective, check_phases
 from .optimizer import Optimizer
@@ -26,8 +27,10 @@ from .state import (
     parameters_behind,
     set_key,
     signature,
+    stack,
     strengthen,
     strong,
+    traced,
     unflatten,
 )
 from .strategies.base import Learner, Row, Strategy, scored, trained
@@ -40,6 +43,8 @@ TRAIN, EVALUATE, PREDICT, PROBE = range(4)
 BAD, DEAD = "nonfinite", "dead"
 """What a train program says beside metrics: the first thing that is not finite, and which parameters had a gradient
 of exactly zero."""
+FINE, FROZEN = -1, -2
+"""Entries of ``BAD`` that stand for no name: all is finite; the lane was frozen at an earlier step."""
 
 
 class Program:
@@ -47,24 +52,47 @@ class Program:
 
     ``values`` maps names to device values: parameters under their own names, the rest under ``model/``,
     ``optimizer/`` and ``learner/``. The train program donates it, so nobody else keeps a reference to it.
+
+    ``seed``: a number, or a tuple of numbers, which are trained side by side as lanes of one program: every leaf of
+    ``values`` then has an axis of lanes first, and ``models`` holds the module's model as built under each seed. A
+    lane whose numbers stop being finite is frozen as it was before, unless they are skipped or allowed.
     """
 
-    def __init__(self, module: Module, strategy: Strategy, encode: Callable, example: Any, *, seed: int,
-                 clip: float | None, accumulate: int, nonfinite: NonFinite, chunk: int | Literal["auto"]):  # fmt: skip
+    def __init__(self, module: Module, strategy: Strategy, encode: Callable, example: Any, *,
+                 seed: int | tuple[int, ...], clip: float | None, accumulate: int, nonfinite: NonFinite,
+                 chunk: int | Literal["auto"], models: Sequence[Any] = ()):  # fmt: skip
         started = time.perf_counter()
         self.module, self.strategy, self._nonfinite = module, strategy, nonfinite
         self.example = example
         self._executables: dict[Any, Any] = {}
+        self._bad_names: list[str] = []
+        self._packed: dict[str, tuple[int, int]] = {}
+        self.lanes = Lanes(seed) if isinstance(seed, tuple) else None
+        self._freezes = self.lanes is not None and nonfinite == "raise"
         if accumulate > 1 and strategy.config().get("update_every", "sequence") != "sequence":
             raise ValueError(
                 f"Fit(accumulate={accumulate}) with update_every={strategy.config()['update_every']}: a sequence makes "
                 "several updates; choose one of the two"
             )
+        bind = lambda: self._bind(encode, clip, accumulate)  # noqa: E731
+        if self.lanes is None:
+            bind()
+            self.root, self.values = jax.random.key(cast(int, seed)), self._now()
+        else:
+            self.root, self.values = self.lanes.root(), self._side_by_side(self.lanes, models, bind)
+        self.chunk = self._choose_chunk() if chunk == "auto" else chunk
+        self._train: Any = None
+        self.compile_seconds = time.perf_counter() - started
+
+    def _bind(self, encode: Callable, clip: float | None, accumulate: int) -> None:
+        """The rule and the optimizer for the module's model as it is, and the States that outlive a step."""
+        module = self.module
         with self._environ(fit=True):
             strengthen(parameters(module.model).values())
             self.objective = Objective(module, encode)
-            self.phases = check_phases(module.phases(example))
-            self.learner: Learner = strategy.bind(self.objective, self.phases)
+            self.phases = check_phases(module.phases(self.example))
+            self.learner: Learner = self.strategy.bind(self.objective, self.phases)
+            self.rows = self._rows()
             self.optimizer = self._optimizer(clip, accumulate)
             self.parameters = list(parameters(module.model))
             self._named = {
@@ -74,13 +102,21 @@ class Program:
                 **{f"learner/{name}": state for name, state in self.learner.states().items()},
             }
             strengthen([*self._named.values(), *self.learner.scratch()])
-            self._bad_names: list[str] = []
-            self._packed: dict[str, tuple[int, int]] = {}
-        self.root = jax.random.key(seed)
-        self.values: dict[str, Any] = {name: strong(state.value) for name, state in self._named.items()}
-        self.chunk = self._choose_chunk() if chunk == "auto" else chunk
-        self._train: Any = None
-        self.compile_seconds = time.perf_counter() - started
+
+    def _now(self) -> dict[str, Any]:
+        return {name: strong(state.value) for name, state in self._named.items()}
+
+    def _side_by_side(self, lanes: Lanes, models: Sequence[Any], bind: Callable[[], None]) -> dict[str, Any]:
+        """The values of every lane. The module is left with the model of the first, whose step all lanes run."""
+        each: list[tuple[dict[str, Any], Any]] = []
+        for model in reversed(models):
+            if not each or model is not self.module.model:
+                self.module.model = model
+                bind()
+            with self._environ(fit=True):
+                each.insert(0, (self._now(), traced(self._loss, self._first())))
+        lanes.require_one_step([step for _, step in each], type(self.module).__name__)
+        return lanes.stacked([values for values, _ in each])
 
     def _optimizer(self, clip: float | None, accumulate: int) -> Optimizer:
         """Of the parameters that the rule trains: one without a gradient would still be moved by weight decay."""
@@ -101,8 +137,8 @@ class Program:
 
     @cached_property
     def flops(self) -> float:
-        """Work of one train step."""
-        return flops(self._step.jaxpr)
+        """Work of one train step, of all lanes."""
+        return flops(self._step.jaxpr) * self._width
 
     # ------------------------------------------------------------------------------------------------- running
 
@@ -114,17 +150,21 @@ class Program:
         return Pending(metrics, self._unpack)
 
     def _unpack(self, arrays: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
-        """One array holds all metrics, since fetching costs by the array: ``(chunk, 2 x metrics)``."""
+        """One array holds all metrics, since fetching costs by the array: ``([lanes,] 2 x metrics)`` a step."""
         numbers, bad = arrays
-        means = {name: Mean(numbers[:, num], numbers[:, weight]) for name, (num, weight) in self._packed.items()}
-        return {**means, BAD: bad, DEAD: numbers[:, 2 * len(means) :] != 0}
+        means = {name: Mean(numbers[..., num], numbers[..., weight]) for name, (num, weight) in self._packed.items()}
+        dead = numbers[..., 2 * len(means) :] != 0
+        if self.lanes is None:
+            return {**means, BAD: bad[:, None], DEAD: dead}
+        return {**self.lanes.merged(means), BAD: bad, DEAD: dead.all(axis=1)}
 
     def evaluate(self, batch: Any, index: int) -> Pending:
-        """Metrics of one batch, ``Mean`` by name."""
-        return Pending(self._run("evaluate", self._evaluate_step, batch, index))
+        """Metrics of one batch, ``Mean`` by name; of lanes, what they come to together, and each under ``lanes/``."""
+        found = self._run("evaluate", self._evaluate_step, batch, index)
+        return Pending(found) if self.lanes is None else Pending(found, self.lanes.merged)
 
     def probe(self, callback: Any, batch: Any, index: int) -> Pending:
-        """What a callback's ``probe`` computes on one batch."""
+        """What a callback's ``probe`` computes on one batch; of lanes, on the first that is not frozen."""
 
         def step(root, index, batch):
             set_key(fold_in(root, PROBE, index))
@@ -166,41 +206,51 @@ class Program:
         self.root = restored.pop("rng")
         self.values = {**self.values, **restored}
         if optimizer_settings != self.optimizer.settings():
-            self.write_back()
-            self.optimizer.renew(optimizer_settings)
-            for name, state in self.optimizer.states().items():
-                self.values[f"optimizer/{name}"] = strong(state.value)
+            each = [self.values] if self.lanes is None else self.lanes.each(self.values)
+            for values in each:
+                self._assign(values)
+                self.optimizer.renew(optimizer_settings)
+                for name, state in self.optimizer.states().items():
+                    values[f"optimizer/{name}"] = strong(state.value)
+            self.values = each[0] if self.lanes is None else stack(each)
 
     def write_back(self) -> None:
-        """Give the module's model (and the optimizer) the values reached so far, as copies.
+        """Give the module's model (and the optimizer) the values reached so far, as copies; of lanes, those of the
+        first that is not frozen.
 
         Where a dispatch failed after it had been given the state, there is none to give back.
         """
-        if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.values)):
-            return
+        if not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.values)):
+            self._assign(self.values if self.lanes is None else self.lanes.first_live(self.values))
+
+    def _assign(self, values: dict[str, Any]) -> None:
         for name, state in self._named.items():
-            state.value = strong(self.values[name])  # through the host: a copy on the device would compile
+            state.value = strong(values[name])  # through the host: a copy on the device would compile
 
     def host_parameters(self) -> dict[str, Any]:
         params = {name: self.values[name] for name in self.parameters}
         return jax.tree.map(np.array, jax.device_get(params))
 
-    @cached_property
-    def rows(self) -> list[Row]:
+    def _first(self) -> Any:
+        """What the first scored time step is given."""
+        return jax.tree.map(lambda leaf: leaf[0], scored(self.phases)[:4])
+
+    def _loss(self, first: Any) -> Any:
+        return self.objective.learn(self.learner.network, *first)[0]
+
+    def _rows(self) -> list[Row]:
         """What the rule does to each parameter; one that no loss depends on is not trained by any rule."""
-
-        def loss(first):
-            return self.objective.learn(self.learner.network, *first)[0]
-
-        with self._environ(fit=True):
-            first = jax.tree.map(lambda leaf: leaf[0], scored(self.phases)[:4])
-            used = parameters_behind(loss, self.module.model, first, hidden=False)
-            if self.phases.warmup is not None:
-                warm_up = lambda x: self.objective.warmup(self.learner.network, x)  # noqa: E731
-                x = jax.tree.map(lambda leaf: leaf[0], self.phases.warmup)
-                used |= parameters_behind(warm_up, self.module.model, x, hidden=True)
+        used = parameters_behind(self._loss, self.module.model, self._first(), hidden=False)
+        if self.phases.warmup is not None:
+            warm_up = lambda x: self.objective.warmup(self.learner.network, x)  # noqa: E731
+            x = jax.tree.map(lambda leaf: leaf[0], self.phases.warmup)
+            used |= parameters_behind(warm_up, self.module.model, x, hidden=True)
         rows = self.learner.report()
         return [row if row.name in used else Row(row.name, "no", "the model never uses it") for row in rows]
+
+    @property
+    def _width(self) -> int:
+        return 1 if self.lanes is None else len(self.lanes.seeds)
 
     @property
     def auto(self) -> dict[str, Any]:
@@ -217,9 +267,10 @@ class Program:
             "parameters": describe_parameters(parameters(self.module.model), self.rows),
             "memory": compiled_memory(self._train),
             "flops": self.flops,
+            "seeds": None if self.lanes is None else list(self.lanes.seeds),
             "auto": self.auto,
             "compile_seconds": self.compile_seconds,
-            "trace_bytes": self.learner.trace_bytes(),
+            "trace_bytes": self.learner.trace_bytes() * self._width,
             "notes": self.learner.notes,
         }
 
@@ -242,7 +293,7 @@ class Program:
         ]
         norm = global_norm([self._named[name].value for name in self.parameters])
         flags = jnp.concatenate([~finite, counts > 0, ~last, ~jnp.isfinite(norm)[None]])
-        bad = jnp.where(flags.any(), jnp.argmax(flags), -1).astype(jnp.int32)
+        bad = jnp.where(flags.any(), jnp.argmax(flags), FINE).astype(jnp.int32)
         metrics["param_norm"] = Mean(norm, jnp.float32(1))
         return metrics, bad, (live == 0).astype(jnp.float32)
 
@@ -282,13 +333,21 @@ class Program:
 
         def step(values, root, index, batch):
             new, (metrics, bad, dead) = train_step(values, root, index, batch)
+            if self._freezes:
+                bad = jnp.where(values[LIVE], bad, FROZEN)
+            if self._nonfinite == "skip" or self._freezes:
+                new = jax.tree.map(lambda n, o: jnp.where(bad == FINE, n, o), new, values)
+                metrics = jax.tree.map(lambda leaf: jnp.where(bad == FINE, leaf, 0), metrics)
+                dead = jnp.where(bad == FINE, dead, 1)
             if self._nonfinite == "skip":
-                new = jax.tree.map(lambda n, o: jnp.where(bad < 0, n, o), new, values)
-                metrics = jax.tree.map(lambda leaf: jnp.where(bad < 0, leaf, 0), metrics)
-                metrics["skipped_fraction"] = Mean(jnp.float32(bad >= 0), jnp.float32(1))
+                metrics["skipped_fraction"] = Mean(jnp.float32(bad != FINE), jnp.float32(1))
+            if self._freezes:
+                new[LIVE] = bad == FINE
             self._packed = {name: (2 * i, 2 * i + 1) for i, name in enumerate(metrics)}
             numbers = jnp.stack([leaf for mean in metrics.values() for leaf in mean])
             return new, (jnp.concatenate([numbers, dead]), bad)
+
+        step = step if self.lanes is None else self.lanes.map(step)
 
         def chunk(values, root, first, n, batches):
             shapes = jax.eval_shape(lambda: step(values, root, first, jax.tree.map(lambda leaf: leaf[0], batches))[1])
@@ -318,7 +377,9 @@ class Program:
         if key not in self._executables:
             with self._environ(fit=fit):
                 functional = self._functional(step, jnp.int32(0), batch, carried=fit)
-                read = lambda values, root, index, batch: functional(values, root, index, batch)[1]  # noqa: E731
+                read = lambda *args: functional(*args)[1]  # noqa: E731
+                if self.lanes is not None:
+                    read = self.lanes.first(read) if fit else self.lanes.map_live(read)
                 self._executables[key] = jax.jit(read).lower(self.values, self.root, jnp.int32(0), batch).compile()
         return self._executables[key](self.values, self.root, np.int32(index), batch)
 

@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from .metrics import LANES, is_rate, plain
+from .metrics import tag as prefixed
+
 PLAIN = ("grad_norm", "param_norm", "skipped_fraction")
 """Metrics that keep their own name; all others are logged under ``train/``."""
 
@@ -13,13 +16,8 @@ PLAIN = ("grad_norm", "param_norm", "skipped_fraction")
 RESERVED = ("step", "nonfinite")
 
 
-def is_rate(name: str) -> bool:
-    """Learning rates are no mean over steps; a callback (LearningRateMonitor) puts them into rows."""
-    return name == "lr" or name.startswith("lr/")
-
-
 def tag(name: str) -> str:
-    return name if name in PLAIN else f"train/{name}"
+    return name if name.removeprefix(LANES) in PLAIN else prefixed("train", name)
 
 
 class Recorder:
@@ -31,19 +29,19 @@ class Recorder:
 
     def __init__(self, log_every: int):
         self.log_every = log_every
-        self.sums: dict[str, list[float]] = {}
-        self.logged: dict[str, float] = {}
+        self.sums: dict[str, list[Any]] = {}
+        self.logged: dict[str, Any] = {}
         self.rows: list[dict[str, Any]] = []
 
     def add(self, first_step: int, metrics: dict[str, np.ndarray], weights: dict[str, np.ndarray]) -> None:
-        """Metrics of the steps ``first_step + 1 ...``: numerators and weights, ``(n,)`` each."""
+        """Metrics of the steps ``first_step + 1 ...``: numerators and weights, ``(n,)`` each, of lanes ``(n, S)``."""
         n = len(next(iter(metrics.values())))
         for i in range(n):
             for name, values in metrics.items():
                 if not is_rate(name):
                     total = self.sums.setdefault(name, [0.0, 0.0])
-                    total[0] += float(values[i])
-                    total[1] += float(weights[name][i])
+                    total[0] = total[0] + values[i].astype(np.float64)
+                    total[1] = total[1] + weights[name][i].astype(np.float64)
             if (first_step + i + 1) % self.log_every == 0:
                 self._row(first_step + i + 1)
 
@@ -55,14 +53,15 @@ class Recorder:
         row = self.rows[-1] if self.rows and self.rows[-1]["step"] == step else self.logged
         row.update({name: float(value) for name, value in values.items()})
 
-    def force(self, step: int, values: dict[str, float]) -> None:
+    def force(self, step: int, values: dict[str, Any]) -> None:
         """A row at ``step`` with these values, whether or not one is due there."""
         if not self.rows or self.rows[-1]["step"] != step:
             self._row(step)
-        self.rows[-1].update({name: float(value) for name, value in values.items()})
+        self.rows[-1].update({name: plain(value) for name, value in values.items()})
 
     def _row(self, step: int) -> None:
-        means = {tag(name): num / weight for name, (num, weight) in self.sums.items() if weight}
+        with np.errstate(invalid="ignore"):  # a lane that weighs nothing is NaN
+            means = {tag(name): plain(num / weight) for name, (num, weight) in self.sums.items() if np.any(weight)}
         self.rows.append({"step": step, **means, **self.logged})
         self.sums, self.logged = {}, {}
 
@@ -72,7 +71,9 @@ class Recorder:
         return rows
 
     def state(self) -> dict[str, Any]:
-        return {"sums": self.sums, "logged": self.logged, "rows": self.rows}
+        sums = {name: [plain(num), plain(weight)] for name, (num, weight) in self.sums.items()}
+        return {"sums": sums, "logged": self.logged, "rows": self.rows}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.sums, self.logged, self.rows = state["sums"], state["logged"], state["rows"]
+        self.sums = {name: [np.asarray(part) for part in parts] for name, parts in state["sums"].items()}
+        self.logged, self.rows = state["logged"], state["rows"]

@@ -62,6 +62,18 @@ def strong(value: Any) -> Any:
     return jax.tree.map(one, value)
 
 
+def stack(values: list[Any]) -> Any:
+    """Pytrees of arrays side by side: a new axis, the first, of each leaf."""
+
+    def one(*leaves):
+        if is_key(leaves[0]):
+            data = np.stack([np.asarray(jax.random.key_data(leaf)) for leaf in leaves])
+            return jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(leaves[0]))
+        return jnp.asarray(np.stack([np.asarray(leaf) for leaf in leaves]))
+
+    return jax.tree.map(one, *values)
+
+
 def global_norm(tree: Any) -> jax.Array:
     """Euclidean norm over all leaves; units are left out."""
     return jnp.sqrt(sum(jnp.sum(jnp.square(jnp.abs(leaf))) for leaf in jax.tree.leaves(tree)))
@@ -142,6 +154,11 @@ def draws_random(model: Callable, x: Any) -> bool:
     """Whether one call of the model draws random numbers."""
     touched = StatefulFunction(model).make_jaxpr(x).get_states(x)
     return any(isinstance(state, brainstate.random.RandomState) for state in touched)
+
+
+def traced(call: Callable, *args: Any) -> Any:
+    """The closed jaxpr of a call that may read and write States."""
+    return StatefulFunction(call, return_only_write=False).make_jaxpr(*args).get_jaxpr(*args)
 
 
 def parameters_behind(call: Callable, model, x: Any, *, hidden: bool) -> set[str]:

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..callback import Callback
+from ..metrics import LANES
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -75,7 +76,8 @@ class ProgressBar(Callback):
 
     def _numbers(self) -> str:
         loss = {} if self._loss is None else {"loss": self._loss}
-        return ", ".join(f"{name} {value:.4g}" for name, value in {**loss, **self._val}.items())
+        shown = {**loss, **self._val}
+        return ", ".join(f"{name} {value:.4g}" for name, value in shown.items() if not name.startswith(LANES))
 
     def _line(self, run: Run, *, eta: bool) -> str:
         seconds = time.perf_counter() - self._start

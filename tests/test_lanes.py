@@ -1,0 +1,247 @@
+"""Seeds side by side: each lane is the run of its seed alone, and what is not finite stays in its lane."""
+
+import json
+import math
+from typing import Any
+
+import brainstate
+import braintools
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxtrain as jt
+from jaxtrain.lanes import as_seeds
+from jaxtrain.loggers.jsonl import read_rows
+from jaxtrain.state import flatten, parameters
+from tests.small import CopyGRU, Linear, copies, lines
+
+STRATEGIES = ["bptt", "drtrl", jt.DRTRL(engine="trace"), "pp_prop", "uoro", jt.DRTRL(update_every=1, carry="carry")]
+
+
+class Random(Linear):
+    """``Linear`` with initial values that depend on the seed."""
+
+    def build(self):
+        net = super().build()
+        net.w.value = brainstate.random.randn(2, 3)
+        return net
+
+
+class Fragile(Random):
+    """The loss is NaN where the first weight is above ``limit``."""
+
+    limit = jnp.inf
+
+    def learning_step(self, forward, x, y):
+        bad = self.model.w.value[0, 0] > self.limit
+        return super().learning_step(forward, x, y) + jnp.where(bad, jnp.nan, 0.0)
+
+
+def close(a, b, rtol=1e-5):
+    for name, leaf in a.items():
+        np.testing.assert_allclose(leaf, b[name], rtol=rtol, atol=rtol * np.abs(b[name]).max(), err_msg=name)
+
+
+def params(path, module, seed=None):
+    model = jt.load(path, module, seed=seed).model
+    return flatten({name: state.value for name, state in parameters(model).items()})
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+def test_a_lane_is_the_run_of_its_seed(strategy, tmp_path):
+    common: dict[str, Any] = dict(max_steps=6, log_every=2, validate_every=3, clip=0.5)
+    make = lambda: CopyGRU(lambda: braintools.optim.Adam(braintools.optim.StepLR(0.01, 2)), noise=0.1)  # noqa: E731
+    result = jt.Fit(strategy, seeds=[3, 0], run_dir=tmp_path / "both", **common).run(make(), copies())
+    for lane, seed in enumerate((3, 0)):
+        alone = jt.Fit(strategy, seed=seed, run_dir=tmp_path / f"{seed}", **common).run(make(), copies())
+        for row, own in zip(result.history, alone.history, strict=True):
+            assert row["step"] == own["step"]
+            for tag in ("train/loss", "grad_norm", "val/loss", "val/accuracy"):
+                if tag in own:
+                    assert row[f"lanes/{tag}"][lane] == pytest.approx(own[tag], rel=1e-4), (tag, row["step"])
+        close(params(tmp_path / "both", make(), seed), params(tmp_path / f"{seed}", make()), rtol=1e-4)
+    for row in result.history:
+        for tag, values in row.items():
+            if tag.startswith("lanes/"):
+                assert row[tag.removeprefix("lanes/")] == pytest.approx(np.mean(values), rel=1e-6)
+
+
+def test_the_module_ends_with_the_first_seed_and_probes_see_it(tmp_path):
+    class Watch(jt.Callback):
+        probe_every = 2
+
+        def probe(self, module, learner, phases):
+            return {"w": module.model.w.value}
+
+        def on_probe(self, run, values):
+            self.seen, self.params = values["w"], run.params()["w"]
+
+    watch, module = Watch(), Random()
+    jt.Fit("bptt", seeds=3, max_steps=4, callbacks=[watch], run_dir=tmp_path).run(module, lines())
+    assert watch.params.shape == (3, 2, 3)
+    np.testing.assert_array_equal(watch.seen, watch.params[0])
+    np.testing.assert_array_equal(module.model.w.value, watch.params[0])
+    np.testing.assert_array_equal(params(tmp_path, Random(), 2)["w"], watch.params[2])
+
+
+def test_a_run_that_was_cut_goes_on_bit_for_bit(tmp_path):
+    rate = lambda lr: Random(lambda: braintools.optim.Adam(lr))  # noqa: E731
+    whole = jt.Fit("bptt", seeds=2, max_steps=8, log_every=3, run_dir=tmp_path / "whole", validate_every=4)
+    whole = whole.run(rate(0.01), lines())
+    for steps in (4, 8):
+        fit = jt.Fit("bptt", seeds=2, max_steps=steps, log_every=3, run_dir=tmp_path / "cut", validate_every=4)
+        cut = fit.run(rate(0.01), lines(), resume="last")
+    assert cut.digest == whole.digest
+    assert cut.history == [row for row in whole.history if row["step"] > 4]
+    with pytest.raises(ValueError, match="another seed: fit.seeds: .0, 1. in the checkpoint, .0, 1, 2. now"):
+        jt.Fit("bptt", seeds=3, max_steps=9, run_dir=tmp_path / "cut").run(rate(0.01), lines(), resume="last")
+    with pytest.raises(ValueError, match=r"another seed: fit.seeds: \[0, 1\].*None"):
+        jt.Fit("bptt", max_steps=9, run_dir=tmp_path / "cut").run(rate(0.01), lines(), resume="last")
+
+
+def test_a_learning_rate_changed_on_resume_reaches_every_lane(tmp_path):
+    name = lambda seeds: "-".join(map(str, np.ravel([*seeds.values()])))  # noqa: E731
+
+    def fit(steps, lr, **seeds):
+        module = Random(lambda: braintools.optim.SGD(lr))
+        run = jt.Fit("bptt", max_steps=steps, run_dir=tmp_path / name(seeds), **seeds)
+        return run.run(module, lines(), resume="last")
+
+    for seeds in ({"seeds": [1, 2]}, {"seed": 1}, {"seed": 2}):
+        fit(2, 0.05, **seeds)
+        fit(4, 0.01, **seeds)
+    for seed in (1, 2):
+        both, alone = tmp_path / name({"seeds": [1, 2]}), tmp_path / name({"seed": seed})
+        close(params(both, Random(), seed), params(alone, Random()))
+
+
+def frozen_run(tmp_path, limit, seeds=4, **options):
+    module = Fragile(lambda: braintools.optim.SGD(0.2))
+    module.limit = limit
+    fit = jt.Fit("bptt", seeds=seeds, max_steps=6, log_every=1, validate_every=3, run_dir=tmp_path, chunk=3,
+                 callbacks=[jt.JSONL(), jt.TensorBoard()], **options)  # fmt: skip
+    return fit.run(module, lines())
+
+
+def weights(seed):
+    """The first weight of one seed's run before each of its steps."""
+    seen = []
+
+    class Watch(jt.Callback):
+        probe_every = 1
+
+        def on_fit_start(self, run):
+            seen.append(float(run.params()["w"][0, 0]))
+
+        def probe(self, module, learner, phases):
+            return module.model.w.value[0, 0]
+
+        def on_probe(self, run, value):
+            seen.append(float(value))
+
+    module = Random(lambda: braintools.optim.SGD(0.2))
+    jt.Fit("bptt", seed=seed, max_steps=6, callbacks=[Watch()]).run(module, lines())
+    return seen[:-1]
+
+
+def test_a_lane_that_is_not_finite_is_frozen_and_named(tmp_path, caplog):
+    paths = [weights(seed) for seed in range(4)]
+    # Between the largest first weight of some seeds and that of the others, so that these alone fail.
+    tops = sorted(max(path) for path in paths)
+    limit = (tops[1] + tops[2]) / 2
+    fails = {seed: next(i for i, w in enumerate(path) if w > limit) + 1 for seed, path in enumerate(paths)
+             if max(path) > limit}  # fmt: skip
+    result = frozen_run(tmp_path, limit)
+    assert result.summary["frozen"] == sorted(fails) and len(fails) == 2
+    for seed, step in fails.items():
+        assert f"step {step}: seed {seed}: train/loss is not finite" in caplog.text
+        assert params(tmp_path, Random(), seed)["w"][0, 0] == pytest.approx(paths[seed][step - 1], rel=1e-5)
+    for row in read_rows(tmp_path / "metrics.jsonl"):
+        for seed, loss in enumerate(row["lanes/train/loss"]):
+            assert (loss is None) == (row["step"] >= fails.get(seed, math.inf))
+        assert row["train/loss"] == pytest.approx(np.mean([x for x in row["lanes/train/loss"] if x is not None]))
+    last: dict[str, Any] = read_rows(tmp_path / "metrics.jsonl")[-1]
+    val = last["lanes/val/loss"]
+    assert [x is None for x in val] == [seed in fails for seed in range(4)]
+    assert last["val/loss"] == pytest.approx(np.mean([x for x in val if x is not None]))
+    caplog.clear()
+    again = jt.Fit("bptt", seeds=4, max_steps=8, log_every=1, validate_every=3, run_dir=tmp_path,
+                   callbacks=[jt.JSONL()])  # fmt: skip
+    module = Fragile(lambda: braintools.optim.SGD(0.2))
+    module.limit = limit
+    assert set(again.run(module, lines(), resume="last").summary["frozen"]) >= set(fails)
+    assert not any(f"seed {seed}: " in caplog.text for seed in fails)
+
+
+def test_all_lanes_not_finite_is_an_error(tmp_path):
+    with pytest.raises(FloatingPointError, match="step 1: seed 3: train/loss is not finite, and no seed is left"):
+        frozen_run(tmp_path, -jnp.inf)
+
+
+def test_skip_skips_in_one_lane_and_freezes_none(tmp_path):
+    low, high = sorted(range(2), key=lambda seed: weights(seed)[0])
+    limit = (weights(low)[0] + weights(high)[0]) / 2
+    result = frozen_run(tmp_path, limit, seeds=2, nonfinite="skip")
+    assert result.summary["frozen"] == []
+    last: dict[str, Any] = result.metrics
+    assert last["lanes/skipped_fraction"][high] == 1.0
+    assert result.history[0]["lanes/skipped_fraction"][low] == 0.0
+
+
+def test_curves_show_the_spread(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = frozen_run(tmp_path, jnp.inf)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for row, low, high in zip(result.history, events.Scalars("lanes/train/loss/min"),
+                              events.Scalars("lanes/train/loss/max"), strict=True):  # fmt: skip
+        assert low.step == high.step == row["step"]
+        assert low.value == pytest.approx(min(row["lanes/train/loss"]))
+        assert high.value == pytest.approx(max(row["lanes/train/loss"]))
+    summary = json.loads((tmp_path / "result.json").read_text())
+    assert summary["seeds"] == [0, 1, 2, 3] and len(summary["lanes"]["val/loss"]) == 4
+
+
+def test_a_mask_drawn_at_random_is_refused():
+    class Masked(Random):
+        def build(self):
+            net = super().build()
+            mask = brainstate.random.bernoulli(0.5, (2, 3)).astype(float)
+            update = net.update
+            net.update = lambda x: update(x @ (mask @ mask.T))
+            return net
+
+    with pytest.raises(ValueError, match="under seed 1 differs from that of seed 0.*make it a brainstate.State|Make"):
+        jt.Fit("bptt", seeds=2, max_steps=1).run(Masked(), lines())
+
+
+def test_a_model_that_is_there_already_is_refused():
+    module = Random()
+    jt.Fit("bptt", max_steps=1).run(module, lines())
+    with pytest.raises(ValueError, match="has a model already"):
+        jt.Fit("bptt", seeds=2, max_steps=1).run(module, lines())
+
+
+def test_a_checkpoint_of_several_seeds_is_read_one_by_one(tmp_path):
+    fit, module = jt.Fit("bptt", seeds=2, max_steps=2, run_dir=tmp_path), Random()
+    fit.run(module, lines())
+    with pytest.raises(ValueError, match=r"holds the seeds \[0, 1\]: take one with jaxtrain.load"):
+        fit.validate(module, lines(), checkpoint="last")
+    with pytest.raises(ValueError, match=r"holds the seeds \[0, 1\]: take one with jaxtrain.load"):
+        jt.load(tmp_path, Random())
+    with pytest.raises(ValueError, match=r"seed=5: .* holds \[0, 1\]"):
+        jt.load(tmp_path, Random(), seed=5)
+    assert fit.validate(jt.load(tmp_path, Random(), seed=1), lines())["val/loss"] > 0
+
+
+@pytest.mark.parametrize("seeds", [0, -1, True, 1.5, [], [1, 1], [-1], ["a"], "8", [0.0]])
+def test_bad_seeds(seeds):
+    with pytest.raises(ValueError, match="Fit\\(seeds="):
+        jt.Fit("bptt", seeds=seeds, max_steps=1)
+
+
+def test_seeds_are_counted_from_seed():
+    assert as_seeds(3, 5) == (5, 6, 7) and as_seeds(range(2), 0) == (0, 1) and as_seeds(None, 4) is None
+    with pytest.raises(ValueError, match="leave seed out"):
+        as_seeds([1, 2], 5)

@@ -420,6 +420,28 @@ def test_what_outlives_a_failed_read_is_silent(tmp_path, opened, caplog, capfd):
     assert caplog.records == [] and capfd.readouterr().err == ""
 
 
+ODD = ["a b", "a{b}", "a'b", 'a"b', "a?b", "a*b", "a%20b", "a#b", "a:b", "é", "a,b=c", "~a", "a[1]", "a[", "a\\b"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_is_saved_below_an_odd_path_can_be_read_or_is_refused(tmp_path, opened, name):
+    if "[" in name or "\\" in name:
+        with pytest.raises(ValueError, match="Orbax cannot read checkpoints back"):
+            opened(tmp_path / name)
+        return
+    put(opened(tmp_path / name), 1)
+    same(tree(1), opened(tmp_path / name).restore(1).params)
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a\\b"])
+def test_the_refusal_of_a_path_is_still_needed(tmp_path, opened, name, monkeypatch):
+    """Where this fails, Orbax has been mended: let the path be."""
+    monkeypatch.setattr("jaxtrain.checkpoint.readable", lambda path: path)
+    put(opened(tmp_path / name), 1)
+    with pytest.raises(CorruptCheckpoint):
+        opened(tmp_path / name).restore(1)
+
+
 def test_all_unreadable_is_an_error(tmp_path, opened):
     put(opened(tmp_path, last=3), 1, 2)
     spoil(tmp_path, 1, "empty")

@@ -16,6 +16,9 @@ RULES = ("bptt", "tbptt", "drtrl", "pp_prop", "eprop", "ostl_recurrent", "ostl_f
          "readout_only")  # fmt: skip
 """What is compared unless told: every rule but those that need a reward (three_factor) or coordinates (etrace)."""
 
+INSTEAD = {"--strategy": "--rules", "--run-dir": "--out", "--max-steps": "--steps"}
+"""Options of recipes that are something else in `fidelity`."""
+
 
 def tool(argv: Sequence[str] | None = None) -> int:
     """The `jaxtrain` command; returns the exit code."""
@@ -32,7 +35,7 @@ def _tool(argv: list[str]) -> int:
     info.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     fidelity = commands.add_parser(
         "fidelity", help="how far each rule's gradient is from BPTT's: cells by rules, as a table and a figure",
-        epilog="further options are the recipe's own, e.g. --hidden 32 --time-lag 10",
+        epilog="further options are the recipe's own, e.g. --hidden 32 --time-lag 10", allow_abbrev=False,
     )  # fmt: skip
     fidelity.add_argument("recipe", type=Path, metavar="RECIPE")
     fidelity.add_argument(
@@ -40,7 +43,9 @@ def _tool(argv: list[str]) -> int:
     )
     fidelity.add_argument("--cells", default="", help="values of the recipe's --cell, by commas")
     fidelity.add_argument("--steps", type=int, default=200, help="steps to train before the second look")
-    fidelity.add_argument("--out", type=Path, default=Path("fidelity"), help="directory for fidelity.md, .json, .png")
+    fidelity.add_argument(
+        "--out", type=Path, default=Path("fidelity"), help="directory for fidelity.md, .json and .png; overwritten there"
+    )
     args, rest = parser.parse_known_args(argv)
     if args.command == "info":
         if rest:
@@ -55,14 +60,26 @@ def _fidelity(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int
 
     if args.steps < 1:
         raise ConfigError(f"fidelity --steps {args.steps}: expected a positive number")
+    for word in rest:
+        name = word.partition("=")[0].replace("_", "-")
+        instead = INSTEAD.get("--strategy" if name.startswith("--strategy.") else name)
+        if instead is not None:
+            raise ConfigError(f"fidelity {args.recipe}: {word.partition('=')[0]} has no effect here; say {instead}")
+    if args.out.exists() and not args.out.is_dir():
+        raise ConfigError(f"fidelity --out {args.out}: expected a directory")
     from . import fidelity
 
     rules = fidelity.parse_rules(args.rules)
     cells = [name.strip() for name in args.cells.split(",") if name.strip()]
     recipe = fidelity.load_recipe(args.recipe)
-    config = tyro.cli(recipe.Config, args=rest, prog=f"jaxtrain fidelity {args.recipe}")
+    config, unknown = tyro.cli(
+        recipe.Config, args=rest, prog=f"jaxtrain fidelity {args.recipe}", return_unknown_args=True
+    )
+    if unknown:
+        raise ConfigError(f"fidelity {args.recipe}: neither fidelity nor the recipe has an option {unknown[0]}")
+    fidelity.check_cells(config, cells)
     table = fidelity.measure(recipe, config, rules, cells, args.steps)
     fidelity.write(table, args.out, shlex.join(["jaxtrain", *argv]))
     print(fidelity.markdown(table))
     print(f"written to {args.out}/fidelity.md, fidelity.json and fidelity.png")
-    return 0
+    return 1 if all(entry.failed for entry in table) else 0

@@ -166,7 +166,9 @@ def _parse(Config, presets, argv: list[str], prog: str, root: Path):
     )
     if unknown:
         raise ConfigError(_unknown(unknown[0], Config, entry))
-    chosen = dataclasses.replace(parsed.recipe, strategy_fields=dataclasses.asdict(parsed.fields))
+    # An alias is the command line's alone: labels, reports and config.json have the strategy's own name.
+    own = {"strategy": entry.name, "strategy_fields": dataclasses.asdict(parsed.fields)}
+    chosen = dataclasses.replace(parsed.recipe, **own)
     ignored = [f"--{name}" for name in ("preset", "config") if getattr(parsed, name) is not None]
     if start.saved is not None:
         replaces = f", which replaces {' and '.join(ignored)}" if ignored else ""
@@ -214,7 +216,11 @@ def _arguments(Config, entry: names.Entry, config: Options, values: dict[str, An
     own = [(name, Annotated[field.type, arg(help=field.help)]) for name, field in entry.fields.items()]
     fields = dataclasses.make_dataclass("Fields", own, frozen=True)
     preset = Literal[tuple(presets)] if presets else str  # pyright: ignore[reportInvalidTypeForm]
-    resume = "last continues a run; best, a step, or the path of RUN_DIR/checkpoints/STEP begins a new run from there"
+    resume = (
+        "last continues a run; best, a step, or the path of RUN_DIR/checkpoints/STEP begins a new run from there; "
+        "`jaxtrain info RUN_DIR` lists the steps that its Checkpoint has kept (the newest ones, and those of the best "
+        "scores)"
+    )
     arguments = dataclasses.make_dataclass(
         "Arguments",
         [

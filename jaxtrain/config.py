@@ -64,6 +64,16 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
     raise ConfigError(f"{where} = {value!r} is {_kind(value)}; expected {spell(annotation)}")
 
 
+def is_plain(annotation: Any) -> bool:
+    """Whether `coerce` knows the type: what a file can hold, and combinations of it."""
+    args = [arg for arg in get_args(annotation) if arg is not ...]
+    if get_origin(annotation) is Literal or annotation in (bool, int, float, str, type(None), Path):
+        return True
+    return get_origin(annotation) in (Annotated, Union, types.UnionType, list, tuple, dict) and all(
+        map(is_plain, args[:1] if get_origin(annotation) is Annotated else args)
+    )
+
+
 def takes_none(annotation: Any) -> bool:
     """Whether the word "none" is a value of its own, not a spelling of None."""
     members = [annotation, *get_args(annotation)]

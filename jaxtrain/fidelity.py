@@ -11,10 +11,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from .callbacks import GradientFidelity
-from .config import ConfigError
+from .config import ConfigError, coerce
 from .console import log, one_line
 from .data import Feed, as_data
 from .files import write_json
@@ -81,6 +81,7 @@ def _rule(name: str, given: list[str]) -> Rule:
         fields[field.replace("-", "_")] = _value(value)
     entry = names.lookup(name)
     checked = entry.check(fields, where)
+    names.make_strategy(entry.name, **checked)  # says now what does not go together
     return Rule(f"{name}:{','.join(given)}" if given else name, entry.name, checked)
 
 
@@ -102,8 +103,7 @@ def measure(module: Any, config: Any, rules: Sequence[Rule], cells: Sequence[str
     ``module``: the recipe (its ``make``); ``config``: its options; ``cells``: values of its option ``cell``, or none.
     What cannot be measured is an entry that says why.
     """
-    if cells and not hasattr(config, "cell"):
-        raise ConfigError("this recipe has no option --cell: leave --cells out")
+    check_cells(config, cells)
     table = []
     for cell in cells or [getattr(config, "cell", "model")]:
         chosen = dataclasses.replace(config, cell=cell) if cells else config
@@ -122,6 +122,14 @@ def measure(module: Any, config: Any, rules: Sequence[Rule], cells: Sequence[str
             log.info("%s", line(entry))
             table.append(entry)
     return table
+
+
+def check_cells(config: Any, cells: Sequence[str]) -> None:
+    """Raises ConfigError where the recipe's option ``cell`` does not take these values, or there is none."""
+    if cells and not hasattr(config, "cell"):
+        raise ConfigError("this recipe has no option --cell: leave --cells out")
+    for cell in cells:
+        coerce(cell, get_type_hints(type(config), include_extras=True)["cell"], "--cells")
 
 
 def _fill(entry: Cell, module: Any, rule: Rule, config: Any, truth: Any, steps: int) -> None:
@@ -179,6 +187,8 @@ def _program(module: Any, rule: Rule, config: Any) -> tuple[Program, Feed]:
 
 def load_recipe(path: Path) -> Any:
     """A recipe as a module. Raises FileNotFoundError, or ConfigError where it defines no ``Config`` or ``make``."""
+    if path.suffix != ".py":
+        raise ConfigError(f"{path} is no recipe: expected a .py file with Config and make")
     if not path.is_file():
         raise FileNotFoundError(f"there is no recipe {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -189,6 +199,8 @@ def load_recipe(path: Path) -> Any:
     missing = [name for name in ("Config", "make") if not hasattr(module, name)]
     if missing:
         raise ConfigError(f"{path} is no recipe: it defines no {' and no '.join(missing)}")
+    if not (isinstance(module.Config, type) and dataclasses.is_dataclass(module.Config)):
+        raise ConfigError(f"{path} is no recipe: its Config is no dataclass that extends jaxtrain.cli.Options")
     return module
 
 

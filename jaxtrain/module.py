@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -163,6 +164,8 @@ def check_phases(phases: Any) -> Phases:
         raise ValueError(f"weights have shape {np.shape(phases.weights)}; expected ({time},) or ({time}, {batch})")
     if phases.reset is not None and np.shape(phases.reset) != (warm + time, batch):
         raise ValueError(f"reset has shape {np.shape(phases.reset)}; expected ({warm + time}, {batch})")
+    if phases.reset is not None and (kind := jnp.result_type(phases.reset)) != jnp.bool_:
+        raise ValueError(f"reset has dtype {kind}; expected bool, True where a lane's sequence begins")
     if phases.extras is not None and not isinstance(phases.extras, dict):
         raise TypeError(f"extras must be a dict of sequences, got {type(phases.extras).__name__}")
     return phases
@@ -201,8 +204,16 @@ class Objective:
             calls.append(u)
             return forward(u)
 
-        result = step(counted, self.encode(x), y, **extras)
         where = f"{type(self.module).__name__}.{name}"
+        try:
+            inspect.signature(step).bind(counted, x, y, **extras)
+        except TypeError as error:
+            raise TypeError(
+                f"{where}{inspect.signature(step)} {error}: it is called with forward, x, y"
+                + "".join(f", {key}=" for key in extras)
+                + (" (Phases.extras come by keyword)" if extras else "")
+            ) from None
+        result = step(counted, self.encode(x), y, **extras)
         if len(calls) != 1:
             raise ValueError(f"{where} called forward {len(calls)} times; expected exactly one call a time step")
         if isinstance(result, dict) or (isinstance(result, tuple) and len(result) != 2):

@@ -217,8 +217,8 @@ def describe(strategy: Strategy, data: DataModule, callbacks: Callbacks) -> dict
 def first_difference(saved: Any, live: Any, where: str = "") -> str | None:
     """The first entry in which two JSON values differ, as ``name: saved ..., now ...``."""
     if isinstance(saved, dict) and isinstance(live, dict):
-        # What both have comes first: that another rule has other fields says less than its name.
-        for key in sorted({*saved, *live}, key=lambda key: (not (key in saved and key in live), key)):
+        # A name comes first, then what both have: that another rule has other fields says less than its name.
+        for key in sorted({*saved, *live}, key=lambda key: (key != "name", not (key in saved and key in live), key)):
             difference = first_difference(saved.get(key), live.get(key), f"{where}.{key}" if where else str(key))
             if difference:
                 return difference

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from jaxtrain.config import ConfigError, coerce, did_you_mean, overlay, read_config
+from jaxtrain.config import ConfigError, coerce, did_you_mean, is_plain, overlay, read_config
 
 
 @dataclass(frozen=True)
@@ -125,3 +125,11 @@ def test_read_config_refuses(tmp_path, name, text, message):
         (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_config(tmp_path / name)
+
+
+def test_which_types_can_be_judged():
+    for known in (int, str, bool, Path, None | float, Literal["a"] | int, tuple[int, ...], dict[str, float], list[int]):
+        assert is_plain(known), known
+    assert is_plain(Annotated[int, object()])
+    for unknown in (Any, object, Inner, Inner | None, list[Inner], Annotated[Inner, 3], dict):
+        assert not is_plain(unknown), unknown

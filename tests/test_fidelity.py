@@ -41,6 +41,16 @@ def test_a_table_of_cells_by_rules(tmp_path, capsys):
         ([RECIPE, "--rules", ","], "expected names of strategies", 2),
         ([RECIPE, "--steps", "0"], "expected a positive number", 2),
         ([__file__], "is no recipe: it defines no Config and no make", 2),
+        (["README.md"], "README.md is no recipe: expected a .py file with Config and make", 2),
+        ([RECIPE, "--cells", "lru,lrv"], "--cells = 'lrv': expected gru, lstm, mgu, mini_gru, lru or vanilla", 2),
+        ([RECIPE, "--strategy", "pp_prop"], "--strategy has no effect here; say --rules", 2),
+        ([RECIPE, "--strategy.window=3"], "--strategy.window has no effect here; say --rules", 2),
+        ([RECIPE, "--max_steps", "3"], "--max_steps has no effect here; say --steps", 2),
+        ([RECIPE, "--run-dir", "x"], "--run-dir has no effect here; say --out", 2),
+        ([RECIPE, "--hiden", "3"], "neither fidelity nor the recipe has an option --hiden", 2),
+        ([RECIPE, "--out", RECIPE], "expected a directory", 2),
+        ([RECIPE, "--rules", "pp_prop:decay=2"], "PPProp(decay=2.0): expected a number in [0, 1)", 1),
+        ([RECIPE, "--rules", "etrace:kappa=0.5"], "ETrace(kappa=0.5): `kappa=0.5` is set but", 1),
     ],
 )
 def test_mistakes_are_one_line(argv, what, code, capsys):
@@ -55,6 +65,17 @@ def test_a_recipe_without_cells(tmp_path):
 
     with pytest.raises(ValueError, match="no option --cell"):
         fidelity.measure(None, Config(), fidelity.parse_rules("drtrl"), ["gru"], 1)
+
+
+def test_a_config_that_is_no_dataclass(tmp_path):
+    (tmp_path / "bare.py").write_text("class Config:\n    pass\n\ndef make(config):\n    pass\n")
+    with pytest.raises(ValueError, match=r"bare.py is no recipe: its Config is no dataclass that extends jaxtrain.cli"):
+        fidelity.load_recipe(tmp_path / "bare.py")
+
+
+def test_a_table_of_failures_alone_is_no_success(tmp_path, capsys):
+    assert tool(["fidelity", RECIPE, "--rules", "three_factor", "--steps", "1", "--out", str(tmp_path), *TINY]) == 1
+    assert "give it the reward as a sequence" in capsys.readouterr().out
 
 
 def test_rules_carry_their_fields():

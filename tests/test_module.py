@@ -1,6 +1,7 @@
 """Phases are split and checked; an objective scores a time step, and refuses what it cannot score."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +71,8 @@ REFUSED = {
     ),
     "weights": (dict(weights=np.ones((B, T_L))), r"^weights have shape \(4, 3\); expected \(3,\) or \(3, 4\)$"),
     "reset": (dict(reset=np.zeros((T_L, B), bool)), r"^reset has shape \(3, 4\); expected \(5, 4\)$"),
+    "float reset": (dict(reset=np.zeros((T_W + T_L, B))), r"^reset has dtype float\d\d; expected bool, True where a"),
+    "int reset": (dict(reset=np.zeros((T_W + T_L, B), np.int8)), r"^reset has dtype int8; expected bool"),
 }  # fmt: skip
 
 
@@ -157,6 +160,28 @@ def test_a_step_is_weighted():
 def test_inputs_are_encoded_and_extras_named():
     loss, _ = score(lambda forward, x, y, *, reward: forward(x) * reward, encode=lambda x: x + 1, reward=3.0)
     assert loss == 3 * 2 * (1 + 2 + 3 + 4)
+
+
+def test_a_step_that_does_not_take_the_extras_is_told_of_them():
+    class Plain(Module):
+        def learning_step(self, forward, x, y):
+            return forward(x) + y
+
+    class Short(Module):
+        def learning_step(self, forward, x):  # type: ignore[override]
+            return forward(x)
+
+    def learn(module, y: Any = 1.0, **extras):
+        return Objective(module, lambda x: x).learn(lambda x: x, jnp.arange(float(B)), y, jnp.float32(1), extras)
+
+    wanted = r"^Plain.learning_step\(forward, x, y\) got an unexpected keyword argument 'reward': it is called with "
+    with pytest.raises(TypeError, match=wanted + r"forward, x, y, reward= \(Phases.extras come by keyword\)$"):
+        learn(Plain(), reward=3.0)
+    with pytest.raises(TypeError, match=r"^Short.learning_step\(forward, x\) too many positional arguments: .* x, y$"):
+        learn(Short())
+    with pytest.raises(TypeError, match="NoneType"):  # within the step: its own error
+        learn(Plain(), y=None)
+    assert learn(Plain())[0] == 6 + B
 
 
 SCORED = {

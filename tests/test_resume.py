@@ -13,6 +13,7 @@ import optax
 import pytest
 
 import jaxtrain as jt
+from jaxtrain.resume import refuse_differences
 from tests.small import At, Linear, Lines, kill, leaves, lines, result_of, rows, same, steps_of, tree_bytes
 
 # ------------------------------------------------------------------------------------------------- where it starts
@@ -221,6 +222,14 @@ DIFFERENT = {
     "strategy field": (Linear, None, dict(strategy=jt.BPTT(remat=True)), "strategy: remat: False in .*, True now"),
     "data": (Linear, lambda: Other(Lines()), {}, "other data: class: 'DataModule' in the checkpoint, 'Other' now"),
 }
+
+
+def test_another_strategy_is_named_before_its_fields():
+    saved = {"step": 4, "strategy": jt.DRTRL(carry="carry", batching="batched").config()}
+    with pytest.raises(ValueError, match=r"another strategy: name: 'drtrl' in the checkpoint, 'pp_prop' now; resume"):
+        refuse_differences(saved, {"strategy": jt.PPProp().config()}, ["strategy"])
+    with pytest.raises(ValueError, match=r"another strategy: batching: 'batched' in the checkpoint, 'auto' now"):
+        refuse_differences(saved, {"strategy": jt.DRTRL().config()}, ["strategy"])
 
 
 @pytest.mark.parametrize("what", DIFFERENT)

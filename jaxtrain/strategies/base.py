@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar, Literal, get_type_hints
 
 import brainstate
 import jax
 import jax.numpy as jnp
 
+from ..config import ConfigError, coerce, is_plain, spell
 from ..metrics import Metrics, sum_over_time
 from ..module import Objective, Phases, weights_of
 from ..state import (
@@ -49,9 +50,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Strategy(ABC):
-    """How gradients are made. A frozen dataclass: its fields are its configuration, compared on resume."""
+    """How gradients are made. A frozen dataclass: its fields are its configuration, compared on resume.
+
+    Fields of plain types (numbers, text, ``Literal``, tuples of them) are checked against their annotations; raises
+    ValueError. A class with a ``__post_init__`` of its own calls this one first.
+    """
 
     name: ClassVar[str]
+
+    def __post_init__(self):
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            value, hint = getattr(self, field.name), hints[field.name]
+            if is_plain(hint):
+                try:
+                    checked = coerce(value, hint, field.name)
+                except ConfigError:
+                    where = f"{type(self).__name__}({field.name}={value!r})"
+                    raise ValueError(f"{where}: expected {spell(hint)}") from None
+                object.__setattr__(self, field.name, checked)  # a float that was given as 1, a pair as a list
 
     @abstractmethod
     def bind(self, objective: Objective, example: Phases) -> Learner:
@@ -304,7 +321,9 @@ def _choose_batching(wanted: Batching, model, u: Any, batch_size: int) -> Litera
     if wanted == "vmap":
         running = [name for name, s in lasting(model).items() if not isinstance(s, brainstate.random.RandomState)]
         if running:
-            raise ValueError(f"batching='vmap': the model's states {running} are shared by all lanes; use 'batched'")
+            raise ValueError(
+                f"batching='vmap': all lanes would share the states {running} of {type(model).__name__}; use 'batched'"
+            )
         create_hidden(model, batch_size, True)
         return "vmap"
     try:

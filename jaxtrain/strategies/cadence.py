@@ -20,13 +20,11 @@ Gradients = Callable[[Any], tuple[dict[str, Any], Metrics]]
 """Of the sequences of some scored time steps (``base.scored``): gradients of ``sum(w * loss)``, and metrics."""
 
 
-def check_cadence(name: str, update_every: Any, carry: Any) -> None:
-    if update_every != "sequence" and (type(update_every) is not int or update_every < 1):
+def check_cadence(name: str, update_every: UpdateEvery) -> None:
+    if update_every != "sequence" and update_every < 1:
         raise ValueError(
             f"{name}(update_every={update_every!r}): expected 'sequence' or a number of time steps, 1 or more"
         )
-    if carry not in ("reset", "carry"):
-        raise ValueError(f"{name}(carry={carry!r}): expected 'reset' or 'carry'")
 
 
 def check_length(name: str, update_every: UpdateEvery, time: int) -> None:

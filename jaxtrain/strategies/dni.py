@@ -15,6 +15,7 @@ from ..module import Objective, Phases
 from ..state import Functional, gradient, lasting, parameters, set_key
 from .base import Learner, scored, warm_up
 from .online import OnlineLearner
+from .rows import Reach
 from .rule import OnlineRule
 
 
@@ -36,17 +37,20 @@ class DNI(OnlineRule):
 
     def __post_init__(self):
         super().__post_init__()
-        if type(self.fit_epochs) is not int or self.fit_epochs < 1:
+        if self.fit_epochs < 1:
             raise ValueError(f"DNI(fit_epochs={self.fit_epochs!r}): expected a whole number, at least 1")
-        if not self.fit_lr > 0:
+        if not 0 < self.fit_lr < float("inf"):
             raise ValueError(f"DNI(fit_lr={self.fit_lr!r}): expected a positive rate")
 
     def rule(self) -> tuple[Any, dict[str, Any]]:
         return "dni", {}
 
+    def reach(self, time: int) -> Reach:
+        return Reach(besides="Of what comes later it has the synthesiser's estimate")
+
     def learner(self, objective: Objective, compiled: Any, x: Any, example: Phases) -> Learner:
         compiled.attach_synthesizer(braintrace.SyntheticGradient(compiled.group_signal_shapes()))
-        learner = _Learner(objective, compiled, x, cadence=self.cadence())
+        learner = _Learner(objective, compiled, x, cadence=self.cadence(), reach=self.reach(example.sizes[1]))
         for name, state in learner.network.hidden.items():
             for leaf in jax.tree.leaves(state.value):
                 if not jnp.issubdtype(leaf.dtype, jnp.inexact):

@@ -43,9 +43,7 @@ class DRTRL(WindowedRule):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.engine not in ("auto", "reverse", "trace"):
-            raise ValueError(f"DRTRL(engine={self.engine!r}): expected 'auto', 'reverse' or 'trace'")
-        if self.segment not in ("auto", "sequence") and (type(self.segment) is not int or self.segment < 1):
+        if isinstance(self.segment, int) and self.segment < 1:
             raise ValueError(
                 f"DRTRL(segment={self.segment!r}): expected 'auto', 'sequence' or a number of time steps, 1 or more"
             )
@@ -87,7 +85,7 @@ class DRTRL(WindowedRule):
                 made = cut(lanes=True)  # a weight without inputs has no axis of lanes of its own
         return ReverseLearner(
             objective, network, made, x, window=self.window, single=self.vjp == "single-step", cadence=self.cadence(),
-            segment=segment,
+            segment=segment, reach=self.reach(example.sizes[1]),
         )  # fmt: skip
 
     def _pieces(self, time: int) -> bool:

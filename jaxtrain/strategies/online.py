@@ -17,7 +17,7 @@ from ..module import Objective, Phases
 from ..state import SHORT, State, gradient, is_key, name_of, parameters_behind, states_of, where_lanes
 from .base import Learner, Network, Row, Update, score, score_by_step, trained, warm_up, zeros_like_parameters
 from .cadence import SEQUENCE, Cadence, over_tiles
-from .rows import describe
+from .rows import ONE_STEP, Reach, describe
 
 
 def compile_rule(objective: Objective, x: Any, batch_size: int, vmapped: bool, algorithm: Any, **options: Any):
@@ -46,8 +46,9 @@ class OnlineLearner(Learner):
     are carried on.
     """
 
-    def __init__(self, objective: Objective, rule: Any, x: Any, *, window: int = 1, cadence: Cadence = SEQUENCE):
-        self.rule = rule
+    def __init__(self, objective: Objective, rule: Any, x: Any, *, window: int = 1, cadence: Cadence = SEQUENCE,
+                 reach: Reach = ONE_STEP):  # fmt: skip
+        self.rule, self.reach = rule, reach
         # Any: which of braintrace's engines it is shows only in its attributes.
         self.inner: Any = rule.module if isinstance(rule, brainstate.nn.Vmap) else rule
         super().__init__(objective, Network(objective.model, "vmap" if rule is not self.inner else "batched"))
@@ -190,7 +191,7 @@ class OnlineLearner(Learner):
     def report(self) -> list[Row]:
         single = self.inner.vjp_method == "single-step"
         return describe(
-            self._params, self.inner.report, self._trace_bytes(), self._acting, single=single, window=self.window
+            self._params, self.inner.report, self._trace_bytes(), self._acting, single=single, reach=self.reach
         )
 
     def trace_bytes(self) -> int:

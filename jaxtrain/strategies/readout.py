@@ -44,7 +44,8 @@ class ReadoutOnly(Strategy):
     batching: Batching = "auto"
 
     def __post_init__(self):
-        check_cadence("ReadoutOnly", self.update_every, self.carry)
+        super().__post_init__()
+        check_cadence("ReadoutOnly", self.update_every)
 
     def bind(self, objective: Objective, example: Phases) -> Learner:
         _, time, batch_size = example.sizes
@@ -63,9 +64,12 @@ class _Learner(Learner):
         self._read: dict[str, State] = {name: s for name, s in self._params.items() if name not in acting}
         if not self._read:
             raise ValueError(
-                f"readout_only: every parameter of {type(objective.model).__name__} acts through the hidden state; "
-                "give the model a readout"
+                f"readout_only: {', '.join(self._params)} act through the hidden state, and nothing else of "
+                f"{type(objective.model).__name__} is trained; give the model a readout"
             )
+        if not network.hidden:
+            model = type(objective.model).__name__
+            self.notes.append(f"readout_only: {model} has no hidden state, so everything is read out, as in bptt")
 
     def learn(self, phases: Phases, update: Update) -> Metrics:
         if not self.carried:

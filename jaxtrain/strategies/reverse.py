@@ -16,7 +16,7 @@ from .base import Learner, Network, Row, Update, score, scored, split_reset, tra
 from .cadence import SEQUENCE, Cadence, over_tiles
 from .cut import DENSE, EMBEDDING, Cut
 from .influence import Influence
-from .rows import describe
+from .rows import ONE_STEP, Reach, describe
 
 
 class ReverseLearner(Learner):
@@ -29,10 +29,10 @@ class ReverseLearner(Learner):
     """
 
     def __init__(self, objective: Objective, network: Network, cut: Cut, x: Any, *, window: int, single: bool,
-                 cadence: Cadence = SEQUENCE, segment: int | None = None):  # fmt: skip
+                 cadence: Cadence = SEQUENCE, segment: int | None = None, reach: Reach = ONE_STEP):  # fmt: skip
         """``segment``: time steps a piece; None takes the whole sequence as one."""
         super().__init__(objective, network)
-        self.cut, self.window, self.single = cut, window, single
+        self.cut, self.window, self.single, self.reach = cut, window, single, reach
         self.cadence, self.carried, self.segment = cadence, cadence.carried, segment
         self._params = trained(objective)
         self._acting = parameters_behind(network, objective.model, x, hidden=True)
@@ -188,7 +188,7 @@ class ReverseLearner(Learner):
             for name in relation.paths:
                 state = self.own.get(f"influence{i}")
                 sizes[name] = sizes.get(name, 0) + (0 if state is None else state.value.nbytes)
-        return describe(self._params, self.cut.report, sizes, self._acting, single=self.single, window=self.window)
+        return describe(self._params, self.cut.report, sizes, self._acting, single=self.single, reach=self.reach)
 
     def resolved(self) -> dict[str, Any]:
         return {**super().resolved(), "engine": "reverse", "segment": self.segment or "sequence"}

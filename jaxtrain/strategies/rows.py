@@ -1,16 +1,40 @@
-"""What a rule of braintrace does to each parameter, from braintrace's own report."""
+"""What a rule of braintrace does to each parameter, from braintrace's own report, and what would give it more."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..state import name_of
 from .base import Row
 
+PARTLY = "one of its ways into the hidden state passes through another weight, and only the direct one is traced"
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far back credit goes that no trace carries: ``within`` which time steps, and what gives ``more`` of it.
+    ``besides``: what a parameter without any trace has instead."""
+
+    within: str = "one time step"
+    more: str = "For more use drtrl with a window, or tbptt"
+    besides: str = ""
+
+    @staticmethod
+    def of_window(window: int, scored: int) -> Reach:
+        """Of a rule whose windows are ``window`` of ``scored`` time steps."""
+        within = f"one window of {window} scored time step" + ("s" if window > 1 else "")
+        if window >= scored:
+            return Reach(within, "Use strategy='bptt' for all")
+        return Reach(within, "A larger window gives it more, strategy='bptt' all")
+
+
+ONE_STEP = Reach()
+
 
 def describe(
-    params: Iterable[str], report: Any, sizes: Mapping[str, int], acting: set[str], *, single: bool, window: int
+    params: Iterable[str], report: Any, sizes: Mapping[str, int], acting: set[str], *, single: bool, reach: Reach
 ) -> list[Row]:
     """``sizes``: bytes of trace of each traced parameter. ``acting``: parameters that the new hidden states need.
     ``single``: whether the rule holds what it does not trace constant."""
@@ -24,7 +48,8 @@ def describe(
         if name not in acting:
             return Row(name, "yes", "reaches the output without the hidden state: exact at every time step")
         if name in partial:
-            return Row(name, "in part", "one of its ways into the hidden state passes through another weight", size)
+            other = "no credit. Use vjp='multi-step'" if single else f"credit within {reach.within}. {reach.more}"
+            return Row(name, "in part", f"{PARTLY}: the other has {other}", size)
         if name in sizes:
             return Row(name, "yes", "", size)
         if name in chained:
@@ -33,6 +58,6 @@ def describe(
             why = "reaches the hidden state by no operation of braintrace (braintrace.nn), so no trace of it is kept"
         if single:
             return Row(name, "no", f"{why}: its gradient is exactly zero. Use vjp='multi-step'")
-        return Row(name, "in part", f"{why}: its credit lies within one window of {window} scored time steps")
+        return Row(name, "in part", f"{why}: its credit lies within {reach.within}. {reach.besides or reach.more}")
 
     return [row(name) for name in params]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
 from abc import abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import brainstate
+import braintrace
 import jax
 
 from ..console import one_line
@@ -15,10 +18,19 @@ from ..state import draws_random, lasting, parameters
 from .base import Batching, Learner, Strategy, choose_batching, input_of
 from .cadence import Cadence, Carry, UpdateEvery, check_cadence, check_length
 from .online import OnlineLearner, compile_rule
+from .rows import ONE_STEP, Reach
 
 Lanes = Literal["either", "batched", "vmap"]
+UPSTREAM = Path(str(braintrace.__file__)).parent
 VMAP_FROM = 2**19
 """Trace elements, about lanes x parameters, from which mapping over lanes measures faster than a batched trace."""
+
+
+def _refused(error: Exception) -> bool:
+    """Whether braintrace itself says no, rather than something that the model runs into."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    ours = Path(frame.f_code.co_filename).is_relative_to(UPSTREAM)
+    return ours and isinstance(error, ValueError | TypeError | NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,8 @@ class OnlineRule(Strategy):
     """Whether braintrace can run the rule on hidden states below 32 bits."""
 
     def __post_init__(self):
-        check_cadence(type(self).__name__, self.update_every, self.carry)
+        super().__post_init__()
+        check_cadence(type(self).__name__, self.update_every)
         lanes, why = self.works_in()
         if lanes != "either" and self.batching not in ("auto", lanes):
             raise ValueError(f"{type(self).__name__}(batching={self.batching!r}): this rule needs {lanes!r}, {why}")
@@ -57,7 +70,13 @@ class OnlineRule(Strategy):
         """braintrace's algorithm (a name, a class or an ETraceConfig) and its options."""
 
     def learner(self, objective: Objective, compiled: Any, x: Any, example: Phases) -> Learner:
-        return OnlineLearner(objective, compiled, x, window=self.window_of(), cadence=self.cadence())
+        return OnlineLearner(
+            objective, compiled, x, window=self.window_of(), cadence=self.cadence(), reach=self.reach(example.sizes[1])
+        )
+
+    def reach(self, time: int) -> Reach:
+        """How far back credit without a trace goes, where ``time`` time steps are scored."""
+        return ONE_STEP
 
     def window_of(self) -> int:
         return 1
@@ -87,7 +106,10 @@ class OnlineRule(Strategy):
         try:
             compiled = compile_rule(objective, x, example.sizes[2], batching == "vmap", algorithm, **options)
         except Exception as error:
-            error.add_note(f"jaxtrain: strategy {self.name!r} cannot run on {type(objective.model).__name__}")
+            where = f"strategy {self.name!r} cannot run on {type(objective.model).__name__}"
+            if _refused(error):
+                raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
+            error.add_note(f"jaxtrain: {where}")
             raise
         self._check_width(objective, compiled)
         return self.learner(objective, compiled, x, example)
@@ -137,11 +159,6 @@ class SteppedRule(OnlineRule):
 
     vjp: Literal["multi-step", "single-step"] = "multi-step"
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.vjp not in ("multi-step", "single-step"):
-            raise ValueError(f"{type(self).__name__}(vjp={self.vjp!r}): expected 'multi-step' or 'single-step'")
-
 
 @dataclass(frozen=True)
 class WindowedRule(SteppedRule):
@@ -157,7 +174,7 @@ class WindowedRule(SteppedRule):
     def __post_init__(self):
         super().__post_init__()
         name = type(self).__name__
-        if type(self.window) is not int or self.window < 1:
+        if self.window < 1:
             raise ValueError(f"{name}(window={self.window!r}): expected a whole number of time steps, at least 1")
         if self.window > 1 and self.vjp == "single-step":
             raise ValueError(
@@ -170,3 +187,6 @@ class WindowedRule(SteppedRule):
 
     def window_of(self) -> int:
         return self.window
+
+    def reach(self, time: int) -> Reach:
+        return super().reach(time) if self.works_in()[0] == "vmap" else Reach.of_window(self.window, time)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import brainstate
 import braintrace
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..metrics import Metrics
 from ..module import Objective, Phases
 from ..state import State, is_key
 from .base import Learner, Row, Update
 from .online import OnlineLearner
+from .rows import PARTLY
 from .rule import Lanes, OnlineRule, SteppedRule, WindowedRule
 
 FILTERED: tuple[Lanes, str] = ("batched", "braintrace's trace filter (kappa) cannot be mapped over lanes")
@@ -49,7 +51,7 @@ class PPProp(WindowedRule):
             raise ValueError(f"PPProp(decay={self.decay!r}, rank={self.rank!r}): a rank replaces the decay; drop one")
         if self.decay is not None and not 0 <= self.decay < 1:
             raise ValueError(f"PPProp(decay={self.decay!r}): expected a number in [0, 1)")
-        if self.rank is not None and (type(self.rank) is not int or self.rank < 1):
+        if self.rank is not None and self.rank < 1:
             raise ValueError(f"PPProp(rank={self.rank!r}): expected a whole number of time steps, at least 1")
 
     def rule(self) -> tuple[Any, dict[str, Any]]:
@@ -82,8 +84,6 @@ class EProp(SteppedRule):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.feedback not in ("symmetric", "random"):
-            raise ValueError(f"EProp(feedback={self.feedback!r}): expected 'symmetric' or 'random'")
         if not 0 <= self.kappa < 1:
             raise ValueError(f"EProp(kappa={self.kappa!r}): expected a number in [0, 1)")
         _check_feedback_seed(self, self.feedback == "random")
@@ -136,7 +136,7 @@ class SnAp(SteppedRule):
 
     def __post_init__(self):
         super().__post_init__()
-        if type(self.n) is not int or self.n < 1:
+        if self.n < 1:
             raise ValueError(f"SnAp(n={self.n!r}): expected a whole number of time steps, at least 1")
 
     def rule(self) -> tuple[Any, dict[str, Any]]:
@@ -210,8 +210,18 @@ class ThreeFactor(OnlineRule):
     def learner(self, objective: Objective, compiled: Any, x: Any, example: Phases) -> Learner:
         if self.modulator not in (example.extras or {}):
             raise ValueError(
-                f"ThreeFactor(modulator={self.modulator!r}): Phases.extras holds {list(example.extras or {})}; "
-                "give it the reward as a sequence"
+                f"ThreeFactor(modulator={self.modulator!r}): Phases.extras holds {list(example.extras or {})}; give it "
+                f"the reward as a sequence: in Module.phases, Phases(..., extras={{{self.modulator!r}: reward}}) with "
+                f"reward (T_l, B), (T_l, B, 1) or (T_l, B, units); extras reach learning_step by keyword, too, so it "
+                f"takes {self.modulator}=. The copying task of recipes/copy_gru.py has no reward"
+            )
+        given, groups = np.shape((example.extras or {})[self.modulator]), compiled.graph.hidden_groups
+        units = {tuple(group.varshape[1:]) for group in groups}
+        if given[2:] not in ((), (1,)) and units != {given[2:]}:
+            wanted = ", ".join(str((*example.sizes[1:], *more)) for more in ((), (1,), *units))
+            raise ValueError(
+                f"ThreeFactor(modulator={self.modulator!r}): Phases.extras[{self.modulator!r}] has shape {given}; "
+                f"expected one of {wanted}: time steps, lanes, units"
             )
         learner = _ThreeFactorLearner(objective, compiled, x, cadence=self.cadence())
         learner.modulator = self.modulator
@@ -236,7 +246,14 @@ class _ThreeFactorLearner(OnlineLearner):
     def report(self) -> list[Row]:
         traced = self._trace_bytes()
         why = "no trace of it is kept, and the loss's own gradient is not used: its gradient is exactly zero"
-        return [row if row.name in traced else Row(row.name, "no", why) for row in super().report()]
+        partly = f"{PARTLY}: the other has no credit"  # and no field of this rule gives it any
+
+        def row(row: Row) -> Row:
+            if row.name not in traced:
+                return Row(row.name, "no", why)
+            return row if row.trains == "yes" else replace(row, why=partly)
+
+        return [row(given) for given in super().report()]
 
 
 Recursion = Literal["jacobian", "scalar_leak", "none"]
@@ -268,11 +285,12 @@ class ETrace(WindowedRule):
     feedback_seed: int = 0
 
     def __post_init__(self):
-        super().__post_init__()
         elsewhere = {"random_projection": "uoro", "modulatory": "three_factor", "bootstrapped": "dni"}
         for name in ("trace_factorization", "learning_signal"):
-            if (value := getattr(self, name)) in elsewhere:
+            value = getattr(self, name)
+            if isinstance(value, str) and value in elsewhere:
                 raise ValueError(f"ETrace({name}={value!r}): this is strategy {elsewhere[value]!r}; use it")
+        super().__post_init__()
         _check_feedback_seed(self, self.learning_signal == "random_feedback")
         self._config()
 
@@ -285,7 +303,11 @@ class ETrace(WindowedRule):
         names = ("trace_factorization", "temporal_recursion", "recurrence_scope", "learning_signal", "trace_filter",
                  "decay", "kappa", "sparse_n")  # fmt: skip
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return braintrace.ETraceConfig(**given)
+        try:
+            return braintrace.ETraceConfig(**given)
+        except (ValueError, TypeError) as error:  # its refusals name what does not go together
+            fields = ", ".join(f"{name}={value!r}" for name, value in given.items())
+            raise ValueError(f"ETrace({fields}): {' '.join(str(error).split())}") from None
 
     def rule(self) -> tuple[Any, dict[str, Any]]:
         options: dict[str, Any] = {"vjp_method": self.vjp}
@@ -296,7 +318,5 @@ class ETrace(WindowedRule):
 
 def _check_feedback_seed(rule: EProp | ETrace, random: bool) -> None:
     name, seed = type(rule).__name__, rule.feedback_seed
-    if type(seed) is not int:
-        raise ValueError(f"{name}(feedback_seed={seed!r}): expected a whole number")
     if seed and not random:
         raise ValueError(f"{name}(feedback_seed={seed}): the feedback is not random, so nothing is drawn; drop it")

@@ -52,8 +52,9 @@ class TBPTT(Strategy):
     batching: Batching = "auto"
 
     def __post_init__(self):
-        check_cadence("TBPTT", self.update_every, self.carry)
-        if type(self.window) is not int or self.window < 1:
+        super().__post_init__()
+        check_cadence("TBPTT", self.update_every)
+        if self.window < 1:
             raise ValueError(f"TBPTT(window={self.window!r}): expected a whole number of time steps, at least 1")
         if self.update_every != "sequence" and self.update_every % self.window:
             raise ValueError(
@@ -72,7 +73,12 @@ class TBPTT(Strategy):
             )
         batching = choose_batching(self.batching, objective.model, input_of(objective, example), batch_size)
         cadence = Cadence(self.update_every, self.carry == "carry")
-        return _Learner(objective, Network(objective.model, batching), self.window, cadence)
+        learner = _Learner(objective, Network(objective.model, batching), self.window, cadence)
+        if self.window == warm + time:
+            across = "; nothing goes back from one sequence to the one before" if cadence.carried else ""
+            whole = f"the whole sequence of {self.window} time steps"
+            learner.notes.append(f"tbptt: a window is {whole}, as in bptt{across}")
+        return learner
 
 
 class _Learner(Learner):

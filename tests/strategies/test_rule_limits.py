@@ -1,6 +1,8 @@
 """What a rule refuses, says and keeps: wrong fields, models it cannot follow, narrow numbers, bytes of traces."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import brainstate
 import braintrace
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 
 from jaxtrain import (
+    BPTT,
     DNI,
     DRTRL,
+    TBPTT,
     UORO,
     EProp,
     ETrace,
@@ -22,6 +26,7 @@ from jaxtrain import (
     SnAp,
     ThreeFactor,
 )
+from jaxtrain.cli import guarded
 from jaxtrain.module import Objective
 from jaxtrain.state import parameters
 from jaxtrain.strategies import rule as rules_of
@@ -199,3 +204,109 @@ def test_rows_add_up_to_the_traces(lab, cell, name):
 def test_readout_only_keeps_no_trace(lab):
     learner = bind(lab, ReadoutOnly())
     assert learner.trace_bytes() == 0 and not hasattr(learner, "rule") and not hasattr(learner, "inner")
+
+
+# -------------------------------------------------------------------------------------------- types, words, coordinates
+
+
+def test_fields_of_a_wrong_type_are_refused():
+    for make, message in (
+        (lambda: PPProp(decay="0.9"), r"^PPProp\(decay='0.9'\): expected float or None$"),
+        (lambda: BPTT(remat="yes"), r"^BPTT\(remat='yes'\): expected true or false$"),
+        (lambda: BPTT(remat=1), r"^BPTT\(remat=1\): expected true or false$"),
+        (lambda: EProp(feedback_seed="a"), r"^EProp\(feedback_seed='a'\): expected int$"),
+        (lambda: TBPTT(window=None), r"^TBPTT\(window=None\): expected int$"),
+        (lambda: SnAp(n=2.0), r"^SnAp\(n=2.0\): expected int$"),
+        (lambda: DRTRL(update_every="step"), r"^DRTRL\(update_every='step'\): expected 'sequence' or int$"),
+        (lambda: ReadoutOnly(carry=True), r"^ReadoutOnly\(carry=True\): expected 'reset' or 'carry'$"),
+        (lambda: UORO(batching="lanes"), r"^UORO\(batching='lanes'\): expected 'auto' or 'batched' or 'vmap'$"),
+        (lambda: ThreeFactor(modulator=3), r"^ThreeFactor\(modulator=3\): expected text$"),
+        (lambda: DNI(fit_lr="fast"), r"^DNI\(fit_lr='fast'\): expected float$"),
+        (lambda: DNI(fit_lr=float("inf")), r"^DNI\(fit_lr=inf\): expected a positive rate$"),
+        (lambda: ETrace(decay="half"), r"^ETrace\(decay='half'\): expected float or float float or None$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+    assert PPProp(decay=0) == PPProp(decay=0.0) and type(PPProp(decay=0).decay) is float
+    listed: Any = {"temporal_recursion": ["scalar_leak", "none"], "decay": [0.8, 0]}
+    pair = ETrace(trace_factorization="io_factorized", **listed)
+    assert pair.temporal_recursion == ("scalar_leak", "none") and pair.decay == (0.8, 0.0) and hash(pair)
+
+
+def test_a_field_of_a_type_of_ones_own_is_not_judged():
+    @dataclass(frozen=True)
+    class Own(BPTT):
+        scale: Callable | None = None
+        size: int = 1
+
+    assert Own(scale=abs).scale is abs
+    with pytest.raises(ValueError, match=r"^Own\(size='a'\): expected int$"):
+        Own(size="a")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "fields,what",
+    [
+        ({"decay": 1.5}, r"decay must be a float in \[0, 1\), got 1.5"),
+        ({"decay": (0.1, 0.2)}, "may only be a pair under"),
+        ({"kappa": 0.5}, "`trace_filter` is 'none'"),
+        ({"sparse_n": 0}, "must be at least 1, got 0"),
+        ({"recurrence_scope": "sparse_n"}, "`sparse_n` is required"),
+        ({"trace_factorization": "io_factorized"}, "the x-side decay is required"),
+        ({"trace_factorization": "io_factorized", "decay": (0.1,)}, "must have exactly two entries"),
+    ],
+)
+def test_coordinates_that_do_not_exist_are_named_in_one_line(fields, what):
+    with pytest.raises(ValueError, match=what) as raised:
+        ETrace(**fields)
+    given = ", ".join(f"{name}={value!r}" for name, value in fields.items())
+    assert str(raised.value).startswith(f"ETrace({given}): ") and "\n" not in str(raised.value)
+    assert guarded(lambda: (ETrace(**fields), 0)[1]) == 1, "no traceback at the command line"
+
+
+def test_what_braintrace_refuses_is_a_line_and_what_a_model_raises_is_not(lab, monkeypatch):
+    """Its own refusals are for the reader; an error within the model keeps its place and gets a note."""
+
+    def compile_rule(*args, **kwargs):
+        return braintrace.compile(lab.task().model, "no such rule", jnp.zeros((lab.B, lab.N_IN)), batch_size=lab.B)
+
+    monkeypatch.setattr(rules_of, "compile_rule", compile_rule)
+    with pytest.raises(ValueError, match=r"^strategy 'pp_prop' cannot run on Net: .*no such rule") as raised:
+        bind(lab, PPProp())
+    assert "\n" not in str(raised.value)
+    monkeypatch.setattr(rules_of, "compile_rule", lambda *args, **kwargs: int("the model's"))
+    with pytest.raises(ValueError, match=r"^invalid literal for int") as raised:
+        bind(lab, PPProp())
+    assert raised.value.__notes__ == ["jaxtrain: strategy 'pp_prop' cannot run on Net"]
+
+
+# ----------------------------------------------------------------------------------------------- rewards, the control
+
+
+def test_three_factor_says_where_a_reward_comes_from(lab):
+    with pytest.raises(ValueError) as raised:
+        bind(lab, ThreeFactor())
+    for part in ("Module.phases", "extras={'reward': reward}", "(T_l, B, units)", "by keyword", "recipes/copy_gru.py"):
+        assert part in str(raised.value)
+    (phases, *_) = three_sequences(lab, CASES["three_factor"])
+    for shape in ((lab.LEARN, lab.B, lab.N + 1), (lab.LEARN, lab.B, 1, 1)):
+        wrong = replace(phases, extras={"reward": jnp.ones(shape)})
+        with pytest.raises(ValueError, match=r"\['reward'\] has shape .*; one of \(4, 3\), \(4, 3, 1\), \(4, 3, 6\)"):
+            ThreeFactor().bind(Objective(rewarded(lab.task()), lambda x: x), wrong)
+
+
+def test_the_control_says_what_it_trains(lab):
+    class Frozen(lab.Task):
+        def trainable(self, name):
+            return name == "rnn.Wh.weight"
+
+    with pytest.raises(ValueError, match=r"^readout_only: rnn.Wh.weight act through the hidden state, and nothing"):
+        ReadoutOnly().bind(Objective(Frozen(lab.task().model), lambda x: x), lab.sequences())
+    assert bind(lab, ReadoutOnly()).notes == []
+    plain = bind(lab, ReadoutOnly(), braintrace.nn.Linear(lab.N_IN, lab.N_OUT))
+    assert plain.notes == ["readout_only: Linear has no hidden state, so everything is read out, as in bptt"]
+    model = lambda: braintrace.nn.Linear(lab.N_IN, lab.N_OUT)  # noqa: E731
+    with brainstate.random.seed_context(0):
+        ours = lab.learn(ReadoutOnly(), lab.Task(model()), lab.sequences())
+    with brainstate.random.seed_context(0):
+        lab.same(ours, lab.learn(BPTT(), lab.Task(model()), lab.sequences()))

@@ -90,3 +90,13 @@ def test_what_does_not_fit_is_refused(lab):
     with pytest.raises(ValueError, match=r"update_every at most the 4 scored time steps$"):
         bind(window=5, update_every=5)
     assert bind(window=9).report()[0].trains == "yes"
+
+
+def test_a_window_over_the_whole_sequence_is_called_bptt(lab):
+    def notes(window, **kwargs):
+        return TBPTT(window=window, **kwargs).bind(Objective(lab.task(), lambda x: x), lab.sequences()).notes
+
+    assert notes(9) == ["tbptt: a window is the whole sequence of 9 time steps, as in bptt"]
+    assert notes(8) == notes(8, carry="carry") == []
+    (carried,) = notes(9, carry="carry")
+    assert carried.endswith("as in bptt; nothing goes back from one sequence to the one before")

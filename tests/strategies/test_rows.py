@@ -1,0 +1,211 @@
+"""What the report says of parameters without a whole trace, checked against the gradient itself."""
+
+from dataclasses import replace
+
+import brainstate
+import braintrace
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxtrain import (
+    BPTT,
+    DNI,
+    DRTRL,
+    UORO,
+    EProp,
+    ETrace,
+    OSTLFeedforward,
+    OSTLRecurrent,
+    PPProp,
+    SnAp,
+    ThreeFactor,
+)
+from jaxtrain.module import Objective, check_phases
+from jaxtrain.state import parameters, set_key
+
+UNITS, TIME = 4, 6
+CHAINED = "reaches the hidden state only through another weight, so no trace of it is kept: "
+PARTLY = "one of its ways into the hidden state passes through another weight, and only the direct one is traced: "
+ELSEWHERE = "For more use drtrl with a window, or tbptt"
+
+
+class Ways(brainstate.nn.Module):
+    """``e`` reaches the hidden state through other weights alone, ``v`` both directly and through ``u``."""
+
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__()
+        self.e, self.v = braintrace.nn.Linear(n_in, UNITS), braintrace.nn.Linear(UNITS, UNITS)
+        self.u, self.out = braintrace.nn.Linear(UNITS, UNITS), braintrace.nn.Linear(UNITS, n_out)
+
+    def init_state(self, batch_size=None, **_):
+        self.h = brainstate.HiddenState(jnp.zeros((UNITS,) if batch_size is None else (batch_size, UNITS)))
+
+    def update(self, x):
+        a = self.v(jnp.tanh(self.e(x)))
+        self.h.value = 0.9 * self.h.value + a + self.u(jnp.tanh(a))
+        return self.out(jnp.tanh(self.h.value))
+
+
+def task(lab):
+    with brainstate.random.seed_context(0):
+        return lab.Task(Ways(lab.N_IN, lab.N_OUT))
+
+
+def truth(lab, phases, window: int | None) -> dict:
+    """Gradients of ``e`` and ``v`` in jax.numpy alone: what passes through another weight is cut at the beginning of
+    each window of scored time steps, or everywhere (None); ``v``'s direct way never is."""
+    values = {name: state.value for name, state in parameters(task(lab).model).items()}
+    x = jnp.concatenate([phases.warmup, phases.inputs])
+    warm, _, lanes = phases.sizes
+    stop = jax.lax.stop_gradient
+
+    def affine(p, x):
+        return x @ p["weight"] + p["bias"]
+
+    def loss(params, of):
+        w = {**values, **params}
+        direct = other = jnp.zeros((lanes, UNITS))
+        total = 0.0
+        for t in range(len(x)):
+            if window is None or t <= warm or (t - warm) % window == 0:
+                other = stop(other)
+                direct = stop(direct) if of == "e.weight" else direct
+            a = affine(w["v.weight"], jnp.tanh(affine(w["e.weight"], x[t])))
+            direct = 0.9 * direct + a
+            other = 0.9 * other + affine(values["u.weight"], jnp.tanh(stop(a) if window is None else a))
+            if t >= warm:
+                out = affine(values["out.weight"], jnp.tanh(direct + other))
+                total += jnp.square(out - phases.targets[t - warm]).mean(-1).sum()
+        return total
+
+    return {name: jax.grad(loss)({name: values[name]}, name)[name] for name in ("e.weight", "v.weight")}
+
+
+def within(window: int) -> str:
+    return f"within one window of {window} scored time step" + ("s" if window > 1 else "")
+
+
+LARGER = "A larger window gives it more, strategy='bptt' all"
+RULES = {
+    # strategy: the window of e (0: no gradient at all) and of v (None: the direct way alone, "-": not compared), and
+    # what is said of how much there is, and of what gives more
+    DRTRL(): (1, 1, within(1), LARGER),
+    DRTRL(window=3): (3, 3, within(3), LARGER),
+    DRTRL(window=TIME): (TIME, TIME, within(TIME), "Use strategy='bptt' for all"),
+    DRTRL(engine="trace", window=4): (4, 4, within(4), LARGER),
+    DRTRL(vjp="single-step"): (0, None, "", "Use vjp='multi-step'"),
+    DRTRL(vjp="single-step", engine="trace"): (0, None, "", "Use vjp='multi-step'"),
+    PPProp(window=3): (3, "-", within(3), LARGER),
+    OSTLFeedforward(): (1, "-", within(1), LARGER),
+    ETrace(): (1, 1, within(1), LARGER),
+    ETrace(recurrence_scope="coupled"): (1, 1, "within one time step", ELSEWHERE),
+    EProp(): (0, None, "", "Use vjp='multi-step'"),
+    EProp(vjp="multi-step"): (1, 1, "within one time step", ELSEWHERE),
+    OSTLRecurrent(): (1, 1, "within one time step", ELSEWHERE),
+    SnAp(): (1, 1, "within one time step", ELSEWHERE),
+    UORO(): (1, "-", "within one time step", ELSEWHERE),
+}
+
+
+@pytest.mark.parametrize("strategy", RULES, ids=str)
+def test_what_is_said_is_what_the_gradient_has(lab, strategy):
+    phases = lab.sequences(time=TIME)
+    e, v, reach, more = RULES[strategy]
+    drive = lab.Drive(strategy, task(lab), phases)
+    grads, rows = drive.grads(phases), {row.name: row for row in drive.learner.report()}
+    chained, partly = rows["e.weight"], rows["v.weight"]
+    assert (rows["u.weight"].trains, rows["u.weight"].why, rows["out.weight"].trains) == ("yes", "", "yes")
+    exact = lab.learn(BPTT(), task(lab), phases)
+    if e == 0:
+        assert (chained.trains, chained.why) == ("no", f"{CHAINED}its gradient is exactly zero. {more}")
+        assert not any(leaf.any() for leaf in lab.flat({"": grads["e.weight"]}).values())
+        assert (partly.trains, partly.why) == ("in part", f"{PARTLY}the other has no credit. {more}")
+    else:
+        assert (chained.trains, chained.why) == ("in part", f"{CHAINED}its credit lies {reach}. {more}")
+        lab.same({"e": grads["e.weight"]}, {"e": truth(lab, phases, e)["e.weight"]})
+        assert lab.cosine({"e": grads["e.weight"]}, {"e": exact["e.weight"]}) < 0.999, "the test sees what is missing"
+        assert (partly.trains, partly.why) == ("in part", f"{PARTLY}the other has credit {reach}. {more}")
+    if v != "-":
+        lab.same({"v": grads["v.weight"]}, {"v": truth(lab, phases, v)["v.weight"]})
+        assert lab.cosine({"v": grads["v.weight"]}, {"v": exact["v.weight"]}) < 0.999
+
+
+def test_more_than_a_window_gives_is_given_as_said(lab):
+    """A larger window gives more credit, and on the average over sequences a gradient nearer to BPTT's."""
+    batches = [lab.sequences(seed, time=TIME) for seed in range(12)]
+    of = lambda grads: {"e": grads["e.weight"]}  # noqa: E731
+    exact = lab.Drive(BPTT(), task(lab), batches[0])
+    truths = [of(exact.grads(phases)) for phases in batches]
+    found = []
+    for window in (1, 3, TIME):
+        drive = lab.Drive(DRTRL(window=window), task(lab), batches[0])
+        grads = [of(drive.grads(phases)) for phases in batches]
+        found.append(np.mean([lab.cosine(a, b) for a, b in zip(grads, truths, strict=True)]))
+    assert found == sorted(found) and found[0] < found[-1] - 0.01, found
+
+
+def test_dni_estimates_what_comes_later_for_what_has_no_trace_at_all(lab):
+    phases = lab.sequences(time=TIME)
+    drive = lab.Drive(DNI(fit_epochs=3), task(lab), phases)
+    grads, rows = drive.grads(phases), {row.name: row.why for row in drive.learner.report()}
+    wanted = truth(lab, phases, 1)
+    assert rows["e.weight"] == f"{CHAINED}its credit lies within one time step. Of what comes later it has the " + (
+        "synthesiser's estimate"
+    )
+    with pytest.raises(AssertionError, match="off by"):
+        lab.same({"e": grads["e.weight"]}, {"e": wanted["e.weight"]})
+    assert rows["v.weight"] == f"{PARTLY}the other has credit within one time step. {ELSEWHERE}"
+    lab.same({"v": grads["v.weight"]}, {"v": wanted["v.weight"]})
+
+
+def test_a_reward_reaches_the_direct_way_alone(lab):
+    class Rewarded(lab.Task):
+        def learning_step(self, forward, x, y, reward):
+            return super().learning_step(forward, x, y)
+
+    phases = replace(lab.sequences(), extras={"reward": jnp.ones((lab.LEARN, lab.B))})
+    learner = ThreeFactor().bind(Objective(Rewarded(task(lab).model), lambda x: x), phases)
+    assert {row.name: (row.trains, row.why) for row in learner.report() if row.name == "v.weight"} == {
+        "v.weight": ("in part", f"{PARTLY}the other has no credit")
+    }
+
+
+def test_uoro_is_unbiased_where_there_is_a_trace_and_only_there(lab):
+    """The mean over draws becomes BPTT's gradient for ``Wz`` and ``Wh`` of a GRU; ``Wr`` draws nothing, and stays at
+    the credit of one time step."""
+
+    class Drawing(lab.Drive):
+        def _step(self, phases):
+            handed = {}
+            set_key(jax.random.wrap_key_data(phases.extras["draw"][0, 0]))
+            self.learner.learn(check_phases(phases), lambda grads, weight: (handed.update(grads=dict(grads)), {})[1])
+            return handed["grads"], 0.0, {}
+
+    class Drawn(lab.Task):
+        def learning_step(self, forward, x, y, draw=None):
+            return super().learning_step(forward, x, y)
+
+    def drawn(i):
+        data = jax.random.key_data(jax.random.key(i))
+        return replace(phases, extras={"draw": jnp.broadcast_to(data, (lab.LEARN, 1, *data.shape))})
+
+    phases = lab.sequences(lanes=1)
+    exact = lab.learn(BPTT(), lab.task(), phases)
+    diagonal = lab.learn(DRTRL(), lab.task(), phases)
+    drive = Drawing(UORO(), Drawn(lab.task().model), drawn(0))
+    first = total = drive.grads(drawn(0))
+    for i in range(1, 1500):
+        total = jax.tree.map(jnp.add, total, drive.grads(drawn(i)))
+    of = lambda grads, name: {name: grads[name]}  # noqa: E731
+    for name in ("rnn.Wz.weight", "rnn.Wh.weight"):
+        assert lab.cosine(of(first, name), of(exact, name)) < 0.9, "one draw says little"
+        assert lab.cosine(of(total, name), of(exact, name)) > 0.994
+        assert lab.cosine(of(diagonal, name), of(exact, name)) < 0.99, "D-RTRL is biased here"
+        ratio = [np.linalg.norm(lab.flat(of(g, name))[f"{name}['weight']"]) for g in (total, exact)]
+        assert abs(ratio[0] / 1500 / ratio[1] - 1) < 0.1
+    lab.same(of(first, "rnn.Wr.weight"), of(diagonal, "rnn.Wr.weight"))
+    assert lab.cosine(of(total, "rnn.Wr.weight"), of(exact, "rnn.Wr.weight")) < 0.99
+    row = next(row for row in drive.learner.report() if row.name == "rnn.Wr.weight")
+    assert row.trains == "in part" and row.why.endswith(f"its credit lies within one time step. {ELSEWHERE}")

@@ -39,9 +39,9 @@ _read: set[str] = set()  # steps that were read
 
 
 def _say_once(step: Path) -> None:
-    """Orbax reads leaves side by side and closes its event loop at the first that fails. What becomes of the others
-    would be reported a second time, at length, at some moment of the garbage collector or of TensorStore's threads: by
-    asyncio, with the step's path, and through sys.unraisablehook, with nothing that says whose it is."""
+    """Orbax reads and writes leaves side by side and closes its event loop at the first that fails. What becomes of the
+    others would be reported a second time, at length, at some moment of the garbage collector or of TensorStore's
+    threads: by asyncio, with the step's path, and through sys.unraisablehook, with nothing that says whose it is."""
     if not _read:
         logging.getLogger("asyncio").addFilter(lambda record: not any(path in record.getMessage() for path in _read))
     _read.add(str(step))
@@ -182,6 +182,7 @@ class Store:
                     todelete_subdir=_GONE,
                 )
                 self._manager = ocp.CheckpointManager(self.directory, options=options)
+            _say_once(self._whole(step))  # of a save that fails, too
             self._manager.save(step, args=ocp.args.Composite(**args), force=True)
         except Exception as error:
             self._failed(step, error)
@@ -239,7 +240,7 @@ class Store:
     def _probe(self) -> None:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            probe = self.directory / f".probe-{os.getpid()}"
+            probe = self.directory / ".probe"
             probe.touch()
             probe.unlink()
         except OSError as error:
@@ -297,8 +298,9 @@ class Store:
             self._scores.pop(step, None)
         self._tidy(None if self._saved else step)
         # Without frames, but with all that the error was raised from.
-        space = any(words in "".join(traceback.format_exception(error, limit=0)) for words in _SPACE)
-        why = "no space left" if space else one_line(error)[:200]
+        text = "".join(traceback.format_exception(error, limit=0))
+        space, code = any(words in text for words in _SPACE), re.search(r"os_error_code='(\d+)'", text)  # TensorStore's
+        why = "no space left" if space else os.strerror(int(code[1])) if code else one_line(error)[:200]
         if self._saved:
             outcome = "is saved, but older ones were not removed"
         elif space:

@@ -41,9 +41,13 @@ def write_atomic(path: Path, data: bytes) -> None:
     One process at a time may write a path: the run directory is locked.
     """
     temporary = path.with_name(f".{path.name}.tmp")  # always the same, so that what a kill leaves is not there for ever
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # through no link
     try:
-        temporary.unlink(missing_ok=True)
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # through no link
+        try:
+            handle = os.open(temporary, flags, 0o666)
+        except FileExistsError:
+            temporary.unlink()
+            handle = os.open(temporary, flags, 0o666)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()

@@ -17,7 +17,8 @@ from typing import Any
 
 HERE = Path(__file__).parent
 COUNT, KILL, HALF, FAIL = range(4)
-MODES = {"count": (COUNT, 0), "kill": (KILL, 0), "half": (HALF, 0), "ENOSPC": (FAIL, errno.ENOSPC), "EIO": (FAIL, errno.EIO)}
+ERRORS = {"ENOSPC": (FAIL, errno.ENOSPC), "EIO": (FAIL, errno.EIO)}
+MODES = {"count": (COUNT, 0), "kill": (KILL, 0), "half": (HALF, 0), **ERRORS}
 
 
 def missing() -> str | None:
@@ -29,7 +30,7 @@ def missing() -> str | None:
 
 def build(folder: Path) -> Path:
     target = folder / "faults.so"
-    command = ["cc", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(target), str(HERE / "faults.c")]
+    command = ["cc", "-O1", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", str(target), str(HERE / "faults.c")]
     done = subprocess.run([*command, "-ldl", "-lpthread"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return target
@@ -65,8 +66,6 @@ class Call:
         """The path as a pattern for all files of its kind."""
         path = re.sub(r"[0-9a-f]{32}", "*", self.path)
         path = re.sub(r"events\.out\..*", "events.out.*", path)
-        path = re.sub(r"(^|/)(\.\w+(?:\.json|\.jsonl|-\d+\.png))\.\w+$", r"\1\2.*", path)
-        path = re.sub(r"\.probe-\d+", ".probe-*", path)
         return re.sub(r"\d{8,}", "*", path)
 
 
@@ -95,7 +94,8 @@ def server(folder: Path) -> Iterator[Server]:
     """Builds the library, and serves; ``folder`` gets its reports."""
     environment = {**os.environ, "LD_PRELOAD": str(build(folder))}
     command = [sys.executable, str(HERE / "server.py")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
         assert process.stdin is not None and process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         yield Server(process, folder)

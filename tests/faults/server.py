@@ -8,6 +8,7 @@ own. One JSON object a line comes in on stdin and goes out on stdout:
 
 import ctypes
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -45,6 +46,7 @@ def child(order: dict, text: int, answer: int) -> int:
     os.dup2(text, 1)
     os.dup2(text, 2)
     directory = Path(order["dir"])
+    logging.root.handlers.clear()  # TensorBoard's reader, which a run does not import, sets one up
     if order["fault"] is not None:
         arm(directory, order["fault"], os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644))
     code = guarded(lambda: tiny.train(directory, order["resume"]).exit_code)

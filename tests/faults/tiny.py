@@ -1,7 +1,7 @@
 """The run that the walk breaks: a few steps with everything that a run can have on disk, and what it came to.
 
-Noise in the model, an optimizer with moments and a schedule, callbacks with states, both loggers, figures, two saves, and
-an old checkpoint that is deleted.
+Noise in the model, an optimizer with moments and a schedule, callbacks with states, both loggers, figures, two saves,
+and an old checkpoint that is deleted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class Noisy(Linear):
 
     def __init__(self) -> None:
         rate = optax.warmup_cosine_decay_schedule(0.0, 0.05, 3, 8)
-        super().__init__(lambda: optax.chain(optax.clip(0.5), optax.inject_hyperparams(optax.adamw)(learning_rate=rate)))
+        adam = optax.inject_hyperparams(optax.adamw)
+        super().__init__(lambda: optax.chain(optax.clip(0.5), adam(learning_rate=rate)))
 
     def learning_step(self, forward, x, y):
         return super().learning_step(forward, x + 0.1 * brainstate.random.randn(*x.shape), y)
@@ -81,5 +82,3 @@ def came_to(run_dir: Path) -> dict[str, Any]:
         "files": sorted(path.name for path in run_dir.iterdir()),
         "checkpoints": sorted(path.name for path in (run_dir / "checkpoints").iterdir()),
     }
-
-

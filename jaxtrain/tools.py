@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,13 +48,43 @@ def _tool(argv: list[str]) -> int:
     fidelity.add_argument(
         "--out", type=Path, default=Path("fidelity"), help="directory for fidelity.md, .json and .png; overwritten there"
     )
+    resume = commands.add_parser(
+        "verify-resume", help="whether a run killed at random moments and gone on with is bit for bit the same",
+        epilog="further options are the recipe's own, e.g. --max-steps 500; what hangs on the clock (a max_time, a "
+        "period in minutes) cannot be verified", allow_abbrev=False,
+    )  # fmt: skip
+    resume.add_argument("recipe", type=Path, metavar="RECIPE")
+    resume.add_argument("--kills", type=int, default=10, help="how many times it is killed")
+    resume.add_argument("--kill-seed", type=int, default=0, help="of the moments; --seed is the recipe's own")
+    resume.add_argument("--keep", type=Path, help="an empty directory for the runs; by itself one that goes if all is equal")
     args, rest = parser.parse_known_args(argv)
     if args.command == "info":
         if rest:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         print(describe_run(args.run_dir.expanduser()))
         return 0
+    if args.command == "verify-resume":
+        return _verify_resume(args, rest)
     return _fidelity(args, rest, argv)
+
+
+def _verify_resume(args: argparse.Namespace, rest: list[str]) -> int:
+    from . import verify
+
+    verify.check(args.recipe, rest, args.kills)
+    if args.keep is None:
+        folder = Path(tempfile.mkdtemp(prefix="verify-resume-"))
+    else:
+        folder = args.keep.expanduser().resolve()
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"verify-resume --keep {args.keep}: expected an empty directory, or none yet")
+    verdict = verify.verify(args.recipe, rest, args.kills, args.kill_seed, folder, print)
+    print(verify.table(verdict))
+    if args.keep is None and verdict.equal:
+        shutil.rmtree(folder)
+    else:
+        print(f"the runs are in {folder}")
+    return 0 if verdict.equal else 1
 
 
 def _fidelity(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:

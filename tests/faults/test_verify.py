@@ -1,0 +1,115 @@
+"""``jaxtrain verify-resume``: an exact recipe passes, one whose data forgets where it was does not."""
+
+from pathlib import Path
+
+import pytest
+
+from jaxtrain import verify
+from jaxtrain.tools import tool
+
+RECIPE = '''
+"""A recipe as small as they get."""
+import sys
+from dataclasses import dataclass
+
+sys.path.insert(0, {root!r})
+
+from jaxtrain import cli
+
+
+@dataclass(frozen=True)
+class Config(cli.Options):
+    """A recipe."""
+
+    strategy: cli.StrategyName = "bptt"
+    forgetful: bool = False
+    """data that counts its batches in Python, and not from the step"""
+    fails: bool = False
+
+
+def make(config):
+    import time
+
+    import jaxtrain as jt
+    from tests.faults.tiny import Noisy
+    from tests.small import Lines, LinesOf, line
+
+    class Slow(Lines):
+        count = 0
+
+        def batch(self, step):
+            if config.fails:
+                raise ValueError("no such file")
+            time.sleep(0.01)
+            self.count += 1
+            return line(self.count if config.forgetful else step)
+
+    callbacks = [jt.JSONL(), jt.TensorBoard(), jt.Checkpoint(every=20, best=None)]
+    fit = jt.Fit("bptt", max_steps=200, chunk=5, log_every=2, validate_every=50, callbacks=callbacks,
+                 run_dir=config.run_dir)
+    return fit, Noisy(), jt.DataModule(Slow(), LinesOf(2))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(Config, make))
+'''
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch, tmp_path_factory):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("temporary")))
+    path = tmp_path / "recipe.py"
+    path.write_text(RECIPE.format(root=str(Path(__file__).parents[2])))
+    return path
+
+
+def run(capsys, *argv):
+    code = tool(["verify-resume", *map(str, argv)])
+    return code, capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_an_exact_recipe_and_one_that_forgets(recipe, tmp_path, capsys):
+    code, said = run(capsys, recipe, "--kills", 3, "--keep", tmp_path / "kept")
+    assert code == 0, said
+    assert said.out.count("\nkill ") == 3 and "\nresume is exact\n" in said.out
+    for part in ("result", "parameters", "training state", "callback states", "metrics.jsonl", "TensorBoard"):
+        assert f"  {part:<18}equal\n" in said.out
+    assert {path.name for path in (tmp_path / "kept").iterdir()} >= {"whole", "whole.log", "killed-1"}
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.py", "kept"}, "no run of the user's is touched"
+
+    code, said = run(capsys, recipe, "--forgetful", "--kills", 3, "--kill-seed", 7)
+    assert code == 1, said
+    assert "  training state    DIFFERS: " in said.out and "  metrics.jsonl     DIFFERS: " in said.out
+    assert "\nresume is NOT exact\n" in said.out
+
+    code, said = run(capsys, recipe, "--fails")
+    assert code == 1 and said.err.startswith("error: the run without kills ended with exit code 1: ")
+    assert len(said.err.splitlines()) == 1 and "no such file" in said.err
+
+
+@pytest.mark.parametrize(
+    "argv,message",
+    [
+        (["nowhere.py"], "nowhere.py: no such file; expected a recipe"),
+        (["recipe.py", "--kills", "0"], "verify-resume --kills 0: expected a positive number"),
+        (["recipe.py", "--run-dir", "mine"], "directories of its own: leave --run-dir out"),
+        (["recipe.py", "--run_dir=mine"], "directories of its own: leave --run_dir out"),
+        (["recipe.py", "--resume", "best"], "leave --resume out"),
+        (["recipe.py", "--keep", "."], "verify-resume --keep .: expected an empty directory, or none yet"),
+    ],
+)
+def test_what_cannot_be_verified_is_one_line(recipe, capsys, argv, message):
+    code, said = run(capsys, *argv)
+    assert code == 2 and message in said.err and len(said.err.splitlines()) == 1
+    assert [path.name for path in recipe.parent.iterdir()] == ["recipe.py"]
+
+
+def test_the_first_difference_is_named_with_both_values():
+    whole = {"a": [1, {"b": 2.0}], "c": None}
+    assert verify.first_difference(whole, {"a": [1, {"b": 2.0}], "c": None}) is None
+    assert verify.first_difference(whole, {"a": [1, {"b": 2.5}], "c": None}) == "a[1].b: 2.0 without kills, 2.5 with"
+    assert verify.first_difference(whole, {"a": [1], "c": None}) == "a: 2 entries without kills, 1 with"
+    assert verify.first_difference(whole, {"a": whole["a"], "c": 1}) == "c: None without kills, 1 with"
+    assert verify.first_difference(whole, {"c": None, "a": whole["a"], "d": 0}) == "d: None without kills, 0 with"

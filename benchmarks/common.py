@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,19 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass
 class Timing:
-    """Seconds a step of every contender, round by round; NaN where a slow one sat a round out."""
+    """Seconds a step of every contender, round by round; NaN where a slow one sat a round out.
+
+    ``cpu``: of all threads of the process. What others do on the machine shows there less.
+    """
 
     seconds: dict[str, list[float]]
+    cpu: dict[str, list[float]] = field(default_factory=dict)
 
     def middle(self, name: str) -> float:
         return statistics.median(_there(self.seconds[name]))
+
+    def cpu_middle(self, name: str) -> float:
+        return statistics.median(_there(self.cpu[name]))
 
     def least(self, name: str) -> float:
         return min(_there(self.seconds[name]))
@@ -70,6 +77,7 @@ def by_turns(
     rounds: int,
     turn: float,
     clock: Callable[[], float] = time.perf_counter,
+    cpu_clock: Callable[[], float] = time.process_time,
 ) -> Timing:
     """Time contenders round robin; every second round goes through them backwards.
 
@@ -80,24 +88,26 @@ def by_turns(
     if rounds < 1:
         raise ValueError(f"rounds={rounds}: expected 1 or more")
 
-    def taken(name: str, steps: int) -> float:
-        started = clock()
+    def taken(name: str, steps: int) -> tuple[float, float]:
+        started, cpu = clock(), cpu_clock()
         contenders[name](steps)
-        return (clock() - started) / steps
+        return (clock() - started) / steps, (cpu_clock() - cpu) / steps
 
     steps, plays = {}, {}
     for name in contenders:
-        once = max(taken(name, 1), 1e-9)
+        once = max(taken(name, 1)[0], 1e-9)
         if once < turn:
-            once = max(taken(name, 1), 1e-9)
+            once = max(taken(name, 1)[0], 1e-9)
         steps[name] = max(1, round(turn / once))
         wanted = min(rounds, max(3, math.ceil(rounds * 4 * turn / once)))
         plays[name] = {round(i * (rounds - 1) / max(wanted - 1, 1)) for i in range(wanted)}
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    timing = Timing({name: [] for name in contenders}, {name: [] for name in contenders})
     for number in range(rounds):
         for name in contenders if number % 2 == 0 else reversed(list(contenders)):
-            seconds[name].append(taken(name, steps[name]) if number in plays[name] else math.nan)
-    return Timing(seconds)
+            wall, cpu = taken(name, steps[name]) if number in plays[name] else (math.nan, math.nan)
+            timing.seconds[name].append(wall)
+            timing.cpu[name].append(cpu)
+    return timing
 
 
 def by_turns_of_runs(runs: Mapping[str, Callable[[int], float]], rounds: int, steps: int) -> Timing:

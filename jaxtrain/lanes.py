@@ -45,10 +45,14 @@ class Lanes:
 
     Every leaf of ``values`` has an axis of lanes first. All lanes see the same batch. Metrics have lanes on their last
     axis until ``merged`` makes one number of them.
+
+    Where a device does many small products at once, lanes are one more axis of each (``vmap``); on CPU, whose cores one
+    lane's products fill, they follow one another within the program: benchmarks/seeds.py measures both.
     """
 
     def __init__(self, seeds: tuple[int, ...]):
         self.seeds = seeds
+        self.one_by_one = jax.default_backend() == "cpu"
 
     def root(self) -> jax.Array:
         return stack([jax.random.key(seed) for seed in self.seeds])
@@ -71,6 +75,8 @@ class Lanes:
 
     def map(self, step: Callable) -> Callable:
         """Of ``step(values, root, index, batch)``: the step of all lanes."""
+        if self.one_by_one:
+            return lambda values, root, *args: jax.lax.map(lambda lane: step(*lane, *args), (values, root))
         mapped = jax.vmap(step, in_axes=(0, 0, None, None))
 
         def quietly(*args):

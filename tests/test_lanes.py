@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.lanes import as_seeds
+from jaxtrain.lanes import Lanes, as_seeds
 from jaxtrain.loggers.jsonl import read_rows
 from jaxtrain.state import flatten, parameters
 from tests.small import CopyGRU, Linear, copies, lines
@@ -48,7 +48,20 @@ def params(path, module, seed=None):
     return flatten({name: state.value for name, state in parameters(model).items()})
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+@pytest.fixture(params=[True, False], ids=["one by one", "vmap"])
+def mapped(request, monkeypatch):
+    make = Lanes.__init__
+
+    def init(self, seeds):
+        make(self, seeds)
+        assert self.one_by_one  # what CPUs have by themselves
+        self.one_by_one = request.param
+
+    monkeypatch.setattr(Lanes, "__init__", init)
+
+
+@pytest.mark.usefixtures("mapped")
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: s if isinstance(s, str) else f"{s.engine} {s.carry}")
 def test_a_lane_is_the_run_of_its_seed(strategy, tmp_path):
     common: dict[str, Any] = dict(max_steps=6, log_every=2, validate_every=3, clip=0.5)
     make = lambda: CopyGRU(lambda: braintools.optim.Adam(braintools.optim.StepLR(0.01, 2)), noise=0.1)  # noqa: E731
@@ -145,6 +158,7 @@ def weights(seed):
     return seen[:-1]
 
 
+@pytest.mark.usefixtures("mapped")
 def test_a_lane_that_is_not_finite_is_frozen_and_named(tmp_path, caplog):
     paths = [weights(seed) for seed in range(4)]
     # Between the largest first weight of some seeds and that of the others, so that these alone fail.

@@ -92,10 +92,10 @@ def main() -> None:
     if options.vmap:
         from jaxtrain import lanes
 
-        made = lanes.Lanes.__init__
+        plain = lanes.Lanes.__init__
 
         def init(self: Any, seeds: tuple[int, ...]) -> None:
-            made(self, seeds)
+            plain(self, seeds)
             self.one_by_one = False
 
         lanes.Lanes.__init__ = init

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -71,6 +72,16 @@ class Call:
 
 def calls(log: Path) -> list[Call]:
     return [Call(*line.removesuffix(" !").split(" ", 2)[1:]) for line in log.read_text().splitlines()]
+
+
+def arm(directory: Path, fault: dict[str, Any], log: int) -> None:
+    """In a process with the library: from now on, changes below the directory meet the fault (``Fault.order``)."""
+    arguments = [fault[key] for key in ("mode", "first", "last", "error", "call", "path")]
+    encoded = [value.encode() if isinstance(value, str) else value for value in arguments]
+    arm = ctypes.CDLL(None).faults_arm
+    arm.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_long, ctypes.c_long, ctypes.c_int, ctypes.c_char_p,
+                    ctypes.c_char_p, ctypes.c_int]  # fmt: skip
+    assert arm(str(directory).encode(), *encoded, log) == 0
 
 
 class Server:

@@ -6,7 +6,6 @@ own. One JSON object a line comes in on stdin and goes out on stdout:
     {"code": exit code, negative for a signal, "text": what it printed, "came_to": ... | null}
 """
 
-import ctypes
 import json
 import logging
 import os
@@ -29,17 +28,9 @@ from jax._src import xla_bridge
 from jaxtrain import fit, loggers  # noqa: F401
 from jaxtrain.cli import guarded
 from tests.faults import tiny
+from tests.faults.library import arm
 
 SECONDS = 60  # a run takes less than one
-
-
-def arm(directory: Path, fault: dict, log: int) -> None:
-    arguments = [fault[key] for key in ("mode", "first", "last", "error", "call", "path")]
-    encoded = [value.encode() if isinstance(value, str) else value for value in arguments]
-    arm = ctypes.CDLL(None).faults_arm
-    arm.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_long, ctypes.c_long, ctypes.c_int, ctypes.c_char_p,
-                    ctypes.c_char_p, ctypes.c_int]  # fmt: skip
-    assert arm(str(directory).encode(), *encoded, log) == 0
 
 
 def child(order: dict, text: int, answer: int) -> int:

@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import dis
 import inspect
+import math
 import os
 import shlex
 import sys
@@ -105,7 +106,9 @@ def _recipe(Config, make, presets, chance, argv) -> int:
     if start.note:
         print(start.note)
     fresh = start.run_dir is None
-    label = config.strategy + (f"-seed{config.seed}" if hasattr(config, "seed") else "")
+    label = config.strategy + "".join(
+        f"-{key}{getattr(config, key)}" for key in ("seed", "seeds") if _given(config, key)
+    )
     run_dir = start.run_dir or fresh_run(root, label, create=not args.dry_run)
     config = dataclasses.replace(config, run_dir=str(run_dir))
     use_compilation_cache()
@@ -298,6 +301,7 @@ def _summary(result: Result, config: Options, script: Path, root: Path, chance: 
                 scores.append(f"{name} {value:.4g}{guess}")
         if scores:
             lines.append(f"{part:<8}{', '.join(scores)}")
+    lines += _seeds(result)
     run_dir = _short(Path(result.run_dir or config.run_dir or ""))  # a fork has a directory of its own
     command = [_python(), str(_short(script)), "--run-dir", str(run_dir), "--resume", "last"]
     steps = getattr(config, "max_steps", None)
@@ -310,6 +314,24 @@ def _summary(result: Result, config: Options, script: Path, root: Path, chance: 
         f"go on   {shlex.join(command)}",
     ]
     return "\n".join(lines)
+
+
+def _seeds(result: Result) -> list[str]:
+    """Of a run of several seeds: what above is a mean of."""
+    seeds, frozen = result.summary.get("seeds"), result.summary.get("frozen")
+    if not seeds:
+        return []
+    spread = []
+    for tag, values in result.summary["lanes"].items():
+        finite = [value for value in values if math.isfinite(value)]
+        if tag.startswith("val/") and finite:
+            spread.append(f"{tag} {min(finite):.4g} to {max(finite):.4g}")
+    stopped = f"; frozen since something was not finite: {frozen}" if frozen else ""
+    return [f"seeds   {', '.join(map(str, seeds))}{stopped}", *(["spread  " + ", ".join(spread)] if spread else [])]
+
+
+def _given(config: Options, name: str) -> bool:
+    return getattr(config, name, None) is not None
 
 
 def _short(path: Path) -> Path:

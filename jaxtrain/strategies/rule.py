@@ -30,7 +30,8 @@ def _refused(error: Exception) -> bool:
     """Whether braintrace itself says no, rather than something that the model runs into."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     ours = Path(frame.f_code.co_filename).is_relative_to(UPSTREAM)
-    return ours and isinstance(error, ValueError | TypeError | NotImplementedError)
+    kinds = (ValueError, TypeError, NotImplementedError, braintrace.NotSupportedError)
+    return ours and isinstance(error, kinds)
 
 
 @dataclass(frozen=True)

@@ -267,13 +267,17 @@ def test_coordinates_that_do_not_exist_are_named_in_one_line(fields, what):
 def test_what_braintrace_refuses_is_a_line_and_what_a_model_raises_is_not(lab, monkeypatch):
     """Its own refusals are for the reader; an error within the model keeps its place and gets a note."""
 
-    def compile_rule(*args, **kwargs):
-        return braintrace.compile(lab.task().model, "no such rule", jnp.zeros((lab.B, lab.N_IN)), batch_size=lab.B)
+    compile_rule = rules_of.compile_rule
+    for change, what in ((("no such rule", {}), "no such rule"), ((None, {"snap_max_jacobian_elements": 9}), "9 ceiling")):
 
-    monkeypatch.setattr(rules_of, "compile_rule", compile_rule)
-    with pytest.raises(ValueError, match=r"^strategy 'pp_prop' cannot run on Net: .*no such rule") as raised:
-        bind(lab, PPProp())
-    assert "\n" not in str(raised.value)
+        def changed(*args, change=change, **options):
+            *args, algorithm = args
+            return compile_rule(*args, change[0] or algorithm, **options, **change[1])
+
+        monkeypatch.setattr(rules_of, "compile_rule", changed)
+        with pytest.raises(ValueError, match=rf"^strategy 'snap' cannot run on Net: .*{what}") as raised:
+            bind(lab, SnAp())
+        assert "\n" not in str(raised.value)
     monkeypatch.setattr(rules_of, "compile_rule", lambda *args, **kwargs: int("the model's"))
     with pytest.raises(ValueError, match=r"^invalid literal for int") as raised:
         bind(lab, PPProp())

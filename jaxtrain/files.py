@@ -96,7 +96,8 @@ class RunLock:
         self._made = [path for path in (self._run_dir, *self._run_dir.parents) if not path.exists()]
         try:
             self._run_dir.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._run_dir / ".lock", "a+")
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW  # a link would have another file overwritten
+            self._file = os.fdopen(os.open(self._run_dir / ".lock", flags, 0o666), "r+")
         except OSError as error:
             raise OSError(error.errno, f"cannot write the run directory {self._run_dir}: {error.strerror}") from None
         try:

@@ -56,7 +56,7 @@ def _tool(argv: list[str]) -> int:
     resume.add_argument("recipe", type=Path, metavar="RECIPE")
     resume.add_argument("--kills", type=int, default=10, help="how many times it is killed")
     resume.add_argument("--kill-seed", type=int, default=0, help="of the moments; --seed is the recipe's own")
-    resume.add_argument("--keep", type=Path, help="an empty directory for the runs; by itself one that goes if all is equal")
+    resume.add_argument("--keep", type=Path, help="an empty directory for the runs, which stay there")
     args, rest = parser.parse_known_args(argv)
     if args.command == "info":
         if rest:

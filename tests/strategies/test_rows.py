@@ -196,15 +196,15 @@ def test_uoro_is_unbiased_where_there_is_a_trace_and_only_there(lab):
     diagonal = lab.learn(DRTRL(), lab.task(), phases)
     drive = Drawing(UORO(), Drawn(lab.task().model), drawn(0))
     first = total = drive.grads(drawn(0))
-    for i in range(1, 1500):
+    for i in range(1, 1000):
         total = jax.tree.map(jnp.add, total, drive.grads(drawn(i)))
     of = lambda grads, name: {name: grads[name]}  # noqa: E731
     for name in ("rnn.Wz.weight", "rnn.Wh.weight"):
         assert lab.cosine(of(first, name), of(exact, name)) < 0.9, "one draw says little"
-        assert lab.cosine(of(total, name), of(exact, name)) > 0.994
+        assert lab.cosine(of(total, name), of(exact, name)) > 0.992
         assert lab.cosine(of(diagonal, name), of(exact, name)) < 0.99, "D-RTRL is biased here"
         ratio = [np.linalg.norm(lab.flat(of(g, name))[f"{name}['weight']"]) for g in (total, exact)]
-        assert abs(ratio[0] / 1500 / ratio[1] - 1) < 0.1
+        assert abs(ratio[0] / 1000 / ratio[1] - 1) < 0.1
     lab.same(of(first, "rnn.Wr.weight"), of(diagonal, "rnn.Wr.weight"))
     assert lab.cosine(of(total, "rnn.Wr.weight"), of(exact, "rnn.Wr.weight")) < 0.99
     row = next(row for row in drive.learner.report() if row.name == "rnn.Wr.weight")

@@ -268,11 +268,14 @@ def test_what_braintrace_refuses_is_a_line_and_what_a_model_raises_is_not(lab, m
     """Its own refusals are for the reader; an error within the model keeps its place and gets a note."""
 
     compile_rule = rules_of.compile_rule
-    for change, what in ((("no such rule", {}), "no such rule"), ((None, {"snap_max_jacobian_elements": 9}), "9 ceiling")):
+    for name, more, what in (
+        ("no such rule", {}, "no such rule"),
+        (None, {"snap_max_jacobian_elements": 9}, "ceiling"),
+    ):
 
-        def changed(*args, change=change, **options):
+        def changed(*args, name=name, more=more, **options):
             *args, algorithm = args
-            return compile_rule(*args, change[0] or algorithm, **options, **change[1])
+            return compile_rule(*args, name or algorithm, **options, **more)
 
         monkeypatch.setattr(rules_of, "compile_rule", changed)
         with pytest.raises(ValueError, match=rf"^strategy 'snap' cannot run on Net: .*{what}") as raised:
@@ -295,7 +298,9 @@ def test_three_factor_says_where_a_reward_comes_from(lab):
     (phases, *_) = three_sequences(lab, CASES["three_factor"])
     for shape in ((lab.LEARN, lab.B, lab.N + 1), (lab.LEARN, lab.B, 1, 1)):
         wrong = replace(phases, extras={"reward": jnp.ones(shape)})
-        with pytest.raises(ValueError, match=r"\['reward'\] has shape .*; one of \(4, 3\), \(4, 3, 1\), \(4, 3, 6\)"):
+        with pytest.raises(
+            ValueError, match=r"\['reward'\] has shape .*expected one of \(4, 3\), \(4, 3, 1\), \(4, 3, 6\)"
+        ):
             ThreeFactor().bind(Objective(rewarded(lab.task()), lambda x: x), wrong)
 
 

@@ -46,7 +46,7 @@ def _tool(argv: list[str]) -> int:
     fidelity.add_argument("--cells", default="", help="values of the recipe's --cell, by commas")
     fidelity.add_argument("--steps", type=int, default=200, help="steps to train before the second look")
     fidelity.add_argument(
-        "--out", type=Path, default=Path("fidelity"), help="directory for fidelity.md, .json and .png; overwritten there"
+        "--out", type=Path, default=Path("fidelity"), help="directory for fidelity.md, .json, .png: overwritten"
     )
     resume = commands.add_parser(
         "verify-resume", help="whether a run killed at random moments and gone on with is bit for bit the same",

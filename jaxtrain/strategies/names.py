@@ -120,7 +120,7 @@ REGISTRY: dict[str, Entry] = {
         Entry("ostl_recurrent", "rules", "OSTLRecurrent", "OSTL with recurrent mixing, SnAp-1", STEPPED),
         Entry("ostl_feedforward", "rules", "OSTLFeedforward", "OSTL without the temporal term", WINDOWED),
         Entry("snap", "rules", "SnAp", "SnAp-n", SNAP),
-        Entry("uoro", "rules", "UORO", "unbiased rank-one RTRL", CADENCE),
+        Entry("uoro", "rules", "UORO", "rank-one RTRL, unbiased for what has a trace", CADENCE),
         Entry("three_factor", "rules", "ThreeFactor", "the trace times a reward", THREE_FACTOR),
         Entry("dni", "dni", "DNI", "D-RTRL with synthetic gradients", DNI),
         Entry("etrace", "rules", "ETrace", "any other coordinate of braintrace", ETRACE),

@@ -145,9 +145,10 @@ class SnAp(SteppedRule):
 
 @dataclass(frozen=True)
 class UORO(OnlineRule):
-    """UORO: an unbiased rank-one estimate of RTRL, of high variance (Tallec and Ollivier, ICLR 2018). Its projections
-    are drawn from the step's random numbers, anew for every sequence, or (``carry="carry"``) once where the stream
-    begins and then in a row. Batched states only."""
+    """UORO: a rank-one estimate of RTRL within each hidden group, unbiased for the weights that have a trace, of high
+    variance (Tallec and Ollivier, ICLR 2018); others have the credit of one time step. Its projections are drawn from
+    the step's random numbers, anew for every sequence, or (``carry="carry"``) once where the stream begins and then in
+    a row. Batched states only."""
 
     name: ClassVar[str] = "uoro"
     lanes: ClassVar[Literal["either", "batched", "vmap"]] = "batched"

@@ -1,7 +1,8 @@
 """The registry says what the classes are."""
 
 import dataclasses
-from typing import get_type_hints
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -41,3 +42,29 @@ def test_none_is_a_word_where_it_is_a_coordinate():
     assert made.temporal_recursion == ("scalar_leak", "none") and made.decay == (0.8, 0.0)
     with pytest.raises(ConfigError, match=r"temporal_recursion = 'leak' is text; expected 'jacobian' or 'scalar_leak'"):
         names.make_strategy("etrace", temporal_recursion="leak")
+
+
+PAGE = Path(__file__).parents[2] / "docs/strategies.md"
+
+
+def words(annotation: Any) -> set[str]:
+    if get_origin(annotation) is Literal:
+        return {f"`{word}`" for word in get_args(annotation)}
+    return set().union(*(words(member) for member in get_args(annotation)))
+
+
+def test_the_table_of_fields_is_that_of_the_registry():
+    lines = PAGE.read_text().split("| field | values |")[1].split("\n\n")[0].splitlines()[2:]
+    table: dict[tuple[str, str], list[str]] = {}
+    for line in lines:
+        field, values, default, of, what = (cell.strip() for cell in line.strip("|").split(" | "))
+        for name in names.REGISTRY:
+            if f"`{name}`" in of if not of.startswith("all") else f"`{name}`" not in of:
+                assert (name, field) not in table, "told once"
+                table[name, field] = [values, default, what]
+    assert table.keys() == {(name, f"`{field}`") for name, entry in names.REGISTRY.items() for field in entry.fields}
+    for (name, field), (values, default, what) in table.items():
+        known = names.REGISTRY[name].fields[field.strip("`")]
+        assert default == ("-" if known.default is None else f"`{known.default}`"), (name, field)
+        assert words(known.type) <= {word.strip(" ,") for word in values.replace(",", " ").split()}, (name, field)
+        assert what == known.help or (what == "a coordinate" and name == "etrace"), (name, field)

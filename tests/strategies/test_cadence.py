@@ -157,7 +157,7 @@ def test_refusals(lab):
         DRTRL(window=2, update_every=3).bind(Objective(lab.task(), lambda x: x), phases)
     for wrong in (0, True, "step", 1.0):
         with pytest.raises(
-            ValueError, match=r"^PPProp\(update_every=.*\): expected 'sequence' or a number of time steps"
+            ValueError, match=r"^PPProp\(update_every=.*\): expected 'sequence' or (a number of time steps, 1|int$)"
         ):
             PPProp(update_every=wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^PPProp\(carry='yes'\): expected 'reset' or 'carry'$"):

@@ -35,6 +35,17 @@ def test_predict_with_a_generator_gives_all_lanes():
     assert np.allclose(outputs, by_hand(np.concatenate([x for x, _ in batches], axis=1)), atol=1e-6)
 
 
+def test_a_frozen_module_is_read():
+    class Frozen(Linear):
+        def trainable(self, name):
+            return False
+
+    assert FIT.validate(Frozen(), [line(0)]) == FIT.validate(Linear(), [line(0)])
+    assert np.array_equal(FIT.predict(Frozen(), [line(0)]), FIT.predict(Linear(), [line(0)]))
+    with pytest.raises(ValueError, match="nothing to train"):
+        FIT.run(Frozen(), [line(0)])
+
+
 def test_predict_needs_neither_targets_nor_an_optimizer():
     x = line(0)[0]
     outputs = FIT.predict(Reads(), (x for _ in range(2)))

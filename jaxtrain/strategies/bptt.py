@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import brainstate
@@ -10,7 +11,7 @@ import jax
 
 from ..metrics import Metrics
 from ..module import Objective, Phases, total_weight
-from ..state import gradient
+from ..state import State, gradient
 from .base import (
     Batching,
     Learner,
@@ -53,8 +54,12 @@ class BPTTLearner(Learner):
 
     def __init__(self, objective: Objective, network: Network, remat: bool = False):
         super().__init__(objective, network)
-        self._params = trained(objective)
         self._forward = brainstate.transform.checkpoint(network) if remat else network
+
+    @cached_property
+    def _params(self) -> dict[str, State]:
+        """Asked for where there is something to train: a frozen model is read, too."""
+        return trained(self.objective)
 
     def learn(self, phases: Phases, update: Update) -> Metrics:
         def loss() -> tuple[jax.Array, Metrics]:

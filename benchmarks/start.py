@@ -90,7 +90,7 @@ def first_step(strategy: str, run_dir: str, small: bool) -> dict[str, Any]:
     jax.monitoring.register_event_listener(lambda event, **_: _add(seen, event.rsplit("/", 1)[-1], 1))
     parts = Parts()
     for name, owner, attribute in (
-        ("build the model", fit_file, "build"),
+        ("build the model", fit_file, "build_each"),
         ("bind the strategy, prepare the state", Program, "__init__"),
         ("trace the train step", Program, "_choose_chunk"),
         ("lower the train program", Program, "_compile_train"),
@@ -104,28 +104,22 @@ def first_step(strategy: str, run_dir: str, small: bool) -> dict[str, Any]:
         parts.time(name, owner, attribute)
 
     class Stop(jt.Callback):
-        done = 0.0
+        done = cpu = 0.0
+        parts: dict[str, float]
 
-        def on_chunk_end(self, run, metrics):
-            self.done = self.done or time.perf_counter()
+        def on_chunk_end(self, run, metrics):  # what comes after the first step is not counted
+            self.done, self.cpu, self.parts = time.perf_counter(), time.process_time(), dict(parts.seconds)
 
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     config = recipe.Config(strategy=strategy, max_steps=1, run_dir=run_dir, progress=False, **sizes)
     fit, module, data = recipe.make(config)
     stop = Stop()
     fit.callbacks = type(fit.callbacks)([*fit.callbacks, stop])
-    before: dict[str, float] = {}
-    on_chunk_end = stop.on_chunk_end
-
-    def first(run, metrics):  # what comes after the first step is not counted
-        on_chunk_end(run, metrics)
-        before.update(parts.seconds)
-
-    stop.on_chunk_end = first  # type: ignore[method-assign]
     fit.run(module, data)
     total = stop.done - started
-    before["everything else"] = total - sum(before.values())
-    return {"total": total, "parts": before, "misses": seen.get("cache_misses", 0), "hits": seen.get("cache_hits", 0)}
+    told = {**stop.parts, "everything else": total - sum(stop.parts.values())}
+    counts = {"misses": seen.get("cache_misses", 0), "hits": seen.get("cache_hits", 0)}
+    return {"total": total, "cpu": stop.cpu - cpu, "parts": told, **counts}
 
 
 def _add(counts: dict[str, float], name: str, value: float) -> None:
@@ -142,7 +136,8 @@ def tables(processes: dict[str, list[float]], steps: dict[str, list[dict[str, An
     told = {}
     rows = [[name, *(f"{value:.2f}" for value in _middle(taken))] for name, taken in processes.items()]
     for kind, taken in steps.items():
-        rows.append([f"first step, {kind}", *(f"{value:.2f}" for value in _middle([one["total"] for one in taken]))])
+        for key, name in (("total", f"first step, {kind}"), ("cpu", f"first step, {kind}: of all threads")):
+            rows.append([name, *(f"{value:.2f}" for value in _middle([one[key] for one in taken]))])
     told["Seconds of a fresh process; of first steps, from the end of imports on"] = common.table(
         ["", "median", "lower quartile", "upper quartile"], rows
     )

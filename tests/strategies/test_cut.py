@@ -85,7 +85,7 @@ def test_groups_that_touch_without_a_weight(lab):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"engine": "fast"}, r"^DRTRL\(engine='fast'\): expected 'auto', 'reverse' or 'trace'$"),
+        ({"engine": "fast"}, r"^DRTRL\(engine='fast'\): expected 'auto' or 'reverse' or 'trace'$"),
         ({"segment": 0}, r"^DRTRL\(segment=0\): expected 'auto', 'sequence' or a number of time steps, 1 or more$"),
         ({"segment": True}, r"^DRTRL\(segment=True\): expected"),
         ({"engine": "trace", "segment": 5}, r"a trace has no segments; drop one$"),

@@ -105,7 +105,7 @@ class HandWritten:
     def round(self, steps: int) -> np.ndarray:
         started = now()
         for _ in range(steps // self.length):
-            self.values, (metrics, _) = self.chunk(self.values, self.root, np.int32(self.step), self.batches)
+            self.values, (metrics, *_) = self.chunk(self.values, self.root, np.int32(self.step), self.batches)
             self.losses.append(metrics["loss"])
             self.step += self.length
             self.batches = self._stacked()

@@ -153,6 +153,8 @@ class Callbacks:
     """
 
     def __init__(self, callbacks: Iterable[Callback]):
+        if not isinstance(callbacks, Iterable):
+            raise TypeError(f"callbacks must be a list of jaxtrain.Callback objects, got {callbacks!r}")
         callbacks = list(callbacks)
         for callback in callbacks:
             if not isinstance(callback, Callback):

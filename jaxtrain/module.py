@@ -104,7 +104,10 @@ class Module:
         scored = {np.shape(leaf)[0] for leaf in jax.tree.leaves(targets) if np.ndim(leaf)}
         if not scored:
             return Phases(warmup=None, inputs=inputs, targets=targets)
-        warm = min(np.shape(leaf)[0] for leaf in jax.tree.leaves(inputs) if np.ndim(leaf)) - max(scored)
+        steps = [np.shape(leaf)[0] for leaf in jax.tree.leaves(inputs) if np.ndim(leaf)]
+        if not steps:
+            raise ValueError(f"targets have {max(scored)} time steps and inputs no time axis; {_TIME_MAJOR}")
+        warm = min(steps) - max(scored)
         if warm < 0:
             raise ValueError(
                 f"targets have {max(scored)} time steps and inputs only {warm + max(scored)}; {_TIME_MAJOR}"

@@ -16,6 +16,8 @@ from .files import RunLock, as_json, read_json
 from .strategies import Strategy
 
 CHECKPOINTS = "checkpoints"
+SCHEMA = 1
+"""Of what the loop writes into a checkpoint's metadata."""
 
 
 @dataclass
@@ -146,7 +148,19 @@ def _newest(run_dir: Path) -> Saved | None:
     if not (run_dir / CHECKPOINTS).is_dir():
         return None
     with _store(run_dir) as store:
-        return store.latest_readable()
+        saved = store.latest_readable()
+        return None if saved is None else _understood(saved)
+
+
+def _understood(saved: Saved) -> Saved:
+    """Raises ValueError for what another release wrote in a way that this one does not know."""
+    if (schema := saved.meta.get("schema")) != SCHEMA:
+        wrote = (saved.meta.get("versions") or {}).get("jaxtrain", "another release")
+        raise ValueError(
+            f"the checkpoint of step {saved.step} has schema {schema!r}, and this jaxtrain reads {SCHEMA}: it was "
+            f"written by jaxtrain {wrote}; install that one, or start another run"
+        )
+    return saved
 
 
 def _last(run_dir: Path) -> Origin:
@@ -172,7 +186,7 @@ def _choose(source: Path, word: str) -> tuple[Saved, bool]:
             raise FileNotFoundError(f"'best': no checkpoint of {source} carries a score; there are steps {steps}")
         if step not in steps:
             raise FileNotFoundError(f"{word!r}: {source} holds no checkpoint of step {step}; there are {steps}")
-        return store.restore(step), step == steps[-1]
+        return _understood(store.restore(step)), step == steps[-1]
 
 
 def _from_step(source: Path, word: str, target: Path | None) -> Origin:

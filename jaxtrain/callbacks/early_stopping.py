@@ -52,6 +52,10 @@ class Monitor:
         return False, score if self.mode == "min" else -score
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 class EarlyStopping(Callback):
     """Stops a run when a validation metric has not got better for ``patience`` validations.
 
@@ -69,10 +73,10 @@ class EarlyStopping(Callback):
         self.monitor = Monitor.of(monitor, mode, "EarlyStopping")
         if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
             raise ValueError(f"EarlyStopping: patience is {patience!r}; expected a number of validations, 1 or more")
-        if not (min_delta >= 0 and math.isfinite(min_delta)):
+        if not (_is_number(min_delta) and min_delta >= 0 and math.isfinite(min_delta)):
             raise ValueError(f"EarlyStopping: min_delta is {min_delta!r}; expected 0 or more")
-        if threshold is not None and math.isnan(threshold):
-            raise ValueError("EarlyStopping: threshold is NaN; expected a number or None")
+        if threshold is not None and (not _is_number(threshold) or math.isnan(threshold)):
+            raise ValueError(f"EarlyStopping: threshold is {threshold!r}; expected a number or None")
         self.patience, self.min_delta, self.threshold = patience, min_delta, threshold
         self.reset()
 

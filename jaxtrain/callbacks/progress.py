@@ -29,7 +29,7 @@ class ProgressBar(Callback):
     rank = "record"
 
     def __init__(self, every_seconds: float = 30):
-        if not every_seconds > 0:
+        if isinstance(every_seconds, bool) or not isinstance(every_seconds, int | float) or not every_seconds > 0:
             raise ValueError(f"ProgressBar: every_seconds is {every_seconds!r}; expected a number above 0")
         self.every_seconds = every_seconds
         self._bar: Any = None

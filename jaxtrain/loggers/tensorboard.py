@@ -50,7 +50,7 @@ class TensorBoard(Callback):
     rank = "record"
 
     def __init__(self, flush_secs: float = 10):
-        if not flush_secs > 0:
+        if isinstance(flush_secs, bool) or not isinstance(flush_secs, int | float) or not flush_secs > 0:
             raise ValueError(f"TensorBoard: flush_secs is {flush_secs!r}; expected a number of seconds above 0")
         self.flush_secs = flush_secs
         self._writer: Appender | None = None

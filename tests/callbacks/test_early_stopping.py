@@ -92,7 +92,7 @@ def test_a_missing_monitor_names_the_tags_there_are(make_run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [({"patience": 0}, "patience is 0"), ({"patience": 1.5}, "patience is 1.5"), ({"min_delta": -1}, "min_delta is -1"),
-     ({"mode": "up"}, "mode is 'up'"), ({"threshold": math.nan}, "threshold is NaN"),
+     ({"mode": "up"}, "mode is 'up'"), ({"threshold": math.nan}, "threshold is nan"),
      ({"monitor": ""}, "monitor is ''")],
 )  # fmt: skip
 def test_bad_arguments_are_one_clear_line(arguments, message):

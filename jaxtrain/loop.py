@@ -236,9 +236,9 @@ class Loop:
         values, recorder = self.program.probe(callback, self.program.example, self.run.step).fetch(), self.run.recorder
         waiting, recorder.logged = recorder.logged, {}
         callback.on_probe(self.run, values)
-        logged, recorder.logged = recorder.logged, {**waiting, **recorder.logged}
-        if logged:  # what was measured at this step stands in a row of this step, though none be due
-            recorder.force(self.run.step, {})
+        logged, recorder.logged = recorder.logged, waiting
+        if logged:  # no row is due here, and a later one is not where it belongs
+            recorder.measured(self.run.step, logged)
 
     def _validate(self) -> bool:
         """Whether the validation was completed; a signal cuts it."""

@@ -53,10 +53,18 @@ class Recorder:
         row = self.rows[-1] if self.rows and self.rows[-1]["step"] == step else self.logged
         row.update({name: float(value) for name, value in values.items()})
 
+    def measured(self, step: int, values: dict[str, float]) -> None:
+        """A row at ``step`` where none is due: it holds these values alone, and leaves the means to the next one."""
+        self.rows.append({"step": step, **values})
+
     def force(self, step: int, values: dict[str, Any]) -> None:
         """A row at ``step`` with these values, whether or not one is due there."""
         if not self.rows or self.rows[-1]["step"] != step:
             self._row(step)
+        elif self.sums:  # one that holds nothing but what was measured there
+            measured = self.rows.pop()
+            self._row(step)
+            self.rows[-1].update(measured)
         self.rows[-1].update({name: plain(value) for name, value in values.items()})
 
     def _row(self, step: int) -> None:

@@ -78,3 +78,20 @@ def test_steps_that_weigh_nothing_make_no_mean():
     zeros = np.zeros(2, np.float32)
     recorder.add(0, {"loss": zeros, "param_norm": zeros}, {"loss": zeros, "param_norm": np.ones(2, np.float32)})
     assert recorder.take() == [{"step": 2, "param_norm": 0.0}]
+
+
+def test_what_was_measured_has_a_row_of_its_own_and_takes_no_means_away():
+    recorder, plain = Recorder(5), Recorder(5)
+    for each in (recorder, plain):
+        feed(each, 0, 3)
+    recorder.measured(3, {"probed": 1.0})
+    for each in (recorder, plain):
+        each.load_state(json.loads(json.dumps(each.state())))
+        feed(each, 3, 4)
+    recorder.measured(7, {"probed": 2.0})
+    for each in (recorder, plain):
+        each.force(7, {"val/loss": 0.5})
+    own, *rows = recorder.take()
+    assert own == {"step": 3, "probed": 1.0}
+    five, seven = plain.take()
+    assert rows == [five, {**seven, "probed": 2.0}]

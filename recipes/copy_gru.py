@@ -46,7 +46,7 @@ class Config(cli.Options):
     validate_every: int | str = 200
     """steps between validations and figures"""
     checkpoint_every: int | str = 500
-    """steps between checkpoints, or a time such as 10min; the best two by val/loss are kept besides"""
+    """steps between checkpoints, or a time such as 10min; the last two and the best two by val/loss are kept"""
 
     def __post_init__(self):
         cli.check(self, counts=("hidden", "layers"), periods=("validate_every", "checkpoint_every"))

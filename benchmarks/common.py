@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -176,7 +177,9 @@ def keep(name: str, sections: Mapping[str, list[str]], numbers: Any, path: Path)
     path.parent.mkdir(parents=True, exist_ok=True)
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     kept = {"benchmark": name, "command": command, "machine": machine(), "sections": sections, "numbers": numbers}
-    path.write_text(json.dumps(_short(kept), indent=1) + "\n")
+    text = json.dumps(_short(kept), indent=1)
+    lists = re.compile(r"\[\s+([-+.\d\w]+(?:,\s+[-+.\d\w]+)*)\s+\]")  # of numbers, on a line each
+    path.write_text(lists.sub(lambda found: f"[{re.sub(r',\s+', ', ', found[1])}]", text) + "\n")
 
 
 def _short(value: Any) -> Any:

@@ -1,0 +1,212 @@
+"""Signals to a recipe's process, in every part of its life: saved within a chunk, the exit code, an exact resume."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.small import result_of, rows
+
+ROOT = Path(__file__).parents[2]
+RECIPE = f'''
+import sys
+from dataclasses import dataclass
+
+sys.path.insert(0, {str(ROOT)!r})
+from jaxtrain import cli
+
+
+@dataclass(frozen=True)
+class Config(cli.Options):
+    """A recipe that says where it is, and waits there for a signal."""
+
+    strategy: cli.StrategyName = "bptt"
+    stop_in: str = ""
+    """the part of its life in which it waits"""
+
+
+def make(config):
+    import time
+
+    import jaxtrain as jt
+    from tests.faults import tiny
+    from tests.small import Lines, LinesOf, line
+
+    def here(part):
+        if config.stop_in == part:
+            print(f"now in {{part}}", flush=True)
+            time.sleep(0.5)  # the signal comes meanwhile
+
+    begun = []  # examples of batches are asked for before
+
+    class Train(Lines):
+        def batch(self, step):
+            here("start-up" if not begun else "training" if step == 3 else "")
+            return line(step)
+
+    class Val(LinesOf):
+        def batch(self, step):
+            here("validation" if step == 1 and begun else "")
+            return line(step)
+
+    class Says(jt.Callback):
+        def on_fit_start(self, run):
+            begun.append(run)
+
+        def on_checkpoint(self, run, path):
+            here("saving" if run.step == 4 else "")
+
+        def on_exception(self, run, error):
+            print(f"told of {{type(error).__name__}}", flush=True)
+
+        def on_fit_end(self, run, status):
+            print(f"ended {{status}}", flush=True)
+
+    fit = tiny.fit(config.run_dir, 8, Says(), jt.ProgressBar())
+    return fit, tiny.Noisy(), jt.DataModule(Train(), Val(2))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(Config, make))
+'''
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "recipe.py"
+    path.write_text(RECIPE)
+    assert ends(run(path, "whole"))[0] == 0
+    assert result_of(path.parent / "whole")["status"] == "finished"
+    return path
+
+
+def run(recipe: Path, name: str, *flags: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-u", str(recipe), "--run-dir", str(recipe.parent / name), "--resume", "last", *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def ends(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Its exit code, and what it said from now on."""
+    text = process.communicate()[0]
+    return process.returncode, text
+
+
+def until(process: subprocess.Popen[str], words: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if words in line:
+            return
+    raise AssertionError(f"it never said {words!r}")
+
+
+TERM, INT = (signal.SIGTERM, "terminated", 143), (signal.SIGINT, "interrupted", 130)
+CASES = [(part, *kind) for part in ("training", "validation", "saving") for kind in (TERM, INT)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part,number,status,code", CASES)
+def test_a_signal_in_any_part(recipe, part, number, status, code):
+    name = f"{part}-{code}"
+    process = run(recipe, name, "--stop-in", part)
+    until(process, f"now in {part}")
+    process.send_signal(number)
+    text = process.communicate()[0]
+    assert process.returncode == code, text
+    assert "Traceback" not in text, text
+    assert f"ended {status}" in text
+    result = result_of(recipe.parent / name)
+    assert result["status"] == status and result["reason"] == signal.Signals(number).name
+    assert result["step"] <= 4 + 2, "within one chunk"
+    saved = [path.name for path in (recipe.parent / name / "checkpoints").iterdir()]
+    assert f"{result['step']:08d}" in saved
+    assert ends(run(recipe, name))[0] == 0
+    same_as_whole(recipe.parent, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number,code", [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
+def test_a_signal_before_the_run_ends_the_process(recipe, number, code):
+    """There is nothing to save yet; of an exit by SIGTERM a shell says 143."""
+    process = run(recipe, f"start-{code}", "--stop-in", "start-up")
+    until(process, "now in start-up")
+    process.send_signal(number)
+    found, text = ends(process)
+    assert found == code and "Traceback" not in text
+    assert not (recipe.parent / f"start-{code}" / "config.json").exists()
+
+
+def same_as_whole(folder: Path, name: str) -> None:
+    whole, other = result_of(folder / "whole"), result_of(folder / name)
+    assert other["digest"] == whole["digest"] and rows(folder / name) == rows(folder / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number,code", [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
+def test_a_second_signal_ends_at_once(recipe, number, code):
+    process = run(recipe, f"twice-{code}", "--stop-in", "validation")
+    until(process, "now in validation")
+    process.send_signal(number)
+    time.sleep(0.2)
+    process.send_signal(number)
+    text = process.communicate()[0]
+    assert process.returncode == code, text
+    assert ends(run(recipe, f"twice-{code}"))[0] == 0
+    same_as_whole(recipe.parent, f"twice-{code}")
+
+
+NOTEBOOK = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import jaxtrain as jt
+from tests.faults.tiny import Noisy, fit
+from tests.small import At, lines, rows
+stop = At("on_chunk_end", 4, lambda run: os.kill(os.getpid(), signal.SIGINT))
+before = signal.getsignal(signal.SIGINT)
+result = fit("RUN", 8, stop).run(Noisy(), lines())
+assert (result.status, result.exit_code, result.saved) == ("interrupted", 130, True), result
+assert signal.getsignal(signal.SIGINT) is before
+result = fit("RUN", 8).run(Noisy(), lines(), resume="last")
+assert (result.status, result.step) == ("finished", 8)
+print("digest", result.digest)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    import time; time.sleep(5)
+except KeyboardInterrupt:
+    print("the notebook's own again")
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_notebook(recipe):
+    """A cell is code that the program around it executes, with Python's own handler: it gets a Result, and goes on."""
+    cells = NOTEBOOK.replace("RUN", str(recipe.parent / "notebook"))
+    done = subprocess.run(
+        [sys.executable, "-c", "import code, sys; exec(compile(sys.stdin.read(), '<cell>', 'exec'), {})"],
+        input=cells, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "the notebook's own again" in done.stdout
+    digest = re.search(r"digest (\w+)", done.stdout)
+    assert digest is not None and digest[1] == result_of(recipe.parent / "notebook")["digest"]
+    assert len(rows(recipe.parent / "notebook")) == 8
+
+
+@pytest.mark.slow
+def test_the_same_command_can_be_started_for_ever(recipe):
+    """In an empty folder it starts fresh and says so; what is finished is not trained again, and stays as it is."""
+    first = run(recipe, "again")
+    text = first.communicate()[0]
+    assert first.returncode == 0 and "holds no run yet, starting fresh" in text
+    before = (recipe.parent / "again" / "result.json").read_bytes()
+    for _ in range(2):
+        again = run(recipe, "again")
+        text = again.communicate()[0]
+        assert again.returncode == 0 and "already finished at step 8" in text
+        assert (recipe.parent / "again" / "result.json").read_bytes() == before
+    assert json.loads(before)["step"] == 8 and os.path.exists(recipe)

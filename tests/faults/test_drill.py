@@ -30,7 +30,7 @@ from tests.small import (
     steps_of,
 )
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def callbacks(*more, every=4, best=2):

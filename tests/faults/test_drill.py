@@ -205,8 +205,8 @@ TINY = (
 ).split()
 
 
-def start(strategy: str, run_dir: Path, log: Path, *more: str) -> subprocess.Popen:
-    command = [sys.executable, str(ROOT / "recipes" / "copy_gru.py"), "--strategy", strategy, *TINY]
+def start(strategy: tuple[str, ...], run_dir: Path, log: Path, *more: str) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "recipes" / "copy_gru.py"), "--strategy", *strategy, *TINY]
     command += ["--run-dir", str(run_dir), *more]
     with open(log, "ab") as file:
         return subprocess.Popen(
@@ -221,14 +221,14 @@ def last_step(run_dir: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["bptt", "drtrl"])
+@pytest.mark.parametrize("strategy", [("bptt",), ("drtrl", "--strategy.carry", "carry")], ids="-".join)
 def test_killed_again_and_again(tmp_path, strategy):
     log = tmp_path / "log"
     began = time.monotonic()
     assert start(strategy, tmp_path / "A", log).wait() == 0, log.read_text()
     whole = time.monotonic() - began
     seconds = result_of(tmp_path / "A")["seconds"]["total"]
-    rng = random.Random(strategy)
+    rng = random.Random(strategy[0])
     killed = []
     # Some at a moment of the start-up, by the clock; the others once the record has passed a step.
     moments = [("clock", rng.uniform(0.2, whole - seconds)), ("clock", rng.uniform(whole - seconds, whole))]

@@ -41,13 +41,14 @@ def make(config):
     def here(part):
         if config.stop_in == part:
             print(f"now in {{part}}", flush=True)
-            time.sleep(0.5)  # the signal comes meanwhile
+            time.sleep(60 if part == "blocked" else 0.5)  # the signal comes meanwhile
 
     begun = []  # examples of batches are asked for before
 
     class Train(Lines):
         def batch(self, step):
             here("start-up" if not begun else "training" if step == 3 else "")
+            here("blocked" if step == 6 else "")
             return line(step)
 
     class Val(LinesOf):
@@ -106,7 +107,7 @@ def until(process: subprocess.Popen[str], words: str) -> None:
 
 
 TERM, INT = (signal.SIGTERM, "terminated", 143), (signal.SIGINT, "interrupted", 130)
-CASES = [(part, *kind) for part in ("training", "validation", "saving") for kind in (TERM, INT)]
+CASES = [("training", *TERM), ("training", *INT), ("validation", *TERM), ("saving", *TERM)]
 
 
 @pytest.mark.slow
@@ -147,17 +148,20 @@ def same_as_whole(folder: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number,code", [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
-def test_a_second_signal_ends_at_once(recipe, number, code):
-    process = run(recipe, f"twice-{code}", "--stop-in", "validation")
-    until(process, "now in validation")
+@pytest.mark.parametrize(
+    "part,number,code", [("validation", TERM[0], -15), ("blocked", TERM[0], -15), ("blocked", INT[0], 130)]
+)
+def test_a_second_signal_ends_at_once(recipe, part, number, code):
+    """Also where the data blocks, and the first signal waits to be heard."""
+    process = run(recipe, f"twice-{code}-{part}", "--stop-in", part)
+    until(process, f"now in {part}")
     process.send_signal(number)
     time.sleep(0.2)
     process.send_signal(number)
     text = process.communicate()[0]
     assert process.returncode == code, text
-    assert ends(run(recipe, f"twice-{code}"))[0] == 0
-    same_as_whole(recipe.parent, f"twice-{code}")
+    assert ends(run(recipe, f"twice-{code}-{part}"))[0] == 0
+    same_as_whole(recipe.parent, f"twice-{code}-{part}")
 
 
 NOTEBOOK = f"""

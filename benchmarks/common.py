@@ -82,7 +82,8 @@ def by_turns(
 ) -> Timing:
     """Time contenders round robin; every second round goes through them backwards.
 
-    A contender is called with a number of steps and returns when they are done. It has compiled before. A step of each
+    A contender is called with a number of steps, a multiple of its ``unit`` where it has one (what it dispatches at
+    once), and returns when they are done. It has compiled before. A step of each
     warms up, and says how many fill a ``turn`` (seconds). One whose single step takes more than four turns sits rounds
     out, so that it costs less, but it runs in the first round, in the last, and in one more at least.
     """
@@ -99,7 +100,8 @@ def by_turns(
         once = max(taken(name, 1)[0], 1e-9)
         if once < turn:
             once = max(taken(name, 1)[0], 1e-9)
-        steps[name] = max(1, round(turn / once))
+        unit = getattr(contenders[name], "unit", 1)
+        steps[name] = max(1, round(turn / once / unit)) * unit
         wanted = min(rounds, max(3, math.ceil(rounds * 4 * turn / once)))
         plays[name] = {round(i * (rounds - 1) / max(wanted - 1, 1)) for i in range(wanted)}
     timing = Timing({name: [] for name in contenders}, {name: [] for name in contenders})

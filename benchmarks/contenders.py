@@ -257,6 +257,11 @@ class FitSteps:
         jax.block_until_ready(self.program.values)
 
     @property
+    def unit(self) -> int:
+        """A turn is of whole chunks: a dispatch has costs of its own."""
+        return self.program.chunk
+
+    @property
     def loss(self) -> float:
         mean = self.metrics["loss"]
         return float(mean.num[self.last] / mean.weight[self.last])

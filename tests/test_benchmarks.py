@@ -99,6 +99,19 @@ class Machine:
         return steps
 
 
+def test_a_turn_is_of_whole_units():
+    class Chunked:
+        unit = 4
+
+        def __call__(self, n):
+            calls.append(n)
+            machine.now += 0.03 * n
+
+    calls, machine = [], Machine()
+    common.by_turns({"a": Chunked()}, 2, 0.2, machine.clock)
+    assert calls == [1, 1, 8, 8]  # 0.2 / 0.03 are 6.7 steps
+
+
 def test_contenders_take_turns_and_every_second_round_goes_backwards():
     machine = Machine()
     timing = common.by_turns(

@@ -18,6 +18,7 @@ from typing import Any
 
 import tests.conftest  # noqa: F401  (compiled programs are kept)
 from tests.faults.library import Call, Fault, Server, missing, server
+from tests.faults.tiny import STEPS
 
 ENDS = {0: "went on", 1: "ended with an error", -9: "killed"}
 
@@ -57,26 +58,27 @@ def attempt(served: Server, folder: Path, fault: Fault, reference: dict[str, Any
     reached = len(broken["calls"]) >= fault.first
     said = [line for line in text.splitlines() if line.startswith(("warning: ", "error: "))]
     hit = broken["calls"][fault.first - 1] if reached else Call("none", "")
-    if not reached:
-        wrong.append("the call was never made")
+    if not reached:  # TensorStore's threads do not make the same number of calls every time
+        wrong += differences(reference, broken["came_to"])
     elif fault.mode in ("kill", "half"):
         if code != -9:
             wrong.append(f"it was not killed: {code}, {text[-800:]}")
     elif code == 0:  # it went on as if nothing had been: then nothing may be missing
-        old = hit.path.startswith(
-            "checkpoints/.deleted"
-        )  # checkpoints that were to be removed may stay, with a warning
-        wrong += differences(reference, broken["came_to"], more=old and bool(said))
+        # Checkpoints that were to be removed may stay, with a warning.
+        old = hit.path.startswith("checkpoints/.deleted") and bool(said)
+        wrong += differences(reference, broken["came_to"], more=old)
     elif code != 1 or not said:
         wrong.append(f"no clear end: {code}, {text[-800:]}")
     if "Traceback" in text or "Error: Event loop" in text:
-        wrong.append(f"noise: {text[-1500:]}")
+        wrong.append(f"noise: {text[-3000:]}")
     if code != 0:
+        # Where the last save was committed and the old checkpoint not yet removed, nothing is left to do: it stays.
+        committed = (directory / "checkpoints" / f"{STEPS:08d}").is_dir()
         resumed = served.run(directory)
         if resumed["code"] != 0:
             wrong.append(f"it cannot be gone on with: {resumed['code']}, {resumed['text'][-800:]}")
         else:
-            wrong += differences(reference, resumed["came_to"])
+            wrong += differences(reference, resumed["came_to"], more=committed)
     return {"fault": fault.key(), "call": hit.name, "path": hit.path, "code": code, "said": said, "wrong": wrong}
 
 
@@ -120,7 +122,8 @@ def main() -> int:
         trials = [trial for trial in done if trial["fault"].startswith(f"{mode} ")]
         ends = Counter(ENDS.get(trial["code"], str(trial["code"])) for trial in trials)
         lost = sum(bool(trial["wrong"]) for trial in trials)
-        print(f"{mode:<7}{len(trials)} trials, {dict(ends)}, {lost} lost")
+        never = sum(trial["call"] == "none" for trial in trials)
+        print(f"{mode:<7}{len(trials)} trials, {dict(ends)}, {never} calls never made, {lost} lost")
     print(f"{time.monotonic() - began:.0f} s")
     return int(any(trial["wrong"] for trial in done))
 

@@ -18,12 +18,15 @@ _HOME = {
     "DataEnded": "data",
     "CopyDataset": "datasets",
     "CopyDataModule": "datasets",
+    "PaddedCopyDataModule": "datasets",
+    "StreamDataModule": "datasets",
     "Module": "module",
     "Phases": "module",
     **dict.fromkeys(EXPORTS, "strategies"),
     "Callback": "callback",
     "Checkpoint": "callbacks",
     "CopyFigure": "callbacks",
+    "Curriculum": "callbacks",
     "EarlyStopping": "callbacks",
     "GradientFidelity": "callbacks",
     "LearningRateMonitor": "callbacks",
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     from .callback import Callback as Callback
     from .callbacks import Checkpoint as Checkpoint
     from .callbacks import CopyFigure as CopyFigure
+    from .callbacks import Curriculum as Curriculum
     from .callbacks import EarlyStopping as EarlyStopping
     from .callbacks import GradientFidelity as GradientFidelity
     from .callbacks import LearningRateMonitor as LearningRateMonitor
@@ -57,6 +61,8 @@ if TYPE_CHECKING:
     from .data import DataModule as DataModule
     from .datasets import CopyDataModule as CopyDataModule
     from .datasets import CopyDataset as CopyDataset
+    from .datasets import PaddedCopyDataModule as PaddedCopyDataModule
+    from .datasets import StreamDataModule as StreamDataModule
     from .fit import Fit as Fit
     from .loading import load as load
     from .loggers import JSONL as JSONL

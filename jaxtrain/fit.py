@@ -227,7 +227,7 @@ class Fit:
             run_dir=origin.run_dir, max_steps=schedule.total, epoch_length=feed.length,
             batch_size=program.phases.sizes[2], params=lambda: loop.program.host_parameters(),
         )  # fmt: skip
-        run.forked = origin.forked
+        run.forked, run.task = origin.forked, data.task
         loop = Loop(
             run=run, program=program, callbacks=self.callbacks, schedule=schedule, data=data, feed=feed, val=val,
             store=None, nonfinite=self.nonfinite, signals=Signals(), retask=self._retask,

@@ -82,6 +82,7 @@ class Run:
     ``step``: train batches completed whose metrics have been delivered. ``metrics``: the last value of every tag.
     ``run_dir``: None without one. ``restored_step``: the step a resumed run started from, else None.
     ``config``: what config.json holds. ``last_validation``: the step of the last complete validation.
+    ``task``: the data module's, as it is now; ``retask`` changes it.
     """
 
     def __init__(self, *, module: Module, callbacks: Callbacks, recorder: Recorder, config: dict[str, Any],
@@ -105,6 +106,7 @@ class Run:
         self.score: float | None = None
         self.has_validation = True
         self.forked = False
+        self.task: dict[str, Any] = {}
         self._params = params
         self._rows_open = True
 

@@ -320,7 +320,7 @@ def test_a_fit_that_cannot_be(what, tmp_path, monkeypatch):
     assert len(str(caught.value).splitlines()) == 1 and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name,value", [("time_lag", 0), ("num_digits", -1), ("batch_size", 0), ("val_batches", 0)])
+@pytest.mark.parametrize("name,value", [("time_lag", -1), ("num_digits", -1), ("batch_size", 0), ("val_batches", 0)])
 def test_sizes_of_the_copying_task(name, value):
     with pytest.raises(ValueError, match=f"copying task: (length|{name})={value} is too small"):
         jt.CopyDataModule(**{name: value}).val_data()

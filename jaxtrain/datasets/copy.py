@@ -54,7 +54,7 @@ class CopyDataset:
         split: str = "train",
         length: int | None = None,
     ) -> None:
-        self.time_lag = _integer("time_lag", time_lag, 1)
+        self.time_lag = _integer("time_lag", time_lag, 0)
         self.num_digits = _integer("num_digits", num_digits, 1)
         self.batch_size = _integer("batch_size", batch_size, 1)
         self.seed = _integer("seed", seed, 0)
@@ -96,7 +96,7 @@ class CopyDataset:
 def _sizes(task: dict[str, Any]) -> tuple[int, int]:
     if set(task) != {"time_lag", "num_digits"}:
         raise ValueError(f"copying task: task={task!r} is not understood; expected time_lag and num_digits")
-    return _integer("time_lag", task["time_lag"], 1), _integer("num_digits", task["num_digits"], 1)
+    return _integer("time_lag", task["time_lag"], 0), _integer("num_digits", task["num_digits"], 1)
 
 
 class _TaskDataset(CopyDataset):

@@ -1,0 +1,206 @@
+"""Cells by name, a network around them, and initial values that help recurrent networks learn.
+
+Everything that acts on a hidden state goes through layers of ``braintrace.nn``, so that every rule can train it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import brainstate
+import braintools
+import braintrace
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+CellName = Literal["gru", "mgu", "mini_gru", "minimal_rnn", "cfn", "lstm", "mini_lstm", "lru", "vanilla"]
+CELLS: dict[str, Callable] = {
+    "gru": braintrace.nn.GRUCell,
+    "mgu": braintrace.nn.MGUCell,
+    "mini_gru": braintrace.nn.MiniGRU,
+    "minimal_rnn": braintrace.nn.MinimalRNNCell,
+    "cfn": braintrace.nn.CFNCell,
+    "lstm": braintrace.nn.LSTMCell,
+    "mini_lstm": braintrace.nn.MiniLSTM,
+    "lru": braintrace.nn.LRUCell,
+    "vanilla": braintrace.nn.ValinaRNNCell,
+}
+assert tuple(CELLS) == get_args(CellName)
+
+GATES: dict[str, dict[str, tuple[int, float]]] = {
+    "gru": {"Wz": (-1, 0.0)},
+    "mgu": {"Wf": (-1, 0.0)},
+    "mini_gru": {"W_z": (-1, 0.0)},
+    "minimal_rnn": {"W_u": (1, 0.0)},
+    "cfn": {"Wf": (1, 0.0), "Wi": (-1, 0.0)},
+    "lstm": {"Wf": (1, -1.0), "Wi": (-1, 0.0)},
+    "mini_lstm": {"W_f": (1, 0.0), "W_i": (-1, 0.0)},
+}
+"""The gates of each cell that say how long a unit remembers: 1 where an open gate keeps, -1 where it overwrites; and
+what the bias of a chrono initialisation gets besides, as the cell adds 1 to an LSTM's forget gate itself."""
+
+
+def chrono_bias(rng: np.random.Generator, units: int, longest: float) -> np.ndarray:
+    """``(units,)``: biases with which a unit keeps what it holds for 1 to ``longest - 1`` time steps, log-spread over
+    units at random (Tallec & Ollivier, ICLR 2018).
+
+    >>> bias = chrono_bias(np.random.default_rng(0), 1000, 100)
+    >>> 0 <= bias.min() and bias.max() <= math.log(99)
+    True
+    """
+    if not longest > 2:
+        raise ValueError(f"chrono: {longest} is too short; expected a number of time steps above 2")
+    return np.log(rng.uniform(1.0, longest - 1.0, units)).astype(np.float32)
+
+
+def orthogonal_recurrence(inputs: int, gain: float = 1.0) -> Callable:
+    """An initialiser ``(inputs + units, units)`` of weights of ``[x, h]``: orthogonal where they act on the ``units``
+    hidden states (Saxe et al. 2014), Xavier-normal where they act on the ``inputs``."""
+
+    def init(shape: Any, **_: Any) -> Any:
+        rows, units = shape
+        if rows != inputs + units:
+            return braintools.init.XavierNormal()(shape)  # acts on inputs alone
+        outer = braintools.init.XavierNormal()((inputs, units))
+        return jnp.concatenate([outer, braintools.init.Orthogonal(gain)((units, units))])
+
+    return init
+
+
+class LearnedState(brainstate.nn.Module):
+    """A cell whose hidden states begin, in every sequence and after every reset, with learned values.
+
+    They enter as an element-wise weight in the first time step, so that online rules keep a trace of them.
+    """
+
+    def __init__(self, cell: Any):
+        super().__init__()
+        self.cell = cell
+        with brainstate.environ.context():
+            brainstate.nn.init_all_states(cell)
+        shapes = {name: jnp.shape(state.value) for name, state in self._hidden().items()}
+        self.names = tuple(shapes)
+        for name, shape in shapes.items():
+            setattr(self, f"initial_{name}", brainstate.ParamState(jnp.zeros(shape[-1:], jnp.float32)))
+
+    def _hidden(self) -> dict[str, Any]:
+        return {path[-1]: state for path, state in self.cell.states(brainstate.HiddenState).items()}
+
+    def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        self.begins = brainstate.ShortTermState(jnp.ones((1,) if batch_size is None else (batch_size, 1), jnp.float32))
+
+    def update(self, x: Any) -> Any:
+        for name in self.names:
+            state = getattr(self.cell, name)
+            initial = braintrace.element_wise(getattr(self, f"initial_{name}").value)
+            state.value = state.value + self.begins.value * initial
+        self.begins.value = jnp.zeros_like(self.begins.value)
+        return self.cell(x)
+
+
+class Block(brainstate.nn.Module):
+    """A cell with what is around it in a stack: a skip past it, and after it an MLP of one hidden layer with a skip."""
+
+    def __init__(self, cell: Any, width: int, mlp: int, skip: bool):
+        super().__init__()
+        self.cell, self.skip = cell, skip
+        self.up, self.down = braintrace.nn.Linear(width, mlp), braintrace.nn.Linear(mlp, width)
+
+    def update(self, x: Any) -> Any:
+        h = self.cell(x) + x if self.skip else self.cell(x)
+        return h + self.down(jax.nn.gelu(self.up(h)))
+
+
+class Network(brainstate.nn.Module):
+    """One time step, ``(B, n_in) -> (B, n_out)``: an encoder, ``layers`` cells one on the other, a linear readout.
+
+    ``hidden``: units of a layer. ``width``: what the encoder makes of the input; None: there is none. An LRU is as wide
+    outside as its input is; other cells show their units. ``nonlinear``: a GELU behind the encoder. ``mlp``: units of a
+    residual MLP behind every cell; 0: none. ``chrono``: longest memory, in time steps, that gates begin with
+    (``chrono_bias``). ``orthogonal``: recurrent weights begin orthogonal. ``learned_state``: hidden states begin with
+    learned values (``LearnedState``). ``r_min``, ``r_max``, ``max_phase``: moduli and phases of an LRU's poles at the
+    beginning (Orvieto et al. 2023); a pole of modulus r forgets within about 1 / (1 - r) time steps.
+
+    Raises ValueError for what the cell has no place for.
+    """
+
+    def __init__(self, n_in: int, n_out: int, *, cell: CellName = "gru", hidden: int = 128, layers: int = 1,
+                 width: int | None = None, nonlinear: bool = False, mlp: int = 0, chrono: float | None = None,
+                 orthogonal: bool = False, learned_state: bool = False, r_min: float = 0.9, r_max: float = 0.999,
+                 max_phase: float = 2 * math.pi):  # fmt: skip
+        super().__init__()
+        if nonlinear and width is None:
+            raise ValueError("nonlinear is for the encoder, and there is none; give it a width")
+        self.encoder = None if width is None else braintrace.nn.Linear(n_in, width)
+        self._shape = jax.nn.gelu if nonlinear else lambda x: x
+        size, cells = n_in if width is None else width, []
+        for layer in range(layers):
+            if cell == "lru":
+                one, out = lru(size, hidden, r_min, r_max, max_phase), size
+                refused = {"chrono": chrono is not None, "orthogonal": orthogonal}
+                if any(refused.values()):
+                    which = ", ".join(name for name, given in refused.items() if given)
+                    raise ValueError(f"cell 'lru' has no gates and no recurrent matrix, so {which} does not apply")
+            else:
+                one, out = make_cell(cell, size, hidden, chrono, orthogonal), hidden
+            one = LearnedState(one) if learned_state else one
+            cells.append(Block(one, out, mlp, skip=layer > 0 and out == size) if mlp else one)
+            size = out
+        self.rnn = brainstate.nn.Sequential(*cells)
+        self.readout = braintrace.nn.Linear(size, n_out)
+
+    def update(self, x: Any) -> Any:
+        return self.readout(self.rnn(x if self.encoder is None else self._shape(self.encoder(x))))
+
+
+def radii(memory: float) -> tuple[float, float]:
+    """Moduli of poles between which a part of exp(-1) and exp(-0.1) of what came in is left after ``memory`` time
+    steps.
+
+    >>> radii(50)
+    (0.98, 0.998)
+    """
+    memory = max(memory, 10.0)
+    return 1 - 1 / memory, 1 - 0.1 / memory
+
+
+def lru(width: int, hidden: int, r_min: float, r_max: float, max_phase: float) -> Any:
+    """A linear recurrent unit, ``(B, width) -> (B, width)``, with poles in a ring. Raises ValueError for no ring."""
+    if not 0 <= r_min < r_max < 1:
+        raise ValueError(f"LRU: r_min={r_min}, r_max={r_max}; expected 0 <= r_min < r_max < 1")
+    if not 0 < max_phase <= 2 * math.pi + 0.01:
+        raise ValueError(f"LRU: max_phase={max_phase}; expected a positive angle up to 2 pi")
+    return braintrace.nn.LRUCell(width, hidden, r_min=r_min, r_max=r_max, max_phase=max_phase)
+
+
+def make_cell(name: str, inputs: int, hidden: int, chrono: float | None = None, orthogonal: bool = False) -> Any:
+    """A cell with gates or a recurrent matrix, ``(B, inputs) -> (B, hidden)``; see ``Network``."""
+    if name not in CELLS:
+        raise ValueError(f"cell {name!r} is unknown; expected one of {', '.join(CELLS)}")
+    options: dict[str, Any] = {}
+    if orthogonal:
+        # A MinimalRNN's gate sees its latent input, which is as wide as it is itself.
+        options["w_init"] = orthogonal_recurrence(hidden if name == "minimal_rnn" else inputs)
+    cell = CELLS[name](inputs, hidden, **options)
+    if chrono is not None:
+        if name not in GATES:
+            raise ValueError(f"cell {name!r} has no gates, so chrono does not apply")
+        seed = np.asarray(brainstate.random.randint(0, 2**31 - 1, (2,)))  # of the run's own randomness
+        bias = chrono_bias(np.random.default_rng(seed), hidden, chrono)
+        for gate, (sign, more) in GATES[name].items():
+            state = getattr(cell, gate).weight
+            state.value = {**state.value, "bias": jnp.asarray(sign * bias + more, jnp.float32)}
+    return cell
+
+
+def is_pole(name: str) -> bool:
+    """Whether a parameter places poles of an LRU: over a memory of T time steps a phase turns T times as far as it is
+    moved, so poles want a smaller rate the longer the memory.
+
+    >>> is_pole("rnn.layers.0.nu_log"), is_pole("readout.weight")
+    (True, False)
+    """
+    return name.rsplit(".", 1)[-1] in ("nu_log", "theta_log")

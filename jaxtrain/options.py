@@ -1,0 +1,182 @@
+"""Options that recipes share: of a network and of training. Free of JAX until they are used."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from .cli import Options, check
+from .config import ConfigError
+
+if TYPE_CHECKING:
+    from .callback import Callback
+    from .strategies import Strategy
+
+@dataclass(frozen=True)
+class NetworkOptions(Options):
+    """Which cell, and what it begins with; a recipe's Config extends this and sets defaults of its own."""
+
+    cell: Literal["gru", "mgu", "mini_gru", "minimal_rnn", "cfn", "lstm", "mini_lstm", "lru", "vanilla"] = "gru"
+    """the recurrent layer: which rules are exact, and how biased the others are, depends on it"""
+    hidden: int = 128
+    """units of a layer"""
+    layers: int = 1
+    """recurrent layers"""
+    width: int | None = None
+    """units of a linear encoder in front, and of an LRU's output; none: no encoder"""
+    nonlinear: bool = False
+    """a GELU behind the encoder"""
+    mlp: int = 0
+    """units of a residual MLP behind every recurrent layer; 0: none"""
+    chrono: float | None = None
+    """longest memory, in time steps, that the gates' biases begin with (chrono initialisation)"""
+    orthogonal: bool = False
+    """recurrent weights begin orthogonal, input weights Xavier-normal"""
+    learned_state: bool = False
+    """hidden states begin with learned values"""
+    r_min: float | None = None
+    """least modulus of an LRU's poles at the beginning; none: by the memory that the task asks for"""
+    r_max: float | None = None
+    """largest modulus of an LRU's poles at the beginning; none: by the memory that the task asks for"""
+    max_phase: float = 2 * math.pi
+    """largest phase of an LRU's poles at the beginning"""
+
+    def network(self, n_in: int, n_out: int, memory: float) -> Any:
+        """The network, one time step ``(B, n_in) -> (B, n_out)``; see ``jaxtrain.nn.Network``.
+
+        ``memory``: time steps that the task asks to bridge. Of these an LRU keeps a third at the least modulus that is
+        chosen for it and nine tenths at the largest.
+        """
+        from .nn import Network, radii
+
+        r_min, r_max = radii(memory)
+        r_min, r_max = self.r_min or r_min, self.r_max or r_max
+        return Network(
+            n_in, n_out, cell=self.cell, hidden=self.hidden, layers=self.layers, width=self.width,
+            nonlinear=self.nonlinear, mlp=self.mlp,
+            chrono=self.chrono, orthogonal=self.orthogonal, learned_state=self.learned_state, r_min=r_min,
+            r_max=r_max, max_phase=self.max_phase,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainingOptions(Options):
+    """Batches, rates, budget and periods; a recipe's Config extends this and sets defaults of its own."""
+
+    batch_size: int = 64
+    """sequences in a batch"""
+    lr: float = 3e-3
+    """learning rate of Adam"""
+    decay: Literal["constant", "cosine"] = "constant"
+    """the rate after the warm-up: cosine goes to zero at max_steps"""
+    warmup: int = 0
+    """updates over which the rate rises from zero"""
+    weight_decay: float = 0.0
+    """decoupled weight decay of matrices (AdamW)"""
+    pole_rate: float | None = None
+    """learning rate of an LRU's poles, as a part of lr; none: the less the longer the memory"""
+    clip: float | None = 1.0
+    """largest global norm of the gradient"""
+    max_steps: int = 2000
+    """steps to train, one batch each"""
+    seed: int = 0
+    """of initial values, of randomness in the model, and of the data"""
+    chunk: Literal["auto"] | int = "auto"
+    """steps run in one dispatch"""
+    log_every: int = 50
+    """steps between rows of the record"""
+    validate_every: int | str | None = 200
+    """steps between validations and figures"""
+    checkpoint_every: int | str = 500
+    """steps between checkpoints, or a time such as 10min; the best two by val/loss are kept besides"""
+
+    def optimizer(self, memory: float, updates_a_step: int = 1) -> Any:
+        """For ``Module.configure_optimizer``, beside ``group``: Adam as these options have it, of an LRU's poles apart.
+
+        ``memory``: time steps that the task asks to bridge; over them a phase turns as many times as far as a step
+        moves it.
+        """
+        from .rates import adam, schedule
+
+        def at(lr: float) -> Any:
+            rate = schedule(lr, self.max_steps * updates_a_step, warmup=self.warmup, decay=self.decay)
+            return adam(rate, self.weight_decay)
+
+        poles = min(1.0, 5 / memory) if self.pole_rate is None else self.pole_rate
+        both = {"rest": at(self.lr), "poles": at(poles * self.lr)}
+        return both if self.has_poles() else both["rest"]
+
+    def has_poles(self) -> bool:
+        """Whether the network that is trained has poles, which then have an optimizer of their own."""
+        return getattr(self, "cell", None) == "lru"
+
+    def group(self, name: str) -> str:
+        """For ``Module.group``: which of the two optimizers trains a parameter."""
+        from .nn import is_pole
+
+        return "poles" if is_pole(name) else "rest"
+
+    def fit_options(self) -> dict[str, Any]:
+        """What ``Fit`` takes from here."""
+        names = ("max_steps", "clip", "seed", "chunk", "log_every", "validate_every")
+        return {name: getattr(self, name) for name in names}
+
+    def callbacks(self, run_dir: str | None, progress: bool, validates: bool = True) -> list[Callback]:
+        """Rates, speed, and with a run directory logs and checkpoints; a progress bar where one is wanted."""
+        from .callbacks import Checkpoint, LearningRateMonitor, ProgressBar, Throughput
+        from .loggers import JSONL, TensorBoard
+
+        made: list[Callback] = [LearningRateMonitor(), Throughput()]
+        if run_dir is not None:
+            best = ("val/loss", 2) if validates else None
+            made += [JSONL(), TensorBoard(), Checkpoint(every=self.checkpoint_every, best=best, last=2)]
+        return [*made, ProgressBar()] if progress else made
+
+
+def check_options(config: Options, counts: Sequence[str] = ()) -> None:
+    """For a Config's ``__post_init__``: ConfigError with one line for values of these options that make no sense.
+
+    ``counts``: further ones of the recipe's own that count something.
+    """
+    periods = []
+    if isinstance(config, NetworkOptions):
+        counts = (*counts, "hidden", "layers", "width")
+    if isinstance(config, TrainingOptions):
+        counts, periods = (*counts, "batch_size"), ["validate_every", "checkpoint_every"]
+        _not_below(config, 0, "warmup", "weight_decay")
+        _not_below(config, None, "lr", "pole_rate")
+        if config.warmup and config.warmup >= config.max_steps:
+            raise ConfigError(f"--warmup {config.warmup}: expected fewer than --max-steps {config.max_steps}")
+    check(config, counts=counts, periods=periods)
+
+
+def _not_below(config: Options, least: float | None, *names: str) -> None:
+    """``least=None``: above zero."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not (value > 0 if least is None else value >= least):
+            expected = "a positive number" if least is None else f"{least} or more"
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: expected {expected}")
+
+
+def streamed(strategy: Strategy) -> Strategy:
+    """A strategy for an endless stream: hidden states and traces go on from piece to piece, and unless it says
+    otherwise it makes an update at every time step, or at the end of every window.
+
+    Raises ConfigError for one that begins anew with every piece, as BPTT does.
+    """
+    own = {field.name for field in dataclasses.fields(strategy)}
+    if "carry" not in own:
+        raise ConfigError(f"--strategy {strategy.name} begins anew with every piece of the stream; use tbptt instead")
+    fields: dict[str, Any] = {"carry": "carry"}
+    if getattr(strategy, "update_every", None) == "sequence":
+        fields["update_every"] = getattr(strategy, "window", 1)
+    return dataclasses.replace(strategy, **fields)
+
+
+def updates_of(strategy: Strategy, piece: int) -> int:
+    """Updates that a strategy makes in a piece of a stream where all time steps are scored."""
+    return max(1, -(-piece // int(getattr(strategy, "update_every", piece))))

@@ -1,0 +1,128 @@
+"""Copying that gets longer once it has been learned: blanks, digits, or bits from an endless stream.
+
+python recipes/copy_curriculum.py                                # 3 digits over blanks of 0 to 120
+python recipes/copy_curriculum.py --task digits                  # 1 to 10 digits, without a blank
+python recipes/copy_curriculum.py --task binary --preset lru     # bits, with an update at every time step
+python recipes/copy_curriculum.py --task binary --preset gru
+
+Sequences are padded to a few lengths, so that a curriculum compiles a few programs. The binary task is that of Benzing
+et al. (2019): an endless stream of episodes of T bits, T = max(1, L - 0 ... 4), scored and learned from at every time
+step; L grows by one when a running mean (0.999 a time step) of the bits of loss a time step falls under 0.15, and that
+mean then begins again at 0.3. The record shows L as task/length.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtrain import cli
+from jaxtrain.options import NetworkOptions, TrainingOptions, check_options, streamed, updates_of
+
+LAGS = (0, 2, 5, 10, 20, 40, 80, 120)
+
+
+@dataclass(frozen=True)
+class Config(TrainingOptions, NetworkOptions):
+    """Copying that gets longer once it has been learned."""
+
+    task: Literal["lag", "digits", "binary"] = "lag"
+    """what grows: the blank, the digits, or the bits of a stream"""
+    lags: tuple[int, ...] = LAGS
+    """lag: blanks, one stage each"""
+    digits: int = 3
+    """lag: digits to recall; digits: how many there are at most is --most-digits"""
+    most_digits: int = 10
+    """digits: the last stage"""
+    threshold: float = 0.98
+    """lag, digits: recall over --over steps at which a stage is passed"""
+    over: int = 25
+    """lag, digits: steps whose recall is averaged"""
+    bits: float = 0.15
+    """binary: the running mean of bits a time step at which L grows"""
+    piece: int = 10
+    """binary: time steps of a piece of the stream, which is a step of the record"""
+    max_steps: int = 6000
+    """steps to train; binary: pieces of the stream"""
+    val_batches: int = 4
+    """lag, digits: batches of a validation"""
+
+    def __post_init__(self):
+        check_options(self, counts=("digits", "most_digits", "over", "piece", "val_batches"))
+
+
+BINARY = {
+    "task": "binary", "batch_size": 16, "chunk": 10, "max_steps": 5000, "validate_every": None,
+    "log_every": 100, "checkpoint_every": 1000,
+}  # fmt: skip
+LRU = {"cell": "lru", "hidden": 64, "width": 64, "mlp": 128, "r_min": 0.9, "r_max": 0.999, "pole_rate": 1.0}
+PRESETS = {
+    "lru": {**BINARY, **LRU, "lr": 1e-3},
+    "gru": {**BINARY, "cell": "gru", "hidden": 128, "lr": 1e-3},
+}
+CHANCE = {"accuracy": 1 / 8, "loss": math.log(8)}  # of digits
+
+
+def make(config: Config):
+    """Fit, module and data of a run. JAX is imported here, so that --help does not wait for it."""
+    import braintools
+
+    import jaxtrain as jt
+    from jaxtrain.datasets import BinaryCopy
+
+    binary = config.task == "binary"
+    memory = 50 if binary else (max(config.lags) if config.task == "lag" else 0) + config.digits
+    strategy = streamed(config.make_strategy()) if binary else config.make_strategy()
+
+    class Copy(jt.Module):
+        def build(self):
+            return config.network(4, 4, memory) if binary else config.network(10, 10, memory)
+
+        def learning_step(self, forward, x, y):
+            logits = forward(x)
+            loss = braintools.metric.softmax_cross_entropy_with_integer_labels(logits, y)  # (B,)
+            metrics = {"accuracy": logits.argmax(-1) == y}
+            return loss, {**metrics, "bits": loss / math.log(2)} if binary else metrics
+
+        def configure_optimizer(self):
+            return config.optimizer(memory, updates_of(strategy, config.piece) if binary else 1)
+
+        def group(self, name):
+            return config.group(name)
+
+    if binary:
+        stages = [{"length": length} for length in range(1, 201)]
+        # A value of the record is a mean over a piece: it stands for each of its time steps.
+        keep = 0.999**config.piece
+        curriculum = jt.Curriculum(stages, "train/bits", config.bits, ema=keep, restart=0.3, then="stay")
+        data = jt.StreamDataModule(
+            lambda module: BinaryCopy(lambda: module.task["length"]), config.batch_size, config.piece, config.seed,
+            length=1,
+        )  # fmt: skip
+    else:
+        if config.task == "lag":
+            stages = [{"time_lag": lag, "num_digits": config.digits} for lag in config.lags]
+        else:
+            stages = [{"time_lag": 0, "num_digits": digits} for digits in range(1, config.most_digits + 1)]
+        curriculum = jt.Curriculum(stages, "train/accuracy", config.threshold, over=config.over)
+        most = max(stage["num_digits"] for stage in stages)
+        longest = max(stage["time_lag"] + 2 * stage["num_digits"] for stage in stages)
+        data = jt.PaddedCopyDataModule(
+            stages[0]["time_lag"], stages[0]["num_digits"], config.batch_size, config.seed, config.val_batches,
+            lengths=_sizes(2 * stages[0]["num_digits"], longest), digits=_sizes(1, most),
+        )  # fmt: skip
+    callbacks = [curriculum, *config.callbacks(config.run_dir, config.progress, validates=not binary)]
+    fit = jt.Fit(strategy, callbacks=callbacks, run_dir=config.run_dir, **config.fit_options())
+    return fit, Copy(), data
+
+
+def _sizes(least: int, most: int) -> tuple[int, ...]:
+    """Sizes to pad to, each twice the one before."""
+    sizes = [least]
+    while sizes[-1] < most:
+        sizes.append(min(2 * sizes[-1], most))
+    return tuple(sizes)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(Config, make, presets=PRESETS, chance=CHANCE))

@@ -1,0 +1,82 @@
+"""The copying task with a linear recurrent unit (LRU), on which D-RTRL is exact: recalls digits after any blank.
+
+python recipes/copy_lru.py --strategy drtrl
+python recipes/copy_lru.py --strategy readout_only --max-steps 2000
+python recipes/copy_lru.py --time-lag 500
+python recipes/copy_lru.py --time-lag 5000 --batch-size 16
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtrain import cli
+from jaxtrain.options import NetworkOptions, TrainingOptions, check_options
+
+
+@dataclass(frozen=True)
+class Config(TrainingOptions, NetworkOptions):
+    """The copying task with a linear recurrent unit: D-RTRL is exact there, and solves it."""
+
+    time_lag: int = 50
+    """blank time steps between the digits and the recall"""
+    digits: int = 10
+    """digits to recall"""
+    val_batches: int = 4
+    """batches of a validation"""
+    stop_at: float | None = 0.99
+    """recall in validation at which the run ends; none: it goes on to max_steps"""
+    cell: Literal["gru", "mgu", "mini_gru", "minimal_rnn", "cfn", "lstm", "mini_lstm", "lru", "vanilla"] = "lru"
+    """the recurrent layer"""
+    width: int | None = 32
+    """units of a linear encoder in front, and of an LRU's output; none: no encoder"""
+    max_steps: int = 400
+    """steps to train, one batch each"""
+    log_every: int = 25
+    """steps between rows of the record"""
+    validate_every: int | str | None = 25
+    """steps between validations"""
+    checkpoint_every: int | str = 100
+    """steps between checkpoints, or a time such as 10min; the best two by val/loss are kept besides"""
+
+    def __post_init__(self):
+        check_options(self, counts=("digits", "val_batches"))
+
+
+CHANCE = {"accuracy": 1 / 8, "loss": math.log(8)}  # guessing among the eight digits
+
+
+def make(config: Config):
+    """Fit, module and data of a run. JAX is imported here, so that --help does not wait for it."""
+    import braintools
+
+    import jaxtrain as jt
+
+    memory = config.time_lag + config.digits  # time steps from a digit to its recall
+
+    class CopyLRU(jt.Module):
+        def build(self):
+            return config.network(10, 10, memory)
+
+        def learning_step(self, forward, x, y):
+            logits = forward(x)  # (B, 10)
+            loss = braintools.metric.softmax_cross_entropy_with_integer_labels(logits, y)  # (B,)
+            return loss, {"accuracy": logits.argmax(-1) == y}
+
+        def configure_optimizer(self):
+            return config.optimizer(memory)
+
+        def group(self, name):
+            return config.group(name)
+
+    callbacks = config.callbacks(config.run_dir, config.progress)
+    if config.stop_at is not None:
+        callbacks.append(jt.EarlyStopping("val/accuracy", patience=config.max_steps, threshold=config.stop_at))
+    fit = jt.Fit(config.make_strategy(), callbacks=callbacks, run_dir=config.run_dir, **config.fit_options())
+    data = jt.CopyDataModule(config.time_lag, config.digits, config.batch_size, config.seed, config.val_batches)
+    return fit, CopyLRU(), data
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(Config, make, chance=CHANCE))

@@ -1,0 +1,116 @@
+"""Learning from one endless stream, with an update at every time step: copy, adding, or a^n b^n.
+
+python recipes/copy_stream.py
+python recipes/copy_stream.py --strategy readout_only
+python recipes/copy_stream.py --task adding
+python recipes/copy_stream.py --task anbn
+python recipes/copy_stream.py --cell gru --hidden 64 --width none --mlp 0
+
+A step of the record is a piece of the stream: 20 time steps, with as many updates where time steps are scored. Lanes
+are not aligned (--no-spread aligns them, as in the protocol of SK-RTRL, whose tasks these are); hidden states and
+traces go on from piece to piece and are cleared where an episode begins. Accuracy and loss are those of scored time
+steps alone, before each was learned from: in copy, the recall.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtrain import cli
+from jaxtrain.options import NetworkOptions, TrainingOptions, check_options, streamed, updates_of
+
+
+@dataclass(frozen=True)
+class Config(TrainingOptions, NetworkOptions):
+    """Learning from one endless stream, with an update at every time step."""
+
+    task: Literal["copy", "adding", "anbn"] = "copy"
+    """what the stream holds"""
+    digits: int = 5
+    """copy: symbols to recall"""
+    delay: int = 40
+    """copy: blanks before the recall"""
+    length: int = 100
+    """adding: time steps of an episode"""
+    most: int = 16
+    """anbn: the largest n"""
+    piece: int = 20
+    """time steps of a piece of the stream, which is a step of the record"""
+    spread: bool = True
+    """lanes begin at places of their own; --no-spread: all with an episode"""
+    val_steps: int = 0
+    """time steps of a held-out stream to validate with, from fresh hidden states; 0: no validation"""
+    cell: Literal["gru", "mgu", "mini_gru", "minimal_rnn", "cfn", "lstm", "mini_lstm", "lru", "vanilla"] = "lru"
+    """the recurrent layer"""
+    hidden: int = 64
+    """units of a layer"""
+    width: int | None = 32
+    """units of a linear encoder in front, and of an LRU's output; none: no encoder"""
+    mlp: int = 64
+    """units of a residual MLP behind every recurrent layer; 0: none"""
+    r_min: float | None = 0.9
+    """least modulus of an LRU's poles at the beginning; none: by the memory that the task asks for"""
+    r_max: float | None = 0.999
+    """largest modulus of an LRU's poles at the beginning; none: by the memory that the task asks for"""
+    pole_rate: float | None = 1.0
+    """learning rate of an LRU's poles, as a part of lr; none: the less the longer the memory"""
+    batch_size: int = 8
+    """lanes of the stream"""
+    lr: float = 1e-3
+    """learning rate of Adam"""
+    max_steps: int = 1000
+    """pieces of the stream to train on"""
+    validate_every: int | str | None = None
+    """pieces between validations, with --val-steps"""
+
+    def __post_init__(self):
+        check_options(self, counts=("piece", "digits", "most"))
+
+
+PRESETS = {"protocol": {"spread": False}}
+CHANCE = {"accuracy": 1 / 8, "loss": math.log(8)}  # of copy: guessing among the eight symbols
+
+
+def make(config: Config):
+    """Fit, module and data of a run. JAX is imported here, so that --help does not wait for it."""
+    import braintools
+    import jax.numpy as jnp
+
+    import jaxtrain as jt
+    from jaxtrain.datasets import Adding, AnBn, StreamCopy
+
+    episodes = {
+        "copy": lambda: StreamCopy(config.digits, config.delay),
+        "adding": lambda: Adding(config.length),
+        "anbn": lambda: AnBn(config.most),
+    }[config.task]()
+    memory = {"copy": config.delay + config.digits, "adding": config.length, "anbn": config.most}[config.task]
+    strategy = streamed(config.make_strategy())
+
+    class Stream(jt.Module):
+        def build(self):
+            return config.network(episodes.n_in, episodes.n_out, memory)
+
+        def learning_step(self, forward, x, y):
+            out = forward(x)  # (B, n_out)
+            if config.task == "adding":
+                return jnp.square(out - y).mean(-1)
+            loss = braintools.metric.softmax_cross_entropy_with_integer_labels(out, y)  # (B,)
+            return loss, {"accuracy": out.argmax(-1) == y}
+
+        def configure_optimizer(self):
+            return config.optimizer(memory, updates_of(strategy, config.piece))
+
+        def group(self, name):
+            return config.group(name)
+
+    validates = config.val_steps > 0
+    callbacks = config.callbacks(config.run_dir, config.progress, validates)
+    fit = jt.Fit(strategy, callbacks=callbacks, run_dir=config.run_dir, **config.fit_options())
+    data = jt.StreamDataModule(episodes, config.batch_size, config.piece, config.seed, config.spread, config.val_steps)
+    return fit, Stream(), data
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(Config, make, presets=PRESETS, chance=CHANCE))

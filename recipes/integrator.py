@@ -1,0 +1,82 @@
+"""Integrating noise: a regression that is scored at every time step.
+
+python recipes/integrator.py --strategy drtrl
+python recipes/integrator.py --strategy pp_prop --cell gru
+python recipes/integrator.py --strategy bptt
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtrain import cli
+from jaxtrain.options import NetworkOptions, TrainingOptions, check_options
+
+
+@dataclass(frozen=True)
+class Config(TrainingOptions, NetworkOptions):
+    """Integrating noise: a regression that is scored at every time step."""
+
+    time: int = 100
+    """time steps of a sequence"""
+    scale: float = 0.1
+    """of the noise: the integral has this times the square root of the time as its standard deviation"""
+    cell: Literal["gru", "mgu", "mini_gru", "minimal_rnn", "cfn", "lstm", "mini_lstm", "lru", "vanilla"] = "mini_gru"
+    """the recurrent layer"""
+    hidden: int = 64
+    """units of a layer"""
+    decay: Literal["constant", "cosine"] = "cosine"
+    """the rate after the warm-up: cosine goes to zero at max_steps"""
+    max_steps: int = 1000
+    """steps to train, one batch each"""
+
+    def __post_init__(self):
+        check_options(self, counts=("time",))
+
+
+def make(config: Config):
+    """Fit, module and data of a run. JAX is imported here, so that --help does not wait for it."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    import jaxtrain as jt
+
+    class Noise:
+        """Batches of (noise, its integral), each a function of the step alone."""
+
+        def __init__(self, split: int, length: int | None = None):
+            self.split, self.length = split, length
+
+        def batch(self, step: int):
+            rng = np.random.default_rng((config.seed, self.split, step))
+            x = config.scale * rng.normal(size=(config.time, config.batch_size, 1)).astype(np.float32)
+            return x, np.cumsum(x, axis=0)
+
+        def __len__(self):
+            if self.length is None:
+                raise TypeError("endless")
+            return self.length
+
+    class Integrator(jt.Module):
+        def build(self):
+            return config.network(1, 1, config.time)
+
+        def learning_step(self, forward, x, y):
+            error = forward(x) - y  # (B, 1)
+            # Of the target's variance: 1 is guessing zero.
+            relative = jnp.square(error).mean(-1) / (config.scale**2 * config.time / 2)
+            return relative, {"mae": jnp.abs(error).mean(-1)}
+
+        def configure_optimizer(self):
+            return config.optimizer(config.time)
+
+        def group(self, name):
+            return config.group(name)
+
+    callbacks = config.callbacks(config.run_dir, config.progress)
+    fit = jt.Fit(config.make_strategy(), callbacks=callbacks, run_dir=config.run_dir, **config.fit_options())
+    return fit, Integrator(), jt.DataModule(Noise(0), Noise(1, 4))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(Config, make, chance={"loss": 1.0}))

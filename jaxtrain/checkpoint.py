@@ -35,16 +35,18 @@ _UNFINISHED = re.compile(r"[0-9]{8,}\.orbax-checkpoint-tmp.*")
 _GONE = ".deleted"  # steps on their way out: one rename takes a step off the list, so none is ever listed in part
 _SPACE = ("No space left", "Disk quota exceeded", "RESOURCE_EXHAUSTED")  # TensorStore says it in words only
 
-_read: set[str] = set()  # steps that were read
+_said: dict[str, set[str]] = {}  # of which steps a logger says no more
 
 
-def _say_once(step: Path) -> None:
+def _say_once(step: Path, logger: str = "asyncio") -> None:
     """Orbax reads and writes leaves side by side and closes its event loop at the first that fails. What becomes of the
     others would be reported a second time, at length, at some moment of the garbage collector or of TensorStore's
-    threads: by asyncio, with the step's path, and through sys.unraisablehook, with nothing that says whose it is."""
-    if not _read:
-        logging.getLogger("asyncio").addFilter(lambda record: not any(path in record.getMessage() for path in _read))
-    _read.add(str(step))
+    threads: by asyncio, with the step's path, and through sys.unraisablehook, with nothing that says whose it is.
+    Orbax's threads log a failed save through absl, also when all is closed."""
+    said = _said.setdefault(logger, set())
+    if not said:
+        logging.getLogger(logger).addFilter(lambda record: not any(path in record.getMessage() for path in said))
+    said.add(str(step))
     if getattr(sys.unraisablehook, "__name__", "") != "_unless_late":
         before = sys.unraisablehook
 
@@ -291,6 +293,7 @@ class Store:
         """Removes what a failed save left. Raises SaveFailed unless it failed for want of space, or is on disk."""
         # Orbax goes on listing a step that failed, and forgets those it meant to delete: start over with a new manager.
         self._pending = None
+        _say_once(self._whole(step), "absl")
         self._drop_manager()
         # The step is whole if only the removal of older ones failed.
         self._saved = self._whole(step).is_dir() and self._attempt(step) is not None

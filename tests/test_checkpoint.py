@@ -696,3 +696,21 @@ def test_killed_and_orderly_ends(tmp_path, warnings):
         assert how == "kill" or store.steps() == steps
         assert not list(where.glob("*tmp*"))
         store.close()
+
+
+def test_what_orbax_says_of_a_failed_save_when_all_is_closed_is_silent(tmp_path, monkeypatch, caplog):
+    store = Store(tmp_path)
+
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ocp.AsyncCheckpointer, "_save_step_metadata", fail)
+    store.save(2, tree(2), {}, {})
+    assert store.wait() is False
+    store.close()
+    caplog.clear()
+    late = logging.getLogger("absl")
+    late.error("a thread raised an exception: cannot write %s", store.directory / "00000002.orbax-checkpoint-tmp/w")
+    assert caplog.records == []
+    late.error("of another step: %s", store.directory / "00000003")
+    assert len(caplog.records) == 1

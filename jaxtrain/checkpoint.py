@@ -32,6 +32,7 @@ _log = logging.getLogger("jaxtrain")
 _STEP = re.compile(r"[0-9]{8}|[1-9][0-9]{8,}")
 _ASIDE = ".replaced"  # ending of a step that another save is about to replace
 _UNFINISHED = re.compile(r"[0-9]{8,}\.orbax-checkpoint-tmp.*")
+_PROBE = ".probe"
 _GONE = ".deleted"  # steps on their way out: one rename takes a step off the list, so none is ever listed in part
 _SPACE = ("No space left", "Disk quota exceeded", "RESOURCE_EXHAUSTED")  # TensorStore says it in words only
 
@@ -242,7 +243,7 @@ class Store:
     def _probe(self) -> None:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            probe = self.directory / ".probe"
+            probe = self.directory / _PROBE
             probe.touch()
             probe.unlink()
         except OSError as error:
@@ -255,6 +256,8 @@ class Store:
         """Removes what unfinished saves left, and the given step; a step whose replacement is missing comes back."""
         try:
             for path in self.directory.iterdir():
+                if path.name == _PROBE:
+                    path.unlink()
                 mine = path.name == _GONE or (step is not None and path == self._whole(step))
                 if mine or _UNFINISHED.fullmatch(path.name):
                     shutil.rmtree(path)

@@ -42,6 +42,8 @@ class Config(TrainingOptions, NetworkOptions):
     """binary: the running mean of bits a time step at which L grows"""
     piece: int = 10
     """binary: time steps of a piece of the stream, which is a step of the record"""
+    chunk: Literal["auto"] | int = 25
+    """steps run in one dispatch: a task changes at the end of one"""
     max_steps: int = 6000
     """steps to train; binary: pieces of the stream"""
     val_batches: int = 4
@@ -117,10 +119,10 @@ def make(config: Config):
 
 
 def _sizes(least: int, most: int) -> tuple[int, ...]:
-    """Sizes to pad to, each twice the one before."""
+    """Sizes to pad to, each three times the one before."""
     sizes = [least]
     while sizes[-1] < most:
-        sizes.append(min(2 * sizes[-1], most))
+        sizes.append(min(3 * sizes[-1], most))
     return tuple(sizes)
 
 

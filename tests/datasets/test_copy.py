@@ -83,8 +83,13 @@ def test_refuses_sizes(name, value):
 
 @pytest.mark.parametrize("name", ["time_lag", "num_digits", "batch_size", "val_batches", "test_batches"])
 def test_module_refuses_sizes(name):
-    with pytest.raises(ValueError, match=f"{name}=0 is too small"):
-        CopyDataModule(**{name: 0})
+    with pytest.raises(ValueError, match=f"{name}=-1 is too small"):
+        CopyDataModule(**{name: -1})
+
+
+def test_no_blank_at_all():
+    inputs, targets = CopyDataset(0, 2, 4).batch(0)
+    np.testing.assert_array_equal(inputs, np.concatenate([targets, np.full((2, 4), 9)]))
 
 
 def test_refuses_split_seed_step():

@@ -359,6 +359,8 @@ def summarize(loop: Loop, status: Status, report: dict[str, Any], best: dict[str
         "val": part("val/"),
         "best": best,
         "digest": whole,
+        "saved": loop.saved,
+        "dropped": loop.callbacks.dropped,
         **({} if loop.program.lanes is None else _lanes_of(run, loop.program)),
         "seconds": seconds,
         "steps_per_second": steps / max(seconds["train"], 1e-9),

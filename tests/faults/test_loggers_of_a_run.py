@@ -35,7 +35,6 @@ def test_a_logger_that_raises_ends_no_run(tmp_path, caplog):
     assert rows(tmp_path / "again") == rows(tmp_path / "whole")
 
 
-@pytest.mark.xfail(strict=True, reason="loop.summarize does not write Callbacks.dropped yet")
 def test_a_logger_that_was_dropped_is_named_in_the_result(tmp_path):
     fit(tmp_path / "run", 4, Breaks(KeyError("column"))).run(Noisy(), lines())
     assert result_of(tmp_path / "run")["dropped"] == {"Breaks.0": "KeyError: 'column'"}

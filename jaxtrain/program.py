@@ -347,7 +347,8 @@ class Program:
             numbers = jnp.stack([leaf for mean in metrics.values() for leaf in mean])
             return new, (jnp.concatenate([numbers, dead]), bad)
 
-        step = step if self.lanes is None else self.lanes.map(step)
+        # Under jit it is traced once, for its shapes and for the loop.
+        step = jax.jit(step if self.lanes is None else self.lanes.map(step))
 
         def chunk(values, root, first, n, batches):
             shapes = jax.eval_shape(lambda: step(values, root, first, jax.tree.map(lambda leaf: leaf[0], batches))[1])

@@ -51,6 +51,7 @@ def contenders(setting: Any, strategy: str, seeds: int) -> dict[str, Any]:
     class Runs:
         def __init__(self) -> None:
             self.runs = [Steps(seed) for seed in range(seeds)]
+            self.unit = self.runs[0].unit
 
         def __call__(self, steps: int) -> None:
             for run in self.runs:

@@ -89,7 +89,8 @@ def stack(lab, cells):
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@pytest.mark.timeout(1800)
+@settings(max_examples=15, deadline=None)
 @given(
     cells=st.lists(st.sampled_from(["gru", "lstm", "lru", "minigru"]), min_size=1, max_size=3).map(tuple),
     warm=st.sampled_from([0, 3]),

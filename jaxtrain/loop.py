@@ -13,9 +13,10 @@ from .callback import Callback, Callbacks
 from .callbacks.throughput import peak_rss_mb
 from .checkpoint import Store
 from .console import log
-from .data import DataModule, Feed
+from .data import DataModule, Feed, change_task
 from .digests import digest
 from .evaluating import evaluate
+from .files import as_json
 from .metrics import LANES, Pending
 from .passes import Passes
 from .period import Period
@@ -205,6 +206,8 @@ class Loop:
         run.requests = Requests(validate=requests.validate, stop=stop)
         if requests.task is not None and ending is None:
             self._retask(self, requests.task)
+        elif requests.task is not None:  # a run that goes on from here, under a larger budget, begins with it
+            change_task(self.data, as_json(requests.task, f"run.retask at step {run.step}"))
         if ending is not None:
             self.status, self.reason = ending
             self.over = requests.stop is not None or self.is_over()

@@ -132,3 +132,16 @@ def test_the_copying_task_follows_in_all_its_splits():
     result = fit.run(module, data)
     assert result.metrics["val/loss"] == pytest.approx(fit.validate(module, data)["val/loss"], rel=1e-6)
     assert fit.predict(module, data).shape[0] == 3
+
+
+def test_what_is_asked_for_at_the_last_step_is_what_a_longer_run_goes_on_with(tmp_path):
+    def run(steps, name):
+        ask = At("on_chunk_end", 4, lambda run: run.retask(scale=2.0, time=5))
+        kept = jt.Checkpoint(every=4, best=None, last=9)
+        fit = jt.Fit("bptt", max_steps=steps, chunk=4, validate_every=4, log_every=1, run_dir=tmp_path / name,
+                     callbacks=[ask, jt.JSONL(), kept])  # fmt: skip
+        return fit.run(Linear(), Scaled(), resume="last").digest
+
+    whole = run(8, "whole")
+    run(4, "parts")
+    assert run(8, "parts") == whole and rows(tmp_path / "parts") == rows(tmp_path / "whole")

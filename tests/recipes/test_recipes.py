@@ -1,0 +1,188 @@
+"""Every other recipe, from its flags to its files: it runs, resumes, and its options have an effect."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jaxtrain
+from jaxtrain.fidelity import load_recipe
+from jaxtrain.state import parameters
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+QUICK = "--log-every 2 --checkpoint-every 4 --no-progress --hidden 6 --batch-size 4".split()
+STREAM = "--piece 6 --chunk 2".split()
+TINY = {
+    "copy_lru": "--time-lag 4 --digits 2 --validate-every 4 --width 5",
+    "copy_curriculum": "--validate-every 4 --lags 0 1 --digits 2 --threshold 0.0 --over 5 --chunk 2",
+    "copy_curriculum-digits": "--task digits --validate-every 4 --most-digits 3 --threshold 0.0 --over 5 --chunk 2",
+    "copy_curriculum-lru": "--preset lru --piece 6 --chunk 2 --bits 9 --width 5 --mlp 4",
+    "copy_curriculum-gru": "--preset gru --piece 6 --chunk 2 --bits 9",
+    "copy_stream": "--piece 6 --chunk 2 --digits 1 --delay 2 --width 5 --mlp 4",
+    "copy_stream-adding": "--task adding --piece 6 --chunk 2 --length 5 --width 5 --val-steps 9 --validate-every 4",
+    "copy_stream-anbn": "--task anbn --piece 6 --chunk 2 --most 3 --width 5 --mlp 4",
+    "integrator": "--time 8 --validate-every 4 --decay constant",
+}
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """`call("copy_lru", "--lr", 1)` -> (exit code, stdout, stderr), in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("JAXTRAIN_TRACEBACK", raising=False)
+
+    def run(name, *argv):
+        recipe = load_recipe(RECIPES / f"{name}.py")
+        monkeypatch.setattr(sys, "argv", [f"{name}.py"])
+        options = {"presets": getattr(recipe, "PRESETS", None), "chance": getattr(recipe, "CHANCE", None)}
+        code = jaxtrain.cli.main(recipe.Config, recipe.make, argv=[*map(str, argv)], **options)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def rows(run_dir):
+    lines = (Path(run_dir) / "metrics.jsonl").read_text().splitlines()
+    timed = ("time/", "throughput/", "memory/")
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith(timed)} for line in lines]
+
+
+@pytest.mark.parametrize("which", TINY)
+def test_a_run_and_its_second_half(call, which):
+    name = which.partition("-")[0]
+    argv = [*QUICK, *TINY[which].split()]
+    code, out, err = call(name, *argv, "--max-steps", 12, "--run-dir", "whole")
+    assert (code, err) == (0, ""), err
+    assert "at step 12" in out and "strategy drtrl" in out
+    record = rows("whole")
+    assert record[-1]["step"] == 12 and record[-1]["grad_norm"] >= 0 and record[0]["train/loss"] > 0
+    assert call(name, *argv, "--max-steps", 8, "--run-dir", "parts")[0] == 0
+    code, out, err = call(name, "--run-dir", "parts", "--resume", "last", "--max-steps", 12, "--no-progress")
+    assert (code, err) == (0, ""), err
+    assert rows("parts") == record
+    digest = lambda path: json.loads((Path(path) / "result.json").read_text())["digest"]  # noqa: E731
+    assert digest("parts") == digest("whole")
+    if "curriculum" in which:
+        task = [row for row in record if any(tag.startswith("task/") for tag in row)]
+        stages = {json.dumps({k: v for k, v in row.items() if k.startswith("task/")}) for row in task}
+        assert len(stages) >= 2, "the task went on"
+
+
+def test_the_streams_say_when_they_are_given_a_rule_that_forgets(call):
+    for name in ("copy_stream", "copy_curriculum"):
+        preset = [] if name == "copy_stream" else ["--preset", "lru"]
+        code, _, err = call(name, *QUICK, *STREAM, *preset, "--strategy", "bptt", "--run-dir", "x")
+        assert code == 2 and err == (
+            "error: --strategy bptt begins anew with every piece of the stream; use tbptt instead\n"
+        )
+
+
+def test_update_every_of_a_stream(call):
+    recipe = load_recipe(RECIPES / "copy_stream.py")
+    made = lambda **options: recipe.make(recipe.Config(**options))[0].strategy  # noqa: E731
+    assert made() == jaxtrain.DRTRL(update_every=1, carry="carry")
+    assert made(strategy_fields={"window": 5}) == jaxtrain.DRTRL(window=5, update_every=5, carry="carry")
+    given = {"update_every": 4, "window": 2}
+    assert made(strategy_fields=given) == jaxtrain.DRTRL(window=2, update_every=4, carry="carry")
+
+
+def test_an_lru_gets_its_poles_by_the_lag(call):
+    recipe = load_recipe(RECIPES / "copy_lru.py")
+
+    def radii(**options):
+        fit, module, data = recipe.make(recipe.Config(hidden=200, width=4, **options))
+        from jaxtrain.loading import build_each
+
+        build_each(module, (0,), several=False, resumed=False)
+        found = {name: np.asarray(jax.tree.leaves(state.value)[0]) for name, state in parameters(module.model).items()}
+        radius = np.exp(-np.exp(found["rnn.layers.0.nu_log"]))
+        return radius.min(), radius.max()
+
+    assert radii(time_lag=50)[0] > 0.98 and radii(time_lag=50)[1] < 0.999
+    assert radii(time_lag=5000)[0] > 0.9995
+    assert radii(time_lag=50, r_min=0.5, r_max=0.6)[1] < 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "argv", "said"),
+    [
+        ("copy_lru", "--hidden 0", "--hidden 0: expected a whole number, 1 or more"),
+        ("copy_lru", "--lr 0", "--lr 0.0: expected a positive number"),
+        ("copy_lru", "--pole-rate -1", "--pole-rate -1.0: expected a positive number"),
+        ("copy_lru", "--weight-decay -1", "--weight-decay -1.0: expected 0 or more"),
+        ("copy_lru", "--warmup 9 --max-steps 9", "--warmup 9: expected fewer than --max-steps 9"),
+        ("copy_lru", "--batch-size 0", "--batch-size 0: expected a whole number, 1 or more"),
+        ("copy_lru", "--validate-every soon", "--validate-every soon"),
+        ("copy_lru", "--chrono 20", "cell 'lru' has no gates and no recurrent matrix, so chrono does not apply"),
+        ("copy_curriculum", "--over 0", "--over 0: expected a whole number, 1 or more"),
+        ("copy_stream", "--piece 0", "--piece 0: expected a whole number, 1 or more"),
+        ("integrator", "--time 0", "--time 0: expected a whole number, 1 or more"),
+        ("integrator", "--cell lru --r-min 0.9 --r-max 0.8", "LRU: r_min=0.9, r_max=0.8; expected 0 <= r_min"),
+    ],
+)
+def test_a_mistake_is_one_line(call, name, argv, said):
+    code, _, err = call(name, *argv.split(), "--no-progress")
+    assert code in (1, 2) and said in err and len(err.splitlines()) == 1, err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr": 1e-2},
+        {"decay": "cosine"},
+        {"warmup": 2},
+        {"weight_decay": 0.5},
+        {"clip": 0.01},
+        {"chrono": 20.0},
+        {"orthogonal": True},
+        {"learned_state": True},
+        {"width": 5},
+        {"width": 5, "nonlinear": True},
+        {"mlp": 5},
+        {"layers": 2},
+        {"cell": "lru"},
+        {"cell": "lru", "pole_rate": 1e-3},
+        {"cell": "lru", "r_min": 0.1},
+        {"cell": "lru", "max_phase": 0.1},
+    ],
+    ids=str,
+)
+def test_every_option_has_an_effect(options):
+    recipe = load_recipe(RECIPES / "copy_gru.py")
+
+    def digest(**changes):
+        # The last of three steps: a schedule and weight decay show in what came before.
+        small = dict(hidden=6, batch_size=4, time_lag=3, digits=2, max_steps=3, validate_every=None)
+        fit, module, data = recipe.make(recipe.Config(**small, **changes))
+        return fit.run(module, data).digest
+
+    without = {key: value for key, value in options.items() if key == "cell" and len(options) > 1}
+    without |= {"width": 5} if "nonlinear" in options else {}
+    assert digest(**options) != digest(**without)
+    assert digest(**options) == digest(**options)
+
+
+@pytest.mark.slow
+def test_an_lru_solves_the_copying_task(call):
+    assert call("copy_lru", "--no-progress", "--seed", 100, "--run-dir", "run")[0] == 0
+    result = json.loads(Path("run/result.json").read_text())
+    assert result["status"] == "stopped" and result["step"] <= 200 and result["val"]["accuracy"] >= 0.99
+    argv = "--no-progress --seed 100 --strategy readout_only --max-steps 200 --run-dir control".split()
+    assert call("copy_lru", *argv)[0] == 0
+    assert json.loads(Path("control/result.json").read_text())["val"]["accuracy"] < 0.9
+
+
+@pytest.mark.slow
+def test_bits_grow_longer(call):
+    argv = "--preset lru --no-progress --seed 100 --max-steps 600 --run-dir run".split()
+    assert call("copy_curriculum", *argv)[0] == 0
+    assert rows("run")[-1]["task/length"] >= 6
+
+
+@pytest.mark.slow
+def test_an_integrator_is_learned(call):
+    assert call("integrator", *"--no-progress --seed 100 --max-steps 400 --run-dir run".split())[0] == 0
+    assert json.loads(Path("run/result.json").read_text())["val"]["loss"] < 0.05

@@ -54,13 +54,13 @@ class Config(TrainingOptions, NetworkOptions):
 
 
 BINARY = {
-    "task": "binary", "batch_size": 16, "chunk": 10, "max_steps": 5000, "validate_every": None,
+    "task": "binary", "batch_size": 16, "chunk": 5, "max_steps": 5000, "validate_every": None,
     "log_every": 100, "checkpoint_every": 1000,
 }  # fmt: skip
-LRU = {"cell": "lru", "hidden": 64, "width": 64, "mlp": 128, "r_min": 0.9, "r_max": 0.999, "pole_rate": 1.0}
+LRU = {"cell": "lru", "hidden": 64, "width": 64, "mlp": 128, "r_min": 0.9, "r_max": 0.999, "pole_rate": 0.3}
 PRESETS = {
     "lru": {**BINARY, **LRU, "lr": 1e-3},
-    "gru": {**BINARY, "cell": "gru", "hidden": 128, "lr": 1e-3},
+    "gru": {**BINARY, "cell": "gru", "hidden": 128, "lr": 7e-4, "max_steps": 10_000},
 }
 CHANCE = {"accuracy": 1 / 8, "loss": math.log(8)}  # of digits
 

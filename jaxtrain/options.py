@@ -84,6 +84,8 @@ class TrainingOptions(Options):
     """steps to train, one batch each"""
     seed: int = 0
     """of initial values, of randomness in the model, and of the data"""
+    seeds: int | None = None
+    """train so many seeds side by side, --seed and the next ones, on the batches of --seed"""
     chunk: Literal["auto"] | int = "auto"
     """steps run in one dispatch"""
     log_every: int = 50
@@ -121,7 +123,7 @@ class TrainingOptions(Options):
 
     def fit_options(self) -> dict[str, Any]:
         """What ``Fit`` takes from here."""
-        names = ("max_steps", "clip", "seed", "chunk", "log_every", "validate_every")
+        names = ("max_steps", "clip", "seed", "seeds", "chunk", "log_every", "validate_every")
         return {name: getattr(self, name) for name in names}
 
     def callbacks(self, run_dir: str | None, progress: bool, validates: bool = True) -> list[Callback]:
@@ -145,7 +147,7 @@ def check_options(config: Options, counts: Sequence[str] = ()) -> None:
     if isinstance(config, NetworkOptions):
         counts = (*counts, "hidden", "layers", "width")
     if isinstance(config, TrainingOptions):
-        counts, periods = (*counts, "batch_size"), ["validate_every", "checkpoint_every"]
+        counts, periods = (*counts, "batch_size", "seeds"), ["validate_every", "checkpoint_every"]
         _not_below(config, 0, "warmup", "weight_decay")
         _not_below(config, None, "lr", "pole_rate")
         if config.warmup and config.warmup >= config.max_steps:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .console import log, one_line
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from .run import Run
 
 MOST_LATE = 10_000
-"""Rows that wait for a logger."""
+"""Events that wait for a logger."""
+LAST = ("on_exception", "on_fit_end")
+AGAIN = ("flush", "state")
+"""Asked for anew at the next save, so they need not wait."""
 RANKS = ("produce", "decide", "record", "persist")
 
 
@@ -72,13 +75,18 @@ class Callback:
     def on_epoch_end(self, run: Run) -> None: ...
     def on_chunk_start(self, run: Run) -> None: ...
     def on_chunk_end(self, run: Run, metrics: dict[str, Any]) -> None:
-        """``metrics``: one numpy array ``(n,)`` a name, a value for each of the chunk's n steps."""
+        """``metrics``: one numpy array ``(n,)`` a name, a value for each of the chunk's n steps. With
+        ``Fit(seeds=...)`` these are means over the S seeds, and ``lanes/loss`` is an array ``(n, S)``."""
 
     def on_probe(self, run: Run, values: Any) -> None: ...
     def on_validation_start(self, run: Run) -> None: ...
-    def on_validation_end(self, run: Run, metrics: dict[str, float]) -> None: ...
+    def on_validation_end(self, run: Run, metrics: dict[str, Any]) -> None:
+        """``metrics``: a number a tag, as ``val/loss``. With ``Fit(seeds=...)`` these are means over the S seeds, and
+        ``lanes/val/loss`` is a list of S numbers."""
+
     def on_row(self, run: Run, row: dict[str, Any]) -> None:
-        """``row``: one finished line of the record, ``{"step": int, tag: float, ...}``."""
+        """``row``: one finished line of the record, ``{"step": int, tag: float, ...}``. With ``Fit(seeds=...)`` tags
+        below ``lanes/`` hold a list of S numbers."""
 
     def on_figure(self, run: Run, tag: str, figure: Any) -> None:
         """``figure``: a matplotlib figure that a callback made with ``run.figure``."""
@@ -169,76 +177,124 @@ class Callbacks:
         self._over = False
         self.dropped: dict[str, str] = {}
         """Loggers that failed and are told no more of this run: name and error."""
-        self._late: dict[Callback, list[tuple[Any, ...]]] = {}
-        """Rows that a logger could not write for want of space, or for another OSError."""
+        # By name, since a callback may be one that cannot be hashed, or that equals another, as a dataclass.
+        self._late: dict[str, list[tuple[str, tuple[Any, ...]]]] = {}
+        """Events that a logger could not take for want of space, or for another OSError, in their order."""
+        self._warned: set[str] = set()
         self._listeners = {
-            event: [c for c in self.all if getattr(type(c), event) is not getattr(Callback, event)] for event in EVENTS
+            event: {n: c for n, c in self.keys().items() if getattr(type(c), event) is not getattr(Callback, event)}
+            for event in EVENTS
         }
 
     def __iter__(self):
         return iter(self.all)
 
     def __call__(self, event: str, *args: Any) -> None:
-        """Call every listener. Once a run has started, no error of a logger ends it (``_excuse``). At the end of a run,
-        in ``on_exception`` and ``on_fit_end``, an error of one keeps none of the others from being called, and none
-        hides the error that ended the run: it becomes a note of that one, or else is raised after all, with later ones
-        as its notes."""
-        last = event in ("on_exception", "on_fit_end")
-        first = args[1] if event == "on_exception" else None
-        if event == "on_fit_end" and args[1] == "failed":
-            first = sys.exception()  # what ended the run is on its way out
-        raised = first
+        """Call every listener. Once a run has started, no error of a logger ends it (``_excuse``)."""
         if event == "on_fit_start":
             self._listen()
-        elif event == "on_fit_end":
+        if event in LAST:
+            self._end(event, args)
+            return
+        for name, callback in [*self._listeners[event].items()]:
+            self._tell(name, callback, event, args)
+
+    def tell(self, callback: Callback, event: str, *args: Any) -> None:
+        """Call one callback alone, as ``__call__`` does."""
+        self._tell(next(name for name, own in self.keys().items() if own is callback), callback, event, args)
+
+    def _tell(self, name: str, callback: Callback, event: str, args: tuple[Any, ...]) -> None:
+        if name in self.dropped:
+            return
+        try:
+            self._catch_up(name, callback)
+            getattr(callback, event)(*args)
+        except Exception as error:
+            if callback.rank != "record" or event in ("on_fit_start", "on_restore") or self._over:
+                raise
+            self._excuse(name, event, args, error)
+
+    def _end(self, event: str, args: tuple[Any, ...]) -> None:
+        """At the end of a run an error of one callback keeps none of the others from being called, and none hides the
+        error that ended the run: it becomes a note of that one, or else is raised after all, with later ones as its
+        notes. Of a logger only what the disk did not take is such an error, and not once it was dropped."""
+        first = args[1] if event == "on_exception" else None
+        if event == "on_fit_end":
             self._over = True
-        calls = [(callback, getattr(callback, event), args) for callback in self._listeners[event]]
-        for callback, call, given in [(c, self._tell_late, (c,)) for c in self._late] + calls if last else calls:
-            try:
-                if callback in self._late and not last:
-                    self._tell_late(callback)
-                call(*given)
-            except Exception as error:
-                if not last:
-                    if callback.rank != "record" or event in ("on_fit_start", "on_restore") or self._over:
-                        raise
-                    self._excuse(callback, event, args, error)
-                    continue
-                if raised is None:
-                    raised = error
-                elif error is not raised:
-                    name = f"{type(callback).__name__}.{event}"
-                    raised.add_note(f"jaxtrain: {name} failed, too: {type(error).__name__}: {error}")
+            if args[1] == "failed":
+                first = sys.exception()  # what ended the run is on its way out
+        raised = first
+        for name, callback in self.keys().items():
+            calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [(self._catch_up, (name, callback))]
+            if name in self._listeners[event]:
+                calls.append((getattr(callback, event), args))
+            for call, given in calls:
+                try:
+                    call(*given)
+                except Exception as error:
+                    if callback.rank == "record" and (name in self.dropped or not isinstance(error, OSError)):
+                        self._drop(name, event, error)
+                    elif raised is None:
+                        raised = error
+                    elif error is not raised:
+                        failed = f"{type(callback).__name__}.{event} failed, too: {type(error).__name__}: {error}"
+                        raised.add_note(f"jaxtrain: {failed}")
         if raised is not first and raised is not None:
             raise raised
 
-    def _excuse(self, callback: Callback, event: str, args: tuple[Any, ...], error: Exception) -> None:
+    def _excuse(self, name: str, event: str, args: tuple[Any, ...], error: Exception) -> None:
         """A run does not end for the sake of its logs: a logger that raises is told no more until the end, with one
-        warning; at an OSError, as of a full disk, rows wait and are offered again at every event."""
-        name = next(key for key, own in self.keys().items() if own is callback)
-        if isinstance(error, OSError):
-            if callback not in self._late:
-                log.warning("%s.%s failed: %s; its rows wait", name, event, one_line(error))
-            late = self._late.setdefault(callback, [])
-            if event == "on_row":
-                late.append(args)
-            if len(late) <= MOST_LATE:
-                return
-        log.warning("%s.%s failed, and gets no more of this run: %s", name, event, one_line(error))
-        self.dropped[name] = one_line(error)
-        for other, listeners in self._listeners.items():
-            if callback in listeners and other not in ("on_exception", "on_fit_end"):
-                listeners.remove(callback)
+        warning; at an OSError, as of a full disk, with one warning a run, events wait and are offered again, in their
+        order, at every later one."""
+        if not isinstance(error, OSError):
+            self._drop(name, event, error)
+            return
+        if name not in self._warned:
+            self._warned.add(name)
+            log.warning("%s.%s failed: %s; what it is told waits, and is tried again", name, event, one_line(error))
+        if event in AGAIN:
+            return
+        late = self._late.setdefault(name, [])
+        late.append((event, (_AsItWas(args[0]), *args[1:])))
+        if len(late) > MOST_LATE:
+            self._drop(name, event, error)
 
-    def _tell_late(self, callback: Callback) -> None:
-        late = self._late[callback]
+    def _drop(self, name: str, event: str, error: Exception) -> None:
+        what = "failed, and gets no more of this run" if name not in self.dropped else "failed, too"
+        log.warning("%s.%s %s: %s", name, event, what, one_line(error))
+        self.dropped.setdefault(name, one_line(error))
+        self._late.pop(name, None)
+        for other, listeners in self._listeners.items():
+            if other not in LAST:  # it may still close what it opened
+                listeners.pop(name, None)
+
+    def _catch_up(self, name: str, callback: Callback) -> None:
+        late = self._late.get(name, [])
         while late:
-            callback.on_row(*late[0])
+            event, args = late[0]
+            getattr(callback, event)(*args)
             del late[0]
-        del self._late[callback]
+        self._late.pop(name, None)
 
     def listens(self, event: str) -> bool:
         return bool(self._listeners[event])
+
+    def alive(self) -> list[Callback]:
+        """All but those that were dropped."""
+        return [callback for name, callback in self.keys().items() if name not in self.dropped]
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """What a checkpoint holds of each; of a logger that was dropped, too, and not of one that cannot tell."""
+        states = {}
+        for name, callback in self.keys().items():
+            try:
+                states[name] = callback.state()
+            except Exception as error:
+                if callback.rank != "record":
+                    raise
+                if name not in self.dropped:
+                    self._excuse(name, "state", (), error)
+        return states
 
     def keys(self) -> dict[str, Callback]:
         """Name of each callback in a checkpoint: its class name and position among its kind."""
@@ -249,6 +305,16 @@ class Callbacks:
             keys[f"{name}.{counts.get(name, 0)}"] = callback
             counts[name] = counts.get(name, 0) + 1
         return keys
+
+
+class _AsItWas:
+    """A run for an event that waited: ``step`` and ``metrics`` of that moment, all else as it is now."""
+
+    def __init__(self, run: Run):
+        self._run, self.step, self.metrics = run, run.step, dict(run.metrics)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._run, name)
 
 
 def _check_periods(callback: Callback) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from .callback import Callback, Callbacks
 from .callbacks.throughput import peak_rss_mb
 from .checkpoint import Store
-from .console import log
+from .console import log, one_line
 from .data import DataModule, Feed, change_task
 from .digests import digest
 from .evaluating import evaluate
@@ -173,14 +173,19 @@ class Loop:
 
     def _edge(self, due: bool) -> None:
         if self._error is not None:
-            self._finish_rows()
-            self._save()
+            try:
+                self._finish_rows()
+                self._save()
+                if self.store is not None:
+                    self.store.wait()
+            except Exception as error:
+                self._error.add_note(f"jaxtrain: step {self.run.step} is not saved: {one_line(error)}")
             raise self._error
         if not due:  # a signal alone: what callbacks asked for on the way waits, as it would have without the signal
             self._finish_rows()
             self._end_by_signal()
             return
-        for callback in self.callbacks:
+        for callback in self.callbacks.alive():
             if callback.probe_every is not None and self._probe_due(callback):
                 self._probe(callback)
         self._edge_after_probes()
@@ -238,7 +243,7 @@ class Loop:
     def _probe(self, callback: Callback) -> None:
         values, recorder = self.program.probe(callback, self.program.example, self.run.step).fetch(), self.run.recorder
         waiting, recorder.logged = recorder.logged, {}
-        callback.on_probe(self.run, values)
+        self.callbacks.tell(callback, "on_probe", self.run, values)
         logged, recorder.logged = recorder.logged, waiting
         if logged:  # no row is due here, and a later one is not where it belongs
             recorder.measured(self.run.step, logged)
@@ -293,7 +298,7 @@ class Loop:
             "data": self.data.identity(),
             "feed": self.feed.state(),
             "task": self.data.task,
-            "callbacks": {key: callback.state() for key, callback in self.callbacks.keys().items()},
+            "callbacks": self.callbacks.states(),
             "recorder": run.recorder.state(),
             "metrics": run.metrics,
             "last_validation": run.last_validation,

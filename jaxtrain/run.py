@@ -34,7 +34,8 @@ class Result:
 
     ``status``: finished, stopped (by a callback or the clock), interrupted (Ctrl-C) or terminated (SIGTERM); a run that
     failed raises, and says "failed" in result.json.
-    ``history``: the rows of the record that this process wrote. ``metrics``: the last value of every tag.
+    ``history``: the rows of the record that this process wrote. ``metrics``: the last value of every tag, below
+    ``lanes/`` a list, a number of each seed.
     ``saved``: whether the newest state is on disk (None without a run directory). ``report``: the pre-flight report.
     ``summary``: what result.json holds.
     """
@@ -42,7 +43,7 @@ class Result:
     status: Status
     step: int
     reason: str | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     run_dir: Path | None = None
     best: dict[str, Any] | None = None
@@ -79,10 +80,10 @@ class Requests:
 class Run:
     """A callback's view of a run.
 
-    ``step``: train batches completed whose metrics have been delivered. ``metrics``: the last value of every tag.
-    ``run_dir``: None without one. ``restored_step``: the step a resumed run started from, else None.
-    ``config``: what config.json holds. ``last_validation``: the step of the last complete validation.
-    ``task``: the data module's, as it is now; ``retask`` changes it.
+    ``step``: train batches completed whose metrics have been delivered. ``metrics``: the last value of every tag, below
+    ``lanes/`` a list, a number of each seed. ``run_dir``: None without one. ``restored_step``: the step a resumed run
+    started from, else None. ``config``: what config.json holds. ``last_validation``: the step of the last complete
+    validation. ``task``: the data module's, as it is now; ``retask`` changes it.
     """
 
     def __init__(self, *, module: Module, callbacks: Callbacks, recorder: Recorder, config: dict[str, Any],
@@ -101,7 +102,7 @@ class Run:
         self.first_open_row: int | None = None
         """After a restore: the step of the first row that the checkpoint still holds, to be written later."""
         self.last_validation: int | None = None
-        self.metrics: dict[str, float] = {}
+        self.metrics: dict[str, Any] = {}
         self.requests = Requests()
         self.score: float | None = None
         self.has_validation = True

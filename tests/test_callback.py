@@ -2,6 +2,9 @@
 
 import sys
 import warnings
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -136,9 +139,16 @@ class Logger(Callback):
         self.ended += 1
 
 
+FULL = OSError(28, "No space left on device")
+
+
+def at(step):
+    return SimpleNamespace(step=step, metrics={"train/loss": float(step)})
+
+
 def tell(callbacks, *steps):
     for step in steps:
-        callbacks("on_row", None, {"step": step})
+        callbacks("on_row", at(step), {"step": step})
 
 
 def test_a_logger_that_raises_is_dropped_with_one_warning(caplog):
@@ -162,7 +172,7 @@ def test_rows_wait_for_a_logger_whose_disk_is_full(caplog):
     logger = Logger(OSError(28, "No space left on device"))
     callbacks = Callbacks([logger])
     tell(callbacks, 1, 2, 3)
-    assert len(caplog.records) == 1 and "its rows wait" in caplog.text and callbacks.dropped == {}
+    assert len(caplog.records) == 1 and "what it is told waits" in caplog.text and callbacks.dropped == {}
     logger.error = None
     tell(callbacks, 4)
     assert logger.rows == [1, 2, 3, 4]
@@ -199,3 +209,152 @@ def test_at_the_start_of_a_run_a_logger_may_refuse_it(event):
 
     with pytest.raises(ValueError, match="no run directory"):
         Callbacks([Refuses()])(event, None)
+
+
+@dataclass
+class Data(Callback):
+    """Equal to every other of its kind with the same fields, and so not hashable."""
+
+    rank: ClassVar[str] = "record"
+    error: Exception | None = None
+    heard: list[int] = field(default_factory=list, compare=False)
+
+    def on_row(self, run, row):
+        if self.error is not None:
+            raise self.error
+        self.heard.append(row["step"])
+
+
+def test_a_callback_need_not_be_hashable_and_may_equal_another(caplog):
+    first, second = Data(FULL), Data(FULL)
+    callbacks = Callbacks([first, second])
+    tell(callbacks, 1)
+    first.error = None
+    tell(callbacks, 2)
+    assert (first.heard, second.heard) == ([1, 2], []) and callbacks.dropped == {}
+    first.error = second.error = ValueError("no")
+    first.error = None
+    tell(callbacks, 3)
+    assert (first.heard, [*callbacks.dropped]) == ([1, 2, 3], ["Data.1"]) and callbacks.alive()[0] is first
+
+
+class Everything(Callback):
+    """A logger that notes every event with the run's step, unless its disk is full."""
+
+    rank = "record"
+
+    def __init__(self):
+        self.full, self.heard = True, []
+
+    def note(self, event, run, *args):
+        if self.full:
+            raise FULL
+        self.heard.append((event, run.step, run.metrics["train/loss"], *args))
+
+    def flush(self):
+        if self.full:
+            raise FULL
+        self.heard.append("flush")
+
+
+for _event in EVENTS:
+    if _event not in ("flush", "on_fit_start", "on_restore", "on_exception", "on_fit_end"):
+        setattr(Everything, _event, lambda self, run, *args, event=_event: self.note(event, run, *args))
+
+
+def test_every_event_waits_for_a_full_disk_with_one_warning_a_run(caplog):
+    logger = Everything()
+    callbacks = Callbacks([logger])
+    callbacks("on_fit_start", None)
+    told = []
+    for step, (event, *args) in enumerate(
+        [("on_chunk_end", {"loss": 1.0}), ("on_figure", "curve", "figure"), ("on_validation_end", {"val/loss": 2.0}),
+         ("on_probe", 3), ("on_row", {"step": 5}), ("on_checkpoint", "path"), ("on_epoch_end",)], 1,
+    ):  # fmt: skip
+        run = at(step)
+        callbacks(event, run, *args)
+        run.step, run.metrics["train/loss"] = 100, 0.0  # the run goes on
+        told.append((event, step, float(step), *args))
+        callbacks("flush")
+    assert logger.heard == [] and callbacks.dropped == {}
+    assert [r.getMessage() for r in caplog.records] == [
+        "Everything.0.on_chunk_end failed: OSError: [Errno 28] No space left on device; what it is told waits, and is "
+        "tried again"
+    ]
+    logger.full = False
+    callbacks("flush")
+    assert logger.heard == [*told, "flush"], "all, in their order, with the run as it was"
+    logger.full = True
+    tell(callbacks, 9)
+    assert len(caplog.records) == 1, "one warning a run"
+    logger.full = False
+    callbacks("on_fit_end", at(10), "finished")
+    assert logger.heard[-1] == ("on_row", 9, 9.0, {"step": 9})
+
+
+def test_a_flush_that_fails_is_one_warning(caplog):
+    logger = Everything()
+    callbacks = Callbacks([logger])
+    for _ in range(6):
+        callbacks("flush")
+    assert [r.getMessage().split(":")[0] for r in caplog.records] == ["Everything.0.flush failed"]
+    callbacks("on_fit_end", at(1), "finished")
+
+
+@pytest.mark.parametrize("when", ["a later row", "the end"])
+def test_a_row_that_waits_and_then_fails_for_another_reason_ends_no_run(caplog, when):
+    logger = Logger(FULL)
+    callbacks = Callbacks([logger])
+    tell(callbacks, 1)
+    logger.error = ValueError("no such column")
+    if when == "a later row":
+        tell(callbacks, 2)
+        assert callbacks.dropped == {"Logger.0": "ValueError: no such column"}
+    callbacks("on_fit_end", at(2), "finished")
+    assert callbacks.dropped == {"Logger.0": "ValueError: no such column"} and logger.ended == 1
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize("error", [ValueError("at the end"), OSError(5, "at the end")])
+@pytest.mark.parametrize("dropped", [False, True])
+def test_what_a_logger_raises_at_the_end(caplog, error, dropped):
+    """An error only where the disk did not take what a logger still had to write."""
+
+    class Ends(Logger):
+        def on_fit_end(self, run, status):
+            raise error
+
+    after = Notes()
+    callbacks = Callbacks([Ends(ValueError("no") if dropped else None), after])
+    callbacks.all.reverse()  # a callback that comes later, whatever its rank
+    tell(callbacks, 1)
+    if isinstance(error, OSError) and not dropped:
+        with pytest.raises(OSError, match="at the end"):
+            callbacks("on_fit_end", at(1), "finished")
+    else:
+        callbacks("on_fit_end", at(1), "finished")
+        assert "at the end" in caplog.records[-1].getMessage() and len(caplog.records) == 1 + dropped
+        assert [*callbacks.dropped] == ["Ends.0"]
+    assert after.heard == ["finished"]
+
+
+def test_the_state_of_a_logger_that_raises_is_left_out(caplog):
+    class Broken(Logger):
+        def state(self):
+            assert self.error is not None
+            raise self.error
+
+    class Whole(Logger):
+        def state(self):
+            return {"a": 1}
+
+    broken = Broken(OSError(5, "Input/output error"))
+    callbacks = Callbacks([broken, Whole()])
+    assert callbacks.states() == callbacks.states() == {"Whole.0": {"a": 1}}
+    assert len(caplog.records) == 1 and callbacks.dropped == {}
+    broken.error = ValueError("no")
+    assert callbacks.states() == callbacks.states() == {"Whole.0": {"a": 1}}
+    assert len(caplog.records) == 2 and [*callbacks.dropped] == ["Broken.0"]
+    Broken.rank = "decide"
+    with pytest.raises(ValueError, match="no"):
+        Callbacks([broken]).states()

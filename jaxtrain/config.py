@@ -3,11 +3,13 @@
 import dataclasses
 import difflib
 import json
+import numbers
+import sys
 import tomllib
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, SupportsInt, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 
 class ConfigError(ValueError):
@@ -26,7 +28,8 @@ def did_you_mean(word: object, options: Iterable[object]) -> str:
 
 
 def coerce(value: Any, annotation: Any, where: str) -> Any:
-    """`value` as `annotation` asks, without guessing: an int is a float, text is never a number.
+    """`value` as `annotation` asks, without guessing: an int is a float, text and true or false are never numbers.
+    Numbers of other libraries become Python's, which JSON can hold.
 
     `"None"` stands for None where None is allowed (TOML has no null, and the command line spells it so).
     Raises ConfigError that begins with `where`.
@@ -45,10 +48,15 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
             except ConfigError:
                 continue
     elif origin is Literal:
+        given = int(value) if _is_whole(value) else value
         for choice in args:
-            if type(choice) is type(value) and choice == value:
-                return value
+            if type(choice) is type(given) and choice == given:
+                return choice
         raise ConfigError(f"{where} = {value!r}: {did_you_mean(value, args)}")
+    elif origin is tuple and isinstance(value, list | tuple) and _is_fixed(annotation):
+        if len(value) == len(args):
+            each = zip(value, args, strict=True)
+            return tuple(coerce(item, inner, f"{where}[{i}]") for i, (item, inner) in enumerate(each))
     elif origin in (list, tuple) and isinstance(value, list | tuple):
         inner = args[0] if args else Any
         return origin(coerce(item, inner, f"{where}[{i}]") for i, item in enumerate(value))
@@ -57,11 +65,45 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
         return {key: coerce(item, inner, f"{where}.{key}") for key, item in value.items()}
     elif annotation is Path and isinstance(value, str | Path):
         return Path(value)
-    elif annotation is float and isinstance(value, int | float) and not isinstance(value, bool):
+    elif annotation is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
         return float(value)
+    elif annotation is int and _is_whole(value):
+        return int(value)
     elif isinstance(annotation, type) and type(value) is annotation:
         return value
     raise ConfigError(f"{where} = {value!r} is {_kind(value)}; expected {spell(annotation)}")
+
+
+def _is_whole(value: Any) -> TypeGuard[SupportsInt]:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_fixed(annotation: Any) -> bool:
+    """Whether a tuple's annotation has a type a position: `tuple[int, float]`, not `tuple[int, ...]`."""
+    args = get_args(annotation)
+    return get_origin(annotation) is tuple and bool(args) and args[-1] is not ...
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """The types of those fields of a dataclass that its `__init__` takes, as far as their annotations can be looked up:
+    what is imported for type checkers alone, or defined within a function, cannot."""
+    found = {}
+    for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
+        if not field.init:
+            continue
+        # A subclass holds the very Field of the class that defined it, in whose module the annotation is to be read.
+        holders = (
+            base for base in reversed(cls.__mro__) if field in vars(base).get("__dataclass_fields__", {}).values()
+        )
+        owner = next(holders, cls)
+        alone = types.SimpleNamespace(__annotations__={field.name: field.type})
+        module = vars(sys.modules[owner.__module__]) if owner.__module__ in sys.modules else {}
+        try:
+            # The module's names come before the class's own, as get_type_hints has it for a class.
+            found.update(get_type_hints(alone, dict(vars(owner)), module))
+        except Exception:  # noqa: S112 - an annotation is any expression, and raises what it likes
+            continue
+    return found
 
 
 def is_plain(annotation: Any) -> bool:
@@ -89,8 +131,10 @@ def spell(annotation: Any) -> str:
         return " or ".join(spell(member) for member in args)
     if origin is Literal:
         return " or ".join(repr(choice) for choice in args)
-    if origin in (list, tuple):
-        return " ".join(spell(member) for member in args if member is not ...) or origin.__name__
+    if _is_fixed(annotation):
+        return f"({', '.join(map(spell, args))})"
+    if origin in (list, tuple) and args:
+        return f"a list of {spell(args[0])}"
     if annotation is type(None):
         return "None"
     return {str: "text", bool: "true or false"}.get(annotation, getattr(annotation, "__name__", str(annotation)))

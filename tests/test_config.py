@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 
-from jaxtrain.config import ConfigError, coerce, did_you_mean, is_plain, overlay, read_config
+from jaxtrain.config import ConfigError, coerce, did_you_mean, field_types, is_plain, overlay, read_config
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,13 @@ class Config:
         (5, int | str, 5),
         ("1ep", int | str, "1ep"),
         ([1, 2], tuple[int, ...], (1, 2)),
+        ([1, 0.5], tuple[int, float], (1, 0.5)),
+        (["a", 2], tuple[str, float], ("a", 2.0)),
+        (np.float32(0.5), float, 0.5),
+        (Fraction(1, 4), float | None, 0.25),
+        (np.int64(3), int, 3),
+        (np.int64(3), Literal["auto", 3], 3),
+        (np.uint8(3), float, 3.0),
         ({"a": 1}, dict[str, float], {"a": 1.0}),
         ("p", Path, Path("p")),
         (1, Annotated[int, "note"], 1),
@@ -68,6 +77,14 @@ def test_coerce(value, annotation, expected):
         (1.5, int | str),
         ([1, "2"], list[int]),
         ("12", tuple[int, ...]),
+        ([1], tuple[int, float]),
+        ([1, 2.0, 3], tuple[int, float]),
+        ([0.5, 1], tuple[int, float]),
+        (np.float32(2), int),
+        (np.bool_(True), int),
+        (np.bool_(True), float),
+        (np.int64(1), bool),
+        (np.int64(1), Literal[True]),
     ],
 )
 def test_coerce_does_not_guess(value, annotation):
@@ -84,6 +101,26 @@ def test_messages_say_what_is_wrong_and_what_was_expected():
         overlay(Config(), {"inner": {"widht": 3}}, "f.toml")
     with pytest.raises(ConfigError, match=r"^x = 'alto': expected auto; did you mean 'auto'"):
         coerce("alto", Literal["auto"], "x")
+    for annotation, spelled in ((tuple[int, float], "(int, float)"), (tuple[int, ...], "a list of int")):
+        with pytest.raises(ConfigError) as raised:
+            coerce(3, annotation, "x")
+        assert str(raised.value) == f"x = 3 is int; expected {spelled}"
+
+
+def test_types_of_fields_are_looked_up_one_by_one():
+    @dataclass
+    class Base:
+        far: "NotHere" = None  # pyright: ignore[reportUndefinedVariable] # noqa: F821
+        near: "int | None" = None
+        set: "int" = 3  # the name of a type that an annotation below means
+        counted: int = field(init=False, default=0)
+
+    @dataclass
+    class Sub(Base):
+        also: "set[int]" = field(default_factory=lambda: {1})
+        local: "Base | None" = None
+
+    assert field_types(Sub) == {"near": int | None, "set": int, "also": set[int]}
 
 
 def test_overlay():

@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Literal, get_type_hints
+from typing import Any, ClassVar, Literal
 
 import brainstate
 import jax
 import jax.numpy as jnp
 
-from ..config import ConfigError, coerce, is_plain, spell
+from ..config import ConfigError, coerce, field_types, is_plain, spell
 from ..metrics import Metrics, sum_over_time
 from ..module import Objective, Phases, weights_of
 from ..state import (
@@ -52,23 +52,22 @@ class Row:
 class Strategy(ABC):
     """How gradients are made. A frozen dataclass: its fields are its configuration, compared on resume.
 
-    Fields of plain types (numbers, text, ``Literal``, tuples of them) are checked against their annotations; raises
-    ValueError. A class with a ``__post_init__`` of its own calls this one first.
+    Fields of plain types (numbers, text, ``Literal``, tuples of them) are checked against their annotations, those with
+    ``init=False`` and those whose annotation cannot be looked up apart; raises ValueError. A class with a
+    ``__post_init__`` of its own calls this one first.
     """
 
     name: ClassVar[str]
 
     def __post_init__(self):
-        hints = get_type_hints(type(self))
-        for field in fields(self):
-            value, hint = getattr(self, field.name), hints[field.name]
+        for name, hint in field_types(type(self)).items():
             if is_plain(hint):
+                value = getattr(self, name)
                 try:
-                    checked = coerce(value, hint, field.name)
+                    checked = coerce(value, hint, name)
                 except ConfigError:
-                    where = f"{type(self).__name__}({field.name}={value!r})"
-                    raise ValueError(f"{where}: expected {spell(hint)}") from None
-                object.__setattr__(self, field.name, checked)  # a float that was given as 1, a pair as a list
+                    raise ValueError(f"{type(self).__name__}({name}={value!r}): expected {spell(hint)}") from None
+                object.__setattr__(self, name, checked)  # a float that was given as 1, a pair as a list
 
     @abstractmethod
     def bind(self, objective: Objective, example: Phases) -> Learner:
@@ -79,8 +78,8 @@ class Strategy(ABC):
 
     def resolve(self, auto: dict[str, Any]) -> Strategy:
         """The strategy with what every "auto" became in an earlier part of the run."""
-        known = {key: value for key, value in asdict(self).items() if value == "auto" and key in auto}
-        return replace(self, **{key: auto[key] for key in known})
+        names = [field.name for field in fields(self) if field.init]
+        return replace(self, **{name: auto[name] for name in names if name in auto and getattr(self, name) == "auto"})
 
 
 class Network:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..config import ConfigError, coerce, did_you_mean
+from ..config import ConfigError, coerce, did_you_mean, field_types
 
 if TYPE_CHECKING:
     from .base import Strategy
@@ -142,7 +142,8 @@ def available() -> list[str]:
 def register(cls: Any) -> Any:
     """Make a strategy class known by its ``name``: a decorator, for a strategy outside this package.
 
-    The class is a frozen dataclass that extends ``Strategy``; its fields become options. A package that wants its
+    The class is a frozen dataclass that extends ``Strategy``; its fields become options, those with ``init=False`` and
+    those whose annotation cannot be looked up apart. A package that wants its
     strategy found without an import names it as an entry point of the group ``jaxtrain.strategies``. A class that is
     defined again (a cell of a notebook that runs twice) takes the place of the one before. Raises TypeError for what is
     no such class, ValueError for a name that is taken, or a field without a default.
@@ -158,8 +159,9 @@ def register(cls: Any) -> Any:
         )
     if name in ALIASES or (name in REGISTRY and not _same_class(REGISTRY[name].object, cls)):
         raise ValueError(f"register({cls.__name__}): the name {name!r} is taken; choose another")
-    hints, summary = get_type_hints(cls), (cls.__doc__ or name).strip().splitlines()[0]
-    found = {field.name: Field(hints[field.name], _default(cls, field), "") for field in fields(cls)}
+    hints, summary = field_types(cls), (cls.__doc__ or name).strip().splitlines()[0]
+    defaults = {field.name: _default(cls, field) for field in fields(cls) if field.init}
+    found = {name: Field(hints[name], default, "") for name, default in defaults.items() if name in hints}
     REGISTRY[name] = Entry(name, cls.__module__, cls.__name__, summary, found, cls)
     return cls
 

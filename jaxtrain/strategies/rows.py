@@ -8,6 +8,7 @@ from typing import Any
 
 from ..state import name_of
 from .base import Row
+from .cadence import UpdateEvery
 
 PARTLY = "one of its ways into the hidden state passes through another weight, and only the direct one is traced"
 
@@ -22,12 +23,15 @@ class Reach:
     besides: str = ""
 
     @staticmethod
-    def of_window(window: int, scored: int) -> Reach:
-        """Of a rule whose windows are ``window`` of ``scored`` time steps."""
+    def of_window(window: int, scored: int, update_every: UpdateEvery = "sequence") -> Reach:
+        """Of a rule whose windows are ``window`` time steps of the ``scored`` ones of a whole sequence."""
         within = f"one window of {window} scored time step" + ("s" if window > 1 else "")
+        larger, exact = "A larger window", "strategy='bptt'"
+        if update_every != "sequence":  # what is advised must be what can be had
+            larger, exact = f"{larger}, of which update_every is a multiple,", f"{exact}, which has no update_every,"
         if window >= scored:
-            return Reach(within, "Use strategy='bptt' for all")
-        return Reach(within, "A larger window gives it more, strategy='bptt' all")
+            return Reach(within, f"Use {exact} for all")
+        return Reach(within, f"{larger} gives it more, {exact} all")
 
 
 ONE_STEP = Reach()

@@ -190,4 +190,6 @@ class WindowedRule(SteppedRule):
         return self.window
 
     def reach(self, time: int) -> Reach:
-        return super().reach(time) if self.works_in()[0] == "vmap" else Reach.of_window(self.window, time)
+        if self.works_in()[0] == "vmap":
+            return super().reach(time)
+        return Reach.of_window(self.window, time, self.update_every)

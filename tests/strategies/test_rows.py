@@ -146,6 +146,26 @@ def test_more_than_a_window_gives_is_given_as_said(lab):
     assert found == sorted(found) and found[0] < found[-1] - 0.01, found
 
 
+@pytest.mark.parametrize("engine", ["reverse", "trace"])
+def test_what_is_advised_within_a_sequence_of_updates_can_be_had(lab, engine):
+    """The window is one of all scored time steps, not of those of an update."""
+    phases = lab.sequences(time=10)
+
+    def said(**fields):
+        learner = DRTRL(engine=engine, **fields).bind(Objective(task(lab), lambda x: x), check_phases(phases))
+        return {row.name: row.why for row in learner.report()}["e.weight"].partition(": ")[2]
+
+    multiple = "A larger window, of which update_every is a multiple, gives it more"
+    without = "strategy='bptt', which has no update_every,"
+    for fields in ({"window": 2, "update_every": 2}, {"window": 5, "update_every": 10}):
+        assert said(**fields) == f"its credit lies {within(fields['window'])}. {multiple}, {without} all"
+    assert said(window=4, update_every=4).startswith(f"its credit lies {within(4)}. ")
+    with pytest.raises(ValueError, match="update_every=2.: .* update_every must be a multiple of it$"):
+        said(window=4, update_every=2)
+    assert said(window=10, update_every=10) == f"its credit lies {within(10)}. Use {without} for all"
+    assert said(window=2) == f"its credit lies {within(2)}. {LARGER}"
+
+
 def test_dni_estimates_what_comes_later_for_what_has_no_trace_at_all(lab):
     phases = lab.sequences(time=TIME)
     drive = lab.Drive(DNI(fit_epochs=3), task(lab), phases)

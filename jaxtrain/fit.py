@@ -12,7 +12,7 @@ import numpy as np
 
 from . import preflight
 from .callback import Callback, Callbacks
-from .callbacks import Checkpoint
+from .callbacks.checkpoint import Checkpoint, best_of, kept_by
 from .callbacks.periods import optional_period
 from .checkpoint import Store, readable
 from .console import log
@@ -90,6 +90,7 @@ class Fit:
         self.log_every = _count(log_every, "log_every", required=True)
         self.validate_every = optional_period(validate_every, "Fit", "validate_every")
         self.seed, self.seeds = seed, as_seeds(seeds, seed)
+        self._held = self.seeds[0] if self.seeds else seed  # the seed whose values a module has after a run
         self.nonfinite: NonFinite = nonfinite
         self.callbacks = Callbacks(callbacks)
         kept = [callback for callback in self.callbacks if isinstance(callback, Checkpoint)]
@@ -155,7 +156,7 @@ class Fit:
         finally:
             try:
                 if not isinstance(sys.exception(), NonFiniteError):  # then the values are of no use to anyone
-                    loop.program.write_back()
+                    self._held = loop.program.write_back()
             finally:
                 try:
                     if loop.store is not None:
@@ -258,7 +259,7 @@ class Fit:
         return Program(
             module, strategy, data.encode, example, seed=self.seeds or self.seed, clip=self.clip,
             accumulate=self.accumulate, nonfinite=self.nonfinite, chunk=chunk,
-            models=models or [module.model] * len(self.seeds or ()),
+            models=models or [dict(vars(module))] * len(self.seeds or ()),
         )  # fmt: skip
 
     def _prepare(self, program: Program, val: Passes | None) -> None:
@@ -320,15 +321,8 @@ class Fit:
         log.info("task %s from step %d on: compiled in %.1f s", loop.data.task, run.step, program.compile_seconds)
 
     def _store(self, run_dir: Path) -> Store:
-        kept = self._kept()
+        kept = kept_by(self._checkpoint)
         return Store(run_dir / CHECKPOINTS, last=kept["last"], best=kept["best"], mode=kept["mode"])
-
-    def _kept(self) -> dict[str, Any]:
-        callback = self._checkpoint
-        if callback is None:
-            return {"last": 1, "best": 0, "mode": "min", "monitor": None}
-        monitor, best = callback.best or (None, 0)
-        return {"last": callback.last, "best": best, "mode": callback.mode, "monitor": monitor}
 
     def _settings(self) -> dict[str, Any]:
         periods = {"max_time": self.max_time, "validate_every": self.validate_every}
@@ -337,24 +331,18 @@ class Fit:
             **{name: getattr(self, name) for name in names},
             "seeds": None if self.seeds is None else list(self.seeds),
             **{name: None if period is None else str(period) for name, period in periods.items()},
-            "checkpoint": self._kept(),
+            "checkpoint": kept_by(self._checkpoint),
             "callbacks": list(self.callbacks.keys()),
         }
 
     def _result(self, loop: Loop, status: Status, report: dict[str, Any], started: float, trains: bool) -> Result:
-        result = summarize(loop, status, report, self._best(), time.perf_counter() - started)
+        result = summarize(loop, status, report, best_of(self._checkpoint), time.perf_counter() - started)
         if loop.run.run_dir is not None:
             path = loop.run.run_dir / "result.json"
             # Where nothing was left to train, what the run came to, and how fast, is known better already.
             if trains or not path.exists() or read_json(path).get("status") != status:
                 write_json(path, result.summary)
         return result
-
-    def _best(self) -> dict[str, Any] | None:
-        scores = self._checkpoint.scores if self._checkpoint else []
-        if not scores or self._checkpoint is None or self._checkpoint.best is None:
-            return None
-        return {"monitor": self._checkpoint.best[0], "score": scores[0][0], "step": scores[0][1]}
 
     # ---------------------------------------------------------------------------------------------- evaluating
 
@@ -389,7 +377,7 @@ class Fit:
         set_up(data)
         source = getattr(data, f"{name}_data")() if whole else data.train_data()
         saved = None if checkpoint is None else chosen(checkpoint, self._latest)
-        return read(module, self.strategy, data, source, name, kind=kind, seed=self.seed, saved=saved)
+        return read(module, self.strategy, data, source, name, kind=kind, seed=self._held, saved=saved)
 
 
 def _count(value: Any, name: str, required: bool = False) -> Any:

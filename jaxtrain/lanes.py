@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .metrics import LANES, Mean, Metrics, is_rate
-from .state import stack
+from .state import is_key, stack
 
 LIVE = "lanes/live"
 """Among a program's values: whether each lane goes on, ``(S,)``."""
@@ -22,12 +22,14 @@ def as_seeds(seeds: Any, first: int) -> tuple[int, ...] | None:
     """``Fit(seeds=...)``: how many, counted from ``first``, or a list of them. Raises ValueError for anything else."""
     if seeds is None:
         return None
-    if type(seeds) is int and seeds >= 1:
-        return tuple(range(first, first + seeds))
-    each = tuple(seeds) if isinstance(seeds, list | tuple | range) else ()
+    counted = type(seeds) is int and 1 <= seeds <= 2**32 - first
+    each = tuple(range(first, first + seeds) if counted else seeds if isinstance(seeds, list | tuple | range) else ())
     if not each or not all(map(is_seed, each)) or len(set(each)) < len(each):
-        raise ValueError(f"Fit(seeds={seeds!r}): expected how many, or a list of different whole numbers from 0 on")
-    if first != 0:
+        raise ValueError(
+            f"Fit(seeds={seeds!r}): expected how many, counted from seed={first}, or a list of different whole "
+            "numbers, each from 0 to 2**32 - 1"
+        )
+    if not counted and first != 0:
         raise ValueError(f"Fit(seed={first}, seeds={seeds!r}): a list says all the seeds; leave seed out")
     return each
 
@@ -38,6 +40,21 @@ def is_seed(value: Any) -> bool:
 
 def _text(step: Any) -> str:
     return re.sub(r"0x[0-9a-f]+", "", str(step.jaxpr))  # addresses of Python's functions
+
+
+def _constants(step: Any) -> list[bytes]:
+    """The arrays that a closed jaxpr, and those inside it, have as constants."""
+    found = [_bytes(constant) for constant in getattr(step, "consts", ())]
+    for equation in getattr(step, "jaxpr", step).eqns:
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda value: hasattr(value, "eqns")):
+            if hasattr(value, "eqns"):
+                found += _constants(value)
+    return found
+
+
+def _bytes(constant: Any) -> bytes:
+    array = np.asarray(jax.random.key_data(constant) if is_key(constant) else constant)
+    return f"{array.dtype}{array.shape}".encode() + array.tobytes()
 
 
 class Lanes:
@@ -62,15 +79,14 @@ class Lanes:
         return {**stack(list(values)), LIVE: jnp.ones(len(self.seeds), bool)}
 
     def require_one_step(self, steps: Sequence[Any], name: str) -> None:
-        """``steps``: of the model built under each seed, a time step as a closed jaxpr. Raise ValueError where they
+        """``steps``: of what was built under each seed, its time steps as a closed jaxpr. Raise ValueError where they
         differ in more than the values of States."""
         for seed, step in zip(self.seeds, steps, strict=True):
-            same = _text(step) == _text(steps[0]) and len(step.consts) == len(steps[0].consts)
-            if not same or not all(map(np.array_equal, step.consts, steps[0].consts)):
+            if _text(step) != _text(steps[0]) or _constants(step) != _constants(steps[0]):
                 raise ValueError(
-                    f"Fit(seeds=...): the model that {name}.build makes under seed {seed} differs from that of seed "
-                    f"{self.seeds[0]} in more than the values of its States: something drawn at random, as a mask, is "
-                    "a plain attribute. Make it a brainstate.State, or train one seed a run"
+                    f"Fit(seeds=...): what {name}.build makes under seed {seed} differs from that of seed "
+                    f"{self.seeds[0]} in more than the values of the model's States: something drawn at random, as a "
+                    "mask, is a plain attribute. Make it a brainstate.State of the model, or train one seed a run"
                 )
 
     def map(self, step: Callable) -> Callable:
@@ -110,8 +126,10 @@ class Lanes:
     def each(self, values: dict[str, Any]) -> list[dict[str, Any]]:
         return [self.lane(values, lane) for lane in range(len(self.seeds))]
 
-    def first_live(self, values: dict[str, Any]) -> dict[str, Any]:
-        return self.lane(values, int(np.argmax(np.asarray(values[LIVE]))))
+    def first_live(self, values: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Seed and values of the first lane that goes on."""
+        lane = int(np.argmax(np.asarray(values[LIVE])))
+        return self.seeds[lane], self.lane(values, lane)
 
     def frozen(self, values: dict[str, Any]) -> list[int]:
         """The seeds of the lanes that go on no more."""

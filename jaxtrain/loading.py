@@ -94,23 +94,25 @@ def build(module: Module, seed: int) -> None:
         )
 
 
-def build_each(module: Module, seeds: Sequence[int], *, several: bool, resumed: bool) -> list[Any]:
-    """The module's model as built under each seed. One that it has already is kept: alone it is trained on, and where
-    a run of ``several`` seeds is ``resumed`` it serves all, since their values come from a checkpoint."""
-    if module.model is None:
-        models = []
-        for seed in seeds:
-            module.model = None
-            build(module, seed)
-            models.append(module.model)
-        return models
-    if several and not resumed:
-        raise ValueError(
-            f"Fit(seeds=...): {type(module).__name__} has a model already, whose values every seed would start from; "
-            "give a new module"
-        )
-    build(module, seeds[0])  # checks it
-    return [module.model] * len(seeds)
+def build_each(module: Module, seeds: Sequence[int], *, several: bool, resumed: bool) -> list[dict[str, Any]]:
+    """The module's attributes, its model among them, as built under each seed. A model that it has already is kept:
+    alone it is trained on, and where a run of ``several`` seeds is ``resumed`` it serves all, since their values come
+    from a checkpoint."""
+    if module.model is not None:
+        if several and not resumed:
+            raise ValueError(
+                f"Fit(seeds=...): {type(module).__name__} has a model already, whose values every seed would start "
+                "from; give a new module"
+            )
+        build(module, seeds[0])  # checks it
+        return [dict(vars(module))] * len(seeds)
+    before, each = dict(vars(module)), []
+    for seed in seeds:
+        vars(module).clear()
+        vars(module).update(before)
+        build(module, seed)
+        each.append(dict(vars(module)))
+    return each
 
 
 def require_module(module: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import brainstate
 import jax
@@ -16,7 +16,7 @@ from .lanes import LIVE, Lanes
 from .metrics import Mean, Metrics, Pending
 from .module import Module, Objective, check_phases
 from .optimizer import Optimizer
-from .preflight import compiled_memory, describe_parameters, flops
+from .preflight import compiled_memory, describe_parameters, flops, rows, time_steps
 from .state import (
     Functional,
     flatten,
@@ -24,7 +24,6 @@ from .state import (
     global_norm,
     lasting,
     parameters,
-    parameters_behind,
     set_key,
     signature,
     stack,
@@ -33,7 +32,7 @@ from .state import (
     traced,
     unflatten,
 )
-from .strategies.base import Learner, Row, Strategy, scored, trained
+from .strategies.base import Learner, Strategy, trained
 
 NonFinite = Literal["raise", "skip", "warn"]
 CHUNK_CAP, CHUNK_FLOPS = 50, 4e10
@@ -54,7 +53,7 @@ class Program:
     ``optimizer/`` and ``learner/``. The train program donates it, so nobody else keeps a reference to it.
 
     ``seed``: a number, or a tuple of numbers, which are trained side by side as lanes of one program: every leaf of
-    ``values`` then has an axis of lanes first, and ``models`` holds the module's model as built under each seed. A
+    ``values`` then has an axis of lanes first, and ``models`` holds the module's attributes as built under each seed. A
     lane whose numbers stop being finite is frozen as it was before, unless they are skipped or allowed.
     """
 
@@ -67,8 +66,7 @@ class Program:
         self._executables: dict[Any, Any] = {}
         self._bad_names: list[str] = []
         self._packed: dict[str, tuple[int, int]] = {}
-        self.lanes = Lanes(seed) if isinstance(seed, tuple) else None
-        self._freezes = self.lanes is not None and nonfinite == "raise"
+        self.lanes, self._seed = (Lanes(seed), seed[0]) if isinstance(seed, tuple) else (None, seed)
         if accumulate > 1 and strategy.config().get("update_every", "sequence") != "sequence":
             raise ValueError(
                 f"Fit(accumulate={accumulate}) with update_every={strategy.config()['update_every']}: a sequence makes "
@@ -77,7 +75,7 @@ class Program:
         bind = lambda: self._bind(encode, clip, accumulate)  # noqa: E731
         if self.lanes is None:
             bind()
-            self.root, self.values = jax.random.key(cast(int, seed)), self._now()
+            self.root, self.values = jax.random.key(self._seed), self._now()
         else:
             self.root, self.values = self.lanes.root(), self._side_by_side(self.lanes, models, bind)
         self.chunk = self._choose_chunk() if chunk == "auto" else chunk
@@ -92,7 +90,7 @@ class Program:
             self.objective = Objective(module, encode)
             self.phases = check_phases(module.phases(self.example))
             self.learner: Learner = self.strategy.bind(self.objective, self.phases)
-            self.rows = self._rows()
+            self.rows = rows(self.learner, self.phases)
             self.optimizer = self._optimizer(clip, accumulate)
             self.parameters = list(parameters(module.model))
             self._named = {
@@ -107,14 +105,15 @@ class Program:
         return {name: strong(state.value) for name, state in self._named.items()}
 
     def _side_by_side(self, lanes: Lanes, models: Sequence[Any], bind: Callable[[], None]) -> dict[str, Any]:
-        """The values of every lane. The module is left with the model of the first, whose step all lanes run."""
+        """The values of every lane. The module is left as built under the first seed, whose step all lanes run."""
         each: list[tuple[dict[str, Any], Any]] = []
-        for model in reversed(models):
-            if not each or model is not self.module.model:
-                self.module.model = model
+        for built in reversed(models):
+            if not each or built["model"] is not self.module.model:
+                vars(self.module).clear()
+                vars(self.module).update(built)
                 bind()
             with self._environ(fit=True):
-                each.insert(0, (self._now(), traced(self._loss, self._first())))
+                each.insert(0, (self._now(), traced(lambda: time_steps(self.learner, self.phases))))
         lanes.require_one_step([step for _, step in each], type(self.module).__name__)
         return lanes.stacked([values for values, _ in each])
 
@@ -214,14 +213,17 @@ class Program:
                     values[f"optimizer/{name}"] = strong(state.value)
             self.values = each[0] if self.lanes is None else stack(each)
 
-    def write_back(self) -> None:
+    def write_back(self) -> int:
         """Give the module's model (and the optimizer) the values reached so far, as copies; of lanes, those of the
-        first that is not frozen.
+        first that is not frozen. Returns the seed that they are of.
 
         Where a dispatch failed after it had been given the state, there is none to give back.
         """
-        if not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.values)):
-            self._assign(self.values if self.lanes is None else self.lanes.first_live(self.values))
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.values)):
+            return self._seed
+        seed, values = (self._seed, self.values) if self.lanes is None else self.lanes.first_live(self.values)
+        self._assign(values)
+        return seed
 
     def _assign(self, values: dict[str, Any]) -> None:
         for name, state in self._named.items():
@@ -230,23 +232,6 @@ class Program:
     def host_parameters(self) -> dict[str, Any]:
         params = {name: self.values[name] for name in self.parameters}
         return jax.tree.map(np.array, jax.device_get(params))
-
-    def _first(self) -> Any:
-        """What the first scored time step is given."""
-        return jax.tree.map(lambda leaf: leaf[0], scored(self.phases)[:4])
-
-    def _loss(self, first: Any) -> Any:
-        return self.objective.learn(self.learner.network, *first)[0]
-
-    def _rows(self) -> list[Row]:
-        """What the rule does to each parameter; one that no loss depends on is not trained by any rule."""
-        used = parameters_behind(self._loss, self.module.model, self._first(), hidden=False)
-        if self.phases.warmup is not None:
-            warm_up = lambda x: self.objective.warmup(self.learner.network, x)  # noqa: E731
-            x = jax.tree.map(lambda leaf: leaf[0], self.phases.warmup)
-            used |= parameters_behind(warm_up, self.module.model, x, hidden=True)
-        rows = self.learner.report()
-        return [row if row.name in used else Row(row.name, "no", "the model never uses it") for row in rows]
 
     @property
     def _width(self) -> int:
@@ -333,15 +318,16 @@ class Program:
 
         def step(values, root, index, batch):
             new, (metrics, bad, dead) = train_step(values, root, index, batch)
-            if self._freezes:
+            if self.lanes is not None:
                 bad = jnp.where(values[LIVE], bad, FROZEN)
-            if self._nonfinite == "skip" or self._freezes:
-                new = jax.tree.map(lambda n, o: jnp.where(bad == FINE, n, o), new, values)
-                metrics = jax.tree.map(lambda leaf: jnp.where(bad == FINE, leaf, 0), metrics)
-                dead = jnp.where(bad == FINE, dead, 1)
+            if self._nonfinite == "skip" or self.lanes is not None:
+                counts = bad != FROZEN if self._nonfinite == "warn" else bad == FINE
+                new = jax.tree.map(lambda n, o: jnp.where(counts, n, o), new, values)
+                metrics = jax.tree.map(lambda leaf: jnp.where(counts, leaf, 0), metrics)
+                dead = jnp.where(counts, dead, 1)
             if self._nonfinite == "skip":
-                metrics["skipped_fraction"] = Mean(jnp.float32(bad != FINE), jnp.float32(1))
-            if self._freezes:
+                metrics["skipped_fraction"] = Mean(jnp.float32(bad >= 0), jnp.float32(bad != FROZEN))
+            if self.lanes is not None and self._nonfinite == "raise":
                 new[LIVE] = bad == FINE
             self._packed = {name: (2 * i, 2 * i + 1) for i, name in enumerate(metrics)}
             numbers = jnp.stack([leaf for mean in metrics.values() for leaf in mean])

@@ -6,6 +6,7 @@ from typing import Any
 
 import brainstate
 import braintools
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -217,17 +218,126 @@ def test_curves_show_the_spread(tmp_path):
     assert summary["seeds"] == [0, 1, 2, 3] and len(summary["lanes"]["val/loss"]) == 4
 
 
-def test_a_mask_drawn_at_random_is_refused():
-    class Masked(Random):
+class Masked(Random):
+    """A matrix drawn at random that is a plain attribute of the model."""
+
+    def build(self):
+        net = super().build()
+        mask = brainstate.random.randn(2, 2)
+        update = net.update
+        net.update = lambda x: update(x @ mask)
+        return net
+
+
+class MaskedInside(Random):
+    """The same, inside a function that is compiled by itself."""
+
+    def build(self):
+        net = super().build()
+        mask, update = brainstate.random.randn(2, 2), net.update
+        product = jax.jit(lambda x: x @ mask)
+        net.update = lambda x: update(product(x))
+        return net
+
+
+class Scaled(Random):
+    """The same, on the module."""
+
+    def build(self):
+        self.scale = float(brainstate.random.rand())
+        return super().build()
+
+    def learning_step(self, forward, x, y):
+        return super().learning_step(forward, self.scale * x, y)
+
+
+class ScaledToo(Scaled):
+    """The same, where it is evaluated alone."""
+
+    learning_step = Random.learning_step
+
+    def evaluation_step(self, forward, x, y):
+        return super().learning_step(forward, self.scale * x, y)
+
+
+@pytest.mark.parametrize("kind", [Masked, MaskedInside, Scaled, ScaledToo])
+def test_what_is_drawn_at_random_outside_of_states_is_refused(kind):
+    with pytest.raises(ValueError, match="under seed 1 differs from that of seed 0.*Make it a brainstate.State"):
+        jt.Fit("bptt", seeds=2, max_steps=1).run(kind(), lines())
+
+
+def test_attributes_that_build_sets_are_those_of_the_first_seed():
+    class Counts(Random):
+        built = 0
+
         def build(self):
-            net = super().build()
-            mask = brainstate.random.bernoulli(0.5, (2, 3)).astype(float)
-            update = net.update
-            net.update = lambda x: update(x @ (mask @ mask.T))
+            self.built += 1
+            self.notes = f"made {self.built}"
+            return super().build()
+
+    module = Counts()
+    jt.Fit("bptt", seeds=3, max_steps=1).run(module, lines())
+    assert module.notes == "made 1"
+
+
+def test_a_frozen_seed_stays_frozen_under_another_policy(tmp_path):
+    tops = [max(weights(seed)) for seed in range(2)]
+    high, limit = int(np.argmax(tops)), sum(tops) / 2
+    assert frozen_run(tmp_path, limit, seeds=2).summary["frozen"] == [high]
+    held = params(tmp_path, Random(), high)["w"]
+    policies: Any = ("warn", 8), ("skip", 10)
+    for policy, steps in policies:
+        module = Fragile(lambda: braintools.optim.SGD(0.2))  # nothing is too large any more
+        fit = jt.Fit("bptt", seeds=2, max_steps=steps, log_every=1, run_dir=tmp_path, nonfinite=policy)
+        result = fit.run(module, lines(), resume="last")
+        assert result.summary["frozen"] == [high]
+        assert np.isnan(result.history[-1]["lanes/train/loss"][high])
+        np.testing.assert_array_equal(params(tmp_path, Random(), high)["w"], held)
+    assert result.metrics["skipped_fraction"] == 0
+
+
+def test_a_validation_draws_as_the_seed_does_that_the_module_holds():
+    make = lambda: CopyGRU(noise=0.5)  # noqa: E731
+    fit, module, data = jt.Fit("bptt", seeds=[3, 0], max_steps=2), make(), copies()
+    result: Any = fit.run(module, data).metrics
+    assert fit.validate(module, data)["val/loss"] == pytest.approx(result["lanes/val/loss"][0], rel=1e-5)
+
+
+def test_an_error_inside_a_step_is_told_as_it_is(tmp_path):
+    def fails(x):
+        raise RuntimeError("the lab burnt down")
+
+    class Burns(Random):
+        def learning_step(self, forward, x, y):
+            jax.debug.callback(fails, x)
+            return super().learning_step(forward, x, y)
+
+        def evaluation_step(self, forward, x, y):
+            return super().learning_step(forward, x, y)
+
+    with pytest.raises(Exception, match="the lab burnt down"):
+        jt.Fit("bptt", seeds=2, max_steps=4, run_dir=tmp_path).run(Burns(), lines())
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "failed"
+
+
+def test_the_error_names_the_step_that_was_the_last_ones(tmp_path):
+    class Doomed(Random):
+        """Seed 0 fails at step 5, seed 1 at step 3."""
+
+        def build(self):
+            net: Any = super().build()
+            net.left = brainstate.LongTermState(jnp.where(net.w.value[0, 0] > cut, 3.0, 5.0))
             return net
 
-    with pytest.raises(ValueError, match="under seed 1 differs from that of seed 0.*make it a brainstate.State|Make"):
-        jt.Fit("bptt", seeds=2, max_steps=1).run(Masked(), lines())
+        def learning_step(self, forward, x, y):
+            left = self.model.left
+            left.value = left.value - 1 / 3  # three time steps a step
+            return super().learning_step(forward, x, y) + jnp.where(left.value < 0.5, jnp.nan, 0.0)
+
+    first = [weights(seed)[0] for seed in range(2)]
+    cut, early = sum(first) / 2, int(np.argmax(first))
+    with pytest.raises(FloatingPointError, match=f"step 5: seed {1 - early}: .* no seed is left"):
+        jt.Fit("bptt", seeds=2, max_steps=9, chunk=9).run(Doomed(), lines())
 
 
 def test_a_model_that_is_there_already_is_refused():
@@ -249,7 +359,7 @@ def test_a_checkpoint_of_several_seeds_is_read_one_by_one(tmp_path):
     assert fit.validate(jt.load(tmp_path, Random(), seed=1), lines())["val/loss"] > 0
 
 
-@pytest.mark.parametrize("seeds", [0, -1, True, 1.5, [], [1, 1], [-1], ["a"], "8", [0.0]])
+@pytest.mark.parametrize("seeds", [0, -1, True, 1.5, [], [1, 1], [-1], ["a"], "8", [0.0], [2**32], 2**32 + 1])
 def test_bad_seeds(seeds):
     with pytest.raises(ValueError, match="Fit\\(seeds="):
         jt.Fit("bptt", seeds=seeds, max_steps=1)
@@ -257,5 +367,8 @@ def test_bad_seeds(seeds):
 
 def test_seeds_are_counted_from_seed():
     assert as_seeds(3, 5) == (5, 6, 7) and as_seeds(range(2), 0) == (0, 1) and as_seeds(None, 4) is None
+    assert as_seeds(1, 2**32 - 1) == (2**32 - 1,)
+    with pytest.raises(ValueError, match="counted from seed=4294967295"):
+        as_seeds(2, 2**32 - 1)
     with pytest.raises(ValueError, match="leave seed out"):
         as_seeds([1, 2], 5)

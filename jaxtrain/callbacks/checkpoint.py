@@ -115,6 +115,21 @@ class Checkpoint(Callback):
             self.scores = [[float(score), step] for score, step in state["scores"]][: self.best[1]]
 
 
+def kept_by(callback: Checkpoint | None) -> dict[str, Any]:
+    """What a run keeps; without this callback its newest state alone."""
+    if callback is None:
+        return {"last": 1, "best": 0, "mode": "min", "monitor": None}
+    monitor, best = callback.best or (None, 0)
+    return {"last": callback.last, "best": best, "mode": callback.mode, "monitor": monitor}
+
+
+def best_of(callback: Checkpoint | None) -> dict[str, Any] | None:
+    """Tag, score and step of the best validation so far."""
+    if callback is None or callback.best is None or not callback.scores:
+        return None
+    return {"monitor": callback.best[0], "score": callback.scores[0][0], "step": callback.scores[0][1]}
+
+
 def _count(value: Any, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"Checkpoint: {name} is {value!r}; expected a whole number, 1 or more")

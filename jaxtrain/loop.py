@@ -134,7 +134,7 @@ class Loop:
         """Apply the policy for steps in which something is NaN or infinite, ``bad`` ``(n, lanes)``: how many steps
         count, and the error to raise after them."""
         raises, fatal = self.nonfinite == "raise", np.flatnonzero((bad != FINE).all(axis=1))
-        lanes, text = self.program.lanes, ""
+        lanes, fatal_text = self.program.lanes, ""
         for lane in range(bad.shape[1]):
             where = np.flatnonzero(bad[:, lane] >= 0)
             if not len(where):
@@ -142,6 +142,8 @@ class Loop:
             step, name = first + int(where[0]) + 1, self.program.bad_name(int(bad[where[0], lane]))
             who = "" if lanes is None else f"seed {lanes.seeds[lane]}: "
             text = f"step {step}: {who}{name} is not finite"
+            if len(fatal) and where[0] == fatal[0]:
+                fatal_text = text
             more = f" (and {len(where) - 1} more steps of this chunk)" if len(where) > 1 else ""
             if raises and lanes is not None:
                 log.warning("%s; this seed is frozen as it was at step %d", text, step - 1)
@@ -151,7 +153,8 @@ class Loop:
             return len(bad), None
         none_left = "" if lanes is None else ", and no seed is left"
         return int(fatal[0]), NonFiniteError(
-            f"{text}{none_left}; lower the learning rate, clip gradients, or choose Fit(nonfinite='skip' or 'warn')"
+            f"{fatal_text}{none_left}; lower the learning rate, clip gradients, or choose Fit(nonfinite='skip' or "
+            "'warn')"
         )
 
     # ------------------------------------------------------------------------------------------------- an edge
@@ -338,11 +341,12 @@ class Loop:
             self.seconds[what] += time.perf_counter() - started
 
 
-def _lanes_of(run: Run, program: Program) -> dict[str, Any]:
+def _lanes_of(run: Run, program: Program, status: Status) -> dict[str, Any]:
     """Of a run of several seeds: which, which were frozen, and the last value of every tag for each."""
     assert program.lanes is not None
     values = {tag.removeprefix(LANES): value for tag, value in run.metrics.items() if tag.startswith(LANES)}
-    return {"seeds": list(program.lanes.seeds), "frozen": program.lanes.frozen(program.values), "lanes": values}
+    frozen = None if status == "failed" else program.lanes.frozen(program.values)
+    return {"seeds": list(program.lanes.seeds), "frozen": frozen, "lanes": values}
 
 
 def summarize(loop: Loop, status: Status, report: dict[str, Any], best: dict[str, Any] | None, total: float) -> Result:
@@ -369,7 +373,7 @@ def summarize(loop: Loop, status: Status, report: dict[str, Any], best: dict[str
         "digest": whole,
         "saved": loop.saved,
         "dropped": loop.callbacks.dropped,
-        **({} if loop.program.lanes is None else _lanes_of(run, loop.program)),
+        **({} if loop.program.lanes is None else _lanes_of(run, loop.program, status)),
         "seconds": seconds,
         "steps_per_second": steps / max(seconds["train"], 1e-9),
         "peak_rss_mb": peak_rss_mb(),

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .console import log, one_line
+from .files import as_json
 from .period import Period
 
 if TYPE_CHECKING:
@@ -288,7 +289,7 @@ class Callbacks:
         states = {}
         for name, callback in self.keys().items():
             try:
-                states[name] = callback.state()
+                states[name] = as_json(callback.state(), f"the state of callback {name}")
             except Exception as error:
                 if callback.rank != "record":
                     raise

@@ -352,9 +352,13 @@ def test_the_state_of_a_logger_that_raises_is_left_out(caplog):
     callbacks = Callbacks([broken, Whole()])
     assert callbacks.states() == callbacks.states() == {"Whole.0": {"a": 1}}
     assert len(caplog.records) == 1 and callbacks.dropped == {}
+    Whole.state = lambda self: {"a": {1}}
+    assert callbacks.states() == callbacks.states() == {} and [*callbacks.dropped] == ["Whole.0"]
+    assert len(caplog.records) == 2 and "the state of callback Whole.0" in callbacks.dropped["Whole.0"]
+    callbacks = Callbacks([broken])
     broken.error = ValueError("no")
-    assert callbacks.states() == callbacks.states() == {"Whole.0": {"a": 1}}
-    assert len(caplog.records) == 2 and [*callbacks.dropped] == ["Broken.0"]
+    assert callbacks.states() == callbacks.states() == {}
+    assert len(caplog.records) == 3 and [*callbacks.dropped] == ["Broken.0"]
     Broken.rank = "decide"
     with pytest.raises(ValueError, match="no"):
         Callbacks([broken]).states()

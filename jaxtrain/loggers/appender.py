@@ -9,20 +9,31 @@ from pathlib import Path
 log = logging.getLogger("jaxtrain")
 LIMIT = 16 * 2**20
 """Bytes that may wait for space."""
+SYNC = 2**20
+"""Bytes that may be in the file and not on the disk."""
 
 
 class Appender:
     """Bytes reach the file in order, each once. What the system does not take (an OSError: no space, a disk that fails)
-    waits, with one warning, and is tried again at every ``flush``.
+    waits, with one warning, and is tried again at every ``flush``. What a failed fsync leaves open waits, too, and is
+    written again: the system may have let go of it, and would call the next fsync a success.
 
-    ``waiting``: the bytes that are not in the file. Raises OSError where the file cannot be opened, and where more than
-    LIMIT bytes would wait.
+    ``waiting``: the bytes that are not in the file. Raises OSError where the file cannot be opened, and at ``close``
+    where bytes still wait. ``write`` raises RuntimeError where more than LIMIT bytes would wait: an OSError would say
+    that these may be offered again.
     """
 
     def __init__(self, path: Path):
         self.path, self.waiting = path, bytearray()
-        self._file: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+        self._file: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        self._safe = os.lseek(self._file, 0, os.SEEK_END)  # all before it is on the disk, or was there at the start
+        self._unsafe = bytearray()  # what is in the file behind it
         self._warned: str | None = None
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether all that was written is on the disk."""
+        return not self.waiting and not self._unsafe
 
     def write(self, data: bytes) -> None:
         """For the next flush."""
@@ -31,13 +42,15 @@ class Appender:
         self.waiting += data
 
     def flush(self, sync: bool = False) -> bool:
-        """Whether all that was written is in the file; with ``sync`` on the disk, too."""
+        """Whether all that was written is in the file; with ``sync``, and after a failure, on the disk, too."""
         assert self._file is not None
         try:
             while self.waiting:
-                del self.waiting[: os.write(self._file, self.waiting)]
-            if sync:
-                os.fsync(self._file)
+                n = os.write(self._file, self.waiting)
+                self._unsafe += self.waiting[:n]
+                del self.waiting[:n]
+            if sync or self._warned is not None or len(self._unsafe) > SYNC:
+                self._sync(self._file)
         except OSError as error:
             if self._warned is None:
                 log.warning("%s: %s; what is to be written waits, and is tried again", self.path, error.strerror)
@@ -47,6 +60,16 @@ class Appender:
             log.info("%s: can be written again, and nothing is missing", self.path)
             self._warned = None
         return True
+
+    def _sync(self, file: int) -> None:
+        try:
+            os.fsync(file)
+        except OSError:
+            os.lseek(file, self._safe, os.SEEK_SET)
+            self.waiting, self._unsafe = self._unsafe + self.waiting, bytearray()
+            raise
+        self._safe += len(self._unsafe)
+        self._unsafe = bytearray()
 
     def close(self) -> None:
         """Flush, and raise OSError for what still waits."""

@@ -39,12 +39,12 @@ class JSONL(Callback):
     def __init__(self) -> None:
         self._file: Appender | None = None
         self._waiting: list[dict[str, Any]] = []
-        """Rows that are not in the file, or in part only."""
+        """Rows that may not be on the disk."""
         self._restored: list[dict[str, Any]] = []
         """Those of the checkpoint that the run goes on from."""
 
     def reset(self) -> None:
-        self._restored = []
+        self._waiting, self._restored = [], []
 
     def state(self) -> dict[str, Any]:
         return {"waiting": self._waiting} if self._waiting else {}
@@ -62,11 +62,8 @@ class JSONL(Callback):
         assert run.run_dir is not None
         path = run.run_dir / FILE
         self._open(path, step=run.step, keep=lambda step: step <= run.row_limit)
-        if self._restored and not run.forked:
-            there = {row["step"] for row in read_rows(path)}
-            for row in self._restored:
-                if row["step"] not in there and row["step"] <= run.row_limit:
-                    self._append(row)
+        for row in past(run)[len(read_rows(path)) :]:
+            self._append(row)
 
     def on_row(self, run: Run, row: dict[str, Any]) -> None:
         self._append(json.loads(encode(row)))
@@ -79,8 +76,10 @@ class JSONL(Callback):
         self.flush(sync=False)
 
     def flush(self, sync: bool = True) -> None:
-        if self._file is not None and (self._file.flush(sync) or not self._file.waiting):
-            self._waiting = []
+        if self._file is not None:
+            self._file.flush(sync)
+            if self._file.on_disk:
+                self._waiting = []
 
     def on_fit_end(self, run: Run, status: str) -> None:
         self._close()
@@ -96,10 +95,28 @@ class JSONL(Callback):
             write_atomic(path, b"".join(map(encode, kept)))
         self._file = Appender(path)
 
+    def restored(self, run: Run) -> list[dict[str, Any]]:
+        """Rows that a checkpoint holds because the file may not."""
+        return [] if run.forked else self._restored
+
     def _close(self) -> None:
         file, self._file = self._file, None
         if file is not None:
             file.close()
+            self._waiting = []
+
+
+def past(run: Run) -> list[dict[str, Any]]:
+    """At the time of ``on_restore``: the rows that the run goes on from, those of the file and then those that only the
+    checkpoint holds. It is the same before and after JSONL has put these back, and where the disk is still full."""
+    assert run.run_dir is not None
+    path = run.run_dir / FILE
+    rows = read_rows(path) if path.exists() else []
+    for logger in run.callbacks:
+        if isinstance(logger, JSONL):
+            there = {row["step"] for row in rows}
+            rows += [row for row in logger.restored(run) if row["step"] not in there]
+    return [row for row in rows if row["step"] <= run.row_limit]
 
 
 def encode(row: dict[str, Any]) -> bytes:

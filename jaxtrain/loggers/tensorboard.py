@@ -22,7 +22,7 @@ from urllib.parse import quote, unquote
 from ..callback import Callback
 from ..files import jsonable, write_atomic
 from .appender import LIMIT, Appender
-from .jsonl import FILE, read_rows
+from .jsonl import past
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -71,8 +71,7 @@ class TensorBoard(Callback):
 
     def on_restore(self, run: Run) -> None:
         assert run.run_dir is not None
-        record = run.run_dir / FILE
-        rows = [row for row in read_rows(record) if row["step"] <= run.row_limit] if record.exists() else []
+        rows = past(run)
         figures = []
         for path, tag, step in _figures(run.run_dir):
             if step > run.step:

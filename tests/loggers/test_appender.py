@@ -1,7 +1,9 @@
 """What a full disk does to a file that only grows: nothing."""
 
 import errno
+import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -43,9 +45,8 @@ def test_what_does_not_fit_waits_and_is_written_once(tmp_path, disk, caplog):
         assert (tmp_path / "file").read_bytes() + file.waiting == expected
     file.close()
     assert (tmp_path / "file").read_bytes() == expected
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2 and "No space left on device; what is to be written waits" in said[0]
-    assert "nothing is missing" in said[1]
+    first, second = said(caplog)
+    assert "No space left on device; what is to be written waits" in first and "nothing is missing" in second
 
 
 def test_what_waits_is_bounded(tmp_path, disk, monkeypatch):
@@ -58,6 +59,99 @@ def test_what_waits_is_bounded(tmp_path, disk, monkeypatch):
         file.write(b"x" * 60)
     with pytest.raises(OSError, match="60 bytes are not written"):
         file.close()
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """A disk whose fsync fails while ``failing.now``, and which then lets go of what it had not written yet, as Linux
+    may do; ``failing.holds(path)``: what is on it."""
+    write, fsync = os.write, os.fsync
+    images: dict[Path, bytearray] = {}
+    dirty: list[tuple[Path, int, bytes]] = []
+
+    class Failing:
+        now = False
+
+        @staticmethod
+        def holds(path):
+            return bytes(images.get(path, b""))
+
+    def path_of(file):
+        return Path(f"/proc/self/fd/{file}").readlink()
+
+    def tracked(file, data):
+        n = write(file, data)
+        dirty.append((path_of(file), os.lseek(file, 0, os.SEEK_CUR) - n, bytes(data)[:n]))
+        return n
+
+    def failing_fsync(file):
+        mine = [entry for entry in dirty if entry[0] == path_of(file)]
+        dirty[:] = [entry for entry in dirty if entry not in mine]
+        if Failing.now:
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(file)
+        for path, begin, data in mine:
+            image = images.setdefault(path, bytearray())
+            image.extend(bytes(max(0, begin + len(data) - len(image))))
+            image[begin : begin + len(data)] = data
+
+    monkeypatch.setattr(os, "write", tracked)
+    monkeypatch.setattr(os, "fsync", failing_fsync)
+    return Failing
+
+
+def said(caplog):
+    return [record.getMessage().split(": ", 1)[1] for record in caplog.records]
+
+
+def test_what_a_failed_fsync_let_go_of_is_written_again(tmp_path, failing, caplog):
+    path = tmp_path / "file"
+    path.write_bytes(b"older;")
+    file = Appender(path)
+    file.write(b"one;")
+    assert file.flush() and not file.on_disk, "in the file is not on the disk"
+    failing.now = True
+    assert file.flush(sync=True) is False and not file.on_disk and file.waiting == b"one;"
+    file.write(b"two;")
+    assert file.flush() is False, "no success while nothing can be synced"
+    assert said(caplog) == ["Input/output error; what is to be written waits, and is tried again"]
+    failing.now = False
+    file.write(b"three;")
+    assert file.flush() and file.on_disk, "the flush after a failure is a barrier"
+    assert said(caplog)[1:] == ["can be written again, and nothing is missing"]
+    assert path.read_bytes() == b"older;one;two;three;" and failing.holds(path)[6:] == b"one;two;three;"
+    failing.now = True
+    file.write(b"four;")
+    with pytest.raises(OSError, match="5 bytes are not written .Input/output error"):
+        file.close()
+
+
+def test_what_is_not_on_the_disk_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(appender, "SYNC", 10)
+    file = Appender(tmp_path / "file")
+    for on_disk in (False, False, True, False):
+        file.write(b"1234;")
+        assert file.flush() and file.on_disk is on_disk
+    file.close()
+    assert file.on_disk
+
+
+def test_rows_that_were_not_synced_are_in_the_checkpoint(make_run, tmp_path, failing):
+    run = start(make_run)
+    rows(run, 1)
+    logger = next(c for c in run.callbacks if isinstance(c, JSONL))
+    assert logger.state() == {}
+    failing.now = True
+    rows(run, 2, 3)
+    assert [row["step"] for row in logger.state()["waiting"]] == [2, 3]
+    run.step = 4
+    run.callbacks("on_row", run, {"step": 4})
+    assert [row["step"] for row in logger.state()["waiting"]] == [2, 3, 4]
+    failing.now = False
+    run.callbacks("flush")
+    assert logger.state() == {}
+    on_disk = failing.holds(tmp_path / "metrics.jsonl")
+    assert [json.loads(line)["step"] for line in on_disk.splitlines()] == [1, 2, 3, 4]
 
 
 def test_no_link_is_followed(tmp_path):
@@ -96,8 +190,11 @@ def no_space(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_rows_that_wait_are_in_the_checkpoint(make_run, tmp_path, disk):
-    """The disk is full, a checkpoint gets through all the same, the process is killed: no row is lost."""
+@pytest.mark.parametrize("board_first", [False, True])
+@pytest.mark.parametrize("still_full", [False, True])
+def test_rows_that_wait_are_in_the_checkpoint(make_run, tmp_path, disk, board_first, still_full):
+    """The disk is full, a checkpoint gets through all the same, the process is killed: no row is lost, in whichever
+    order the loggers stand, and though rows still wait when the run goes on."""
     run = start(make_run)
     rows(run, 1, 2)
     disk.left = 30  # of row 3 a part
@@ -105,13 +202,14 @@ def test_rows_that_wait_are_in_the_checkpoint(make_run, tmp_path, disk):
     logger = next(c for c in run.callbacks if isinstance(c, JSONL))
     state = logger.state()
     assert [row["step"] for row in state["waiting"]] == [3, 4]
-    disk.left = None
+    disk.left = 0 if still_full else None
     later = JSONL()
-    again = make_run(later, TensorBoard(), restored=4)
+    again = make_run(*([TensorBoard(), later] if board_first else [later, TensorBoard()]), restored=4)
     later.reset()
     later.load_state(state)
     again.callbacks("on_fit_start", again)
     again.callbacks("on_restore", again)
+    disk.left = None
     rows(again, 5)
     assert [row["step"] for row in rows_of(tmp_path)] == [1, 2, 3, 4, 5]
     assert points(tmp_path) == expected(1, 2, 3, 4, 5)

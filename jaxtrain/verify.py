@@ -25,6 +25,7 @@ TIMED = ("time/", "throughput/", "memory/")
 """Tags that measure time or memory: no two runs agree on them."""
 OWN = ("run-dir", "resume", "dry-run", "progress", "no-progress")
 """Options of a recipe that are decided here."""
+NO_TENSORBOARD = "TensorBoard: not compared (tensorboard is not installed)"
 KINDS = ("clock", "step", "save")
 POLL = 0.003  # seconds between two looks at a run
 
@@ -46,6 +47,8 @@ class Verdict:
     parts: dict[str, str | None]
     kills: list[Kill]
     ended: int
+    left_out: tuple[str, ...] = ()
+    """Lines that say what was not compared, and why."""
 
     @property
     def equal(self) -> bool:
@@ -105,7 +108,8 @@ def verify(
         other = outcome(run_dir)
         for part in truth:
             parts[part] = parts.get(part) or first_difference(truth[part], other.get(part))
-    return Verdict(parts, done, ended)
+    unread = (whole / "tensorboard").is_dir() and "TensorBoard" not in truth
+    return Verdict(parts, done, ended, (NO_TENSORBOARD,) if unread else ())
 
 
 def table(verdict: Verdict) -> str:
@@ -113,6 +117,7 @@ def table(verdict: Verdict) -> str:
     lines = [f"{len(verdict.kills)} kills in {verdict.ended} run" + "s" * (verdict.ended > 1)]
     for part, difference in verdict.parts.items():
         lines.append(f"  {part:<18}" + ("equal" if difference is None else f"DIFFERS: {difference}"))
+    lines += [f"  {line}" for line in verdict.left_out]
     lines.append("resume is exact" if verdict.equal else "resume is NOT exact")
     return "\n".join(lines)
 
@@ -166,7 +171,7 @@ def _points(directory: Path) -> dict[str, list[list[Any]]]:
 
 
 def first_difference(whole: Any, killed: Any, where: str = "") -> str | None:
-    """The first entry in which two JSON values differ, and both values."""
+    """The first entry in which two JSON values differ, and both values. NaN equals NaN."""
     if isinstance(whole, dict) and isinstance(killed, dict):
         names = ((key, f"{where}.{key}" if where else key) for key in {**whole, **killed})
         pairs: Any = ((name, whole.get(key), killed.get(key)) for key, name in names)
@@ -175,7 +180,8 @@ def first_difference(whole: Any, killed: Any, where: str = "") -> str | None:
             return f"{where + ': ' if where else ''}{len(whole)} entries without kills, {len(killed)} with"
         pairs = ((f"{where}[{i}]", *pair) for i, pair in enumerate(zip(whole, killed, strict=True)))
     else:
-        return None if whole == killed else f"{where}: {whole!r} without kills, {killed!r} with"
+        both_nan = isinstance(whole, float) and isinstance(killed, float) and math.isnan(whole) and math.isnan(killed)
+        return None if whole == killed or both_nan else f"{where}: {whole!r} without kills, {killed!r} with"
     return next((found for name, a, b in pairs if (found := first_difference(a, b, name))), None)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..callback import Callback
+from ..metrics import LANES
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -29,6 +30,11 @@ class Monitor:
     def of(tag: str, mode: Mode | None, owner: str) -> Monitor:
         if not isinstance(tag, str) or not tag:
             raise ValueError(f"{owner}: monitor is {tag!r}; expected the tag of a validation metric, as 'val/loss'")
+        if tag.startswith(LANES):
+            raise ValueError(
+                f"{owner}: monitor is {tag!r}, which holds a number of each seed; expected one number, as their mean "
+                f"{tag.removeprefix(LANES)!r}"
+            )
         if mode not in (None, "min", "max"):
             raise ValueError(f"{owner}: mode is {mode!r}; expected 'min', 'max' or None (by the monitor's name)")
         return Monitor(tag, mode or ("max" if tag.endswith(MAX) else "min"))

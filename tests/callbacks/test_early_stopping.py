@@ -93,7 +93,8 @@ def test_a_missing_monitor_names_the_tags_there_are(make_run):
     ("arguments", "message"),
     [({"patience": 0}, "patience is 0"), ({"patience": 1.5}, "patience is 1.5"), ({"min_delta": -1}, "min_delta is -1"),
      ({"mode": "up"}, "mode is 'up'"), ({"threshold": math.nan}, "threshold is nan"),
-     ({"monitor": ""}, "monitor is ''")],
+     ({"monitor": ""}, "monitor is ''"),
+     ({"monitor": "lanes/val/loss"}, "holds a number of each seed; expected one number, as their mean 'val/loss'")],
 )  # fmt: skip
 def test_bad_arguments_are_one_clear_line(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -1,5 +1,6 @@
 """``jaxtrain verify-resume``: an exact recipe passes, one whose data forgets where it was does not."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,25 @@ def test_what_cannot_be_verified_is_one_line(recipe, capsys, argv, message):
     code, said = run(capsys, *argv)
     assert code == 2 and message in said.err and len(said.err.splitlines()) == 1
     assert [path.name for path in recipe.parent.iterdir()] == ["recipe.py"]
+
+
+@pytest.mark.slow
+def test_what_cannot_be_read_is_said_to_be_left_out(recipe, tmp_path, capsys, monkeypatch):
+    """Without tensorboard, a run that wrote for it: its points are not compared, and a line says so."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: name != "tensorboard" and find(name, *more))
+    code, said = run(capsys, recipe, "--kills", 1, "--keep", tmp_path / "kept")
+    assert code == 0, said
+    assert "\n  TensorBoard: not compared (tensorboard is not installed)\n" in said.out
+    assert "TensorBoard       equal" not in said.out
+    assert "not compared" not in verify.table(verify.Verdict({"result": None}, [], 1))
+
+
+def test_nan_equals_nan_and_nothing_else():
+    nan = float("nan")
+    assert verify.first_difference({"a": [nan]}, {"a": [float("nan")]}) is None
+    assert verify.first_difference({"a": [nan]}, {"a": [1.0]}) == "a[0]: nan without kills, 1.0 with"
+    assert verify.first_difference({"a": [None]}, {"a": [nan]}) == "a[0]: None without kills, nan with"
 
 
 def test_the_first_difference_is_named_with_both_values():

@@ -12,7 +12,8 @@ help:
 	@echo "make copy [ARGS='...']   train a GRU on the copying task with D-RTRL (ARGS='--help' shows the options)"
 	@echo "make test [ARGS='...']   the tests, without the slow ones; make test-all runs every one"
 	@echo "make lint                ruff and pyright"
-	@echo "make bench               the benchmarks; BENCHMARKS='start memory' chooses, ARGS='...' goes to each"
+	@echo "make bench               the benchmarks, onto docs/performance.md; BENCHMARKS='start memory' chooses, ARGS='...'"
+	@echo "                         goes to each"
 	@echo "make clean               remove $(VENV) and caches; runs under checkpoints/ stay"
 	@echo "PYTHON=... and VENV=... choose the interpreter ($(VERSIONS)) and the virtual environment"
 
@@ -29,10 +30,13 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# step_time has a budget: it takes all its points unless ARGS chooses among them.
 bench: $(READY)
 	@set -e; for name in $(BENCHMARKS); do \
-	  echo "== benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json $(ARGS); \
-	done
+	  case $$name in step_time) full="$(if $(findstring --only,$(ARGS)),,--full)" ;; *) full= ;; esac; \
+	  echo "== benchmarks/$$name.py"; \
+	  $(BIN)/python benchmarks/$$name.py $$full --json benchmarks/results/$$name.json $(ARGS); \
+	done; $(BIN)/python benchmarks/page.py
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis dist *.egg-info

@@ -140,9 +140,14 @@ class Goal:
     def met(self) -> bool:
         return self.measured >= self.bound if self.least else self.measured <= self.bound
 
+    def told(self) -> dict[str, Any]:
+        """As it is kept: judged before anything is rounded."""
+        goal = f"{'>=' if self.least else '<='} {self.bound:g}"
+        return {"what": self.what, "measured": f"{self.measured:.3g}", "goal": goal, "met": self.met}
+
     def row(self) -> list[str]:
-        sign = ">=" if self.least else "<="
-        return [self.what, f"{self.measured:.3g}", f"{sign} {self.bound:g}", "met" if self.met else "**missed**"]
+        told = self.told()
+        return [told["what"], told["measured"], told["goal"], "met" if told["met"] else "**missed**"]
 
 
 def goals_table(goals: Sequence[Goal]) -> list[str]:
@@ -174,11 +179,12 @@ def tell(sections: Mapping[str, list[str]]) -> None:
         print(f"\n### {title}\n\n" + "\n".join(lines), flush=True)
 
 
-def keep(name: str, sections: Mapping[str, list[str]], numbers: Any, path: Path) -> None:
-    """Write a result as JSON: the command, the tables as they were printed, and every number."""
+def keep(name: str, sections: Mapping[str, list[str]], numbers: Any, path: Path, goals: Iterable[Goal] = ()) -> None:
+    """Write a result as JSON: the command, the tables as they were printed, what was judged, and every number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    kept = {"benchmark": name, "command": command, "machine": machine(), "sections": sections, "numbers": numbers}
+    kept = {"benchmark": name, "command": command, "machine": machine(), "sections": sections,
+            "goals": [goal.told() for goal in goals], "numbers": numbers}  # fmt: skip
     text = json.dumps(_short(kept), indent=1)
     lists = re.compile(r"\[\s+([-+.\d\w]+(?:,\s+[-+.\d\w]+)*)\s+\]")  # of numbers, on a line each
     path.write_text(lists.sub(lambda found: f"[{re.sub(r',\s+', ', ', found[1])}]", text) + "\n")

@@ -128,7 +128,7 @@ def main() -> None:
     told = tables(found)
     common.tell(told)
     if options.json:
-        common.keep("memory", told, found, options.json)
+        common.keep("memory", told, found, options.json, goals(found))
 
 
 if __name__ == "__main__":

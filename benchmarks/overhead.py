@@ -343,7 +343,7 @@ def main() -> None:
     told["Judged"] = common.goals_table(goals)
     common.tell({"Judged": told["Judged"]})
     if options.json:
-        common.keep("overhead", told, numbers, options.json)
+        common.keep("overhead", told, numbers, options.json, goals)
 
 
 if __name__ == "__main__":

@@ -149,9 +149,13 @@ def tables(processes: dict[str, list[float]], steps: dict[str, list[dict[str, An
     counts = [f"{taken[-1]['hits']:.0f} / {taken[-1]['misses']:.0f}" for taken in steps.values()]
     rows.append(["programs found in the cache / compiled", *counts])
     told["Where the first step's time goes, seconds (medians)"] = common.table(["", *steps], rows)
-    warm = statistics.median(one["total"] for one in steps["warm"])
-    told["Judged"] = common.goals_table([common.Goal("first step with a warm cache, seconds", warm, GOAL)])
+    told["Judged"] = common.goals_table(goals(steps))
     return told
+
+
+def goals(steps: dict[str, list[dict[str, Any]]]) -> list[common.Goal]:
+    warm = statistics.median(one["total"] for one in steps["warm"])
+    return [common.Goal("first step with a warm cache, seconds", warm, GOAL)]
 
 
 def _middle(values: list[float]) -> tuple[float, float, float]:
@@ -186,7 +190,7 @@ def main() -> None:
     print(f"{common.machine()}; {options.repeats} repeats, strategy {options.strategy}")
     common.tell(told)
     if options.json:
-        common.keep("start", told, {"processes": processes, "first step": steps}, options.json)
+        common.keep("start", told, {"processes": processes, "first step": steps}, options.json, goals(steps))
 
 
 if __name__ == "__main__":

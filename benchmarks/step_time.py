@@ -221,7 +221,8 @@ def main() -> None:
     told = sections(settings, measured, skipped)
     common.tell({"Judged": told["Judged"]})
     if options.json:
-        common.keep("step_time", told, measured, options.json)
+        points = {point: common.Timing(found["seconds"], found["cpu"]) for point, found in measured.items()}
+        common.keep("step_time", told, measured, options.json, goals(points))
 
 
 def _tiny(given: dict[str, Any]) -> dict[str, Any]:

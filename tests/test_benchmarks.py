@@ -76,7 +76,31 @@ def test_what_a_command_line_cannot_mean(script, argv, said):
 def test_make_bench_knows_every_script():
     scripts = {path.name for path in BENCHMARKS.glob("*.py")} - {"common.py", "contenders.py", "page.py"}
     (line,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("BENCHMARKS")]
-    assert set(line.partition(":=")[2].split()) == {name.removesuffix(".py") for name in scripts}
+    known = {name.removesuffix(".py") for name in scripts}
+    assert set(line.partition(":=")[2].split()) == set(page.NAMES) == known
+
+
+def test_make_bench_runs_each_and_then_the_page(tmp_path):
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / ".ready").write_text("")
+
+    def made(*argv):
+        command = ["make", "--no-print-directory", "bench", f"VENV={tmp_path}", *argv]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return [line for line in done.stdout.splitlines() if not line.startswith("==")]
+
+    def kept(name):
+        return f"--json benchmarks/results/{name}.json"
+
+    *scripts, last = made()
+    full = {name: " --full" if name == "step_time" else "" for name in page.NAMES}
+    assert sorted(scripts) == sorted(f"benchmarks/{name}.py{full[name]} {kept(name)}" for name in page.NAMES)
+    assert last == "benchmarks/page.py"
+    only = made("BENCHMARKS=step_time", "ARGS=--only lstm")
+    assert only == [f"benchmarks/step_time.py {kept('step_time')} --only lstm", last], "--full and --only exclude"
 
 
 # ------------------------------------------------------------------------------------------------------- turns
@@ -193,8 +217,13 @@ def test_a_table_has_as_many_cells_a_row_as_columns():
 
 def test_what_is_kept_can_be_read_back(tmp_path):
     path = tmp_path / "new" / "x.json"
-    common.keep("x", {"title": ["| a |"]}, {"a": {10: [1.23456, math.nan]}}, path)
+    goals = [common.Goal("a / b", 1.00004, 1.0), common.Goal("c", 12.0, 10.0, least=True)]
+    common.keep("x", {"title": ["| a |"]}, {"a": {10: [1.23456, math.nan]}}, path, goals)
     kept = json.loads(path.read_text())
+    assert kept["goals"] == [
+        {"what": "a / b", "measured": "1", "goal": "<= 1", "met": False},
+        {"what": "c", "measured": "12", "goal": ">= 10", "met": True},
+    ]
     assert kept["sections"] == {"title": ["| a |"]} and kept["numbers"] == {"a": {"10": [1.235, None]}}
     assert "jax" in kept["machine"]
 
@@ -309,16 +338,45 @@ def test_the_page_shows_the_last_run_of_each():
     assert kept and page.filled(text, kept) == text, "python benchmarks/page.py brings it up to date"
     for name, result in kept.items():
         assert not {"--smoke", "--small"} & set(result["command"].split()), f"{name}: not a result"
+    for name in set(page.NAMES) - set(kept):
+        assert f"<!-- {name} -->\nNot measured yet: run `make bench BENCHMARKS={name}`." in text
+
+
+def test_the_page_lists_every_line_of_its_tables_that_says_missed():
+    tables, title, after = page.PAGE.read_text().partition("\n## What was missed\n")
+    listed = {line for line in after.splitlines() if line.startswith("- `")}
+    rows = [line.strip("| ").split(" | ") for line in tables.splitlines() if line.endswith("| **missed** |")]
+    assert title and len(rows) == len(listed)
+    for what, measured, goal, _ in rows:
+        (line,) = [line for line in listed if f"`: {what}, " in line]
+        assert line.endswith(f", {measured} where {goal} was hoped for")
+
+
+def place(name, text="old\n"):
+    return f"<!-- {name} -->\n{text}<!-- end -->\n"
 
 
 def test_a_page_is_filled_where_there_is_a_place():
-    result = {"command": "python x", "machine": "m", "sections": {"title": ["| a |"]}}
-    text = "before\n<!-- x -->\nold\n<!-- end -->\nafter\n"
-    told = page.filled(text, {"x": result})
-    assert told == ("before\n<!-- x -->\n`python x`\n\n(m)\n\n**title**\n\n| a |\n<!-- end -->\nafter\n")
-    assert page.filled(told, {"x": result}) == told
-    with pytest.raises(ValueError, match=r"places for \['x'\], and there are results of \['x', 'y'\]"):
-        page.filled(text, {"x": result, "y": result})
+    goals = [
+        {"what": "a / b", "measured": "2", "goal": "<= 1", "met": False},
+        {"what": "c / b", "measured": "1", "goal": "<= 1", "met": True},
+    ]
+    result = {"command": "python x", "machine": "m", "sections": {"title": ["| a |"]}, "goals": goals}
+    text = "before\n" + place("x") + place("y") + place("missed") + "after\n"
+    told = page.filled(text, {"x": result}, ("x", "y"))
+    assert told == (
+        "before\n"
+        + place("x", "`python x`\n\n(m)\n\n**title**\n\n| a |\n")
+        + place("y", "Not measured yet: run `make bench BENCHMARKS=y`.\n")
+        + place("missed", "- `x`: a / b, 2 where <= 1 was hoped for\n")
+        + "after\n"
+    )
+    assert page.filled(told, {"x": result}, ("x", "y")) == told
+    assert page.missed({"x": {**result, "goals": goals[1:]}}) == "Nothing that was judged.\n"
+    with pytest.raises(ValueError, match=r"places for \['missed', 'x', 'y'\], expected \['missed', 'x'\]"):
+        page.filled(text, {"x": result}, ("x",))
+    with pytest.raises(ValueError, match=r"results of \['z'\], expected some of \['x', 'y'\]"):
+        page.filled(text, {"x": result, "z": result}, ("x", "y"))
 
 
 # --------------------------------------------------------------------------------------------------- small runs

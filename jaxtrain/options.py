@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .callback import Callback
     from .strategies import Strategy
 
+
 @dataclass(frozen=True)
 class NetworkOptions(Options):
     """Which cell, and what it begins with; a recipe's Config extends this and sets defaults of its own."""

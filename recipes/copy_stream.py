@@ -8,11 +8,11 @@ python recipes/copy_stream.py --cell gru --hidden 64 --width none --mlp 0
 
 A step of the record is a piece of the stream: 20 time steps, with as many updates where time steps are scored. Lanes
 are not aligned (--no-spread aligns them, as in the protocol of SK-RTRL, whose tasks these are); hidden states and
-traces go on from piece to piece and are cleared where an episode begins. Accuracy and loss are those of scored time
-steps alone, before each was learned from: in copy, the recall.
+traces go on from piece to piece and are cleared where an episode begins. What is shown is measured on scored time steps
+alone, before each was learned from: accuracy of the recall in copy, mse of the sum in adding, in a^n b^n "next", how
+often the next character was right.
 """
 
-import math
 import sys
 from dataclasses import dataclass
 from typing import Literal
@@ -69,7 +69,9 @@ class Config(TrainingOptions, NetworkOptions):
 
 
 PRESETS = {"protocol": {"spread": False}}
-CHANCE = {"accuracy": 1 / 8, "loss": math.log(8)}  # of copy: guessing among the eight symbols
+# Guessing among eight symbols; always saying 1. Of a^n b^n the best that can be done is 0.948: that the last a is
+# followed by b, nothing can know before n = 16.
+CHANCE = {"accuracy": 1 / 8, "mse": 1 / 6}
 
 
 def make(config: Config):
@@ -95,9 +97,10 @@ def make(config: Config):
         def learning_step(self, forward, x, y):
             out = forward(x)  # (B, n_out)
             if config.task == "adding":
-                return jnp.square(out - y).mean(-1)
+                error = jnp.square(out - y).mean(-1)
+                return error, {"mse": error}
             loss = braintools.metric.softmax_cross_entropy_with_integer_labels(out, y)  # (B,)
-            return loss, {"accuracy": out.argmax(-1) == y}
+            return loss, {"accuracy" if config.task == "copy" else "next": out.argmax(-1) == y}
 
         def configure_optimizer(self):
             return config.optimizer(memory, updates_of(strategy, config.piece))

@@ -20,7 +20,7 @@ TINY = {
     "copy_curriculum": "--validate-every 4 --lags 0 1 --digits 2 --threshold 0.0 --over 5 --chunk 2",
     "copy_curriculum-digits": "--task digits --validate-every 4 --most-digits 3 --threshold 0.0 --over 5 --chunk 2",
     "copy_curriculum-lru": "--preset lru --piece 6 --chunk 2 --bits 9 --width 5 --mlp 4",
-    "copy_curriculum-gru": "--preset gru --piece 6 --chunk 2 --bits 9",
+    "copy_curriculum-gru": "--preset gru --decay constant --piece 6 --chunk 2 --bits 9",
     "copy_stream": "--piece 6 --chunk 2 --digits 1 --delay 2 --width 5 --mlp 4",
     "copy_stream-adding": "--task adding --piece 6 --chunk 2 --length 5 --width 5 --val-steps 9 --validate-every 4",
     "copy_stream-anbn": "--task anbn --piece 6 --chunk 2 --most 3 --width 5 --mlp 4",

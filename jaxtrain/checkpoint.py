@@ -11,7 +11,6 @@ import operator
 import os
 import re
 import shutil
-import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,9 +21,9 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
+from . import quiet
 from .console import one_line
 from .digests import RESERVED, describe, host, json_digest, leaf_digest
-from .root_handler import hold_root, release_root
 
 Mode = Literal["min", "max"]
 Arrays = Mapping[str, Any]  # arrays by name, on the host or on a device
@@ -35,27 +34,6 @@ _UNFINISHED = re.compile(r"[0-9]{8,}\.orbax-checkpoint-tmp.*")
 _PROBE = ".probe"
 _GONE = ".deleted"  # steps on their way out: one rename takes a step off the list, so none is ever listed in part
 _SPACE = ("No space left", "Disk quota exceeded", "RESOURCE_EXHAUSTED")  # TensorStore says it in words only
-
-_said: dict[str, set[str]] = {}  # of which steps a logger says no more
-
-
-def _say_once(step: Path, logger: str = "asyncio") -> None:
-    """Orbax reads and writes leaves side by side and closes its event loop at the first that fails. What becomes of the
-    others would be reported a second time, at length, at some moment of the garbage collector or of TensorStore's
-    threads: by asyncio, with the step's path, and through sys.unraisablehook, with nothing that says whose it is.
-    Orbax's threads log a failed save through absl, also when all is closed."""
-    said = _said.setdefault(logger, set())
-    if not said:
-        logging.getLogger(logger).addFilter(lambda record: not any(path in record.getMessage() for path in said))
-    said.add(str(step))
-    if getattr(sys.unraisablehook, "__name__", "") != "_unless_late":
-        before = sys.unraisablehook
-
-        def _unless_late(what: Any) -> None:
-            if str(what.exc_value) != "Event loop is closed" or what.object is not None:
-                before(what)
-
-        sys.unraisablehook = _unless_late
 
 
 def readable(path: Path) -> Path:
@@ -118,9 +96,6 @@ class Store:
         self._saved = True  # the newest save is on disk
         self._scores: dict[int, float | None] = {}
         self._bad: dict[int, str] = {}  # steps known to be unreadable, and why
-        self._holds = False  # a handler on the root logger
-        # Orbax writes errors to absl's logger which are raised or named here: its own lines are dropped until close().
-        self._quiet = lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname
         if not read_only:
             self._probe()
             self._tidy()
@@ -162,7 +137,12 @@ class Store:
             if not replace:
                 _log.warning("the unreadable checkpoint of step %d in %s is replaced", step, self.directory)
             self._drop_manager()  # which would go on listing it
-            self._whole(step).rename(self._whole(step, _ASIDE))
+            try:
+                self._whole(step).rename(self._whole(step, _ASIDE))
+            except OSError as error:  # the old one stays as it is
+                self._saved = False
+                self._report(step, error)
+                return False
         if self.best:
             self._learn_scores()
         self._bad.pop(step, None)
@@ -185,7 +165,7 @@ class Store:
                     todelete_subdir=_GONE,
                 )
                 self._manager = ocp.CheckpointManager(self.directory, options=options)
-            _say_once(self._whole(step))  # of a save that fails, too
+            quiet.begin(self._whole(step))
             self._manager.save(step, args=ocp.args.Composite(**args), force=True)
         except Exception as error:
             self._failed(step, error)
@@ -225,10 +205,7 @@ class Store:
             self._settle()
         finally:
             self._drop_manager()
-            logging.getLogger("absl").removeFilter(self._quiet)
-            if self._holds:
-                self._holds = False
-                release_root()
+            quiet.release(self)
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Orbax asks which steps stay, while one is being saved; the others go when that one is on disk."""
@@ -270,12 +247,9 @@ class Store:
             _log.warning("%s: what is left of older saves cannot be removed: %s", self.directory, error)
 
     def _orbax(self) -> Any:
-        if not self._holds:
-            self._holds = True
-            hold_root()
+        quiet.hold(self)
         import orbax.checkpoint as ocp  # costs a second, so not before the first use
 
-        logging.getLogger("absl").addFilter(self._quiet)
         return ocp
 
     def _settle(self) -> None:
@@ -290,19 +264,26 @@ class Store:
             self._failed(step, error)
         else:
             self._pending, self._saved = None, True
+            quiet.end(self._whole(step), well=True)
             self._tidy()
+            there = {*self.steps()}
+            self._scores = {step: score for step, score in self._scores.items() if step in there}
 
     def _failed(self, step: int, error: Exception) -> None:
-        """Removes what a failed save left. Raises SaveFailed unless it failed for want of space, or is on disk."""
+        """Removes what a failed save left, and reports it."""
         # Orbax goes on listing a step that failed, and forgets those it meant to delete: start over with a new manager.
         self._pending = None
-        _say_once(self._whole(step), "absl")
+        quiet.end(self._whole(step), well=False)
         self._drop_manager()
         # The step is whole if only the removal of older ones failed.
         self._saved = self._whole(step).is_dir() and self._attempt(step) is not None
         if not self._saved:
             self._scores.pop(step, None)
         self._tidy(None if self._saved else step)
+        self._report(step, error)
+
+    def _report(self, step: int, error: Exception) -> None:
+        """Says what became of a step. Raises SaveFailed unless there was no space for it, or it is on disk."""
         # Without frames, but with all that the error was raised from.
         text = "".join(traceback.format_exception(error, limit=0))
         space, code = any(words in text for words in _SPACE), re.search(r"os_error_code='(\d+)'", text)  # TensorStore's
@@ -387,12 +368,18 @@ class Store:
 
     def _fetch(self, step: int, item: str, args: Any) -> Any:
         ocp = self._orbax()
-        _say_once(self._path(step))
+        path = self._path(step)
+        quiet.begin(path)
+        well = False
         try:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-                return reader.restore(self._path(step), args=ocp.args.Composite(**{item: args}))[item]
+                found = reader.restore(path, args=ocp.args.Composite(**{item: args}))[item]
+            well = True
+            return found
         except MemoryError:
             raise
         except Exception as error:  # anything from a KeyError to a bare Exception of 40 lines
             text = (str(error).strip().splitlines() or [""])[0]
             raise CorruptCheckpoint(step, f"{type(error).__name__}: {text[:160]}") from None
+        finally:
+            quiet.end(path, well)

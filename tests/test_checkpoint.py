@@ -1,3 +1,4 @@
+import errno
 import gc
 import json
 import logging
@@ -17,7 +18,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxtrain.checkpoint import CorruptCheckpoint, NoReadableCheckpoint, Store
+from jaxtrain import quiet
+from jaxtrain.checkpoint import CorruptCheckpoint, NoReadableCheckpoint, SaveFailed, Store
 from jaxtrain.digests import digest
 
 
@@ -340,6 +342,35 @@ def test_replacing_never_leaves_nothing(tmp_path, opened, monkeypatch, end):
     assert store.steps() == [3, 4]
 
 
+@pytest.mark.parametrize("how", ["replaced", "unreadable"])
+def test_an_old_step_that_cannot_be_moved_aside_stays(tmp_path, opened, monkeypatch, caplog, how):
+    def full(number):
+        def rename(self, target):
+            raise OSError(number, os.strerror(number), str(self), None, str(target))
+
+        return rename
+
+    store = opened(tmp_path, last=3)
+    put(store, 1, 2)
+    if how == "unreadable":
+        spoil(tmp_path, 2, "data cut")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    replace = how == "replaced"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", full(errno.ENOSPC))
+        assert store.save(2, tree(99), {}, {}, replace=replace) is False and store.wait() is False
+        (said,) = [record.getMessage() for record in caplog.records if "not saved" in record.getMessage()]
+        assert "no space left" in said and "the checkpoint of step 2 is not saved; the next one is tried" in said
+        patch.setattr(Path, "rename", full(errno.EIO))
+        with pytest.raises(SaveFailed, match="the checkpoint of step 2 is not saved in .*Input/output error"):
+            store.save(2, tree(99), {}, {}, replace=replace)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert store.save(2, tree(99), {}, {}, replace=replace) and store.wait()
+    same(tree(99), store.restore(2).params)
+    put(store, 3)
+    assert store.steps() == [1, 2, 3]
+
+
 # Damage
 
 
@@ -643,6 +674,75 @@ def test_absl_is_as_before(tmp_path):
     assert len(logger.filters) == len(before[0]) + 1
     store.close()
     assert (list(logger.filters), logger.level, absl_logging.get_verbosity()) == before
+
+
+def test_what_is_said_of_other_things_is_heard(tmp_path):
+    """In a process of its own: hook and filters are gone with the last store; after a failed read they stay, for what
+    is said of that step alone."""
+    code = (
+        "import logging, shutil, sys, types, numpy as np\n"
+        "from jaxtrain.checkpoint import CorruptCheckpoint, Store\n"
+        "told, loud = [], logging.getLogger('asyncio')\n"
+        "sys.unraisablehook = hook = lambda what: told.append(what.exc_value)\n"
+        "heard, loud.propagate = [], False\n"
+        "loud.addHandler(types.SimpleNamespace(level=0, handle=lambda record: heard.append(record.getMessage())))\n"
+        "where = Store(sys.argv[1]).directory\n"
+        "s = Store(where, last=3)\n"
+        "for step in range(3):\n"
+        "    s.save(step, {'w': np.arange(3.0)}, {}, {}); s.wait()\n"
+        "s.restore(1)\n"
+        "late = types.SimpleNamespace(exc_value=RuntimeError('Event loop is closed'), object=None)\n"
+        "sys.unraisablehook(late)\n"
+        "loud.error('task of %s', where / '00000001/params')\n"
+        "assert (len(told), len(heard)) == (1, 1), 'nothing is under way, nothing has failed'\n"
+        "s.close()\n"
+        "assert sys.unraisablehook is hook and loud.filters == logging.getLogger('absl').filters == []\n"
+        "shutil.rmtree(where / '00000001/params')\n"
+        "s = Store(where)\n"
+        "try: s.restore(1)\n"
+        "except CorruptCheckpoint: pass\n"
+        "s.close()\n"
+        "loud.error('task of %s', where / '00000001/params')\n"
+        "sys.unraisablehook(late)\n"
+        "assert (len(told), len(heard)) == (1, 1), 'of the read that failed nothing more is said'\n"
+        "loud.error('task of %s', where / '00000002/params')\n"
+        "late.object = 'a coroutine'\n"
+        "sys.unraisablehook(late)\n"
+        "assert (len(told), len(heard)) == (2, 2)\n"
+        "theirs = sys.unraisablehook\n"
+        "sys.unraisablehook = lambda what: theirs(what)\n"
+        "s = Store(where); s.restore(2); sys.unraisablehook(late); s.close()\n"
+        "assert len(told) == 3, 'hooks of others may stand before and behind'\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, tmp_path / "run"], capture_output=True, text=True, timeout=100)
+    assert run.returncode == 0 and run.stderr == "", run.stderr
+
+
+def test_a_line_that_is_logged_while_a_step_begins_and_ends(tmp_path):
+    """As Orbax's threads do: what the filters read never changes under them."""
+
+    class Line(logging.LogRecord):
+        n = 0
+
+        def getMessage(self):
+            for name in ("asyncio", "absl"):  # in the middle of a filter
+                Line.n += 1
+                quiet.begin(tmp_path / f"{Line.n}-{name}")
+                quiet.end(tmp_path / f"{Line.n - 1}-{name}", well=Line.n % 3 > 0)
+            return "a line of something else"
+
+    before = quiet._under_way, quiet._failed
+    quiet.hold(Line)
+    try:
+        for step in range(5):
+            quiet.begin(tmp_path / str(step))
+        quiet.end(tmp_path / "5", well=False)
+        for name in ("asyncio", "absl"):
+            assert logging.getLogger(name).filter(Line(name, 40, "here", 1, "", (), None))
+        assert Line.n > 10
+    finally:
+        quiet.release(Line)
+        quiet._under_way, quiet._failed = before
 
 
 @pytest.mark.parametrize("words", ["basic", "none"])

@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A file imports only from files and packages to the left of its own; within a package, from any.
 LAYERS = """
-    period metrics console compilation_cache files digests root_handler config state sources data passes module datasets nn
+    period metrics console compilation_cache files digests quiet config state sources data passes module datasets nn
     rates optimizer strategies preflight lanes program callback record run folders checkpoint signals schedule resume
     loading evaluating callbacks loggers loop fit fidelity cli options verify tools
 """.split()

@@ -12,26 +12,25 @@ import argparse
 import dataclasses
 import dis
 import inspect
-import math
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import tyro
 
 from .compilation_cache import use_compilation_cache
 from .config import ConfigError as ConfigError
-from .config import did_you_mean, overlay, read_config, takes_none
+from .config import did_you_mean, overlay, read_config
 from .folders import drop_unused, fresh_run, newest_run, saved_config
 from .period import Period
 from .strategies import names
+from .summary import summary
+from .words import readable
 
 if TYPE_CHECKING:
-    from .run import Result
     from .strategies import Strategy
 
     StrategyName = str
@@ -122,8 +121,12 @@ def _recipe(Config, make, presets, chance, argv) -> int:
         if fresh:
             drop_unused(run_dir)
     if not args.dry_run:
-        print(_summary(result, config, script, root, chance))
+        print(summary(result, config, script, root, chance))
     return result.exit_code
+
+
+def _given(config: Options, name: str) -> bool:
+    return getattr(config, name, None) is not None
 
 
 # ---- from the command line to a config ---------------------------------------------------------------------------
@@ -161,7 +164,8 @@ def _parse(Config, presets, argv: list[str], prog: str, root: Path):
         config, fields = _overlaid(Config(), [(start.saved, f"{start.source}/config.json")])
     entry = names.lookup(given.strategy or config.strategy)  # an alias stands for its strategy
     own = {name: fields.get(entry.name, {}).get(name, field.default) for name, field in entry.fields.items()}
-    argv = _spelled(argv, Config, entry)
+    types = get_type_hints(Config) | {f"strategy.{name}": field.type for name, field in entry.fields.items()}
+    argv = readable(argv, {**types, "resume": str, "config": str, "preset": str})
     arguments, default = _arguments(Config, entry, config, own, presets)
     description = _describe(Config, entry, presets)
     parsed, unknown = tyro.cli(
@@ -194,23 +198,6 @@ def _overlaid(config: Options, layers) -> tuple[Options, dict[str, dict[str, Any
             entry = names.lookup(config.strategy if key == "strategy_fields" else key)
             fields.setdefault(entry.name, {}).update(entry.check(table, f"{where}: {key}"))
     return config, fields
-
-
-def _spelled(argv: list[str], Config, entry: names.Entry) -> list[str]:
-    """The words for tyro: `none` as it spells it, None, where an option may be none."""
-    types = get_type_hints(Config) | {f"strategy.{name}": field.type for name, field in entry.fields.items()}
-    optional = [name for name, hint in types.items() if type(None) in get_args(hint) and not takes_none(hint)]
-    flags = {f"--{name}".replace("_", "-") for name in optional}
-    words, previous = [], ""
-    for word in argv:
-        flag, equals, value = word.partition("=")
-        if equals and value == "none" and flag.replace("_", "-") in flags:
-            word = f"{flag}=None"
-        elif word == "none" and previous.replace("_", "-") in flags:
-            word = "None"
-        words.append(word)
-        previous = word
-    return words
 
 
 def _arguments(Config, entry: names.Entry, config: Options, values: dict[str, Any], presets):
@@ -286,64 +273,7 @@ def _find(resume: str, run_dir: str | None, root: Path) -> _Start:
     return _Start(source, int(resume) if resume.isdigit() else resume, source, saved_config(source))
 
 
-# ---- what is said ------------------------------------------------------------------------------------------------
-
-
-def _summary(result: Result, config: Options, script: Path, root: Path, chance: Mapping[str, float]) -> str:
-    why = f" ({result.reason})" if result.reason else ""
-    lines = ["", f"{result.status} at step {result.step}{why}, strategy {config.strategy}"]
-    for part in ("train", "val"):
-        scores = []
-        for tag, value in result.metrics.items():
-            head, _, name = tag.partition("/")
-            if head == part:
-                guess = f" (chance {chance[name]:.4g})" if name in chance else ""
-                scores.append(f"{name} {value:.4g}{guess}")
-        if scores:
-            lines.append(f"{part:<8}{', '.join(scores)}")
-    lines += _seeds(result)
-    run_dir = _short(Path(result.run_dir or config.run_dir or ""))  # a fork has a directory of its own
-    command = [_python(), str(_short(script)), "--run-dir", str(run_dir), "--resume", "last"]
-    steps = getattr(config, "max_steps", None)
-    if result.status == "finished" and isinstance(steps, int):
-        command += ["--max-steps", str(2 * steps)]
-    logs = root.parent if run_dir.is_relative_to(root) else run_dir
-    lines += [
-        f"run     {run_dir}",
-        f"logs    tensorboard --logdir {shlex.quote(str(logs))}",
-        f"go on   {shlex.join(command)}",
-    ]
-    return "\n".join(lines)
-
-
-def _seeds(result: Result) -> list[str]:
-    """Of a run of several seeds: what above is a mean of."""
-    seeds, frozen = result.summary.get("seeds"), result.summary.get("frozen")
-    if not seeds:
-        return []
-    spread = []
-    for tag, values in result.summary["lanes"].items():
-        finite = [value for value in values if math.isfinite(value)]
-        if tag.startswith("val/") and finite:
-            spread.append(f"{tag} {min(finite):.4g} to {max(finite):.4g}")
-    stopped = f"; frozen since something was not finite: {frozen}" if frozen else ""
-    return [f"seeds   {', '.join(map(str, seeds))}{stopped}", *(["spread  " + ", ".join(spread)] if spread else [])]
-
-
-def _given(config: Options, name: str) -> bool:
-    return getattr(config, name, None) is not None
-
-
-def _short(path: Path) -> Path:
-    """Relative to where we are, if it lies below."""
-    path = path.absolute()
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _python() -> str:
-    path = _short(Path(sys.executable))
-    return "python" if path.is_absolute() else str(path)
-
+# ---- what ends it ---------------------------------------------------------------------------------------------------
 
 STDLIB = (Path(os.__file__).parent, Path(os.__file__).parent / "pathlib")
 EXPECTED = (ValueError, TypeError, RuntimeError, OSError, LookupError, ArithmeticError)

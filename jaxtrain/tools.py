@@ -9,10 +9,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_type_hints
 
 from .cli import guarded
 from .config import ConfigError
 from .folders import describe_run
+from .words import readable
 
 RULES = ("bptt", "tbptt", "drtrl", "pp_prop", "eprop", "ostl_recurrent", "ostl_feedforward", "snap", "uoro", "dni",
          "readout_only")  # fmt: skip
@@ -104,8 +106,9 @@ def _fidelity(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int
     rules = fidelity.parse_rules(args.rules)
     cells = [name.strip() for name in args.cells.split(",") if name.strip()]
     recipe = fidelity.load_recipe(args.recipe)
+    words = readable(rest, get_type_hints(recipe.Config))
     config, unknown = tyro.cli(
-        recipe.Config, args=rest, prog=f"jaxtrain fidelity {args.recipe}", return_unknown_args=True
+        recipe.Config, args=words, prog=f"jaxtrain fidelity {args.recipe}", return_unknown_args=True
     )
     if unknown:
         raise ConfigError(f"fidelity {args.recipe}: neither fidelity nor the recipe has an option {unknown[0]}")

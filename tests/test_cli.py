@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 import jaxtrain
 from jaxtrain import cli, tools
+from jaxtrain.fidelity import load_recipe
 from jaxtrain.run import Result
 
 
@@ -35,6 +37,7 @@ class Config(cli.Options):
 
 PRESETS = {"tutorial": {"lr": 1e-3, "clip": None, "drtrl": {"vjp": "single-step"}}}
 ROOT = Path("checkpoints") / Path(__file__).stem
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 class Recorder:
@@ -226,10 +229,50 @@ def test_a_config_checks_its_values(fit, call, capsys):
     assert cli.main(Checked, fit.make, argv=["--every", "10min"]) == 0 and fit.config.every == "10min"
 
 
-@pytest.mark.parametrize("argv", ["--lr x", "--lr", "--strategy", "--max-steps 2.5", "--strategy.vjp both"])
-def test_malformed_values_are_usage_errors(call, argv):
-    code, _, err = call(*argv.split())
-    assert code == 2 and argv.split()[0] in err
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        ("--lr x", "--lr x: expected a number"),
+        ("--lr=x", "--lr x: expected a number"),
+        ("--lr", "--lr: no value; expected a number"),
+        ("--batch_size --lr 1", "--batch_size: no value; expected a whole number"),
+        ("--max-steps 2.5", "--max-steps 2.5: expected a whole number"),
+        ("--clip x", "--clip x: expected a number or none"),
+        ("--resume", "--resume: no value; expected text"),
+        ("--strategy.vjp both", "--strategy.vjp both: expected multi-step or single-step"),
+        (
+            "--strategy.vjp multi",
+            "--strategy.vjp multi: expected multi-step or single-step; did you mean 'multi-step'?",
+        ),
+        ("--strategy.update-every often", "--strategy.update-every often: expected sequence or a whole number"),
+        ("--strategy pp_prop --strategy.rank a", "--strategy.rank a: expected a whole number or none"),
+        ("--strategy etrace --strategy.decay 0.1 x", "--strategy.decay x: expected a number or none"),
+        ("--strategy etrace --strategy.kappa x --help", None),
+    ],
+)
+def test_a_value_that_its_option_cannot_hold_is_one_line(fit, call, argv, message):
+    code, out, err = call(*argv.split())
+    if message is None:
+        assert code == 0 and out and not err, "--help says what may stand there"
+    else:
+        assert (code, out, err) == (2, "", f"error: {message}\n")
+    assert not ROOT.exists()
+
+
+def test_values_that_options_hold(fit, call):
+    pair = "--strategy etrace --strategy.trace-factorization io_factorized --strategy.decay 0.5 0 --lr=-1e-3 --clip inf"
+    assert call(*pair.split())[0] == 0
+    assert fit.config.strategy_fields["decay"] == (0.5, 0.0) and (fit.config.lr, fit.config.clip) == (-1e-3, math.inf)
+    assert call("--strategy", "etrace", "--strategy.decay", "none", "--strategy.trace-filter", "none")[0] == 0
+    assert fit.config.strategy_fields["decay"] is None and fit.config.strategy_fields["trace_filter"] == "none"
+
+
+def test_fidelity_says_it_in_one_line_too(fit, capsys):
+    recipe = str(RECIPES / "copy_curriculum.py")
+    for argv, message in (("--hidden x", "--hidden x: expected a whole number"), ("--lags 1 y", "--lags y: expected")):
+        assert tools.tool(["fidelity", recipe, *argv.split()]) == 2
+        out, err = capsys.readouterr()
+        assert not out and err.startswith(f"error: {message}") and len(err.splitlines()) == 1
 
 
 def test_help(call):
@@ -407,6 +450,38 @@ def test_summary(fit, call):
     _, out, _ = call("--run-dir", "a b")
     assert out.strip().startswith("interrupted at step 100 (Ctrl-C)")
     assert "tensorboard --logdir 'a b'" in out and out.strip().endswith("--run-dir 'a b' --resume last")
+
+
+def test_summary_of_several_seeds(fit, call):
+    lanes = {
+        "train/loss": [1.0, 2.0],
+        "val/loss": [0.5, 0.25],
+        "val/accuracy": [0.75, math.nan],
+        "val/z": [math.nan] * 2,
+    }
+    fit.result.summary = {"seeds": [3, 4], "frozen": [], "lanes": lanes}
+    lines = call()[1].strip().splitlines()
+    assert lines[3:5] == ["seeds   3, 4", "spread  loss 0.25 to 0.5, accuracy 0.75 to 0.75"]
+    fit.result.summary = {"seeds": [3, 4], "frozen": [4], "lanes": {"train/loss": [1.0, 2.0]}}
+    lines = call()[1].strip().splitlines()
+    assert lines[3] == "seeds   3, 4; frozen since something was not finite: 4" and lines[4].startswith("run ")
+
+
+def test_a_recipe_says_what_its_seeds_came_to(fit, capsys):
+    recipe = load_recipe(RECIPES / "copy_gru.py")
+    argv = "--seed 5 --seeds 2 --hidden 4 --time-lag 2 --digits 2 --batch-size 4 --max-steps 4 --log-every 2"
+    argv += " --validate-every 4 --checkpoint-every 4 --no-progress --run-dir r"
+    assert cli.main(recipe.Config, recipe.make, argv=argv.split()) == 0
+    out = capsys.readouterr().out.splitlines()
+    result = json.loads(Path("r/result.json").read_text())
+    loss, accuracy = (result["lanes"][f"val/{name}"] for name in ("loss", "accuracy"))
+    assert len(set(loss)) == 2 and result["seeds"] == [5, 6]
+    at = out.index("seeds   5, 6")
+    (said,) = [line for line in out if line.startswith("val ")]
+    assert f"loss {sum(loss) / 2:.4g}" in said, "above stand means"
+    spread = dict(part.split(" ", 1) for part in out[at + 1].removeprefix("spread  ").split(", "))
+    assert spread["loss"] == f"{min(loss):.4g} to {max(loss):.4g}"
+    assert spread["accuracy"] == f"{min(accuracy):.4g} to {max(accuracy):.4g}"
 
 
 def test_the_tool(fit, call, capsys):

@@ -57,7 +57,7 @@ BINARY = {
     "task": "binary", "batch_size": 16, "chunk": 5, "max_steps": 5000, "validate_every": None,
     "log_every": 100, "checkpoint_every": 1000,
 }  # fmt: skip
-LRU = {"cell": "lru", "hidden": 64, "width": 64, "mlp": 128, "r_min": 0.9, "r_max": 0.999, "pole_rate": 0.1}
+LRU = {"cell": "lru", "hidden": 64, "width": 64, "mlp": 128, "r_min": 0.9, "r_max": 0.999}
 PRESETS = {
     "lru": {**BINARY, **LRU, "lr": 1e-3},
     "gru": {**BINARY, "cell": "gru", "hidden": 128, "lr": 1e-3, "decay": "cosine", "max_steps": 10_000},

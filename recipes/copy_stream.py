@@ -2,8 +2,8 @@
 
 python recipes/copy_stream.py
 python recipes/copy_stream.py --strategy readout_only
-python recipes/copy_stream.py --task adding
-python recipes/copy_stream.py --task anbn
+python recipes/copy_stream.py --preset adding
+python recipes/copy_stream.py --preset anbn
 python recipes/copy_stream.py --cell gru --hidden 64 --width none --mlp 0
 
 A step of the record is a piece of the stream: 20 time steps, with as many updates where time steps are scored. Lanes
@@ -53,8 +53,6 @@ class Config(TrainingOptions, NetworkOptions):
     """least modulus of an LRU's poles at the beginning; none: by the memory that the task asks for"""
     r_max: float | None = 0.999
     """largest modulus of an LRU's poles at the beginning; none: by the memory that the task asks for"""
-    pole_rate: float | None = 1.0
-    """learning rate of an LRU's poles, as a part of lr; none: the less the longer the memory"""
     batch_size: int = 8
     """lanes of the stream"""
     lr: float = 1e-3
@@ -68,7 +66,11 @@ class Config(TrainingOptions, NetworkOptions):
         check_options(self, counts=("piece", "digits", "most"))
 
 
-PRESETS = {"protocol": {"spread": False}}
+GATED = {"cell": "mini_lstm", "chrono": 100.0, "width": None, "mlp": 0}
+PRESETS = {
+    "adding": {"task": "adding", **GATED, "lr": 1e-2, "decay": "cosine"},
+    "anbn": {"task": "anbn", "lr": 3e-3, "decay": "cosine"},
+}
 # Guessing among eight symbols; always saying 1. Of a^n b^n the best that can be done is 0.948: that the last a is
 # followed by b, nothing can know before n = 16.
 CHANCE = {"accuracy": 1 / 8, "mse": 1 / 6}

@@ -1,7 +1,7 @@
 """Integrating noise: a regression that is scored at every time step.
 
 python recipes/integrator.py --strategy drtrl
-python recipes/integrator.py --strategy pp_prop --cell gru
+python recipes/integrator.py --cell mini_gru --chrono 1000 --lr 1e-2
 python recipes/integrator.py --strategy bptt
 """
 
@@ -21,13 +21,15 @@ class Config(TrainingOptions, NetworkOptions):
     """time steps of a sequence"""
     scale: float = 0.1
     """of the noise: the integral has this times the square root of the time as its standard deviation"""
-    cell: Literal["gru", "mgu", "mini_gru", "minimal_rnn", "cfn", "lstm", "mini_lstm", "lru", "vanilla"] = "mini_gru"
+    cell: Literal["gru", "mgu", "mini_gru", "minimal_rnn", "cfn", "lstm", "mini_lstm", "lru", "vanilla"] = "lru"
     """the recurrent layer"""
+    width: int | None = 16
+    """units of a linear encoder in front, and of an LRU's output; none: no encoder"""
     hidden: int = 64
     """units of a layer"""
     decay: Literal["constant", "cosine"] = "cosine"
     """the rate after the warm-up: cosine goes to zero at max_steps"""
-    max_steps: int = 1000
+    max_steps: int = 500
     """steps to train, one batch each"""
 
     def __post_init__(self):

@@ -167,12 +167,16 @@ def test_every_option_has_an_effect(options):
 
 @pytest.mark.slow
 def test_an_lru_solves_the_copying_task(call):
-    assert call("copy_lru", "--no-progress", "--seed", 100, "--run-dir", "run")[0] == 0
-    result = json.loads(Path("run/result.json").read_text())
-    assert result["status"] == "stopped" and result["step"] <= 200 and result["val"]["accuracy"] >= 0.99
-    argv = "--no-progress --seed 100 --strategy readout_only --max-steps 200 --run-dir control".split()
-    assert call("copy_lru", *argv)[0] == 0
-    assert json.loads(Path("control/result.json").read_text())["val"]["accuracy"] < 0.9
+    """With as many units as it needs, a random recurrence does nearly as well; with few it falls behind."""
+    solve = lambda *argv: call("copy_lru", "--no-progress", "--seed", 100, *argv)[0]  # noqa: E731
+    outcome = lambda path: json.loads(Path(path, "result.json").read_text())  # noqa: E731
+    assert solve("--run-dir", "run") == 0
+    assert outcome("run")["status"] == "stopped" and outcome("run")["step"] <= 200
+    assert outcome("run")["val"]["accuracy"] >= 0.99
+    few = ["--hidden", 32, "--max-steps", 300]
+    assert solve(*few, "--run-dir", "few") == 0 and outcome("few")["status"] == "stopped"
+    assert solve(*few, "--strategy", "readout_only", "--run-dir", "control") == 0
+    assert outcome("control")["val"]["accuracy"] < 0.96
 
 
 @pytest.mark.slow

@@ -63,6 +63,18 @@ def test_a_disk_full_for_the_logs_alone(served, tmp_path, file, first, last):
 
 @needs_library
 @pytest.mark.slow
+@pytest.mark.parametrize("file", ["metrics.jsonl", "tensorboard/events*"])
+def test_a_sync_of_the_logs_that_fails_once(served, tmp_path, file):
+    one, truth, calls = served
+    run = one.run(tmp_path / "run", Fault("EIO", 1, 1, "fsync", file))
+    assert run["code"] == 0, run["text"]
+    assert differences(truth, run["came_to"]) == []
+    assert len(says(run["text"], "Input/output error; what is to be written waits, and is tried again")) == 1
+    assert len(says(run["text"], "nothing is missing")) == 1
+
+
+@needs_library
+@pytest.mark.slow
 def test_a_disk_full_for_good_is_exit_code_1_and_the_run_goes_on_later(served, tmp_path):
     one, truth, calls = served
     begin = first(calls, "mkdir", "checkpoints/00000008")

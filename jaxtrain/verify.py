@@ -202,8 +202,7 @@ def _started(recipe: Path, flags: Sequence[str], run_dir: Path) -> Iterator[subp
 def _expect_0(process: subprocess.Popen[bytes], run_dir: Path, what: str) -> None:
     if code := process.wait():
         log = run_dir.with_suffix(".log")
-        text = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-        raise RuntimeError(f"{what} ended with exit code {code}: {text[-1].strip()}; more in {log}")
+        raise RuntimeError(f"{what} ended with exit code {code}: {_last_words(log)}; more in {log}")
     if not (run_dir / "result.json").exists():
         raise RuntimeError(f"{what} left no result.json in {run_dir}: is this a recipe of jaxtrain?")
 
@@ -265,3 +264,11 @@ def _wait(process: subprocess.Popen[bytes], run_dir: Path, hit: Callable[[Path, 
             return process.poll() is None
         time.sleep(POLL)
     return False
+
+
+def _last_words(log: Path) -> str:
+    """The last line, or all that a traceback ends in: the error, and its notes below."""
+    lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+    inside = [number for number, line in enumerate(lines) if line.startswith("  ")]
+    traceback = not lines[-1].startswith("error: ") and inside and lines[inside[-1] + 1 :]
+    return "; ".join(map(str.strip, traceback or lines[-1:]))

@@ -286,7 +286,7 @@ def test_wrong_words_are_refused(lab):
 
     for strategy in (BPTT(), DRTRL()):
         with pytest.raises(ValueError, match=r"^nothing to train: the model's parameters are \['out.weight', "):
-            bind(strategy, Frozen(lab.task().model), lab.sequences())
+            bind(strategy, Frozen(lab.task().model), lab.sequences()).report()  # BPTT binds, to read a frozen model
 
 
 def test_configuration_and_what_auto_became():
@@ -296,6 +296,12 @@ def test_configuration_and_what_auto_became():
     }  # fmt: skip
     assert DRTRL().resolve({"batching": "vmap", "chunk": 5}) == DRTRL(batching="vmap")
     assert DRTRL(batching="batched").resolve({"batching": "vmap"}) == DRTRL(batching="batched")
+
+    @dataclasses.dataclass(frozen=True)
+    class Made(BPTT):
+        made: str = dataclasses.field(init=False, default="auto")
+
+    assert Made().resolve({"batching": "vmap", "made": "x"}) == Made(batching="vmap")
     assert BPTT(remat=True).resolve({}) == BPTT(remat=True) == jaxtrain.strategies.BPTT(remat=True)
 
 

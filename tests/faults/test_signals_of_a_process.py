@@ -159,11 +159,11 @@ def test_a_second_signal_ends_at_once(recipe, part, number, code):
     until(process, f"now in {part}")
     process.send_signal(number)
     while process.poll() is None:  # a busy machine hears two at once as one
-        time.sleep(0.2)
+        time.sleep(0.5)
         process.send_signal(number)
     text = process.communicate()[0]
-    assert process.returncode == code, text
-    assert ends(run(recipe, f"twice-{code}-{part}"))[0] == 0
+    assert process.returncode in (code, -number), text  # a third one finds no handler any more
+    assert ends(run(recipe, f"twice-{code}-{part}", "--stop-in", "nothing"))[0] == 0  # it would stop as it did before
     same_as_whole(recipe.parent, f"twice-{code}-{part}")
 
 

@@ -204,7 +204,8 @@ def _expect_0(process: subprocess.Popen[bytes], run_dir: Path, what: str) -> Non
         log = run_dir.with_suffix(".log")
         raise RuntimeError(f"{what} ended with exit code {code}: {_last_words(log)}; more in {log}")
     if not (run_dir / "result.json").exists():
-        raise RuntimeError(f"{what} left no result.json in {run_dir}: is this a recipe of jaxtrain?")
+        said = _last_words(run_dir.with_suffix(".log"))
+        raise RuntimeError(f"{what} left no result.json in {run_dir}: is this a recipe of jaxtrain? It said: {said}")
 
 
 def last_row(run_dir: Path) -> int:
@@ -270,5 +271,5 @@ def _last_words(log: Path) -> str:
     """The last line, or all that a traceback ends in: the error, and its notes below."""
     lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
     inside = [number for number, line in enumerate(lines) if line.startswith("  ")]
-    traceback = not lines[-1].startswith("error: ") and inside and lines[inside[-1] + 1 :]
-    return "; ".join(map(str.strip, traceback or lines[-1:]))
+    begin = len(lines) - 1 if lines[-1].startswith("error: ") or not inside else inside[-1] + 1
+    return "; ".join(map(str.strip, lines[begin:] or lines[-1:]))

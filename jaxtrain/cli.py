@@ -245,6 +245,8 @@ def _unknown(word: str, Config, entry: names.Entry) -> str:
     owners = [other.name for other in names.REGISTRY.values() if field in other.fields]
     if flag.startswith("--strategy.") and owners:
         return f"{flag} is a field of strategy {' and '.join(owners)}; this run's strategy is {entry.name}"
+    if (name := flag.removeprefix("--").replace("-", "_")) in entry.fields:
+        return f"unknown option {flag}; did you mean --strategy.{name.replace('_', '-')}?"
     own = [f.name for f in dataclasses.fields(Config) if f.name != "strategy_fields"]
     flags = [f"--{name}".replace("_", "-") for name in (*own, "resume", "config", "preset", "dry_run", "help")]
     flags += [f"--strategy.{name}".replace("_", "-") for name in entry.fields] + ["--no-progress"]

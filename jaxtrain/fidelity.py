@@ -195,6 +195,7 @@ def load_recipe(path: Path) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # dataclasses look their module up there
+    sys.path.insert(0, str(path.resolve().parent))  # what lies beside it is found, as by `python RECIPE`
     spec.loader.exec_module(module)
     missing = [name for name in ("Config", "make") if not hasattr(module, name)]
     if missing:

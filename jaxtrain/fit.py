@@ -76,8 +76,6 @@ class Fit:
         self.max_time = optional_period(max_time, "Fit", "max_time")
         if self.max_time is not None and self.max_time.unit != "time":
             raise ValueError(f"Fit(max_time={max_time!r}): expected a time, as '30min' or '2h'")
-        if max_steps is None and max_epochs is None and max_time is None:
-            raise ValueError("Fit needs a budget: max_steps, max_epochs or max_time")
         if clip is not None and not (np.isfinite(clip) and clip > 0):
             raise ValueError(f"Fit(clip={clip!r}): expected a positive norm, or None")
         if nonfinite not in ("raise", "skip", "warn"):
@@ -173,6 +171,8 @@ class Fit:
                   dry_run: bool) -> Loop:  # fmt: skip
         """Everything that can be wrong is found here, before a run directory is touched; what is cheap, first."""
         require_module(module)
+        if self.max_steps is None and self.max_epochs is None and self.max_time is None:
+            raise ValueError("Fit.run needs a budget: Fit(max_steps=...), max_epochs or max_time")
         saved, initial = origin.saved, "seed" if module.model is None else "values"
         feed = Feed(data.train_data(), "train")
         example = feed.example()

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ def describe_run(run_dir: Path) -> str:
         "config": _pairs(config.get("config") or {}) or "none recorded",
         "data": _pairs(config.get("data") or {}),
         "parent": _pairs(config.get("parent") or {}),
+        "seeds": ", ".join(map(str, result.get("seeds") or [])),
         "saved": ", ".join(map(str, steps)) or "no checkpoint",
         "best": _pairs(result.get("best") or {}),
         "train": _pairs(result.get("train") or {}),
@@ -118,13 +120,21 @@ def describe_run(run_dir: Path) -> str:
 
 def _pairs(values: dict[str, Any]) -> str:
     """`lr=0.003 clip=1.0`, nested tables flattened as `strategy_fields.window=1`."""
-    flat = []
+    return " ".join(f"{name}={_short(value)}" for name, value in _flat(values, ""))
+
+
+def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, dict):
-            flat += [f"{key}.{inner}" for inner in _pairs(value).split(" ") if inner]
+            yield from _flat(value, f"{prefix}{key}.")
         else:
-            flat.append(f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}")
-    return " ".join(flat)
+            yield f"{prefix}{key}", value
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_short, value))}]"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _last_row(path: Path) -> dict[str, Any]:

@@ -219,8 +219,9 @@ class Objective:
         result = step(counted, self.encode(x), y, **extras)
         if len(calls) != 1:
             raise ValueError(f"{where} called forward {len(calls)} times; expected exactly one call a time step")
-        if isinstance(result, dict) or (isinstance(result, tuple) and len(result) != 2):
-            raise TypeError(f"{where} returned a {type(result).__name__}; expected loss, or (loss, metrics)")
+        if result is None or isinstance(result, dict) or (isinstance(result, tuple) and len(result) != 2):
+            found = "None" if result is None else f"a {type(result).__name__}"
+            raise TypeError(f"{where} returned {found}; expected loss, or (loss, metrics)")
         loss, metrics = result if isinstance(result, tuple) else (result, {})
         if not isinstance(metrics, dict):
             raise TypeError(f"{where} returned metrics of type {type(metrics).__name__}; expected a dict name -> value")

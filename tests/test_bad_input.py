@@ -274,7 +274,6 @@ def test_a_state_made_when_the_run_starts_is_no_mistake(tmp_path):
 
 
 FITS = {
-    "no budget": ({}, ValueError, "needs a budget: max_steps, max_epochs or max_time"),
     "zero steps": (dict(max_steps=0), ValueError, r"max_steps=0\): expected a whole number, 1 or more"),
     "negative steps": (dict(max_steps=-5), ValueError, r"max_steps=-5\): expected a whole number"),
     "a float of steps": (dict(max_steps=1e3), ValueError, r"max_steps=1000.0\): expected a whole number"),

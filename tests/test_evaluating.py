@@ -46,6 +46,12 @@ def test_a_frozen_module_is_read():
         FIT.run(Frozen(), [line(0)])
 
 
+def test_what_is_read_needs_no_budget():
+    assert jt.Fit("bptt").validate(Linear(), [line(0)]) == FIT.validate(Linear(), [line(0)])
+    with pytest.raises(ValueError, match="needs a budget: Fit\\(max_steps=...\\), max_epochs or max_time"):
+        jt.Fit("bptt").run(Linear(), [line(0)])
+
+
 def test_predict_needs_neither_targets_nor_an_optimizer():
     x = line(0)[0]
     outputs = FIT.predict(Reads(), (x for _ in range(2)))

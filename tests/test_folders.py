@@ -89,3 +89,11 @@ def test_describe_run(tmp_path):
     )
     text = describe_run(tmp_path)
     assert "finished at step 50" in text and "step=40 val/loss=0.25" in text and "step=50 train/loss=0.5" in text
+
+
+def test_describe_run_spells_nested_lists(tmp_path):
+    data = {"train": {"batch": ["float32[20, 8, 2]", "int32[20]"], "rate": 0.1}}
+    (tmp_path / "config.json").write_text(json.dumps({"data": data}))
+    (tmp_path / "result.json").write_text(json.dumps({"status": "finished", "step": 3, "seeds": [4, 5]}))
+    text = describe_run(tmp_path)
+    assert "train.batch=[float32[20, 8, 2], int32[20]] train.rate=0.1" in text and "seeds     4, 5" in text

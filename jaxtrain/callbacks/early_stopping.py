@@ -93,6 +93,10 @@ class EarlyStopping(Callback):
 
     def on_fit_start(self, run: Run) -> None:
         self.monitor.require(run, "EarlyStopping")
+        if run.config["fit"]["validate_every"] is None:
+            log.warning(
+                "EarlyStopping looks at validations, and there is one at the end alone: set Fit(validate_every=...)"
+            )
 
     def on_validation_end(self, run: Run, metrics: dict[str, float]) -> None:
         score = self.monitor.read(metrics, "EarlyStopping")

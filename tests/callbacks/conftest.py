@@ -14,8 +14,9 @@ def make_run(tmp_path):
 
     def make(*callbacks: Callback, restored: int | None = None, **changes: Any) -> Run:
         options: dict[str, Any] = dict(
-            module=SimpleNamespace(), callbacks=Callbacks(callbacks), recorder=Recorder(10), config={},
-            run_dir=tmp_path, max_steps=100, epoch_length=None, batch_size=4, params=dict,
+            module=SimpleNamespace(), callbacks=Callbacks(callbacks), recorder=Recorder(10),
+            config={"fit": {"validate_every": "10"}}, run_dir=tmp_path, max_steps=100, epoch_length=None,
+            batch_size=4, params=dict,
         )  # fmt: skip
         run = Run(**{**options, **changes})
         run.restored_step = restored

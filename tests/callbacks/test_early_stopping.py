@@ -3,7 +3,9 @@ import math
 
 import pytest
 
+import jaxtrain as jt
 from jaxtrain.callbacks import EarlyStopping
+from tests.small import Linear, lines
 
 
 def feed(callback, run, scores, tag="val/loss", first=1):
@@ -99,3 +101,12 @@ def test_a_missing_monitor_names_the_tags_there_are(make_run):
 def test_bad_arguments_are_one_clear_line(arguments, message):
     with pytest.raises(ValueError, match=message):
         EarlyStopping(**arguments)
+
+
+def test_a_run_that_validates_at_its_end_alone_is_warned_of(caplog):
+    fit = jt.Fit("bptt", max_steps=2, callbacks=[jt.EarlyStopping()])
+    fit.run(Linear(), lines())
+    assert "EarlyStopping looks at validations" in caplog.text
+    caplog.clear()
+    jt.Fit("bptt", max_steps=2, validate_every=1, callbacks=[jt.EarlyStopping()]).run(Linear(), lines())
+    assert "EarlyStopping looks" not in caplog.text

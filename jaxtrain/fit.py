@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,7 +77,7 @@ class Fit:
         self.max_time = optional_period(max_time, "Fit", "max_time")
         if self.max_time is not None and self.max_time.unit != "time":
             raise ValueError(f"Fit(max_time={max_time!r}): expected a time, as '30min' or '2h'")
-        if clip is not None and not (np.isfinite(clip) and clip > 0):
+        if clip is not None and (isinstance(clip, bool) or not isinstance(clip, Real) or not 0 < clip < np.inf):
             raise ValueError(f"Fit(clip={clip!r}): expected a positive norm, or None")
         if nonfinite not in ("raise", "skip", "warn"):
             raise ValueError(f"Fit(nonfinite={nonfinite!r}): expected 'raise', 'skip' or 'warn'")

@@ -283,6 +283,8 @@ FITS = {
     "time text": (dict(max_time="soon"), ValueError, "'soon' is not understood"),
     "clip": (dict(max_steps=1, clip=-1.0), ValueError, r"clip=-1.0\): expected a positive norm, or None"),
     "clip nan": (dict(max_steps=1, clip=float("nan")), ValueError, "clip=nan"),
+    "clip text": (dict(max_steps=1, clip=""), ValueError, r"clip=''\): expected a positive norm, or None"),
+    "clip bool": (dict(max_steps=1, clip=True), ValueError, "clip=True"),
     "accumulate": (dict(max_steps=1, accumulate=0), ValueError, "accumulate=0"),
     "chunk": (dict(max_steps=1, chunk=0), ValueError, "chunk=0"),
     "chunk text": (dict(max_steps=1, chunk="big"), ValueError, "chunk='big'"),

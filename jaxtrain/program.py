@@ -112,8 +112,9 @@ class Program:
                 vars(self.module).clear()
                 vars(self.module).update(built)
                 bind()
-            with self._environ(fit=True):
-                each.insert(0, (self._now(), traced(lambda: time_steps(self.learner, self.phases))))
+                with self._environ(fit=True):
+                    own = self._now(), traced(lambda: time_steps(self.learner, self.phases))
+            each.insert(0, own)
         lanes.require_one_step([step for _, step in each], type(self.module).__name__)
         return lanes.stacked([values for values, _ in each])
 

@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from .strategies import Strategy
 
 
+CellName = Literal["gru", "mgu", "mini_gru", "minimal_rnn", "cfn", "lstm", "mini_lstm", "lru", "vanilla"]
+
+
 @dataclass(frozen=True)
 class NetworkOptions(Options):
     """Which cell, and what it begins with; a recipe's Config extends this and sets defaults of its own."""
 
-    cell: Literal["gru", "mgu", "mini_gru", "minimal_rnn", "cfn", "lstm", "mini_lstm", "lru", "vanilla"] = "gru"
+    cell: CellName = "gru"
     """the recurrent layer: which rules are exact, and how biased the others are, depends on it"""
     hidden: int = 128
     """units of a layer"""

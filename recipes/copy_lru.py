@@ -9,10 +9,9 @@ python recipes/copy_lru.py --time-lag 5000 --batch-size 16
 import math
 import sys
 from dataclasses import dataclass
-from typing import Literal
 
 from jaxtrain import cli
-from jaxtrain.options import NetworkOptions, TrainingOptions, check_options
+from jaxtrain.options import CellName, NetworkOptions, TrainingOptions, check_options
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Config(TrainingOptions, NetworkOptions):
     """batches of a validation"""
     stop_at: float | None = 0.99
     """recall in validation at which the run ends; none: it goes on to max_steps"""
-    cell: Literal["gru", "mgu", "mini_gru", "minimal_rnn", "cfn", "lstm", "mini_lstm", "lru", "vanilla"] = "lru"
+    cell: CellName = "lru"
     """the recurrent layer"""
     width: int | None = 32
     """units of a linear encoder in front, and of an LRU's output; none: no encoder"""

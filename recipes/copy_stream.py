@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxtrain import cli
-from jaxtrain.options import NetworkOptions, TrainingOptions, check_options, streamed, updates_of
+from jaxtrain.options import CellName, NetworkOptions, TrainingOptions, check_options, streamed, updates_of
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Config(TrainingOptions, NetworkOptions):
     """lanes begin at places of their own; --no-spread: all with an episode"""
     val_steps: int = 0
     """time steps of a held-out stream to validate with, from fresh hidden states; 0: no validation"""
-    cell: Literal["gru", "mgu", "mini_gru", "minimal_rnn", "cfn", "lstm", "mini_lstm", "lru", "vanilla"] = "lru"
+    cell: CellName = "lru"
     """the recurrent layer"""
     hidden: int = 64
     """units of a layer"""

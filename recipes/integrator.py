@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxtrain import cli
-from jaxtrain.options import NetworkOptions, TrainingOptions, check_options
+from jaxtrain.options import CellName, NetworkOptions, TrainingOptions, check_options
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Config(TrainingOptions, NetworkOptions):
     """time steps of a sequence"""
     scale: float = 0.1
     """of the noise: the integral has this times the square root of the time as its standard deviation"""
-    cell: Literal["gru", "mgu", "mini_gru", "minimal_rnn", "cfn", "lstm", "mini_lstm", "lru", "vanilla"] = "lru"
+    cell: CellName = "lru"
     """the recurrent layer"""
     width: int | None = 16
     """units of a linear encoder in front, and of an LRU's output; none: no encoder"""

@@ -138,7 +138,7 @@ class Goal:
 
     @property
     def met(self) -> bool:
-        return self.measured >= self.bound if self.least else self.measured <= self.bound
+        return bool(self.measured >= self.bound if self.least else self.measured <= self.bound)
 
     def told(self) -> dict[str, Any]:
         """As it is kept: judged before anything is rounded."""

@@ -6,42 +6,30 @@ Of the memory, TensorStore 0.1 loses some 600 bytes at every ``KvStore.Spec(...)
 times a save: the last test measures it.
 """
 
+import json
 import os
-import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jaxtrain.checkpoint import Store
+from tests.faults import many_saves
 
 SAVES = int(os.environ.get("SAVES", "300"))
-PAGE = resource.getpagesize()
 MOST = 8.0
 """KiB a save: half of what a save holds here, so that a store that keeps its arrays is found."""
 
-needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
+pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
 
 
-def resident() -> int:
-    """Bytes."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * PAGE
-
-
-def measure() -> tuple[int, int, int]:
-    """Open descriptors, threads, resident bytes."""
-    return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), resident()
-
-
-def save(store: Store, saves: int) -> np.ndarray:
-    """Many saves; after every tenth what there is then."""
-    seen = []
-    for step in range(saves):
-        store.save(step, {"w": np.full((64, 64), step, np.float32)}, {"rng": np.uint32([step, 1])}, {}, score=-step)
-        if step % 10 == 9:
-            store.wait()
-            seen.append(measure())
-    return np.array(seen, float)
+def run(*arguments: object) -> str:
+    """What a process of its own printed."""
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def growth(seen: np.ndarray) -> np.ndarray:
@@ -50,13 +38,9 @@ def growth(seen: np.ndarray) -> np.ndarray:
     return np.polyfit(np.arange(len(settled)) * 10, settled, 1)[0] / (1, 1, 1024)
 
 
-@needs_proc
 @pytest.mark.slow
 def test_many_saves_leave_nothing_behind(tmp_path):
-    store = Store(tmp_path, last=2, best=1)
-    seen = save(store, SAVES)
-    assert store.steps() == [SAVES - 2, SAVES - 1] and store.best_step() == SAVES - 1
-    store.close()
+    seen = np.array(json.loads(run("-m", "tests.faults.many_saves", tmp_path, SAVES)), float)
     half, found = len(seen) // 2, growth(seen)
     print(
         "{} saves, per save in the second half: {:+.4f} descriptors, {:+.4f} threads, {:+.2f} KiB".format(SAVES, *found)
@@ -66,36 +50,27 @@ def test_many_saves_leave_nothing_behind(tmp_path):
     assert found[2] < MOST
 
 
-@needs_proc
 @pytest.mark.slow
-def test_a_store_that_keeps_what_it_saved_is_found(tmp_path, monkeypatch):
+def test_a_store_that_keeps_what_it_saved_is_found(tmp_path):
     """The bound of the test above is one that a real leak passes: one copy of the arrays a save."""
-    kept, real = [], Store.save
-
-    def leaks(self, step, params, *args, **options):
-        kept.append({name: leaf.copy() for name, leaf in params.items()})
-        return real(self, step, params, *args, **options)
-
-    monkeypatch.setattr(Store, "save", leaks)
-    store = Store(tmp_path, last=2, best=1)
-    found = growth(save(store, 200))
-    store.close()
-    print("with a leak of {} KiB a save: {:+.2f} KiB".format(kept[0]["w"].nbytes // 1024, found[2]))
+    found = growth(np.array(json.loads(run("-m", "tests.faults.many_saves", tmp_path, 200, "leak")), float))
+    print(f"with a leak of {many_saves.LEAF.nbytes // 1024} KiB a save: {found[2]:+.2f} KiB")
     assert found[2] > MOST
 
 
-@needs_proc
 def test_what_tensorstore_loses():
     """Where this fails, TensorStore has been mended: MOST may go down."""
-    import tensorstore
-
-    def calls(n: int) -> float:
-        before = resident()
-        for _ in range(n):
-            tensorstore.KvStore.Spec({"driver": "ocdbt", "base": "file:///nowhere/", "path": "a"}).to_json()
-        return (resident() - before) / n
-
-    calls(2000)
-    lost = calls(20_000)
+    code = (
+        "import sys, tensorstore\n"
+        "from tests.faults.many_saves import resident\n"
+        "def calls(n):\n"
+        "    before = resident()\n"
+        "    for _ in range(n):\n"
+        "        tensorstore.KvStore.Spec({'driver': 'ocdbt', 'base': 'file:///nowhere/', 'path': 'a'}).to_json()\n"
+        "    return (resident() - before) / n\n"
+        "calls(2000)\n"
+        "print(calls(20_000))"
+    )
+    lost = float(run("-c", code))
     print(f"{lost:.0f} bytes a call")
     assert lost > 300

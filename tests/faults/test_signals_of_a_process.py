@@ -15,8 +15,11 @@ from tests.small import result_of, rows
 
 ROOT = Path(__file__).parents[2]
 RECIPE = f'''
+import signal
 import sys
 from dataclasses import dataclass
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 
 sys.path.insert(0, {str(ROOT)!r})
 from jaxtrain import cli
@@ -89,9 +92,7 @@ def recipe(tmp_path_factory):
 
 def run(recipe: Path, name: str, *flags: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-u", str(recipe), "--run-dir", str(recipe.parent / name), "--resume", "last", *flags]
-    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 - tests in the background ignore it
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, preexec_fn=heard)  # noqa: PLW1509
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def ends(process: subprocess.Popen[str]) -> tuple[int, str]:

@@ -35,8 +35,9 @@ class Curriculum(Callback):
     until the edge of its chunk: ``Fit(chunk=...)`` says how soon a new task begins.
 
     ``then``: after the last stage "stop" ends the run, "stay" goes on with it. The task's parameters stand in the rows
-    of the record under ``task/``. A new task that changes the shapes of batches compiles the programs anew, and the log
-    says so: data that pads to a few sizes compiles as often as these change.
+    of the record under ``task/``, and how many stages are passed under ``task/passed``. A new task that changes the
+    shapes of batches compiles the programs anew, and the log says so: data that pads to a few sizes compiles as often
+    as these change.
 
     Raises ValueError for bad arguments, for data made with another task, and without validation data where ``monitor``
     needs them, KeyError where there is no such metric.
@@ -122,12 +123,17 @@ class Curriculum(Callback):
             n = len(metrics[self.name])
             for i, value in enumerate(metrics[self.name].tolist()):
                 self._take(run, value, run.step - n + i + 1)
+        self._log_passed(run)
 
     def on_validation_end(self, run: Run, metrics: dict[str, float]) -> None:
         if self.monitor.startswith("val/"):
             if self.monitor not in metrics:
                 raise KeyError(f"Curriculum monitors {self.monitor!r}, but validation gave {sorted(metrics)}")
             self._take(run, metrics[self.monitor], run.step)
+            self._log_passed(run)
+
+    def _log_passed(self, run: Run) -> None:
+        run.log({f"{SHOWN}passed": len(self.advances)})
 
     def _take(self, run: Run, value: float, step: int) -> None:
         if math.isnan(value) or self.passed:

@@ -93,6 +93,7 @@ def test_validation(started):
         run.step = 10 * number
         callback.on_validation_end(run, {"val/accuracy": value})
         run.requests.task = None
+    assert run.metrics["task/passed"] == 3
     assert callback.advances == [(20, 0.9), (40, 0.95), (50, 0.99)]
     assert run.requests.stop == "val/accuracy is 0.99 at the curriculum's last stage, time_lag=3"
     run = started(Curriculum(LAGS, "val/loss", 0.1))
@@ -106,9 +107,11 @@ def test_the_record_shows_the_task_of_its_steps(started):
     callback = Curriculum([{"time_lag": 1, "kind": "a"}, {"time_lag": 2, "kind": "b"}], "train/accuracy", 0.9)
     run = started(callback, time_lag=1, kind="a")
     train(callback, run, [1.0])
-    assert run.metrics == {"task/time_lag": 1.0}
+    assert run.metrics == {"task/time_lag": 1.0, "task/passed": 1.0}
     train(callback, run, [0.0], first=2)
-    assert run.metrics == {"task/time_lag": 2.0}
+    assert run.metrics == {"task/time_lag": 2.0, "task/passed": 1.0}
+    train(callback, run, [1.0], first=3)
+    assert run.metrics == {"task/time_lag": 2.0, "task/passed": 2.0}, "the last stage, too"
 
 
 @pytest.mark.parametrize("cut", range(1, 8))

@@ -158,10 +158,10 @@ def _parse(Config, presets, argv: list[str], prog: str, root: Path):
         layers.append((presets[given.preset], f"preset {given.preset!r}"))
     if given.config not in (None, "None"):
         layers.append((read_config(Path(given.config)), given.config))
-    config, fields = _overlaid(Config(), layers)
+    config, fields = overlaid(Config(), layers)
     start = _find(given.resume or "never", given.run_dir or config.run_dir, root)  # a file may name the directory
     if start.saved is not None:
-        config, fields = _overlaid(Config(), [(start.saved, f"{start.source}/config.json")])
+        config, fields = overlaid(Config(), [(start.saved, f"{start.source}/config.json")])
     entry = names.lookup(given.strategy or config.strategy)  # an alias stands for its strategy
     own = {name: fields.get(entry.name, {}).get(name, field.default) for name, field in entry.fields.items()}
     types = get_type_hints(Config) | {f"strategy.{name}": field.type for name, field in entry.fields.items()}
@@ -184,7 +184,7 @@ def _parse(Config, presets, argv: list[str], prog: str, root: Path):
     return chosen, parsed, start
 
 
-def _overlaid(config: Options, layers) -> tuple[Options, dict[str, dict[str, Any]]]:
+def overlaid(config: Options, layers) -> tuple[Options, dict[str, dict[str, Any]]]:
     """The config with all layers put over it in turn, and the fields they hold for each strategy."""
     fields: dict[str, dict[str, Any]] = {}
     known = {*names.available(), *names.ALIASES, "strategy_fields"}

@@ -1,4 +1,4 @@
-"""The `jaxtrain` command: look at runs, and at how faithful learning rules are."""
+"""The `jaxtrain` command: look at runs, at how faithful learning rules are, and at what they learn."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
-from .cli import guarded
-from .config import ConfigError
+from .cli import guarded, overlaid
+from .config import ConfigError, did_you_mean
 from .folders import describe_run
 from .words import readable
 
@@ -21,7 +21,7 @@ RULES = ("bptt", "tbptt", "drtrl", "pp_prop", "eprop", "ostl_recurrent", "ostl_f
 """What is compared unless told: every rule but those that need a reward (three_factor) or coordinates (etrace)."""
 
 INSTEAD = {"--strategy": "--rules", "--run-dir": "--out", "--max-steps": "--steps"}
-"""Options of recipes that are something else in `fidelity`."""
+"""Options of recipes that are something else in `fidelity` and `compare`."""
 
 
 def tool(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +32,9 @@ def tool(argv: Sequence[str] | None = None) -> int:
 def _tool(argv: list[str]) -> int:
     from . import __version__
 
-    parser = argparse.ArgumentParser(prog="jaxtrain", description="Look at runs, and at how faithful rules are.")
+    parser = argparse.ArgumentParser(
+        prog="jaxtrain", description="Look at runs, how faithful learning rules are, and what they learn."
+    )
     parser.add_argument("--version", action="version", version=f"jaxtrain {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     info = commands.add_parser("info", help="what a run directory holds")
@@ -50,6 +52,32 @@ def _tool(argv: list[str]) -> int:
     fidelity.add_argument(
         "--out", type=Path, default=Path("fidelity"), help="directory for fidelity.md, .json, .png: overwritten"
     )
+    compare = commands.add_parser(
+        "compare", help="what each rule learns on a recipe: rules by options by seeds, as a table and figures",
+        epilog="further options are the recipe's own, e.g. --hidden 32; what was done before under --out is kept",
+        allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    compare.add_argument("recipe", type=Path, metavar="RECIPE")
+    compare.add_argument(
+        "--rules", default="drtrl",
+        help="strategies by commas, with fields: drtrl:window=5,vjp=multi-step,uoro; readout_only and bptt join them",
+    )  # fmt: skip
+    compare.add_argument(
+        "--vary", action="append", default=[], metavar="OPTION=VALUE,...",
+        help="values of an option of the recipe, e.g. cell=gru,lru; several are combined",
+    )  # fmt: skip
+    compare.add_argument("--seeds", default="0-4", help="values of the recipe's --seed")
+    compare.add_argument("--lrs", default="", help="rates by commas, of which the tuning seeds choose for every rule")
+    compare.add_argument("--tune-seeds", default="100,101", help="seeds that choose a rate and are no part of results")
+    compare.add_argument("--steps", type=int, help="budget of a trial, for the recipe's --max-steps")
+    compare.add_argument("--seconds", type=float, help="budget of a trial: of training, without compiling")
+    compare.add_argument("--metric", default="val/accuracy", help="tag of the record that is compared")
+    compare.add_argument("--mode", choices=("min", "max"), help="which is better; by itself as the metric's name says")
+    compare.add_argument("--target", type=float, help="what the metric is to come to, e.g. 0.99")
+    compare.add_argument("--stop", action="store_true", help="end a trial as soon as it is at the target")
+    compare.add_argument("--preset", help="a preset of the recipe")
+    compare.add_argument("--jobs", type=int, default=1, help="trials at once: more share the cores")
+    compare.add_argument("--out", type=Path, default=Path("compare"), help="directory of all that comes of it")
     resume = commands.add_parser(
         "verify-resume", help="whether a run killed at random moments and gone on with is bit for bit the same",
         epilog="further options are the recipe's own, e.g. --max-steps 500; what hangs on the clock (a max_time, a "
@@ -67,7 +95,7 @@ def _tool(argv: list[str]) -> int:
         return 0
     if args.command == "verify-resume":
         return _verify_resume(args, rest)
-    return _fidelity(args, rest, argv)
+    return (_compare if args.command == "compare" else _fidelity)(args, rest, argv)
 
 
 def _verify_resume(args: argparse.Namespace, rest: list[str]) -> int:
@@ -89,29 +117,83 @@ def _verify_resume(args: argparse.Namespace, rest: list[str]) -> int:
     return 0 if verdict.equal else 1
 
 
-def _fidelity(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
+def _recipe(args: argparse.Namespace, rest: list[str], instead: Mapping[str, str]) -> tuple[Any, Any, dict[str, Any]]:
+    """The recipe as a module, its options as given, and the fields that a preset sets, by strategy."""
     import tyro
+
+    from .fidelity import load_recipe
+
+    for word in rest:
+        name = word.partition("=")[0].replace("_", "-")
+        other = instead.get("--strategy" if name.startswith("--strategy.") else name)
+        if other is not None:
+            raise ConfigError(f"{args.command} {args.recipe}: {word.partition('=')[0]} has no effect here; say {other}")
+    if args.out.exists() and not args.out.is_dir():
+        raise ConfigError(f"{args.command} --out {args.out}: expected a directory")
+    recipe = load_recipe(args.recipe)
+    preset, layers = getattr(args, "preset", None), []
+    if preset is not None:
+        presets = getattr(recipe, "PRESETS", {})
+        if preset not in presets:
+            raise ConfigError(f"unknown preset {preset!r}; {did_you_mean(preset, presets)}")
+        layers.append((presets[preset], f"preset {preset!r}"))
+    default, fields = overlaid(recipe.Config(), layers)
+    words = readable(rest, get_type_hints(recipe.Config))
+    config, unknown = tyro.cli(
+        recipe.Config, args=words, default=default, prog=f"jaxtrain {args.command} {args.recipe}",
+        return_unknown_args=True,
+    )  # fmt: skip
+    if unknown:
+        raise ConfigError(
+            f"{args.command} {args.recipe}: neither {args.command} nor the recipe has an option {unknown[0]}"
+        )
+    return recipe, config, fields
+
+
+def _compare(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
+    from . import compare, comparison
+    from .callbacks.early_stopping import Monitor
+    from .files import RunLock
+
+    for name in ("steps", "seconds", "jobs"):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"compare --{name} {value:g}: expected a positive number")
+    if args.stop and args.target is None:
+        raise ConfigError("compare --stop: say what is to be reached with --target")
+    rates = compare.parse_rates(args.lrs)
+    seeds, tune = compare.parse_seeds(args.seeds, "--seeds"), compare.parse_seeds(args.tune_seeds, "--tune-seeds")
+    if len(rates) > 1 and (both := sorted({*seeds} & {*tune})):
+        raise ConfigError(f"compare --tune-seeds {args.tune_seeds}: seed {both[0]} is one of --seeds, too")
+    rules = compare.with_controls(args.rules)
+    recipe, config, fields = _recipe(args, rest, {**INSTEAD, "--seed": "--seeds"})
+    needed = {"seed": seeds, "lr": rates, "max_steps": args.steps}
+    for name, value in needed.items():
+        if value and not hasattr(config, name):
+            option = {"seed": "--seeds ''", "lr": "--lrs", "max_steps": "--steps"}[name]
+            raise ConfigError(f"{args.recipe} has no option --{name.replace('_', '-')}: leave {option} out")
+    variants = compare.variants_of(config, compare.parse_variants(config, args.vary))
+    monitor = Monitor.of(args.metric, args.mode, "compare")
+    judge = compare.Judge(monitor, args.target, args.steps, args.seconds, args.stop)
+    out, say = args.out.expanduser(), lambda text: print(text, flush=True)
+    with RunLock(out):
+        trials = compare.Comparison(args.recipe, config, fields, judge, out, args.jobs, say)
+        results = trials.run(variants, rules, seeds, rates, tune)
+        chance = getattr(recipe, "CHANCE", {}).get(args.metric.rpartition("/")[2])
+        print("\n" + comparison.write(out, results, judge, chance, shlex.join(["jaxtrain", *argv]), args.jobs))
+    print(f"written to {args.out}/compare.md, compare.json, compare.png and trials.jsonl")
+    return 1 if all(result["failed"] for result in results) else 0
+
+
+def _fidelity(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
+    from . import fidelity
 
     if args.steps < 1:
         raise ConfigError(f"fidelity --steps {args.steps}: expected a positive number")
-    for word in rest:
-        name = word.partition("=")[0].replace("_", "-")
-        instead = INSTEAD.get("--strategy" if name.startswith("--strategy.") else name)
-        if instead is not None:
-            raise ConfigError(f"fidelity {args.recipe}: {word.partition('=')[0]} has no effect here; say {instead}")
-    if args.out.exists() and not args.out.is_dir():
-        raise ConfigError(f"fidelity --out {args.out}: expected a directory")
-    from . import fidelity
 
     rules = fidelity.parse_rules(args.rules)
     cells = [name.strip() for name in args.cells.split(",") if name.strip()]
-    recipe = fidelity.load_recipe(args.recipe)
-    words = readable(rest, get_type_hints(recipe.Config))
-    config, unknown = tyro.cli(
-        recipe.Config, args=words, prog=f"jaxtrain fidelity {args.recipe}", return_unknown_args=True
-    )
-    if unknown:
-        raise ConfigError(f"fidelity {args.recipe}: neither fidelity nor the recipe has an option {unknown[0]}")
+    recipe, config, _ = _recipe(args, rest, INSTEAD)
     fidelity.check_cells(config, cells)
     table = fidelity.measure(recipe, config, rules, cells, args.steps)
     fidelity.write(table, args.out, shlex.join(["jaxtrain", *argv]))

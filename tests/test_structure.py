@@ -15,7 +15,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = """
     period metrics console compilation_cache files digests quiet config state sources data passes module datasets nn
     rates optimizer strategies preflight lanes program callback record run folders checkpoint signals schedule resume
-    loading evaluating callbacks loggers loop fit fidelity words summary cli options verify tools
+    loading evaluating callbacks loggers loop fit fidelity trial compare comparison words summary cli options verify
+    tools
 """.split()
 
 

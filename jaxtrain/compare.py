@@ -1,0 +1,292 @@
+"""``jaxtrain compare RECIPE``: rules by variants of a recipe by seeds, each trial a process of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from .callbacks.early_stopping import Monitor
+from .config import ConfigError, coerce
+from .fidelity import Rule, parse_rules
+from .files import jsonable, read_json, write_atomic, write_json
+
+ALWAYS = ("readout_only", "bptt")
+"""Rules without which a comparison says little: what a network does that does not learn, and the true gradient."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What is measured: a metric, what is hoped for, and the budget. ``stop``: a trial ends where the target is."""
+
+    monitor: Monitor
+    target: float | None
+    steps: int | None
+    seconds: float | None
+    stop: bool
+
+    def key(self, trial: Mapping[str, Any]) -> tuple:
+        """Sorts results from best to worst: those that came to the target first, by steps; then by value."""
+        reached = trial["reached"]
+        return (reached is None, reached[0] if reached else 0, *self.monitor.key(trial["value"]))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """``variant``: how its options differ from other trials', in words; ``tuning``: it only helps to choose a rate."""
+
+    variant: str
+    rule: Rule
+    lr: float | None
+    seed: int | None
+    tuning: bool
+    options: Mapping[str, Any] = field(hash=False)
+
+    @property
+    def name(self) -> str:
+        """Of its directory, and what a later start knows it by."""
+        parts = [self.variant, self.rule.spelled]
+        parts += [f"lr{self.lr:g}"] if self.lr is not None else []
+        parts += [f"seed{self.seed}"] if self.seed is not None else []
+        return re.sub(r"[^\w.=+-]+", "_", "-".join(filter(None, parts)))
+
+
+# --------------------------------------------------------------------------------------------------- what is asked for
+
+
+def parse_variants(config: Any, texts: Sequence[str]) -> list[dict[str, Any]]:
+    """``["cell=gru,lru", "hidden=16,32"]`` -> the options of every combination. Raises ConfigError for an option that
+    the recipe does not have, or a value that it does not take."""
+    types, axes = get_type_hints(type(config), include_extras=True), []
+    for text in texts:
+        name, equals, given = text.partition("=")
+        name = name.strip().replace("-", "_")
+        values = [word.strip() for word in given.split(",") if word.strip()]
+        if not (equals and values):
+            raise ConfigError(f"--vary {text}: expected OPTION=VALUE,VALUE")
+        if name not in types or name in ("strategy", "strategy_fields", "run_dir"):
+            raise ConfigError(f"--vary {text}: this recipe has no option --{name.replace('_', '-')} that can be varied")
+        axes.append([(name, coerce(_value(value), types[name], f"--vary {name}")) for value in values])
+    return [dict(chosen) for chosen in itertools.product(*axes)]
+
+
+def _value(word: str) -> Any:
+    try:
+        return json.loads(word)
+    except ValueError:
+        return word
+
+
+def parse_seeds(text: str, option: str) -> list[int]:
+    """``"0-4"`` or ``"0,3,7"``, or both."""
+    found: list[int] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        bounds = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if bounds is None or int(bounds[2] or bounds[1]) < int(bounds[1]):
+            raise ConfigError(f"{option} {text}: expected seeds, as 0-4 or 0,1,2")
+        found += range(int(bounds[1]), int(bounds[2] or bounds[1]) + 1)
+    if len(set(found)) < len(found):
+        raise ConfigError(f"{option} {text}: a seed comes twice")
+    return found
+
+
+def parse_rates(text: str) -> list[float]:
+    try:
+        rates = [float(word) for word in text.split(",") if word.strip()]
+    except ValueError:
+        rates = [math.nan]
+    if not all(rate > 0 and math.isfinite(rate) for rate in rates) or len(set(rates)) < len(rates):
+        raise ConfigError(f"--lrs {text}: expected positive numbers by commas, each once, as 1e-3,3e-3")
+    return rates
+
+
+def with_controls(rules: str) -> list[Rule]:
+    """The rules asked for, and those that always belong to a comparison."""
+    asked = parse_rules(rules)
+    if len({rule.spelled for rule in asked}) < len(asked):
+        raise ConfigError(f"--rules {rules}: a rule comes twice")
+    named = {rule.name for rule in asked}
+    return [*asked, *(parse_rules(name)[0] for name in ALWAYS if name not in named)]
+
+
+def variants_of(config: Any, options: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """In words -> options. A recipe that has cells says its own where none is chosen."""
+    found = {}
+    for chosen in options:
+        plain = list(chosen) == ["cell"]
+        words = ", ".join(str(value) if plain else f"{name}={value}" for name, value in chosen.items())
+        found[words or str(getattr(config, "cell", ""))] = chosen
+    return found
+
+
+# -------------------------------------------------------------------------------------------------------------- trials
+
+
+class Comparison:
+    """Trials of one recipe below ``out``: those done before are kept, unless they were of something else.
+
+    ``config``: the recipe's options; ``fields``: for each strategy the fields that a preset sets. ``jobs``: trials at
+    once.
+    """
+
+    def __init__(self, recipe: Path, config: Any, fields: Mapping[str, Mapping[str, Any]], judge: Judge, out: Path,
+                 jobs: int, say: Callable[[str], Any]):  # fmt: skip
+        self.recipe, self.config, self.fields = recipe, config, fields
+        self.judge, self.out, self.jobs, self.say = judge, out, jobs, say
+        self.trials = out / "trials.jsonl"
+        self.done: dict[str, dict[str, Any]] = {}
+        if self.trials.exists():
+            each = [json.loads(line) for line in self.trials.read_text().splitlines()]
+            self.done = {trial["name"]: read(trial) for trial in each}
+
+    def run(self, variants: Mapping[str, Mapping[str, Any]], rules: Sequence[Rule], seeds: Sequence[int],
+            rates: Sequence[float], tune: Sequence[int]) -> list[dict[str, Any]]:  # fmt: skip
+        """The results of all trials, in order. Of several rates that of every rule and variant is chosen by trials of
+        the seeds ``tune``; no other trial has a say in it."""
+        chosen: dict[tuple[str, str], float | None] = {}
+        tuning = len(rates) > 1
+        if tuning:
+            grid = [
+                Trial(variant, rule, lr, seed, True, options)
+                for variant, options in variants.items() for rule in rules for lr in rates for seed in tune
+            ]  # fmt: skip
+            found = self._all(grid)
+            for variant in variants:
+                for rule in rules:
+                    own = [t for t in found if t["variant"] == variant and t["rule"] == rule.spelled]
+                    chosen[variant, rule.spelled] = self._best(own, rates)
+                    self.say(f"{variant} {rule.spelled}: lr {chosen[variant, rule.spelled]:g} of the tuning seeds")
+        else:
+            found = []
+        fixed = rates[0] if rates else None
+        return found + self._all(
+            [
+                Trial(variant, rule, chosen.get((variant, rule.spelled), fixed), seed, False, options)
+                for variant, options in variants.items()
+                for rule in rules
+                for seed in seeds or [None]
+            ]
+        )
+
+    def _best(self, trials: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> float:
+        """The rate whose median result is the best, the first of those that are alike."""
+
+        def median(rate: float) -> tuple:
+            keys = sorted(self.judge.key(trial) for trial in trials if trial["lr"] == rate)
+            return keys[(len(keys) - 1) // 2]
+
+        return min(rates, key=median)
+
+    def _all(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+        wanted = [(trial, self._request(trial)) for trial in trials]
+        for trial, request in wanted:
+            self._require_same(trial, request)
+        left = [(t, r) for t, r in wanted if t.name not in self.done or self.done[t.name]["failed"]]
+        if len(left) < len(wanted):
+            self.say(f"{len(wanted) - len(left)} of {len(wanted)} trials were done before")
+        pool = ThreadPoolExecutor(self.jobs)
+        try:
+            for future in as_completed([pool.submit(self._one, *pair) for pair in left]):
+                result = future.result()
+                self.done[result["name"]] = result
+                lines = [json.dumps(jsonable(kept)) + "\n" for kept in self.done.values()]
+                write_atomic(self.trials, "".join(lines).encode())
+                self.say(f"{result['name']}: {told(result, self.judge)}")
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return [self.done[trial.name] for trial in trials]
+
+    def _request(self, trial: Trial) -> dict[str, Any]:
+        rule, options = trial.rule, dict(trial.options)
+        options["strategy"] = rule.name
+        options["strategy_fields"] = {**self.fields.get(rule.name, {}), **rule.fields}
+        for name, value in (("lr", trial.lr), ("seed", trial.seed), ("max_steps", self.judge.steps)):
+            if value is not None:
+                options[name] = value
+        config = dataclasses.replace(self.config, **options)
+        judge = self.judge
+        return {
+            "recipe": str(self.recipe),
+            "config": jsonable(config.saved()),
+            "metric": judge.monitor.tag,
+            "mode": judge.monitor.mode,
+            "target": judge.target,
+            "seconds": judge.seconds,
+            "stop": judge.stop,
+        }
+
+    def _require_same(self, trial: Trial, request: Mapping[str, Any]) -> None:
+        """Raises ConfigError where ``out`` holds a trial of this name that was another one."""
+        before = self.done.get(trial.name, {}).get("request")
+        if before is None:
+            return
+        for name in ("recipe", "metric", "mode", "target", "seconds", "stop"):
+            if before[name] != request[name]:
+                self._refuse(trial, name, before[name], request[name])
+        for name in sorted({*before["config"], *request["config"]}):
+            ours, theirs = request["config"].get(name), before["config"].get(name)
+            if ours != theirs:
+                self._refuse(trial, f"--{name.replace('_', '-')}", theirs, ours)
+
+    def _refuse(self, trial: Trial, what: str, before: Any, now: Any) -> None:
+        raise ConfigError(
+            f"{self.out} holds {trial.name} with {what} {before}, not {now}: choose another --out, or remove it"
+        )
+
+    def _one(self, trial: Trial, request: Mapping[str, Any]) -> dict[str, Any]:
+        run_dir = self.out / "runs" / trial.name
+        if run_dir.exists():  # a trial that was cut short
+            shutil.rmtree(run_dir)
+        folder = self.out / "requests"
+        folder.mkdir(parents=True, exist_ok=True)
+        asked, answer = folder / f"{trial.name}.json", folder / f"{trial.name}.result.json"
+        answer.unlink(missing_ok=True)
+        own = {"run_dir": str(run_dir), "progress": False}
+        write_json(asked, {**request, "config": {**request["config"], **own}})
+        command = [sys.executable, "-m", "jaxtrain.trial", str(asked), str(answer)]
+        process = subprocess.run(command, capture_output=True, text=True)
+        if process.returncode == 0:
+            result = read(read_json(answer))
+        else:
+            result = read({"failed": _last_words(process), "status": "failed", "reached": None, "curve": []})
+        return {
+            "name": trial.name, "variant": trial.variant, "options": dict(trial.options), "rule": trial.rule.spelled,
+            "lr": trial.lr, "seed": trial.seed, "tuning": trial.tuning, **result, "request": dict(request),
+        }  # fmt: skip
+
+
+NUMBERS = ("steps", "seconds", "value", "peak_mb", "compile_seconds", "total_seconds")
+
+
+def read(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result with NaN for the numbers that JSON has no word for."""
+    numbers = {name: math.nan if result.get(name) is None else result[name] for name in NUMBERS}
+    curve = [[step, seconds, math.nan if value is None else value] for step, seconds, value in result["curve"]]
+    return {**result, **numbers, "curve": curve}
+
+
+def _last_words(process: subprocess.CompletedProcess[str]) -> str:
+    """Why a process ended that says nothing: a signal by its name, or the last line on stderr."""
+    if process.returncode < 0:
+        return f"the process was ended by {signal.Signals(-process.returncode).name}"
+    return (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+
+
+def told(result: Mapping[str, Any], judge: Judge) -> str:
+    """A trial in one line."""
+    if result["failed"]:
+        return f"failed: {result['failed']}"
+    reached = result["reached"]
+    there = f", {judge.target:g} at step {reached[0]} after {reached[1]:.1f} s" if reached else ""
+    return f"{judge.monitor.tag} {result['value']:.4g} after {result['steps']} steps, {result['seconds']:.1f} s{there}"

@@ -1,0 +1,115 @@
+"""One trial of a comparison: a recipe trained once, in a process of its own, and what came of it as JSON.
+
+python -m jaxtrain.trial REQUEST.json RESULT.json    as `jaxtrain compare` does
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from .callback import Callback, Callbacks
+from .callbacks.early_stopping import Monitor
+from .callbacks.throughput import peak_rss_mb
+from .compilation_cache import use_compilation_cache
+from .console import one_line
+from .fidelity import load_recipe
+from .files import read_json, write_json
+from .run import Run
+from .strategies import names
+from .strategies.names import Entry
+
+
+class Watch(Callback):
+    """Notes a metric at every validation, or of training in every row, and ends a run whose budget in seconds is spent.
+
+    ``curve``: ``[step, seconds, value]`` each time. Seconds are those from step 0 on, without validations; what a
+    curriculum compiles in between counts. ``reached``: the first entry of the curve that is at ``target`` or better.
+    """
+
+    rank = "decide"
+
+    def __init__(self, monitor: Monitor, target: float | None, seconds: float | None, stop: bool):
+        self.monitor, self.target, self.budget, self.stop = monitor, target, seconds, stop
+        self.curve: list[list[float]] = []
+        self.reached: list[float] | None = None
+
+    def on_fit_start(self, run: Run) -> None:
+        self._away, self._start = 0.0, time.perf_counter()
+        self.mark = (0, 0.0)
+
+    def on_validation_start(self, run: Run) -> None:
+        self._left = time.perf_counter()
+
+    def on_validation_end(self, run: Run, metrics: dict[str, Any]) -> None:
+        self._away += time.perf_counter() - self._left
+        if self.monitor.tag.startswith("val/"):  # now, and not with the row: a run is to end here
+            self._note(run, run.step, metrics)
+
+    def on_chunk_end(self, run: Run, metrics: dict[str, Any]) -> None:
+        self.mark = (run.step, time.perf_counter() - self._start - self._away)
+        if self.budget is not None and self.mark[1] >= self.budget:
+            run.stop(f"the budget of {self.budget:g} s is spent")
+
+    def on_row(self, run: Run, row: dict[str, Any]) -> None:
+        if not self.monitor.tag.startswith("val/"):
+            self._note(run, row["step"], row)
+
+    def _note(self, run: Run, step: int, metrics: dict[str, Any]) -> None:
+        value = metrics.get(self.monitor.tag)
+        if value is None:
+            return
+        self.curve.append([step, self.mark[1], value])
+        sign = 1 if self.monitor.mode == "min" else -1
+        if self.reached is None and self.target is not None and sign * value <= sign * self.target:
+            self.reached = self.curve[-1]
+            if self.stop:
+                run.stop(f"{self.monitor.tag} is {value:.6g} and has reached {self.target:g}")
+
+
+def run_trial(request: dict[str, Any]) -> dict[str, Any]:
+    """``request``: ``recipe``, ``config`` (its options), ``metric``, ``mode``, ``target``, ``seconds``, ``stop``. The
+    result of a trial that failed has ``failed``, a line that says why, and what there was until then."""
+    began = time.perf_counter()
+    monitor = Monitor.of(request["metric"], request["mode"], "compare")
+    watch = Watch(monitor, request["target"], request["seconds"], request["stop"])
+    told: dict[str, Any] = {"failed": "", "status": "failed", "compile_seconds": math.nan}
+    try:
+        recipe = load_recipe(Path(request["recipe"]))
+        fit, module, data = recipe.make(as_config(recipe.Config, request["config"]))
+        fit.callbacks = Callbacks([*fit.callbacks, watch])
+        result = fit.run(module, data, config=request["config"])
+        told.update(status=result.status, compile_seconds=result.summary["seconds"]["compile"])
+        if not watch.curve:
+            rows = sorted({tag for row in result.history for tag in row})
+            told["failed"] = f"no row has {monitor.tag!r}; rows have {', '.join(rows)}"
+    except Exception as error:  # a rule that cannot run, or diverges, is a result
+        told["failed"] = one_line(error)
+    steps, seconds = getattr(watch, "mark", (0, 0.0))
+    return {
+        **told,
+        "steps": steps,
+        "seconds": seconds,
+        "value": watch.curve[-1][2] if watch.curve else math.nan,
+        "reached": watch.reached,
+        "peak_mb": peak_rss_mb(),
+        "total_seconds": time.perf_counter() - began,
+        "curve": watch.curve,
+    }
+
+
+def as_config(Config: Any, values: dict[str, Any]) -> Any:
+    """A recipe's options from what JSON has kept of them."""
+    from .config import overlay
+
+    entry: Entry = names.lookup(values["strategy"])
+    fields = entry.check(values["strategy_fields"])
+    return overlay(Config(), {**values, "strategy_fields": fields}, "the request")
+
+
+if __name__ == "__main__":
+    use_compilation_cache()
+    write_json(Path(sys.argv[2]), run_trial(read_json(Path(sys.argv[1]))))

@@ -1,0 +1,200 @@
+"""``jaxtrain compare``: trials that are kept, rates chosen by other seeds, a table that drops nothing, figures."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from jaxtrain import compare, comparison
+from jaxtrain.callbacks.early_stopping import Monitor
+from jaxtrain.tools import tool
+
+RECIPE = str(Path(__file__).parents[1] / "recipes/copy_lru.py")
+TINY = ["--hidden", "6", "--width", "6", "--time-lag", "2", "--digits", "1", "--batch-size", "8", "--val-batches", "1",
+        "--validate-every", "5", "--log-every", "5"]  # fmt: skip
+
+
+KEPT = ["--seeds", "1", "--vary", "cell=lru,vanilla", "--target", "0.05", "--stop-at", "none"]
+
+
+def run(out, *argv):
+    return tool(["compare", RECIPE, "--seeds", "0,1", "--steps", "10", "--out", str(out), *TINY, *argv])
+
+
+def results(out):
+    return [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """Rules that learn and one that cannot run, on two cells; a seed, since each trial is a process."""
+    out = tmp_path_factory.mktemp("compare") / "out"
+    assert run(out, "--rules", "three_factor", *KEPT) == 0
+    return out
+
+
+def test_every_trial_is_a_row(done):
+    table = json.loads((done / "compare.json").read_text())["table"]
+    assert [(row["variant"], row["rule"]) for row in table] == [
+        (cell, rule) for cell in ("lru", "vanilla") for rule in ("three_factor", "readout_only", "bptt")
+    ]
+    by_rule = {row["rule"]: row for row in table if row["variant"] == "lru"}
+    assert by_rule["bptt"]["done"] == 1 and by_rule["bptt"]["failed"] == []
+    assert by_rule["three_factor"]["done"] == 0 and "reward" in by_rule["three_factor"]["failed"][0]
+    text = (done / "compare.md").read_text()
+    assert "| chance |" in text and "0.125" in text and text.count("failed: ") == 2
+    assert "jaxtrain compare" in text and "over seeds 1;" in text
+    assert (done / "compare.png").stat().st_size > 10_000
+
+
+def test_a_trial_is_the_recipe_by_itself(done):
+    """Its record is that of `python recipes/copy_lru.py` with the same options, and what is told of it stands there."""
+    import importlib.util
+
+    trial = next(trial for trial in results(done) if trial["name"] == "lru-bptt-seed1")
+    rows = [json.loads(line) for line in (done / "runs/lru-bptt-seed1/metrics.jsonl").read_text().splitlines()]
+    assert [[step, value] for step, _, value in trial["curve"]] == [[r["step"], r["val/accuracy"]] for r in rows]
+    assert trial["steps"] == 10 and trial["value"] == rows[-1]["val/accuracy"] and trial["peak_mb"] > 50
+    seconds = [seconds for _, seconds, _ in trial["curve"]]
+    assert seconds == sorted(seconds) and 0 < seconds[-1] <= trial["seconds"]
+    spec = importlib.util.spec_from_file_location("by_itself", RECIPE)
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    fit, module, data = recipe.make(recipe.Config(
+        strategy="bptt", cell="lru", hidden=6, width=6, time_lag=2, digits=1, batch_size=8, val_batches=1, seed=1,
+        validate_every=5, log_every=5, max_steps=10, stop_at=None, progress=False,
+    ))  # fmt: skip
+    by_itself = fit.run(module, data).history
+    assert [row["val/accuracy"] for row in by_itself] == [row["val/accuracy"] for row in rows]
+    assert [row["train/loss"] for row in by_itself] == [row["train/loss"] for row in rows]
+
+
+def test_what_was_done_is_kept(done, capsys):
+    before = (done / "trials.jsonl").read_bytes()
+    seconds = {trial["name"]: trial["total_seconds"] for trial in results(done)}
+    assert run(done, "--rules", "bptt", *KEPT) == 0
+    assert "4 of 4 trials were done before" in capsys.readouterr().out
+    assert {trial["name"]: trial["total_seconds"] for trial in results(done)} == seconds
+    assert run(done, "--rules", "bptt", *KEPT, "--lr", "0.1") == 2, "another rate under the same name"
+    error = capsys.readouterr().err
+    assert "with --lr 0.003, not 0.1" in error and "choose another --out" in error and error.count("\n") == 1
+    assert (done / "trials.jsonl").read_bytes() == before
+
+
+def test_a_trial_that_was_cut_short_begins_anew(tmp_path):
+    """A directory without a result is what a kill leaves."""
+    out = tmp_path / "out"
+    left = out / "runs" / "lru-bptt-seed0"
+    left.mkdir(parents=True)
+    (left / "config.json").write_text("{")
+    (out / "trials.jsonl").write_text("")
+    assert run(out, "--seeds", "0", "--vary", "cell=lru", "--rules", "bptt", "--target", "0", "--stop") == 0
+    first = results(out)[0]
+    assert not first["failed"] and first["steps"] == 5, "it ends at the first validation, where the target is met"
+    assert first["reached"][0] == 5
+
+
+def trial(rule="drtrl", variant="", lr=None, seed=0, value=0.5, reached=None, failed="", curve=(), options=()):
+    return {"rule": rule, "variant": variant, "lr": lr, "seed": seed, "value": value, "reached": reached,
+            "failed": failed, "steps": 100, "seconds": 2.0, "peak_mb": 300.0, "compile_seconds": 1.0,
+            "curve": list(curve), "options": dict(options), "tuning": False}  # fmt: skip
+
+
+JUDGE = compare.Judge(Monitor("val/accuracy", "max"), 0.99, 100, None, False)
+
+
+def test_a_line_is_median_least_and_most():
+    found = [trial(value=v, reached=[s, s / 50, v] if s else None) for v, s in ((0.99, 50), (0.2, 0), (1.0, 70))]
+    found[1]["seed"], found[2]["seed"] = 1, 2
+    entry = comparison.entry(("", "drtrl", None), found, JUDGE, 0.125)
+    assert comparison.line(entry)[3:] == [
+        "0.99 [0.2, 1]", "100 [100, 100]", "2 of 3", "60 [50, 70]", "1.2 [1.0, 1.4]", "20 [20, 20]", "300 [300, 300]",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("value,said", [(0.125, True), (0.16, True), (0.2, False), (0.05, True), (0.99, False)])
+def test_what_is_at_chance_is_said(value, said):
+    entry = comparison.entry(("", "drtrl", None), [trial(value=value)], JUDGE, 0.125)
+    assert ("(chance)" in comparison.line(entry)[3]) is said
+    down = compare.Judge(Monitor("val/mse", "min"), 0.0, 100, None, False)
+    entry = comparison.entry(("", "drtrl", None), [trial(value=1 - value)], down, 1 - 0.125)
+    assert ("(chance)" in comparison.line(entry)[3]) is (value < 0.125 + 0.05 * 0.875)
+
+
+def test_one_seed_that_fails_is_told_beside_the_others():
+    found = [trial(value=0.7), trial(seed=1, value=math.nan, failed="FloatingPointError: the loss is not finite")]
+    told = comparison.line(comparison.entry(("", "drtrl", None), found, JUDGE, None))[3]
+    assert told == "0.7 failed (1 of 2): FloatingPointError: the loss is not finite"
+
+
+def test_rates_are_chosen_by_the_tuning_seeds_alone(tmp_path, monkeypatch):
+    """The other seeds would choose 0.3: what they see must not count."""
+
+    def one(self, asked, request):
+        best = 0.1 if asked.seed >= 100 else 0.3
+        lr = request["config"]["lr"]
+        told = trial(asked.rule.spelled, asked.variant, asked.lr, asked.seed, value=1.0 if lr == best else 0.2)
+        return {**told, "name": asked.name, "tuning": asked.tuning, "request": request, "total_seconds": 0.0}
+
+    monkeypatch.setattr(compare.Comparison, "_one", one)
+    assert run(tmp_path / "out", "--lrs", "0.1,0.3", "--tune-seeds", "100,101") == 0
+    table = json.loads((tmp_path / "out/compare.json").read_text())["table"]
+    assert [(row["rule"], row["lr"], row["value"]) for row in table] == [
+        (rule, 0.1, [0.2, 0.2]) for rule in ("drtrl", "readout_only", "bptt")
+    ]
+    text = (tmp_path / "out/compare.md").read_text()
+    assert "chosen by these trials of seeds 100, 101 alone" in text and text.count("| 0.3 |") == 3
+
+
+def test_results_are_sorted_by_steps_to_the_target_then_value():
+    ordered = [trial(reached=[5, 1, 1], value=0.5), trial(reached=[9, 1, 1], value=1.0), trial(value=0.9),
+               trial(value=0.1), trial(value=math.nan)]  # fmt: skip
+    assert sorted(reversed(ordered), key=JUDGE.key) == ordered
+
+
+def test_a_process_that_dies_is_a_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare.sys, "executable", "/bin/false")
+    assert run(tmp_path / "out", "--seeds", "0") == 1, "every trial failed"
+    assert {entry["failed"] for entry in results(tmp_path / "out")} == {"exit code 1"}
+
+
+def test_a_figure_over_a_number_that_varies():
+    found = [
+        trial(rule, str(lag), seed=seed, reached=[10 * lag, 1.0, 1.0], options={"time_lag": lag}, curve=[[1, 0.1, 0.2]])
+        for rule in ("drtrl", "bptt") for lag in (5, 50) for seed in (0, 1)
+    ]  # fmt: skip
+    assert comparison.numeric_axis(found) == "time_lag"
+    table = [comparison.entry(group, own, JUDGE, None) for group, own in comparison.grouped(found).items()]
+    axes = comparison.reach(found, table, "time_lag", JUDGE).axes[0]
+    drawn = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes.lines}
+    assert drawn["drtrl"] == [(5, 50), (50, 500)]
+    assert comparison.numeric_axis([trial(options={"cell": "gru"}), trial(options={"cell": "lru"})]) is None
+
+
+@pytest.mark.parametrize(
+    "argv,what",
+    [
+        (["--rules", "drtl"], "unknown strategy 'drtl'"),
+        (["--rules", "bptt,bptt"], "a rule comes twice"),
+        (["--vary", "cell"], "expected OPTION=VALUE,VALUE"),
+        (["--vary", "hiden=1"], "has no option --hiden that can be varied"),
+        (["--vary", "hidden=1,two"], "--vary hidden = 'two' is text; expected int"),
+        (["--seeds", "4-0"], "expected seeds, as 0-4 or 0,1,2"),
+        (["--seeds", "1,1"], "a seed comes twice"),
+        (["--lrs", "0.1,x"], "expected positive numbers by commas"),
+        (["--lrs", "0.1,0.2", "--tune-seeds", "1-2"], "seed 1 is one of --seeds, too"),
+        (["--stop"], "say what is to be reached with --target"),
+        (["--jobs", "0"], "compare --jobs 0: expected a positive number"),
+        (["--seconds", "-1"], "compare --seconds -1: expected a positive number"),
+        (["--seed", "3"], "--seed has no effect here; say --seeds"),
+        (["--strategy", "drtrl"], "--strategy has no effect here; say --rules"),
+        (["--preset", "tutorial"], "unknown preset 'tutorial'"),
+        (["--hiden", "3"], "neither compare nor the recipe has an option --hiden"),
+    ],
+)
+def test_mistakes_are_one_line(argv, what, tmp_path, capsys):
+    assert run(tmp_path / "out", *argv) == 2
+    error = capsys.readouterr().err
+    assert what in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

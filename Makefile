@@ -18,7 +18,7 @@ help:
 	@echo "PYTHON=... and VENV=... choose the interpreter ($(VERSIONS)) and the virtual environment"
 
 copy: $(READY)
-	$(BIN)/python recipes/copy_gru.py --strategy drtrl $(ARGS)
+	$(BIN)/python recipes/copy_gru.py --strategy drtrl --preset short $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

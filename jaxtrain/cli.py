@@ -17,7 +17,8 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hints
 
 import tyro
 
@@ -51,7 +52,12 @@ WORDS = ("never", "last", "best")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What every recipe's Config begins with; subclass it as a frozen dataclass whose fields are the flags."""
+    """What every recipe's Config begins with; subclass it as a frozen dataclass whose fields are the flags.
+
+    `rule_defaults`: by strategy, what its fields are in this recipe unless a preset, a file or a flag says otherwise.
+    """
+
+    rule_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 
     strategy: StrategyName = "drtrl"
     """how gradients are made"""
@@ -64,7 +70,8 @@ class Options:
 
     def make_strategy(self) -> Strategy:
         """The strategy object, to give to Fit. Raises ValueError for an unknown name or field."""
-        return names.make_strategy(self.strategy, **self.strategy_fields)
+        own = self.rule_defaults.get(names.lookup(self.strategy).name, {})
+        return names.make_strategy(self.strategy, **{**own, **self.strategy_fields})
 
     def saved(self) -> dict[str, Any]:
         """The configuration as a run directory keeps it: a plain dict without the options of this start alone."""
@@ -186,7 +193,7 @@ def _parse(Config, presets, argv: list[str], prog: str, root: Path):
 
 def overlaid(config: Options, layers) -> tuple[Options, dict[str, dict[str, Any]]]:
     """The config with all layers put over it in turn, and the fields they hold for each strategy."""
-    fields: dict[str, dict[str, Any]] = {}
+    fields = {name: dict(own) for name, own in config.rule_defaults.items()}
     known = {*names.available(), *names.ALIASES, "strategy_fields"}
     for values, where in layers:
         tables = {key: values[key] for key in values if key in known}

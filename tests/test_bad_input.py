@@ -194,10 +194,10 @@ RUNS = {
     ),
     "nothing to train": (Frozen, Lines(), {}, ValueError, "nothing to train.*trainable"),
     "no phases": (NoPhases, Lines(), {}, TypeError, "Module.phases must return jaxtrain.Phases, got tuple"),
-    "a window too long": (
+    "an update too late": (
         CopyGRU,
         copies(),
-        dict(strategy=jt.DRTRL(window=3)),
+        dict(strategy=jt.DRTRL(update_every=3)),
         ValueError,
         "the learning phase has only 2 time steps",
     ),

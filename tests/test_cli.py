@@ -105,6 +105,27 @@ def test_later_ones_win(fit, call):
     assert fit.config.progress is False
 
 
+def test_a_recipes_own_fields_of_a_strategy(fit, tmp_path, monkeypatch):
+    """They give way to presets, files and flags, and hold where a Config is made in Python."""
+    monkeypatch.chdir(tmp_path)
+
+    @dataclass(frozen=True)
+    class Own(Config):
+        rule_defaults = {"drtrl": {"window": 7}, "tbptt": {"window": 3}}
+
+    def call(*argv):
+        cli.main(Own, fit.make, presets={"narrow": {"drtrl": {"window": 2}}}, argv=argv)
+        return fit.config.make_strategy()
+
+    assert Own().make_strategy() == call() == jaxtrain.DRTRL(window=7)
+    assert Own(strategy="tbptt").make_strategy() == call("--strategy", "tbptt") == jaxtrain.TBPTT(window=3)
+    assert Own(strategy="bptt").make_strategy() == call("--strategy", "bptt") == jaxtrain.BPTT()
+    assert Own(strategy_fields={"window": 4}).make_strategy() == call("--strategy.window", "4")
+    assert call("--preset", "narrow") == jaxtrain.DRTRL(window=2)
+    assert call("--preset", "narrow", "--strategy.window", "5") == jaxtrain.DRTRL(window=5)
+    assert "window" in fit.config.saved()["strategy_fields"], "a resume needs no defaults"
+
+
 def test_strategy_fields(fit, call):
     call("--strategy.window", 3)
     assert fit.config.make_strategy() == jaxtrain.DRTRL(window=3)

@@ -84,8 +84,8 @@ class DRTRL(WindowedRule):
             if not network.vmapped and any(r.trained and r.name == ELEMENTWISE for r in made.relations):
                 made = cut(lanes=True)  # a weight without inputs has no axis of lanes of its own
         return ReverseLearner(
-            objective, network, made, x, window=self.window, single=self.vjp == "single-step", cadence=self.cadence(),
-            segment=segment, reach=self.reach(example.sizes[1]),
+            objective, network, made, x, window=min(self.window, example.sizes[1]), single=self.vjp == "single-step",
+            cadence=self.cadence(), segment=segment, reach=self.reach(example.sizes[1]),
         )  # fmt: skip
 
     def _pieces(self, time: int) -> bool:

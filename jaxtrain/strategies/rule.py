@@ -72,8 +72,9 @@ class OnlineRule(Strategy):
 
     def learner(self, objective: Objective, compiled: Any, x: Any, example: Phases) -> Learner:
         return OnlineLearner(
-            objective, compiled, x, window=self.window_of(), cadence=self.cadence(), reach=self.reach(example.sizes[1])
-        )
+            objective, compiled, x, window=min(self.window_of(), example.sizes[1]), cadence=self.cadence(),
+            reach=self.reach(example.sizes[1]),
+        )  # fmt: skip
 
     def reach(self, time: int) -> Reach:
         """How far back credit without a trace goes, where ``time`` time steps are scored."""
@@ -129,9 +130,7 @@ class OnlineRule(Strategy):
     def _check_times(self, example: Phases) -> None:
         warm, time, _ = example.sizes
         name, window = type(self).__name__, self.window_of()
-        if window > time:
-            raise ValueError(f"{name}(window={window}): the learning phase has only {time} time steps")
-        if window == time and not warm and time > 1 and self.carry == "reset":
+        if window >= time > 1 and not warm and self.carry == "reset":
             raise ValueError(f"{name}(window={window}) spans the whole sequence, which is BPTT: use strategy='bptt'")
         check_length(name, self.update_every, time)
         if self.update_every != "sequence" and self.update_every % window:
@@ -166,8 +165,9 @@ class WindowedRule(SteppedRule):
     """An online rule with a window.
 
     ``window``: scored time steps that are differentiated together, exactly, before the trace at their entry is
-    contracted (``vjp="multi-step"``); windows are tiled from the first scored time step. One over all scored time steps
-    is refused where there is no warm-up and no carried state, since then it is BPTT.
+    contracted (``vjp="multi-step"``); windows are tiled from the first scored time step, and the last one is as long as
+    there are time steps left. One over all scored time steps is refused where there is no warm-up and no carried state,
+    since then it is BPTT.
     """
 
     window: int = 1
@@ -192,4 +192,4 @@ class WindowedRule(SteppedRule):
     def reach(self, time: int) -> Reach:
         if self.works_in()[0] == "vmap":
             return super().reach(time)
-        return Reach.of_window(self.window, time, self.update_every)
+        return Reach.of_window(min(self.window, time), time, self.update_every)

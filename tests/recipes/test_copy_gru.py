@@ -105,7 +105,7 @@ def test_a_mistake_is_one_line(call):
 def test_defaults_and_the_tutorials_setting(recipe, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     fit, module, data = recipe.make(recipe.Config())
-    assert fit.strategy == jaxtrain.DRTRL(window=1) and (fit.max_steps, fit.clip, fit.run_dir) == (2000, 1.0, None)
+    assert fit.strategy == jaxtrain.DRTRL(window=10) and (fit.max_steps, fit.clip, fit.run_dir) == (40_000, 1.0, None)
     assert data.identity()["time_lag"] == 50 and isinstance(module, jaxtrain.Module)
     made = []
 
@@ -117,6 +117,9 @@ def test_defaults_and_the_tutorials_setting(recipe, monkeypatch, tmp_path):
         argv = ["--preset", "tutorial", "--strategy", strategy]
         assert jaxtrain.cli.main(recipe.Config, make, presets=recipe.PRESETS, argv=argv) == 130
     assert [fit.strategy for fit in made] == [jaxtrain.DRTRL(vjp="single-step"), jaxtrain.BPTT()]
+    assert jaxtrain.cli.main(recipe.Config, make, presets=recipe.PRESETS, argv=["--strategy.vjp", "multi-step"]) == 130
+    assert made[-1].strategy == jaxtrain.DRTRL(window=10), "the recipe's own, also from the command line"
+    made.pop()
     assert all((fit.max_steps, fit.clip) == (200, None) for fit in made)
 
 

@@ -85,6 +85,13 @@ def test_window_without_warmup_and_a_longer_rest(lab):
     lab.same(lab.learn(DRTRL(window=3), lab.task(), phases), wanted)
 
 
+@pytest.mark.parametrize("engine", ["reverse", "trace"])
+def test_a_window_longer_than_the_scored_time_steps_is_one_over_all_of_them(lab, phases, engine):
+    longer, all_of_them = (lab.grads_of(DRTRL(window=window, engine=engine)) for window in (9, 4))
+    lab.same(longer, all_of_them)
+    assert lab.cosine(lab.grads_of(DRTRL(window=3, engine=engine)), longer) < 0.9999
+
+
 @pytest.mark.parametrize("window", [1, 2])
 def test_learning_step_reads_the_hidden_state_of_its_time_step(lab, phases, window):
     """A regulariser on the state that ``forward`` left equals one on a state that the model gives out."""
@@ -171,8 +178,8 @@ def test_windows_that_do_not_fit_are_refused(lab):
     def bind(window, **kwargs):
         return DRTRL(window=window).bind(Objective(lab.task(), lambda x: x), lab.sequences(**kwargs))
 
-    with pytest.raises(ValueError, match=r"^DRTRL\(window=5\): the learning phase has only 4 time steps$"):
-        bind(5)
+    with pytest.raises(ValueError, match=r"^DRTRL\(window=5\) spans the whole sequence, which is BPTT: use .*'bptt'$"):
+        bind(5, warm=0)
     with pytest.raises(ValueError, match=r"^DRTRL\(window=4\) spans the whole sequence, which is BPTT: use .*'bptt'$"):
         bind(4, warm=0)
     assert bind(1, warm=0, time=1).window == 1

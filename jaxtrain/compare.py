@@ -136,8 +136,8 @@ def variants_of(config: Any, options: Iterable[Mapping[str, Any]]) -> dict[str, 
 class Comparison:
     """Trials of one recipe below ``out``: those done before are kept, unless they were of something else.
 
-    ``config``: the recipe's options; ``fields``: for each strategy the fields that a preset sets. ``jobs``: trials at
-    once.
+    ``config``: the recipe's options; ``fields``: for each strategy those that the recipe or a preset sets. ``jobs``:
+    trials at once.
     """
 
     def __init__(self, recipe: Path, config: Any, fields: Mapping[str, Mapping[str, Any]], judge: Judge, out: Path,
@@ -210,7 +210,7 @@ class Comparison:
     def _request(self, trial: Trial) -> dict[str, Any]:
         rule, options = trial.rule, dict(trial.options)
         options["strategy"] = rule.name
-        options["strategy_fields"] = {**self.fields.get(rule.name, {}), **rule.fields}
+        options["strategy_fields"] = rule.all_fields(self.fields)
         for name, value in (("lr", trial.lr), ("seed", trial.seed), ("max_steps", self.judge.steps)):
             if value is not None:
                 options[name] = value

@@ -51,6 +51,11 @@ class Rule:
     name: str
     fields: Mapping[str, Any]
 
+    def all_fields(self, recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """``recipes``: by strategy, the fields that a recipe sets; they hold where the rule was spelled without any."""
+        plain = {name: field.default for name, field in names.lookup(self.name).fields.items()}
+        return plain | dict(self.fields or recipes.get(self.name, {}))
+
 
 def parse_rules(text: str) -> list[Rule]:
     """Rules by commas, each with its fields: ``"drtrl:window=5,vjp=multi-step,pp_prop"``.
@@ -81,7 +86,10 @@ def _rule(name: str, given: list[str]) -> Rule:
         fields[field.replace("-", "_")] = _value(value)
     entry = names.lookup(name)
     checked = entry.check(fields, where)
-    names.make_strategy(entry.name, **checked)  # says now what does not go together
+    try:
+        names.make_strategy(entry.name, **checked)
+    except ValueError as error:  # says now what does not go together
+        raise ConfigError(f"{where}: {error}") from None
     return Rule(f"{name}:{','.join(given)}" if given else name, entry.name, checked)
 
 
@@ -173,7 +181,7 @@ def _relative_time(ours: tuple[Program, Feed], theirs: tuple[Program, Feed]) -> 
 
 
 def _program(module: Any, rule: Rule, config: Any) -> tuple[Program, Feed]:
-    fields = dict(rule.fields)
+    fields = rule.all_fields(config.rule_defaults)
     chosen = dataclasses.replace(config, strategy=rule.name, strategy_fields=fields, run_dir=None, progress=False)
     fit, trained, data = module.make(chosen)
     data = as_data(data)
@@ -186,11 +194,11 @@ def _program(module: Any, rule: Rule, config: Any) -> tuple[Program, Feed]:
 
 
 def load_recipe(path: Path) -> Any:
-    """A recipe as a module. Raises FileNotFoundError, or ConfigError where it defines no ``Config`` or ``make``."""
+    """A recipe as a module. Raises ConfigError where there is none, or it defines no ``Config`` or ``make``."""
     if path.suffix != ".py":
         raise ConfigError(f"{path} is no recipe: expected a .py file with Config and make")
     if not path.is_file():
-        raise FileNotFoundError(f"there is no recipe {path}")
+        raise ConfigError(f"there is no recipe {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

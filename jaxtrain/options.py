@@ -76,8 +76,8 @@ class TrainingOptions(Options):
     """learning rate of Adam"""
     decay: Literal["constant", "cosine"] = "constant"
     """the rate after the warm-up: cosine goes to zero at max_steps"""
-    warmup: int = 0
-    """updates over which the rate rises from zero"""
+    warmup: float = 0.0
+    """updates over which the rate rises from zero; below 1 a part of all of them"""
     weight_decay: float = 0.0
     """decoupled weight decay of matrices (AdamW)"""
     pole_rate: float | None = None
@@ -107,8 +107,11 @@ class TrainingOptions(Options):
         """
         from .rates import adam, schedule
 
+        updates = self.max_steps * updates_a_step
+        warmup = round(self.warmup * updates) if self.warmup < 1 else int(self.warmup)
+
         def at(lr: float) -> Any:
-            rate = schedule(lr, self.max_steps * updates_a_step, warmup=self.warmup, decay=self.decay)
+            rate = schedule(lr, updates, warmup=warmup, decay=self.decay)
             return adam(rate, self.weight_decay)
 
         poles = min(1.0, 5 / memory) if self.pole_rate is None else self.pole_rate
@@ -154,8 +157,11 @@ def check_options(config: Options, counts: Sequence[str] = ()) -> None:
         counts, periods = (*counts, "batch_size", "seeds"), ["validate_every", "checkpoint_every"]
         _not_below(config, 0, "warmup", "weight_decay")
         _not_below(config, None, "lr", "pole_rate")
-        if config.warmup and config.warmup >= config.max_steps:
-            raise ConfigError(f"--warmup {config.warmup}: expected fewer than --max-steps {config.max_steps}")
+        if config.warmup >= 1 and not (config.warmup < config.max_steps and config.warmup.is_integer()):
+            raise ConfigError(
+                f"--warmup {config.warmup:g}: expected a whole number below --max-steps {config.max_steps}, or a part "
+                "of it, as 0.1"
+            )
     check(config, counts=counts, periods=periods)
 
 

@@ -29,8 +29,10 @@ class Config(TrainingOptions, NetworkOptions):
     """blank time steps between the digits and the recall"""
     digits: int = 10
     """digits to recall"""
-    lr: float = 1.5e-3
+    lr: float = 2.5e-3
     """learning rate of Adam"""
+    warmup: float = 0.025
+    """updates over which the rate rises from zero; below 1 a part of all of them"""
     decay: Literal["constant", "cosine"] = "cosine"
     """the rate after the warm-up: cosine goes to zero at max_steps"""
     max_steps: int = 40_000
@@ -46,7 +48,10 @@ class Config(TrainingOptions, NetworkOptions):
         check_options(self)
 
 
-SHORT = {"decay": "constant", "max_steps": 2000, "log_every": 50, "validate_every": 200, "checkpoint_every": 500}
+SHORT = {
+    "decay": "constant", "warmup": 0, "max_steps": 2000, "log_every": 50, "validate_every": 200,
+    "checkpoint_every": 500,
+}  # fmt: skip
 PRESETS = {
     "short": {**SHORT, "lr": 3e-3, "drtrl": {"window": 1}},
     "tutorial": {**SHORT, "lr": 1e-3, "clip": None, "max_steps": 200, "drtrl": {"window": 1, "vjp": "single-step"}},

@@ -95,6 +95,22 @@ def test_a_trial_that_was_cut_short_begins_anew(tmp_path):
     assert first["reached"][0] == 5
 
 
+def test_a_rule_without_fields_is_as_the_recipe_has_it(tmp_path, monkeypatch):
+    asked = {}
+
+    def one(self, wanted, request):
+        asked[wanted.rule.spelled] = request["config"]["strategy_fields"]
+        return {**trial(wanted.rule.spelled), "name": wanted.name, "request": request, "total_seconds": 0.0}
+
+    monkeypatch.setattr(compare.Comparison, "_one", one)
+    recipe = RECIPE.replace("copy_lru", "copy_gru")
+    argv = ["compare", recipe, "--rules", "drtrl,drtrl:vjp=single-step", "--seeds", "0", "--out"]
+    assert tool([*argv, str(tmp_path / "own")]) == 0
+    assert asked["drtrl"]["window"] == 10 and asked["drtrl:vjp=single-step"]["window"] == 1
+    assert tool([*argv, str(tmp_path / "preset"), "--preset", "short"]) == 0
+    assert asked["drtrl"]["window"] == 1 and asked["drtrl:vjp=single-step"]["vjp"] == "single-step"
+
+
 def trial(rule="drtrl", variant="", lr=None, seed=0, value=0.5, reached=None, failed="", curve=(), options=()):
     return {"rule": rule, "variant": variant, "lr": lr, "seed": seed, "value": value, "reached": reached,
             "failed": failed, "steps": 100, "seconds": 2.0, "peak_mb": 300.0, "compile_seconds": 1.0,

@@ -98,6 +98,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Options:
+    rule_defaults = {}
     strategy: str = "drtrl"
     strategy_fields: Any = None
     run_dir: str | None = None

@@ -179,7 +179,8 @@ class WindowedRule(SteppedRule):
             raise ValueError(f"{name}(window={self.window!r}): expected a whole number of time steps, at least 1")
         if self.window > 1 and self.vjp == "single-step":
             raise ValueError(
-                f"{name}(vjp='single-step', window={self.window}): a single-step rule has no window; drop one"
+                f"{name}(vjp='single-step', window={self.window}): a single-step rule has no window; set window=1, or "
+                "leave vjp out"
             )
         if self.window > 1 and (self.batching == "vmap" or self.works_in()[0] == "vmap"):
             raise ValueError(

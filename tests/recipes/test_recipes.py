@@ -113,7 +113,8 @@ def test_an_lru_gets_its_poles_by_the_lag(call):
         ("copy_lru", "--lr 0", "--lr 0.0: expected a positive number"),
         ("copy_lru", "--pole-rate -1", "--pole-rate -1.0: expected a positive number"),
         ("copy_lru", "--weight-decay -1", "--weight-decay -1.0: expected 0 or more"),
-        ("copy_lru", "--warmup 9 --max-steps 9", "--warmup 9: expected fewer than --max-steps 9"),
+        ("copy_lru", "--warmup 9 --max-steps 9", "--warmup 9: expected a whole number below --max-steps 9"),
+        ("copy_lru", "--warmup 1.5", "--warmup 1.5: expected a whole number below --max-steps 400, or a part of it"),
         ("copy_lru", "--batch-size 0", "--batch-size 0: expected a whole number, 1 or more"),
         ("copy_lru", "--validate-every soon", "--validate-every soon"),
         ("copy_lru", "--chrono 20", "cell 'lru' has no gates and no recurrent matrix, so chrono does not apply"),
@@ -132,7 +133,7 @@ def test_a_mistake_is_one_line(call, name, argv, said):
     "options",
     [
         {"lr": 1e-2},
-        {"decay": "cosine"},
+        {"decay": "constant"},
         {"warmup": 2},
         {"weight_decay": 0.5},
         {"clip": 0.01},

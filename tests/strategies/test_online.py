@@ -166,7 +166,9 @@ def test_wrong_fields_are_refused():
         DRTRL(window=2.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^DRTRL\(window=True\): expected int$"):
         DRTRL(window=True)
-    with pytest.raises(ValueError, match=r"window=2\): a single-step rule has no window; drop one$"):
+    with pytest.raises(
+        ValueError, match=r"window=2\): a single-step rule has no window; set window=1, or leave vjp out$"
+    ):
         DRTRL(vjp="single-step", window=2)
     with pytest.raises(
         ValueError, match=r"^DRTRL\(window=2\): windows need batched states, and this is mapped over lanes$"

@@ -3,7 +3,8 @@
 Where a value comes from, later ones win: the recipe's defaults, `--preset`, `--config FILE`, the flags. A run that is
 resumed takes its own saved configuration in place of the first three. Mistakes are one line on stderr
 (`JAXTRAIN_TRACEBACK=1` shows where they were raised); errors in a user's own code keep their traceback.
-Exit codes: 0 done, 1 error, 2 the command line (or a file it names) cannot be read, 130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 done, 1 a run (or what a tool measures) failed, 2 the command line, or a file it names, cannot be used,
+130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -118,8 +119,12 @@ def _recipe(Config, make, presets, chance, argv) -> int:
     run_dir = start.run_dir or fresh_run(root, label, create=not args.dry_run)
     config = dataclasses.replace(config, run_dir=str(run_dir))
     use_compilation_cache()
+    if (devices := getattr(config, "devices", 1)) != 1:
+        from .devices import start
+
+        start(devices)  # before anything in make starts JAX
     try:
-        made = make(config)
+        made = _made(make, config)
         if not (isinstance(made, tuple) and len(made) == 3):
             raise TypeError(f"{script.name}: make(config) returned {type(made).__name__}; expected (fit, module, data)")
         fit, module, data = made
@@ -130,6 +135,16 @@ def _recipe(Config, make, presets, chance, argv) -> int:
     if not args.dry_run:
         print(summary(result, config, script, root, chance))
     return result.exit_code
+
+
+def _made(make: Callable[[Any], Any], config: Options) -> Any:
+    """What a recipe makes. Values that Fit, a strategy or a callback refuse there came from the command line."""
+    try:
+        return make(config)
+    except ValueError as error:
+        if isinstance(error, ConfigError) or not _deliberate(error):
+            raise
+        raise ConfigError(str(error)) from error
 
 
 def _given(config: Options, name: str) -> bool:
@@ -277,7 +292,7 @@ def _find(resume: str, run_dir: str | None, root: Path) -> _Start:
     source = given or newest_run(root)
     if source is None:
         if resume != "last":
-            raise RuntimeError(f"--resume {resume}: there is no run under {root}; say which with --run-dir")
+            raise ConfigError(f"--resume {resume}: there is no run under {root}; say which with --run-dir")
         return _Start(None, "never", note=f"--resume last: there is no run under {root} yet, starting a fresh one")
     return _Start(source, int(resume) if resume.isdigit() else resume, source, saved_config(source))
 

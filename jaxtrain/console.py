@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
+from collections.abc import Mapping
 
 log = logging.getLogger("jaxtrain")
 
@@ -31,6 +33,17 @@ class _Console(logging.Handler):
         else:
             tqdm.tqdm.write(text, file=stream)
             stream.flush()
+
+
+def warn_of_foreign(cls: type, names: Mapping[str, str]) -> None:
+    """A UserWarning for each method of a new class that another library would call, and jaxtrain never does.
+
+    ``names``: what they are called there -> what to do here. A helper may be called so: this is no error.
+    """
+    for name in vars(cls):
+        if name in names:
+            # The class statement, from within its __init_subclass__.
+            warnings.warn(f"{cls.__name__}.{name} is never called by jaxtrain; {names[name]}", stacklevel=3)
 
 
 def one_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from .console import warn_of_foreign
 from .sources import Counted, DataEnded, DataError, Kind, Spec, adapt, by_number, fingerprint, host, length_of, noted
 
 __all__ = ["DataEnded", "DataError", "DataModule", "Feed", "as_data"]
@@ -36,6 +37,10 @@ class DataModule:
     task: dict[str, Any] = {}
     _life: _Life
     _sources: tuple[Any, Any, Any, Any] = (None, None, None, None)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        warn_of_foreign(cls, FOREIGN)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "DataModule":
         self = super().__new__(cls)
@@ -90,6 +95,14 @@ class DataModule:
                 self._life.printed = copy.deepcopy(self.task), fingerprint(self._sources[0], "train")
             identity["train"] = self._life.printed[1]
         return identity
+
+
+FOREIGN = {
+    **{f"{part}_dataloader": f"define {part}_data()" for part in ("train", "val", "test", "predict")},
+    "prepare_data": "define setup()",
+    "teardown": "free what setup() opened in a callback's on_fit_end",
+}
+"""What methods of Lightning's data modules are here."""
 
 
 def as_data(data: Any, val: Any = None) -> DataModule:

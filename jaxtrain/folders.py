@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .config import ConfigError
 from .files import read_json
 
 
@@ -83,10 +84,10 @@ def user_of(run_dir: Path) -> str | None:
 def describe_run(run_dir: Path) -> str:
     """What a run directory holds, in a few lines, from its JSON files and folder names alone.
 
-    Raises RuntimeError where it is no run directory or a file in it cannot be read.
+    Raises ConfigError where it is no run directory, RuntimeError where a file in it cannot be read.
     """
     if not (run_dir / "config.json").exists():
-        raise RuntimeError(f"{run_dir} is no run directory: it has no config.json")
+        raise ConfigError(f"{run_dir} is no run directory: it has no config.json")
     config = read_json(run_dir / "config.json")
     result = read_json(run_dir / "result.json") if (run_dir / "result.json").exists() else {}
     user, row = user_of(run_dir), _last_row(run_dir / "metrics.jsonl")
@@ -105,6 +106,7 @@ def describe_run(run_dir: Path) -> str:
         "status": status,
         "strategy": strategy,
         "config": _pairs(config.get("config") or {}) or "none recorded",
+        "fit": _pairs({key: v for key, v in (config.get("fit") or {}).items() if v is not None}),
         "data": _pairs(config.get("data") or {}),
         "parent": _pairs(config.get("parent") or {}),
         "seeds": ", ".join(map(str, result.get("seeds") or [])),

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .console import warn_of_foreign
 from .metrics import Mean
 
 
@@ -61,6 +62,10 @@ class Module:
             def configure_optimizer(self):
                 return braintools.optim.Adam(1e-3)
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        warn_of_foreign(cls, FOREIGN)
 
     model: Any = None
     environ: Mapping[str, Any] = MappingProxyType({})
@@ -120,7 +125,10 @@ class Module:
 
     def configure_optimizer(self):
         """A braintools.optim optimizer, an optax transformation, or ``{label: optimizer}`` with ``group(name)``."""
-        raise TypeError(f"{type(self).__name__} defines no configure_optimizer()")
+        raise TypeError(
+            f"{type(self).__name__} defines no configure_optimizer(); return an optax transformation, as "
+            "optax.adam(1e-3), or a braintools.optim optimizer from it"
+        )
 
     def group(self, name: str) -> str:
         """The label of the optimizer that trains parameter ``name``, where ``configure_optimizer`` gives several."""
@@ -131,6 +139,23 @@ class Module:
         return True
 
 
+FOREIGN = {
+    "training_step": "define learning_step(forward, x, y), which is one time step",
+    **dict.fromkeys(
+        ("validation_step", "test_step"), "define evaluation_step(forward, x, y); by itself it is learning_step"
+    ),
+    "configure_optimizers": "define configure_optimizer()",
+    **dict.fromkeys(
+        ("train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader"), "give data to Fit.run"
+    ),
+    **dict.fromkeys(
+        ("training_epoch_end", "validation_epoch_end", "on_train_start", "on_train_end", "on_train_epoch_start",
+         "on_train_epoch_end", "on_train_batch_start", "on_train_batch_end", "on_validation_epoch_start",
+         "on_validation_epoch_end"),
+        "use a jaxtrain.Callback",
+    ),
+}  # fmt: skip
+"""What methods of Lightning's modules are here."""
 RESERVED = ("loss", "lr", "grad_norm", "param_norm", "nonfinite", "skipped_fraction")
 """Names of what the trainer measures itself."""
 _TIME_MAJOR = "arrays are time-major, (T, B, ...): is this batch batch-major, (B, T, ...)?"

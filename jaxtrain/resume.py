@@ -75,6 +75,11 @@ def locate(run_dir: str | Path | None, resume: str | int | Path) -> Origin:
     """Resolve ``resume``: "never", "last", "best", a step, or a path ``<run>/checkpoints/<step>``."""
     own = None if run_dir is None else absolute(run_dir)
     word = str(resume)
+    if resume is None or isinstance(resume, bool):
+        meant = "last" if resume else "never"
+        raise ValueError(
+            f"resume={resume}: expected 'never', 'last', 'best', a step, or a path; did you mean {meant!r}?"
+        )
     if word == "never":
         if own is not None and _holds_run(own):
             raise FileExistsError(

@@ -74,6 +74,10 @@ class NoOptimizer(Linear):
         return "adam"
 
 
+class WithoutOptimizer(Linear):
+    configure_optimizer = jt.Module.configure_optimizer
+
+
 class Misses(Linear):
     def configure_optimizer(self):
         optimizer = braintools.optim.SGD(0.1)
@@ -185,6 +189,13 @@ RUNS = {
     "not a module": (Linear.Net, Lines(), {}, TypeError, "expected a jaxtrain.Module object, got"),
     "a module's class": (lambda: Linear, Lines(), {}, TypeError, "expected a jaxtrain.Module object, got"),
     "no optimizer": (NoOptimizer, Lines(), {}, TypeError, "configure_optimizer gave str; expected"),
+    "no configure_optimizer": (
+        WithoutOptimizer,
+        Lines(),
+        {},
+        TypeError,
+        r"WithoutOptimizer defines no configure_optimizer\(\); return an optax transformation, as optax.adam",
+    ),
     "optimizer misses": (
         Misses,
         Lines(),
@@ -367,6 +378,13 @@ def test_a_run_directory_that_is_a_file(tmp_path):
     with pytest.raises(OSError, match="cannot write the run directory"):
         jt.Fit("bptt", max_steps=2, run_dir=path / "below").run(Linear(), Lines())
     assert path.read_text() == "a note"
+
+
+@pytest.mark.parametrize("word,meant", [(True, "last"), (False, "never"), (None, "never")])
+def test_resume_is_a_word(tmp_path, word, meant):
+    with pytest.raises(ValueError, match=f"^resume={word}: expected 'never', 'last', .*; did you mean '{meant}'") as e:
+        jt.Fit("bptt", max_steps=2, run_dir=tmp_path / "run").run(Linear(), Lines(), resume=word)
+    assert len(str(e.value).splitlines()) == 1 and list(tmp_path.iterdir()) == []
 
 
 def test_a_run_directory_in_use(tmp_path):

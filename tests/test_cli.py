@@ -375,6 +375,28 @@ def test_exit_code_of_a_run_that_is_not_on_disk(fit, call):
     assert call()[0] == 1
 
 
+def test_what_a_strategy_or_fit_refuses_is_an_error_of_the_command_line(fit, call, capsys):
+    """Also where types are right: a run has not begun, so it has not failed."""
+
+    def make(config):
+        jaxtrain.Fit(config.make_strategy(), max_steps=config.max_steps)
+        return fit.make(config)
+
+    for argv, message in (
+        (["--strategy.window", "0"], "DRTRL(window=0): expected a whole number of time steps, at least 1"),
+        (["--max-steps", "0"], "Fit(max_steps=0): expected a whole number, 1 or more"),
+    ):
+        assert cli.main(Config, make, argv=argv) == 2
+        assert capsys.readouterr().err == f"error: {message}\n"
+    assert not any(ROOT.iterdir())
+
+    def mine(config):
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        cli.main(Config, mine, argv=[])
+
+
 def test_a_recipe_that_makes_something_else(fit, capsys):
     assert cli.main(Config, lambda config: None, argv=[]) == 1  # pyright: ignore
     assert "make(config) returned NoneType; expected (fit, module, data)" in capsys.readouterr().err
@@ -422,7 +444,7 @@ def test_resume_last_is_the_newest_numbered_run(fit, call):
 @pytest.mark.parametrize("word", ["best", "500"])
 def test_resume_of_nothing_is_an_error(call, word):
     code, _, err = call("--resume", word)
-    assert code == 1 and f"--resume {word}: there is no run under {ROOT}" in err
+    assert code == 2 and f"--resume {word}: there is no run under {ROOT}" in err
 
 
 def test_resume_last_in_an_empty_directory(fit, call):
@@ -511,7 +533,7 @@ def test_the_tool(fit, call, capsys):
     call("--lr", 0.5)
     assert tools.tool(["info", fit.config.run_dir]) == 0
     assert "lr=0.5" in capsys.readouterr().out
-    assert tools.tool(["info", "nowhere"]) == 1
+    assert tools.tool(["info", "nowhere"]) == 2
     assert capsys.readouterr().err == "error: nowhere is no run directory: it has no config.json\n"
     assert tools.tool(["inof"]) == 2
     assert tools.tool([]) == 2

@@ -32,7 +32,7 @@ def test_a_table_of_cells_by_rules(tmp_path, capsys):
 @pytest.mark.parametrize(
     "argv,what,code",
     [
-        (["nowhere.py"], "there is no recipe nowhere.py", 1),
+        (["nowhere.py"], "there is no recipe nowhere.py", 2),
         ([RECIPE, "--rules", "drtl"], "unknown strategy 'drtl'", 2),
         ([RECIPE, "--rules", "drtrl:windw=3"], "--rules drtrl: no field 'windw'", 2),
         ([RECIPE, "--rules", "drtrl:window=two"], "--rules drtrl: window = 'two' is text; expected int", 2),
@@ -49,8 +49,8 @@ def test_a_table_of_cells_by_rules(tmp_path, capsys):
         ([RECIPE, "--run-dir", "x"], "--run-dir has no effect here; say --out", 2),
         ([RECIPE, "--hiden", "3"], "neither fidelity nor the recipe has an option --hiden", 2),
         ([RECIPE, "--out", RECIPE], "expected a directory", 2),
-        ([RECIPE, "--rules", "pp_prop:decay=2"], "PPProp(decay=2.0): expected a number in [0, 1)", 1),
-        ([RECIPE, "--rules", "etrace:kappa=0.5"], "ETrace(kappa=0.5): `kappa=0.5` is set but", 1),
+        ([RECIPE, "--rules", "pp_prop:decay=2"], "PPProp(decay=2.0): expected a number in [0, 1)", 2),
+        ([RECIPE, "--rules", "etrace:kappa=0.5"], "ETrace(kappa=0.5): `kappa=0.5` is set but", 2),
     ],
 )
 def test_mistakes_are_one_line(argv, what, code, capsys):

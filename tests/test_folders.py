@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from jaxtrain.config import ConfigError
 from jaxtrain.files import RunLock
 from jaxtrain.folders import describe_run, drop_unused, fresh_run, newest_run, saved_config, saved_steps
 
@@ -75,7 +76,7 @@ def test_saved_config_and_steps(tmp_path):
 
 
 def test_describe_run(tmp_path):
-    with pytest.raises(RuntimeError, match="no config.json"):
+    with pytest.raises(ConfigError, match="no config.json"):
         describe_run(tmp_path)
     begin(tmp_path, config={"lr": 0.003, "strategy_fields": {"window": 2}}, strategy={"name": "drtrl", "window": 2})
     text = describe_run(tmp_path)
@@ -97,3 +98,10 @@ def test_describe_run_spells_nested_lists(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps({"status": "finished", "step": 3, "seeds": [4, 5]}))
     text = describe_run(tmp_path)
     assert "train.batch=[float32[20, 8, 2], int32[20]] train.rate=0.1" in text and "seeds     4, 5" in text
+
+
+def test_a_run_of_the_api_shows_its_fit(tmp_path):
+    """It has no recipe's configuration."""
+    begin(tmp_path, config=None, fit={"max_steps": 300, "clip": None, "chunk": "auto", "checkpoint": {"last": 2}})
+    (line,) = [line for line in describe_run(tmp_path).splitlines() if line.startswith("fit ")]
+    assert line.split() == ["fit", "max_steps=300", "chunk=auto", "checkpoint.last=2"]

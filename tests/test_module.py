@@ -119,7 +119,7 @@ def test_what_must_be_written_is_asked_for():
     for call, missing in (
         (lambda m: m.build(), r"^Empty defines neither build\(\) nor a model$"),
         (lambda m: m.learning_step(None, 0, 0), r"^Empty defines no learning_step\(forward, x, y\)$"),
-        (lambda m: m.configure_optimizer(), r"^Empty defines no configure_optimizer\(\)$"),
+        (lambda m: m.configure_optimizer(), r"^Empty defines no configure_optimizer\(\); return an optax transformation, as "),
         (lambda m: m.group("w"), r"^Empty.configure_optimizer gives a dict, so define group\(name\) -> label$"),
     ):
         with pytest.raises(TypeError, match=missing):
@@ -217,3 +217,28 @@ def test_evaluation_and_prediction_default_to_the_learning_step():
     x, w = jnp.arange(float(B)), jnp.float32(1)
     assert objective.evaluate(lambda x: x, x, None, w, {}) == {"loss": Mean(6, B), "hit": Mean(2, B)}
     np.testing.assert_array_equal(objective.predict(lambda x: -x, x), -x)
+
+
+def test_names_of_other_libraries_are_answered():
+    with pytest.warns(UserWarning) as said:
+
+        class Lightning(Module):
+            def training_step(self, batch, index): ...
+            def validation_step(self, batch, index): ...
+            def configure_optimizers(self): ...
+            def on_train_epoch_end(self): ...
+            def helper(self): ...
+
+    assert [str(warning.message) for warning in said] == [
+        "Lightning.training_step is never called by jaxtrain; define learning_step(forward, x, y), which is one time "
+        "step",
+        "Lightning.validation_step is never called by jaxtrain; define evaluation_step(forward, x, y); by itself it is "
+        "learning_step",
+        "Lightning.configure_optimizers is never called by jaxtrain; define configure_optimizer()",
+        "Lightning.on_train_epoch_end is never called by jaxtrain; use a jaxtrain.Callback",
+    ]
+    assert all(warning.filename == __file__ for warning in said), "it points at the class"
+    with pytest.warns(UserWarning, match=r"Data.train_dataloader is never called by jaxtrain; define train_data\(\)"):
+
+        class Data(jaxtrain.DataModule):
+            def train_dataloader(self): ...

@@ -182,15 +182,16 @@ def curves(results: Sequence[Mapping[str, Any]], judge: Judge, chance: float | N
 
 
 def _band(axes: Any, curves: Sequence[Sequence[tuple[float, float]]], rule: str, color: str) -> None:
-    """The median over seeds and, from least to most, a band; a curve that has ended keeps its last value."""
+    """The median over seeds and, from least to most, a band, from where every seed has a value; a curve that has ended
+    keeps its last one."""
     if not curves:
         return
     at = np.unique([x for curve in curves for x, _ in curve])
     each = [np.interp(at, *zip(*curve, strict=True), left=math.nan) for curve in curves]
-    known = ~np.isnan(each).all(axis=0)
+    known = ~np.isnan(each).any(axis=0)
     at, each = at[known], np.array(each)[:, known]
-    axes.plot(at, np.nanmedian(each, axis=0), color=color, label=rule, linewidth=1.6)
-    axes.fill_between(at, np.nanmin(each, axis=0), np.nanmax(each, axis=0), color=color, alpha=0.18, linewidth=0)
+    axes.plot(at, np.median(each, axis=0), color=color, label=rule, linewidth=1.6)
+    axes.fill_between(at, each.min(axis=0), each.max(axis=0), color=color, alpha=0.18, linewidth=0)
 
 
 def numeric_axis(results: Sequence[Mapping[str, Any]]) -> str | None:
@@ -206,6 +207,8 @@ def numeric_axis(results: Sequence[Mapping[str, Any]]) -> str | None:
 
 def reach(results: Sequence[Mapping[str, Any]], table: Sequence[Mapping[str, Any]], axis: str, judge: Judge) -> Any:
     """Steps to the target over an option that varies; a hollow mark: not every seed came there within its budget."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
     values = {result["variant"]: result["options"][axis] for result in results}
     figure = _figure(7, 4)
     axes = figure.add_subplot()
@@ -221,6 +224,8 @@ def reach(results: Sequence[Mapping[str, Any]], table: Sequence[Mapping[str, Any
             axes.plot(x, statistics.median(y), "o", color=color, markerfacecolor=color if solved else "white")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
     axes.set_xticks(sorted(set(values.values())), [f"{value:g}" for value in sorted(set(values.values()))])
     axes.minorticks_off()
     axes.set_xlabel(axis.replace("_", " "))

@@ -18,6 +18,7 @@ from .callbacks.periods import optional_period
 from .checkpoint import Store, readable
 from .console import log
 from .data import DataModule, Feed, as_data, begin_task, change_task, set_up
+from .devices import as_devices
 from .evaluating import Kind, evaluate, predict, read
 from .files import as_json, read_json, write_json
 from .lanes import as_seeds, is_seed
@@ -49,6 +50,8 @@ class Fit:
     seeds, counted from ``seed``, or a list of them, trained side by side in one program on the same batches: rows hold
     means over them and under ``lanes/`` each, a checkpoint holds all, and the module ends with the model of the first.
     Under ``nonfinite="raise"`` a seed whose numbers are no longer finite is frozen as it was before.
+    ``devices``: how many, or "all" that JAX has: they share the lanes of each batch, which must divide, or of several
+    seeds the seeds. On CPU they are made if JAX has not started. Results of other numbers agree to rounding.
     ``chunk``: steps run in one dispatch; "auto" is a rule over the work of a step.
     ``validate_every``: steps, "1ep" or "10min"; a run with validation data always ends with a validation.
     ``log_every``: steps between rows of the record. ``nonfinite``: "raise", "skip" the step, or "warn".
@@ -64,7 +67,8 @@ class Fit:
 
     def __init__(self, strategy: str | Strategy, *, max_steps: int | None = None, max_epochs: int | None = None,
                  max_time: str | Period | None = None, clip: float | None = None, accumulate: int = 1, seed: int = 0,
-                 seeds: int | Sequence[int] | None = None, chunk: int | Literal["auto"] = "auto",
+                 seeds: int | Sequence[int] | None = None, devices: int | Literal["all"] = 1,
+                 chunk: int | Literal["auto"] = "auto",
                  validate_every: int | str | Period | None = None,
                  log_every: int = 50, nonfinite: NonFinite = "raise", callbacks: Iterable[Callback] = (),
                  run_dir: str | Path | None = None):  # fmt: skip
@@ -89,6 +93,7 @@ class Fit:
         self.log_every = _count(log_every, "log_every", required=True)
         self.validate_every = optional_period(validate_every, "Fit", "validate_every")
         self.seed, self.seeds = seed, as_seeds(seeds, seed)
+        self.devices = as_devices(devices)
         self._held = self.seeds[0] if self.seeds else seed  # the seed whose values a module has after a run
         self.nonfinite: NonFinite = nonfinite
         self.callbacks = Callbacks(callbacks)
@@ -206,6 +211,7 @@ class Fit:
             refuse(saved.meta, {"model": params, "optimizer": train}, ("model", "optimizer"))
             program.load(saved.params, saved.train, saved.meta["optimizer_settings"])
             feed.restore(saved.meta["feed"])
+            program.note_devices(((origin.config or {}).get("fit") or {}).get("devices", 1))
         self._prepare(program, val)
         schedule = self._schedule(program.chunk, feed.length)  # made now, since its clock starts
         record = {
@@ -260,7 +266,7 @@ class Fit:
         return Program(
             module, strategy, data.encode, example, seed=self.seeds or self.seed, clip=self.clip,
             accumulate=self.accumulate, nonfinite=self.nonfinite, chunk=chunk,
-            models=models or [dict(vars(module))] * len(self.seeds or ()),
+            models=models or [dict(vars(module))] * len(self.seeds or ()), devices=self.devices,
         )  # fmt: skip
 
     def _prepare(self, program: Program, val: Passes | None) -> None:
@@ -327,7 +333,7 @@ class Fit:
 
     def _settings(self) -> dict[str, Any]:
         periods = {"max_time": self.max_time, "validate_every": self.validate_every}
-        names = ("max_steps", "max_epochs", "clip", "accumulate", "seed", "chunk", "log_every", "nonfinite")
+        names = ("max_steps", "max_epochs", "clip", "accumulate", "seed", "devices", "chunk", "log_every", "nonfinite")
         return {
             **{name: getattr(self, name) for name in names},
             "seeds": None if self.seeds is None else list(self.seeds),

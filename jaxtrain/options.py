@@ -90,6 +90,8 @@ class TrainingOptions(Options):
     """of initial values, of randomness in the model, and of the data"""
     seeds: int | None = None
     """train so many seeds side by side, --seed and the next ones, on the batches of --seed"""
+    devices: Literal["all"] | int = 1
+    """devices that share each batch (or the seeds); on CPU so many are made, or of all one a core"""
     chunk: Literal["auto"] | int = "auto"
     """steps run in one dispatch"""
     log_every: int = 50
@@ -130,7 +132,7 @@ class TrainingOptions(Options):
 
     def fit_options(self) -> dict[str, Any]:
         """What ``Fit`` takes from here."""
-        names = ("max_steps", "clip", "seed", "seeds", "chunk", "log_every", "validate_every")
+        names = ("max_steps", "clip", "seed", "seeds", "devices", "chunk", "log_every", "validate_every")
         return {name: getattr(self, name) for name in names}
 
     def callbacks(self, run_dir: str | None, progress: bool, validates: bool = True) -> list[Callback]:
@@ -155,6 +157,8 @@ def check_options(config: Options, counts: Sequence[str] = ()) -> None:
         counts = (*counts, "hidden", "layers", "width")
     if isinstance(config, TrainingOptions):
         counts, periods = (*counts, "batch_size", "seeds"), ["validate_every", "checkpoint_every"]
+        if config.devices != "all":
+            counts = (*counts, "devices")
         _not_below(config, 0, "warmup", "weight_decay")
         _not_below(config, None, "lr", "pole_rate")
         if config.warmup >= 1 and not (config.warmup < config.max_steps and config.warmup.is_integer()):

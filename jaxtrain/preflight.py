@@ -105,6 +105,10 @@ def lines(report: dict[str, Any]) -> list[str]:
     ]
     if report["seeds"] is not None:
         out.append(f"seeds      {', '.join(map(str, report['seeds']))}, side by side; parameters are counted for one")
+    if report["devices"] > 1:
+        seeds, count = report["seeds"], report["devices"]
+        share = f"{report['batch'] // count} lanes" if seeds is None else f"{len(seeds) // count} seeds"
+        out.append(f"devices    {count}, {share} each; memory is that of one")
     width = max(len(name) for name in table)
     for name, entry in table.items():
         trace = f"  trace {_bytes(entry['trace_bytes'])}" if entry["trace_bytes"] else ""

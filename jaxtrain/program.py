@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import chunks
+from .devices import Devices
 from .lanes import LIVE, Lanes
 from .metrics import Mean, Metrics, Pending
 from .module import Module, Objective, check_phases
@@ -19,6 +21,7 @@ from .optimizer import Optimizer
 from .preflight import compiled_memory, describe_parameters, flops, rows, time_steps
 from .state import (
     Functional,
+    attributes_kept,
     flatten,
     fold_in,
     global_norm,
@@ -35,8 +38,6 @@ from .state import (
 from .strategies.base import Learner, Strategy, trained
 
 NonFinite = Literal["raise", "skip", "warn"]
-CHUNK_CAP, CHUNK_FLOPS = 50, 4e10
-"""``chunk="auto"``: at most 50 steps a dispatch, and about this much work: seconds, so that signals are heard."""
 TRAIN, EVALUATE, PREDICT, PROBE = range(4)
 """Streams of random numbers that share one root."""
 BAD, DEAD = "nonfinite", "dead"
@@ -54,12 +55,13 @@ class Program:
 
     ``seed``: a number, or a tuple of numbers, which are trained side by side as lanes of one program: every leaf of
     ``values`` then has an axis of lanes first, and ``models`` holds the module's attributes as built under each seed. A
-    lane whose numbers stop being finite is frozen as it was before, unless they are skipped or allowed.
+    lane whose numbers stop being finite is frozen as it was before, unless they are skipped or allowed. ``devices``: on
+    so many the program runs; the rule is then bound to the share of a batch that one of them sees.
     """
 
     def __init__(self, module: Module, strategy: Strategy, encode: Callable, example: Any, *,
                  seed: int | tuple[int, ...], clip: float | None, accumulate: int, nonfinite: NonFinite,
-                 chunk: int | Literal["auto"], models: Sequence[Any] = ()):  # fmt: skip
+                 chunk: int | Literal["auto"], models: Sequence[Any] = (), devices: int = 1):  # fmt: skip
         started = time.perf_counter()
         self.module, self.strategy, self._nonfinite = module, strategy, nonfinite
         self.example = example
@@ -67,6 +69,7 @@ class Program:
         self._bad_names: list[str] = []
         self._packed: dict[str, tuple[int, int]] = {}
         self.lanes, self._seed = (Lanes(seed), seed[0]) if isinstance(seed, tuple) else (None, seed)
+        self.devices = Devices(devices, None if self.lanes is None else self._width)
         if accumulate > 1 and strategy.config().get("update_every", "sequence") != "sequence":
             raise ValueError(
                 f"Fit(accumulate={accumulate}) with update_every={strategy.config()['update_every']}: a sequence makes "
@@ -75,9 +78,10 @@ class Program:
         bind = lambda: self._bind(encode, clip, accumulate)  # noqa: E731
         if self.lanes is None:
             bind()
-            self.root, self.values = jax.random.key(self._seed), self._now()
+            root, values = jax.random.key(self._seed), self._now()
         else:
-            self.root, self.values = self.lanes.root(), self._side_by_side(self.lanes, models, bind)
+            root, values = self.lanes.root(), self._side_by_side(self.lanes, models, bind)
+        self.root, self.values = self.devices.place(root), self.devices.place(values)
         self.chunk = self._choose_chunk() if chunk == "auto" else chunk
         self._train: Any = None
         self.compile_seconds = time.perf_counter() - started
@@ -89,20 +93,29 @@ class Program:
             strengthen(parameters(module.model).values())
             self.objective = Objective(module, encode)
             self.phases = check_phases(module.phases(self.example))
-            self.learner: Learner = self.strategy.bind(self.objective, self.phases)
-            self.rows = rows(self.learner, self.phases)
+            self._share = self.devices.share(module, self.example)
+            share = check_phases(module.phases(self._share))
+            self.learner: Learner = self.strategy.bind(self.objective, share)
+            self.rows = rows(self.learner, share)
             self.optimizer = self._optimizer(clip, accumulate)
+            self._kept = lasting(module.model)
             self.parameters = list(parameters(module.model))
             self._named = {
                 **parameters(module.model),
-                **{f"model/{name}": state for name, state in lasting(module.model).items()},
+                **{f"model/{name}": state for name, state in self._kept.items()},
                 **{f"optimizer/{name}": state for name, state in self.optimizer.states().items()},
                 **{f"learner/{name}": state for name, state in self.learner.states().items()},
             }
             strengthen([*self._named.values(), *self.learner.scratch()])
+            self._whole: dict[str, Any] = {}
+            if self.devices.splits_batch and (own := self.learner.states()):
+                with attributes_kept(module.model):
+                    whole = self.strategy.bind(self.objective, self.phases).states()
+                    self._whole = self.devices.carried(own, whole, f"strategy {self.strategy.name!r}")
 
     def _now(self) -> dict[str, Any]:
-        return {name: strong(state.value) for name, state in self._named.items()}
+        values = {name: state.value for name, state in self._named.items()}
+        return {name: strong(value) for name, value in {**values, **self._whole}.items()}
 
     def _side_by_side(self, lanes: Lanes, models: Sequence[Any], bind: Callable[[], None]) -> dict[str, Any]:
         """The values of every lane. The module is left as built under the first seed, whose step all lanes run."""
@@ -133,20 +146,20 @@ class Program:
     def _step(self) -> Functional:
         """One train step, traced when it is first needed: data to predict has no targets to train with."""
         with self._environ(fit=True):
-            return self._functional(self._train_step, jnp.int32(0), self.example)
+            return self._functional(self._train_step, jnp.int32(0), self._share)
 
     @cached_property
     def flops(self) -> float:
-        """Work of one train step, of all lanes."""
-        return flops(self._step.jaxpr) * self._width
+        """Work of one train step, of all lanes and devices."""
+        return flops(self._step.jaxpr) * self._width * (self.devices.count if self.devices.splits_batch else 1)
 
     # ------------------------------------------------------------------------------------------------- running
 
     def train(self, batches: list[Any], first_step: int) -> Pending:
         """Dispatch the steps ``first_step + 1 ... first_step + len(batches)``; their metrics are pending."""
-        n = len(batches)
-        stacked = jax.tree.map(lambda *leaves: _stack(leaves, self.chunk), *batches)
-        self.values, metrics = self._train(self.values, self.root, np.int32(first_step), np.int32(n), stacked)
+        numbers = np.int32(first_step), np.int32(len(batches))
+        stacked = chunks.stacked(batches, self.chunk)
+        self.values, metrics = self._train(self.values, self.root, *numbers, stacked)
         return Pending(metrics, self._unpack)
 
     def _unpack(self, arrays: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
@@ -164,12 +177,14 @@ class Program:
         return Pending(found) if self.lanes is None else Pending(found, self.lanes.merged)
 
     def probe(self, callback: Any, batch: Any, index: int) -> Pending:
-        """What a callback's ``probe`` computes on one batch; of lanes, on the first that is not frozen."""
+        """What a callback's ``probe`` computes on one batch; of lanes, on the first that is not frozen; where devices
+        split a batch, on the first one's share."""
 
         def step(root, index, batch):
             set_key(fold_in(root, PROBE, index))
             return callback.probe(self.module, self.learner, check_phases(self.module.phases(batch)))
 
+        batch = self.devices.share(self.module, batch)
         return Pending(self._run(("probe", id(callback)), step, batch, index, fit=True))
 
     def prepare(self, *, evaluate: Any = None, probes: Iterable[Any] = ()) -> None:
@@ -196,23 +211,23 @@ class Program:
 
     def load_parameters(self, flat: dict[str, Any]) -> None:
         template = {name: self.values[name] for name in self.parameters}
-        self.values = {**self.values, **unflatten(template, flat)}
+        self.values = self.devices.place({**self.values, **unflatten(template, flat)})
 
     def load(self, params: dict[str, Any], train: dict[str, Any], optimizer_settings: dict[str, Any]) -> None:
         """Go on from a checkpoint; a learning rate changed since then wins over the saved one."""
         self.load_parameters(params)
         template = {name: value for name, value in self.values.items() if name not in self.parameters}
         restored = unflatten({**template, "rng": self.root}, train)
-        self.root = restored.pop("rng")
-        self.values = {**self.values, **restored}
+        self.root = self.devices.place(restored.pop("rng"))
+        self.values = self.devices.place({**self.values, **restored})
         if optimizer_settings != self.optimizer.settings():
-            each = [self.values] if self.lanes is None else self.lanes.each(self.values)
+            each = [dict(self.values)] if self.lanes is None else self.lanes.each(self.values)
             for values in each:
-                self._assign(values)
+                self._assign(self.devices.alone(values))
                 self.optimizer.renew(optimizer_settings)
                 for name, state in self.optimizer.states().items():
                     values[f"optimizer/{name}"] = strong(state.value)
-            self.values = each[0] if self.lanes is None else stack(each)
+            self.values = self.devices.place(each[0] if self.lanes is None else stack(each))
 
     def write_back(self) -> int:
         """Give the module's model (and the optimizer) the values reached so far, as copies; of lanes, those of the
@@ -229,6 +244,14 @@ class Program:
     def _assign(self, values: dict[str, Any]) -> None:
         for name, state in self._named.items():
             state.value = strong(values[name])  # through the host: a copy on the device would compile
+
+    def note_devices(self, before: int) -> None:
+        """Say in the report what it means that a run is resumed from one on so many devices."""
+        if before != self.devices.count:
+            self.learner.notes.append(
+                f"devices: the run was on {before} and is now on {self.devices.count}; from here on it equals the one "
+                "that was never stopped to rounding, not bit for bit"
+            )
 
     def host_parameters(self) -> dict[str, Any]:
         params = {name: self.values[name] for name in self.parameters}
@@ -254,6 +277,7 @@ class Program:
             "memory": compiled_memory(self._train),
             "flops": self.flops,
             "seeds": None if self.lanes is None else list(self.lanes.seeds),
+            "devices": self.devices.count,
             "auto": self.auto,
             "compile_seconds": self.compile_seconds,
             "trace_bytes": self.learner.trace_bytes() * self._width,
@@ -263,9 +287,10 @@ class Program:
     # ------------------------------------------------------------------------------------------- traced bodies
 
     def _train_step(self, root, index, batch) -> tuple[dict[str, Mean], jax.Array, jax.Array]:
-        set_key(fold_in(root, TRAIN, index))
+        set_key(self.devices.fold(fold_in(root, TRAIN, index)))
         phases = check_phases(self.module.phases(batch))
-        metrics = self.learner.learn(phases, self._update)
+        with self.devices.own_random(self._kept.values()):
+            metrics = self.learner.learn(phases, self._update)
         counts, live = metrics.pop(BAD).num, metrics.pop(DEAD).num
         # The norm comes last: a gradient that is not finite is named by its own leaf.
         means = {name: mean for name, mean in metrics.items() if name != "grad_norm"}
@@ -283,18 +308,28 @@ class Program:
         metrics["param_norm"] = Mean(norm, jnp.float32(1))
         return metrics, bad, (live == 0).astype(jnp.float32)
 
-    def _update(self, grads: dict[str, Any], weight: Any) -> Metrics:
-        leaves = flatten({name: grads[name] for name in self.optimizer.names}).values()
+    def _update(self, grads: dict[str, Any], weight: Any, metrics: Metrics) -> Metrics:
+        """Everything that devices tell each other goes into this one sum."""
+        grads = {name: grads[name] for name in self.optimizer.names}
+        kept = {n: s.value for n, s in self._kept.items() if not isinstance(s, brainstate.random.RandomState)}
+        known = isinstance(weight, float)
+        sums, kept = self.devices.total((grads, metrics, () if known else weight), kept)
+        grads, metrics, weight = *sums[:2], self.devices.weight(weight) if known else sums[2]
+        for name, value in kept.items():
+            self._kept[name].value = value
+        leaves = flatten(grads).values()
         counts = jnp.stack([(~jnp.isfinite(leaf)).any().astype(jnp.float32) for leaf in leaves])
         whole = self.optimizer.accumulated(grads)
         parts = [jax.tree.leaves(whole[name]) for name in self.optimizer.names]
         live = jnp.stack([sum((leaf != 0).any().astype(jnp.float32) for leaf in part) for part in parts])
         said = {BAD: Mean(counts, jnp.float32(1)), DEAD: Mean(live, jnp.float32(1))}
-        return {**self.optimizer.update(grads, weight), **said}
+        return {**metrics, **self.optimizer.update(grads, weight), **said}
 
     def _evaluate_step(self, root, index, batch) -> Metrics:
-        set_key(fold_in(root, EVALUATE, index))
-        return self.learner.evaluate(check_phases(self.module.phases(batch)))
+        set_key(self.devices.fold(fold_in(root, EVALUATE, index)))
+        with self.devices.own_random(self._kept.values()):
+            metrics = self.learner.evaluate(check_phases(self.module.phases(batch)))
+        return self.devices.total(metrics, ())[0]
 
     # ----------------------------------------------------------------------------------------------- compiling
 
@@ -308,10 +343,10 @@ class Program:
             hidden = list(self.learner.network.hidden.values())
             scratch = [*scratch, *hidden]
             named = {name: state for name, state in named.items() if not any(state is own for own in hidden)}
-        return Functional(step, named, scratch, jax.random.key(0), index, batch)
+        return Functional(step, named, scratch, jax.random.key(0), index, batch, axes=self.devices.axis_env)
 
     def _choose_chunk(self) -> int:
-        return int(max(1, min(CHUNK_CAP, CHUNK_FLOPS // max(self.flops, 1.0))))
+        return chunks.chosen(self.flops)
 
     def _compile_train(self):
         """One program for every number of steps up to ``chunk``: a loop with a traced count."""
@@ -334,27 +369,11 @@ class Program:
             numbers = jnp.stack([leaf for mean in metrics.values() for leaf in mean])
             return new, (jnp.concatenate([numbers, dead]), bad)
 
-        # Under jit it is traced once, for its shapes and for the loop.
-        step = jax.jit(step if self.lanes is None else self.lanes.map(step))
-
-        def chunk(values, root, first, n, batches):
-            shapes = jax.eval_shape(lambda: step(values, root, first, jax.tree.map(lambda leaf: leaf[0], batches))[1])
-            empty = jax.tree.map(lambda leaf: jnp.zeros((self.chunk, *leaf.shape), leaf.dtype), shapes)
-
-            def body(i, carry):
-                values, filled = carry
-                values, metrics = step(values, root, first + i, jax.tree.map(lambda leaf: leaf[i], batches))
-                write = lambda buffer, leaf: jax.lax.dynamic_update_index_in_dim(buffer, leaf, i, 0)  # noqa: E731
-                return values, jax.tree.map(write, filled, metrics)
-
-            return jax.lax.fori_loop(0, n, body, (values, empty))
-
-        stacked = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((self.chunk, *np.shape(leaf)), leaf.dtype), self.example
-        )
+        chunk = chunks.looped(step if self.lanes is None else self.lanes.map(step), self.chunk)
         with self._environ(fit=True):
-            lowered = jax.jit(chunk, donate_argnums=0).lower(
-                self.values, self.root, jnp.int32(0), jnp.int32(0), stacked
+            numbers = jnp.int32(0), jnp.int32(0)
+            lowered = self.devices.lower(
+                chunk, self.values, self.root, numbers, self.example, self.module, stacked=self.chunk, donate=True
             )
         return lowered.compile()
 
@@ -362,23 +381,19 @@ class Program:
         """Run a program that reads the state and does not change it, compiled once for each shape of batch."""
         shapes = tuple((np.shape(leaf), str(leaf.dtype)) for leaf in jax.tree.leaves(batch))
         key = (kind, jax.tree.structure(batch), shapes)
+        alone = fit or not self.devices.divides(self.module, batch)
+        values, root = (self.values, self.root) if not alone else self.devices.alone((self.values, self.root))
         if key not in self._executables:
-            with self._environ(fit=fit):
-                functional = self._functional(step, jnp.int32(0), batch, carried=fit)
+            with self._environ(fit=fit), self.devices.only_one(alone):
+                example = batch if alone else self.devices.share(self.module, batch)
+                functional = self._functional(step, jnp.int32(0), example, carried=fit)
                 read = lambda *args: functional(*args)[1]  # noqa: E731
                 if self.lanes is not None:
                     read = self.lanes.first(read) if fit else self.lanes.map_live(read)
-                self._executables[key] = jax.jit(read).lower(self.values, self.root, jnp.int32(0), batch).compile()
-        return self._executables[key](self.values, self.root, np.int32(index), batch)
+                lowered = self.devices.lower(read, values, root, (jnp.int32(0),), batch, self.module)
+                self._executables[key] = lowered.compile()
+        return self._executables[key](values, root, np.int32(index), batch)
 
     def bad_name(self, code: int) -> str:
         """What a non-negative entry of the non-finite mask stands for."""
         return self._bad_names[code]
-
-
-def _stack(leaves: tuple[Any, ...], length: int) -> np.ndarray:
-    """Batches one after another, ``(length, ...)``; a fresh array, since a device may still read the one before."""
-    stacked = np.zeros((length, *np.shape(leaves[0])), leaves[0].dtype)
-    for i, leaf in enumerate(leaves):
-        stacked[i] = leaf
-    return stacked

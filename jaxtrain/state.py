@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -138,12 +138,19 @@ def fresh_hidden(model, batch_size: int, vmapped: bool) -> dict[str, Any]:
     ``init_all_states`` replaces State objects, and what was compiled against the old ones would go on without them;
     so the attributes of every node are put back.
     """
+    with attributes_kept(model):
+        create_hidden(model, batch_size, vmapped)
+        return {name: state.value for name, state in short_term(model).items()}
+
+
+@contextmanager
+def attributes_kept(model) -> Iterator[None]:
+    """Put the attributes of every node of a model back at the end, the State objects among them."""
     found: Any = brainstate.graph.nodes(model)
     nodes = list({id(node): node for node in found.values()}.values())
     kept = [(node, dict(vars(node))) for node in nodes]
     try:
-        create_hidden(model, batch_size, vmapped)
-        return {name: state.value for name, state in short_term(model).items()}
+        yield
     finally:
         for node, attributes in kept:
             vars(node).clear()
@@ -216,10 +223,12 @@ class Functional:
 
     ``named`` outlive the call: ``functional(values, *args) -> (new values, result)``. ``scratch`` are set by the
     function before it reads them, so what they held before does not matter. Touching any other State is an error.
+    ``axes``: ``(name, size)`` of the mesh axes that the function will run under.
     """
 
-    def __init__(self, function: Callable, named: dict[str, State], scratch: Iterable[State], *example: Any):
-        self._stateful = StatefulFunction(function, return_only_write=False)
+    def __init__(self, function: Callable, named: dict[str, State], scratch: Iterable[State], *example: Any,
+                 axes: Sequence[tuple[str, int]] | None = None):  # fmt: skip
+        self._stateful = StatefulFunction(function, return_only_write=False, axis_env=axes)
         self._stateful.make_jaxpr(*example)
         names = {id(state): name for name, state in named.items()}
         free = {id(state) for state in scratch} | {id(brainstate.random.DEFAULT)}

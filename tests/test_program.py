@@ -9,7 +9,8 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain.metrics import Pending
-from jaxtrain.program import CHUNK_CAP, Program
+from jaxtrain import chunks
+from jaxtrain.program import Program
 from jaxtrain.state import lasting
 from jaxtrain.strategies.names import make_strategy
 from tests.small import CopyGRU, Linear, Lines, copies, leaves, line
@@ -59,8 +60,8 @@ def test_every_step_of_a_chunk_draws_its_own_numbers():
 
 
 def test_chunk_auto_is_a_rule_over_work(monkeypatch):
-    assert make(Linear(), line(0), chunk="auto").chunk == CHUNK_CAP
-    monkeypatch.setattr("jaxtrain.program.CHUNK_FLOPS", 1.0)
+    assert make(Linear(), line(0), chunk="auto").chunk == chunks.CAP
+    monkeypatch.setattr("jaxtrain.chunks.FLOPS", 1.0)
     assert make(Linear(), line(0), chunk="auto").chunk == 1
 
 

@@ -28,9 +28,10 @@ from ..state import (
 )
 
 Batching = Literal["auto", "batched", "vmap"]
-Update = Callable[[dict[str, Any], Any], Metrics]
-"""``update(grads, weight)``: gradients of ``sum(w * loss)`` by parameter name, and ``sum(w)``. It divides, clips,
-accumulates and steps the optimizer, and returns metrics of its own (``grad_norm``, ``lr``)."""
+Update = Callable[[dict[str, Any], Any, Metrics], Metrics]
+"""``update(grads, weight, metrics)``: gradients of ``sum(w * loss)`` by parameter name, ``sum(w)``, and the metrics of
+the same time steps. It adds all of them up over devices, divides, clips, accumulates and steps the optimizer, and
+returns the metrics with its own (``grad_norm``, ``lr``)."""
 
 
 @dataclass(frozen=True)

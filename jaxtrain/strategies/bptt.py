@@ -68,7 +68,7 @@ class BPTTLearner(Learner):
             return score(self.objective, self._forward, scored(phases), self._reset)
 
         grads, metrics = gradient(loss, self._params)()
-        return {**metrics, **update(grads, total_weight(phases))}
+        return update(grads, total_weight(phases), metrics)
 
     def report(self) -> list[Row]:
         return [Row(name) for name in self._params]

@@ -45,14 +45,14 @@ class Cadence:
         """Traced: hand the gradients of the learning phase to ``update``, piece by piece."""
         if self.update_every == "sequence":
             grads, metrics = gradients(scored(phases))
-            return {**metrics, **update(grads, total_weight(phases))}
+            return update(grads, total_weight(phases), metrics)
         batch = phases.sizes[2]
 
         def piece(sequences) -> tuple[None, Metrics]:
             grads, metrics = gradients(sequences)
             weights = sequences[2]
             given = None if phases.weights is None else weights
-            return None, {**metrics, **update(grads, sum_of_weights(given, len(weights), batch))}
+            return None, update(grads, sum_of_weights(given, len(weights), batch), metrics)
 
         return over_tiles(scored(phases), self.update_every, piece, None)[1]
 

@@ -24,10 +24,10 @@ def gradient_of(learner: Learner, phases: Phases) -> dict[str, Any]:
     zeros = zeros_like_parameters(trained(learner.objective))
     totals = {name: State(value) for name, value in zeros.items()}
 
-    def update(grads: dict[str, Any], weight: Any) -> Metrics:
+    def update(grads: dict[str, Any], weight: Any, metrics: Metrics) -> Metrics:
         for name, grad in grads.items():
             totals[name].value = add_to(totals[name].value, grad)
-        return {}
+        return metrics
 
     learner.restart(phases.sizes[2])
     learner.learn(phases, update)

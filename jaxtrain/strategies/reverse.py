@@ -62,7 +62,7 @@ class ReverseLearner(Learner):
         warm = (phases.warmup, split_reset(phases)[0])
         if self.segment is None:
             grads, metrics = self._piece(warm, scored(phases), go_on=False)
-            return {**metrics, **update(grads, total_weight(phases))}
+            return update(grads, total_weight(phases), metrics)
         if phases.warmup is not None:
             over_tiles(warm, self.segment, lambda tile: (self._go_on(tile), {}), {})
         return self.cadence.drive(phases, self._gradients, update)

@@ -109,7 +109,7 @@ class _Learner(Learner):
         if first < time:
             more, rest = self._gradients(jax.tree.map(lambda leaf: leaf[first:], sequences))
             grads, metrics = jax.tree.map(jnp.add, grads, more), add(metrics, rest)
-        return {**metrics, **update(grads, total_weight(phases))}
+        return update(grads, total_weight(phases), metrics)
 
     def _evolve(self, inputs: Any, masks: Any) -> None:
         if jax.tree.leaves(inputs)[0].shape[0]:

@@ -98,10 +98,10 @@ class Drive:
         handed = {}
         set_key(KEY)
 
-        def update(grads, weight):
+        def update(grads, weight, metrics):
             assert not handed, "update was called twice"
             handed.update(grads=dict(grads), weight=jnp.asarray(weight))
-            return {}
+            return metrics
 
         metrics = self.learner.learn(check_phases(phases), update)
         return handed["grads"], handed["weight"], metrics

@@ -50,8 +50,8 @@ def sign_bptt():
         scale: float
 
         def learn(self, phases, update):
-            def signs(grads, weight):
-                return update(jax.tree.map(lambda leaf: weight * self.scale * jnp.sign(leaf), grads), weight)
+            def signs(grads, weight, metrics):
+                return update(jax.tree.map(lambda leaf: weight * self.scale * jnp.sign(leaf), grads), weight, metrics)
 
             return super().learn(phases, signs)
 

@@ -113,6 +113,7 @@ def measure(module: Any, config: Any, rules: Sequence[Rule], cells: Sequence[str
     """
     check_cells(config, cells)
     table = []
+    log.info("%s", "\n".join(HEAD))
     for cell in cells or [getattr(config, "cell", "model")]:
         chosen = dataclasses.replace(config, cell=cell) if cells else config
         truth, failed = None, ""
@@ -127,8 +128,8 @@ def measure(module: Any, config: Any, rules: Sequence[Rule], cells: Sequence[str
                     _fill(entry, module, rule, chosen, truth, steps)
             except Exception as error:  # a rule that cannot run on a cell is a result, and is printed as one
                 entry.failed = one_line(error)
-            log.info("%s", line(entry))
             table.append(entry)
+            log.info("%s", line(entry, reasons(table)))
     return table
 
 
@@ -219,18 +220,30 @@ COLUMNS = ("cell", "rule", "cosine", "norm ratio", "signs", "cosine, trained", "
            "time / BPTT", "trace bytes")  # fmt: skip
 
 
-def line(entry: Cell) -> str:
+HEAD = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+
+
+def reasons(table: Sequence[Cell]) -> list[str]:
+    """Why entries have no numbers, each reason once: they are too long for a cell, and stand below the table."""
+    return list(dict.fromkeys(entry.failed for entry in table if entry.failed))
+
+
+def notes(table: Sequence[Cell]) -> str:
+    return "".join(f"\n({number}) {reason}\n" for number, reason in enumerate(reasons(table), 1))
+
+
+def line(entry: Cell, reasons: Sequence[str] = ()) -> str:
+    """``reasons``: of the table, so that the row can say which is its own."""
     if entry.failed:
-        failed = entry.failed.replace("|", r"\|")  # which would begin a column
-        return f"| {entry.cell} | {entry.rule} | {failed} | | | | | | | |"
+        return f"| {entry.cell} | {entry.rule} | cannot run ({reasons.index(entry.failed) + 1}) | | | | | | | |"
     numbers = (entry.cosine, entry.norm_ratio, entry.sign_agreement, entry.trained_cosine, entry.trained_norm_ratio,
                entry.loss, entry.time)  # fmt: skip
     return f"| {entry.cell} | {entry.rule} | " + " | ".join(f"{x:.3f}" for x in numbers) + f" | {entry.trace_bytes:,} |"
 
 
 def markdown(table: Sequence[Cell]) -> str:
-    head = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
-    return "\n".join([*head, *(line(entry) for entry in table)]) + "\n"
+    why = reasons(table)
+    return "\n".join([*HEAD, *(line(entry, why) for entry in table)]) + "\n" + notes(table)
 
 
 def write(table: Sequence[Cell], out: Path, command: str) -> None:

@@ -45,12 +45,19 @@ def _tool(argv: list[str]) -> int:
     )  # fmt: skip
     fidelity.add_argument("recipe", type=Path, metavar="RECIPE")
     fidelity.add_argument(
-        "--rules", default=",".join(RULES), help="strategies by commas, with fields: drtrl:window=5,vjp=multi-step,uoro"
+        "--rules",
+        default=",".join(RULES),
+        help="strategies by commas, with fields: drtrl:window=5,vjp=multi-step,uoro (default: %(default)s)",
     )
-    fidelity.add_argument("--cells", default="", help="values of the recipe's --cell, by commas")
-    fidelity.add_argument("--steps", type=int, default=200, help="steps to train before the second look")
+    fidelity.add_argument("--cells", default="", help="values of the recipe's --cell, by commas (default: its own)")
     fidelity.add_argument(
-        "--out", type=Path, default=Path("fidelity"), help="directory for fidelity.md, .json, .png: overwritten"
+        "--steps", type=int, default=200, help="steps to train before the second look (default: %(default)s)"
+    )
+    fidelity.add_argument(
+        "--out",
+        type=Path,
+        default=Path("fidelity"),
+        help="directory for fidelity.md, .json, .png: overwritten (default: %(default)s)",
     )
     compare = commands.add_parser(
         "compare", help="what each rule learns on a recipe: rules by options by seeds, as a table and figures",
@@ -84,8 +91,10 @@ def _tool(argv: list[str]) -> int:
         "period in minutes) cannot be verified", allow_abbrev=False,
     )  # fmt: skip
     resume.add_argument("recipe", type=Path, metavar="RECIPE")
-    resume.add_argument("--kills", type=int, default=10, help="how many times it is killed")
-    resume.add_argument("--kill-seed", type=int, default=0, help="of the moments; --seed is the recipe's own")
+    resume.add_argument("--kills", type=int, default=10, help="how many times it is killed (default: %(default)s)")
+    resume.add_argument(
+        "--kill-seed", type=int, default=0, help="of the moments; --seed is the recipe's own (default: 0)"
+    )
     resume.add_argument("--keep", type=Path, help="an empty directory for the runs, which stay there")
     args, rest = parser.parse_known_args(argv)
     if args.command == "info":
@@ -197,6 +206,6 @@ def _fidelity(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int
     fidelity.check_cells(config, cells)
     table = fidelity.measure(recipe, config, rules, cells, args.steps)
     fidelity.write(table, args.out, shlex.join(["jaxtrain", *argv]))
-    print(fidelity.markdown(table))
+    print(fidelity.notes(table))  # its rows were said one by one
     print(f"written to {args.out}/fidelity.md, fidelity.json and fidelity.png")
     return 1 if all(entry.failed for entry in table) else 0

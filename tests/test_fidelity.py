@@ -14,7 +14,7 @@ RECIPE = str(Path(__file__).parents[1] / "recipes/copy_gru.py")
 TINY = ["--hidden", "6", "--time-lag", "3", "--digits", "2", "--batch-size", "4"]
 
 
-def test_a_table_of_cells_by_rules(tmp_path, capsys):
+def test_a_table_of_cells_by_rules(tmp_path, capsys, caplog):
     out = tmp_path / "out"
     rules, sizes = ["--rules", "drtrl:engine=trace,three_factor"], ["--cells", "lru", "--steps", "4", "--out", str(out)]
     assert tool(["fidelity", RECIPE, *rules, *sizes, *TINY]) == 0
@@ -26,7 +26,17 @@ def test_a_table_of_cells_by_rules(tmp_path, capsys):
     text = (out / "fidelity.md").read_text()
     assert "jaxtrain fidelity" in text and text.count("| lru |") == 2
     assert (out / "fidelity.png").stat().st_size > 5000
-    assert "| lru | drtrl:engine=trace | 1.000 |" in capsys.readouterr().out
+    said = "\n".join([*(record.message for record in caplog.records), capsys.readouterr().out])
+    assert said.count("| lru | drtrl:engine=trace | 1.000 |") == said.count("| cell | rule |") == 1, "each row once"
+    assert "| lru | three_factor | cannot run (1) |" in said and "| lru | three_factor | cannot run (1) |" in text
+    for page in (said, text):
+        assert page.count(f"\n(1) {reward['failed']}\n") == 1, "the reason is too long for a cell"
+
+
+def test_help_shows_defaults(capsys):
+    assert tool(["fidelity", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "(default: 200)" in said and "(default: fidelity)" in said and "(default: bptt,tbptt,drtrl," in said
 
 
 @pytest.mark.parametrize(
@@ -112,4 +122,5 @@ def test_a_cell_that_fails_is_a_row_and_an_empty_message_is_one(monkeypatch):
     monkeypatch.setattr(Broken, "make", staticmethod(lambda config: (_ for _ in ()).throw(ValueError("a | b"))))
     (entry,) = fidelity.measure(Broken, Options(), fidelity.parse_rules("drtrl"), [], 1)
     assert entry.failed == "bptt: ValueError: a | b"
-    assert fidelity.line(entry).replace(r"\|", "").count("|") == len(fidelity.COLUMNS) + 1
+    assert fidelity.line(entry, fidelity.reasons([entry])).count("|") == len(fidelity.COLUMNS) + 1
+    assert fidelity.notes([entry, entry]) == "\n(1) bptt: ValueError: a | b\n"

@@ -119,7 +119,7 @@ def test_what_must_be_written_is_asked_for():
     for call, missing in (
         (lambda m: m.build(), r"^Empty defines neither build\(\) nor a model$"),
         (lambda m: m.learning_step(None, 0, 0), r"^Empty defines no learning_step\(forward, x, y\)$"),
-        (lambda m: m.configure_optimizer(), r"^Empty defines no configure_optimizer\(\); return an optax transformation, as "),
+        (lambda m: m.configure_optimizer(), r"^Empty defines no configure_optimizer\(\); return an optax transform"),
         (lambda m: m.group("w"), r"^Empty.configure_optimizer gives a dict, so define group\(name\) -> label$"),
     ):
         with pytest.raises(TypeError, match=missing):

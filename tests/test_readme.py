@@ -1,10 +1,12 @@
 """The programs in the pages run as they stand, and their links lead somewhere."""
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
+import jaxtrain
 from jaxtrain.strategies import names
 
 ROOT = Path(__file__).parent.parent
@@ -86,6 +88,20 @@ def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
+
+
+EXPORTS = [getattr(jaxtrain, name) for name in jaxtrain.__all__ if name != "Callback"]
+CALLBACKS = [value for value in EXPORTS if isinstance(value, type) and issubclass(value, jaxtrain.Callback)]
+
+
+@pytest.mark.parametrize("callback", CALLBACKS, ids=lambda callback: callback.__name__)
+def test_every_argument_of_a_callback_is_in_the_table(callback):
+    page = (ROOT / "docs/callbacks.md").read_text()
+    rows = re.findall(rf"^\| `{callback.__name__}` \| `(\w+)` \| (.+?) \| .{{10,}} \|$", page, re.M)
+    taken = {} if callback.__init__ is object.__init__ else inspect.signature(callback).parameters
+    expected = [(name, "-" if p.default is p.empty else f"`{p.default!r}`") for name, p in taken.items()]
+    assert rows == expected
+    assert rows or f"`{callback.__name__}()`" in page
 
 
 def test_the_house_is_described():

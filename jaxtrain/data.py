@@ -6,6 +6,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import jax
+import numpy as np
+
 from .console import warn_of_foreign
 from .sources import Counted, DataEnded, DataError, Kind, Spec, adapt, by_number, fingerprint, host, length_of, noted
 
@@ -154,6 +157,19 @@ def change_task(data: DataModule, task: dict[str, Any]) -> None:
         life.made_with = copy.deepcopy(data.task)
     data.task.update(task)
     life.left_with = copy.deepcopy(data.task)
+
+
+def nonfinite_leaf(batch: Any, number: int) -> str | None:
+    """Which leaf of a batch on the host holds NaN or infinity, in words; None where all is finite."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        bad = ~np.isfinite(np.asarray(leaf, np.complex128 if np.iscomplexobj(leaf) else np.float64))
+        if bad.any():
+            first = [int(index) for index in np.argwhere(bad)[0]]
+            return (
+                f"train data: batch {number}: leaf batch{jax.tree_util.keystr(path)} holds {int(bad.sum())} values "
+                f"that are not finite, the first at {first}: mend the data, or choose Fit(nonfinite='skip')"
+            )
+    return None
 
 
 class Feed:

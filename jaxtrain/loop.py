@@ -13,7 +13,7 @@ from .callback import Callback, Callbacks
 from .callbacks.throughput import peak_rss_mb
 from .checkpoint import Store
 from .console import log, one_line
-from .data import DataModule, Feed, change_task
+from .data import DataModule, Feed, change_task, nonfinite_leaf
 from .digests import digest
 from .evaluating import evaluate
 from .files import as_json
@@ -54,7 +54,7 @@ class Loop:
         self.over = False
         """Whether the run has come to its end, rather than to the end of this process's time."""
         self._audited = False
-        self._late: tuple[Pending, int] | None = None
+        self._late: tuple[Pending, list[Any]] | None = None
         self._error: Exception | None = None
 
     def train(self) -> None:
@@ -80,7 +80,7 @@ class Loop:
 
     # ------------------------------------------------------------------------------------------------- a chunk
 
-    def _dispatch(self, n: int) -> tuple[Pending, int] | None:
+    def _dispatch(self, n: int) -> tuple[Pending, list[Any]] | None:
         try:
             batches = self.feed.take(n)
         except Exception as error:
@@ -90,16 +90,17 @@ class Loop:
             return None
         pending = self.program.train(batches, self.position)
         self.position += len(batches)
-        return pending, len(batches)
+        return pending, batches
 
-    def _deliver(self, chunk: tuple[Pending, int] | None) -> None:
+    def _deliver(self, chunk: tuple[Pending, list[Any]] | None) -> None:
         """Hand the metrics of a dispatched chunk to the record and to the callbacks."""
         if chunk is None:
             return
         arrays = chunk[0].fetch()
-        n, first = chunk[1], self.run.step
+        batches, first = chunk[1], self.run.step
+        n = len(batches)
         bad, dead = arrays.pop(BAD)[:n], arrays.pop(DEAD)[:n]
-        n, error = self._check(bad, first)
+        n, error = self._check(bad, first, batches)
         nums = {name: mean.num[:n] for name, mean in arrays.items()}
         weights = {name: mean.weight[:n] for name, mean in arrays.items()}
         if not self._audited:
@@ -130,7 +131,7 @@ class Loop:
                 first + int(steps[0]) + 1, ", ".join(surprising),
             )  # fmt: skip
 
-    def _check(self, bad: np.ndarray, first: int) -> tuple[int, NonFiniteError | None]:
+    def _check(self, bad: np.ndarray, first: int, batches: list[Any]) -> tuple[int, NonFiniteError | None]:
         """Apply the policy for steps in which something is NaN or infinite, ``bad`` ``(n, lanes)``: how many steps
         count, and the error to raise after them."""
         raises, fatal = self.nonfinite == "raise", np.flatnonzero((bad != FINE).all(axis=1))
@@ -152,10 +153,9 @@ class Loop:
         if not raises or not len(fatal):
             return len(bad), None
         none_left = "" if lanes is None else ", and no seed is left"
-        return int(fatal[0]), NonFiniteError(
-            f"{fatal_text}{none_left}; lower the learning rate, clip gradients, or choose Fit(nonfinite='skip' or "
-            "'warn')"
-        )
+        advice = nonfinite_leaf(batches[int(fatal[0])], first + int(fatal[0]))
+        advice = advice or "lower the learning rate, clip gradients, or choose Fit(nonfinite='skip' or 'warn')"
+        return int(fatal[0]), NonFiniteError(f"{fatal_text}{none_left}; {advice}")
 
     # ------------------------------------------------------------------------------------------------- an edge
 

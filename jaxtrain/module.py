@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -212,7 +213,8 @@ class Objective:
         self.encode = encode
 
     def warmup(self, forward: Callable, x) -> None:
-        self.module.warmup_step(forward, self.encode(x))
+        with _explained(f"{type(self.module).__name__}.warmup_step", x):
+            self.module.warmup_step(forward, self.encode(x))
 
     def learn(self, forward: Callable, x, y, w, extras: dict[str, Any]) -> tuple[jax.Array, dict[str, Mean]]:
         """One scored time step: ``(sum of w * loss, metrics)``; ``w`` is ``()`` or ``(B,)``."""
@@ -222,7 +224,8 @@ class Objective:
         return self._score(self.module.evaluation_step, "evaluation_step", forward, x, y, w, extras)[1]
 
     def predict(self, forward: Callable, x) -> Any:
-        return self.module.predict_step(forward, self.encode(x))
+        with _explained(f"{type(self.module).__name__}.predict_step", x):
+            return self.module.predict_step(forward, self.encode(x))
 
     def _score(self, step, name, forward, x, y, w, extras):
         batch = jax.tree.leaves(x)[0].shape[0]
@@ -241,7 +244,8 @@ class Objective:
                 + "".join(f", {key}=" for key in extras)
                 + (" (Phases.extras come by keyword)" if extras else "")
             ) from None
-        result = step(counted, self.encode(x), y, **extras)
+        with _explained(where, x, y):
+            result = step(counted, self.encode(x), y, **extras)
         if len(calls) != 1:
             raise ValueError(f"{where} called forward {len(calls)} times; expected exactly one call a time step")
         if result is None or isinstance(result, dict) or (isinstance(result, tuple) and len(result) != 2):
@@ -257,6 +261,30 @@ class Objective:
         scored = {"loss": loss, **metrics}
         means = {key: _weighted(value, w, batch, f"{where}: {key}", key == "loss") for key, value in scored.items()}
         return means["loss"].num, means
+
+
+VALUELESS = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+@contextmanager
+def _explained(where: str, x: Any, y: Any = None) -> Iterator[None]:
+    """A note for what a module's own step raises: which step, on what, and what to do."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, VALUELESS):
+            advice = "no value is known while it is traced: use jnp.where or jax.lax.cond for if, jax.numpy for numpy"
+        else:
+            advice = "see that the model's sizes fit these shapes"
+        shapes = jax.tree.map(lambda leaf: tuple(np.shape(leaf)), (x,) if y is None else (x, y))
+        named = " and ".join(f"{name} of shape {shape}" for name, shape in zip("xy", shapes, strict=False))
+        error.add_note(f"jaxtrain: in {where}, traced for one time step of a batch with {named}, (B, ...); {advice}")
+        raise
 
 
 def _weighted(value, w, batch: int, what: str, is_loss: bool) -> Mean:

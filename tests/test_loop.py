@@ -264,7 +264,7 @@ def spoil(*steps):
 def test_nonfinite_raise_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
     callbacks = [jt.JSONL(), jt.Checkpoint(every=4, best=None)]
     fit = jt.Fit("bptt", max_steps=12, chunk=4, log_every=2, callbacks=callbacks, run_dir=tmp_path)
-    with pytest.raises(jt.NonFiniteError, match=r"^step 7: train/loss is not finite; lower .*nonfinite='skip'"):
+    with pytest.raises(jt.NonFiniteError, match=r"^step 7: train/loss is not finite; train data: batch 6: leaf batch.1. holds 18 .*nonfinite='skip'"):
         fit.run(Linear(), Lines(spoil(7)))
     assert result_of(tmp_path)["status"] == "failed" and result_of(tmp_path)["step"] == 6
     assert steps_of(tmp_path) == [4]
@@ -350,3 +350,17 @@ def test_a_nan_validation_never_is_the_best(tmp_path):
     best = result.best["step"]
     assert best in steps_of(tmp_path)
     assert not math.isnan({row["step"]: row for row in result.history}[best]["val/loss"])
+
+
+@pytest.mark.parametrize("leaf", [0, 1])
+def test_data_that_is_not_finite_is_named(leaf):
+    """Of the step that failed, and only where the data is what is wrong."""
+
+    def spoil(step, batch):
+        if step == 4:
+            batch[leaf][2, 1, 1] = np.inf
+        return batch
+
+    where = rf"train data: batch 4: leaf batch\[{leaf}\] holds 1 values that are not finite, the first at \[2, 1, 1\]"
+    with pytest.raises(jt.NonFiniteError, match=rf"^step 5: train/loss is not finite; {where}: mend the data"):
+        jt.Fit("bptt", max_steps=8, chunk=4).run(Linear(), Lines(change=spoil))

@@ -3,13 +3,14 @@
 import brainstate
 import braintools
 import braintrace
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import jaxtrain as jt
-from tests.small import leaves, same
+from tests.small import Linear, Lines, leaves, same
 
 T, B = 6, 4
 
@@ -137,3 +138,25 @@ def test_a_spiking_network():
         result = fit.run(module, [series(seed) for seed in range(3)])
         assert result.status == "finished" and np.isfinite(result.history[-1]["train/loss"])
         assert result.history[-1]["grad_norm"] > 0 and fit.validate(module, jt.DataModule([], [series(5)]))
+
+
+def test_what_jax_says_of_a_step_comes_with_where_and_what_to_do():
+    class Branches(Linear):
+        def learning_step(self, forward, x, y):
+            loss = jnp.square(forward(x) - y).mean(-1)
+            return loss if loss.sum() > 1 else 2 * loss
+
+    class Misfits(Linear):
+        def learning_step(self, forward, x, y):
+            return jnp.square(forward(x) @ jnp.zeros((7, 3)) - y).mean(-1)
+
+    for module, kind, what in (
+        (Branches, jax.errors.TracerBoolConversionError, "no value is known while it is traced: use jnp.where or "),
+        (Misfits, TypeError, "see that the model's sizes fit these shapes"),
+    ):
+        with pytest.raises(kind) as caught:
+            jt.Fit("bptt", max_steps=2).run(module(), Lines())
+        (note,) = [note for note in caught.value.__notes__ if note.startswith("jaxtrain: in ")]
+        shapes = "x of shape (2, 2) and y of shape (2, 3), (B, ...)"
+        start = f"jaxtrain: in {module.__name__}.learning_step, traced for one time step of a batch with {shapes}; "
+        assert note.startswith(start + what)

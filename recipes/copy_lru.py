@@ -28,6 +28,8 @@ class Config(TrainingOptions, NetworkOptions):
     """recall in validation at which the run ends; none: it goes on to max_steps"""
     cell: CellName = "lru"
     """the recurrent layer"""
+    hidden: int = 40
+    """units of a layer; with many, a random recurrence that does not learn (readout_only) does nearly as well"""
     width: int | None = 32
     """units of a linear encoder in front, and of an LRU's output; none: no encoder"""
     max_steps: int = 400

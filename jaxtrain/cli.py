@@ -250,10 +250,11 @@ def _arguments(Config, entry: names.Entry, config: Options, values: dict[str, An
 
 def _describe(Config, entry: names.Entry, presets) -> str:
     lines = [inspect.cleandoc(Config.__doc__ or "")]
+    default = names.lookup(Config().strategy)
     for other in names.REGISTRY.values():
-        if other is not entry:
-            options = ", ".join(f"--strategy.{name.replace('_', '-')}" for name in other.fields)
-            lines.append(f"--strategy {other.name} ({other.help}) takes {options}.")
+        options = ", ".join(f"--strategy.{name.replace('_', '-')}" for name in other.fields)
+        takes = "has the fields below" if other is entry else f"takes {options}"
+        lines.append(f"--strategy {other.name} ({other.help}{', the default' if other is default else ''}) {takes}.")
     for name, values in presets.items():
         lines.append(f"--preset {name}: " + ", ".join(f"{key}={value}" for key, value in values.items()) + ".")
     return "\n".join(lines)

@@ -303,6 +303,7 @@ def test_help(call):
     for option in ("--batch-size INT", "--strategy.window INT", "--resume", "--no-progress", "--dry-run", "--config"):
         assert option in text
     assert "sequences in a batch" in text and "--strategy bptt (backpropagation through time) takes" in text
+    assert "--strategy drtrl (diagonal RTRL, the default) has the fields below." in text
     assert "--strategy.remat" in " ".join(call("--strategy", "bptt", "--help")[1].split())
 
 

@@ -120,9 +120,9 @@ def _recipe(Config, make, presets, chance, argv) -> int:
     config = dataclasses.replace(config, run_dir=str(run_dir))
     use_compilation_cache()
     if (devices := getattr(config, "devices", 1)) != 1:
-        from .devices import start
+        from .devices import start as start_devices
 
-        start(devices)  # before anything in make starts JAX
+        start_devices(devices)  # before anything in make starts JAX
     try:
         made = _made(make, config)
         if not (isinstance(made, tuple) and len(made) == 3):

@@ -3,7 +3,7 @@ VENV ?= .venv
 VERSIONS ?= 3.14 3.13 3.12
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-BENCHMARKS := step_time memory overhead seeds start peers
+BENCHMARKS := step_time memory overhead seeds devices start peers
 
 .DEFAULT_GOAL := help
 .PHONY: help copy test test-all lint bench clean which-python venv

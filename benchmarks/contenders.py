@@ -229,14 +229,14 @@ def _divisor(n: int, most: int) -> int:
 class FitSteps:
     """Steps as ``Fit`` takes them: its train program, a chunk a dispatch, metrics fetched one chunk late."""
 
-    def __init__(self, setting: Setting, strategy: jt.Strategy, chunk: Any = "auto"):
+    def __init__(self, setting: Setting, strategy: jt.Strategy, chunk: Any = "auto", devices: int = 1):
         self.module = Copy(setting)
         build(self.module, 0)
         self.batches = setting.batches(4)
         data = jt.CopyDataset(1, 1, 1)
         self.program = Program(
             self.module, strategy, data.encode, self.batches[0], seed=0, clip=None, accumulate=1, nonfinite="raise",
-            chunk=chunk,
+            chunk=chunk, devices=devices,
         )  # fmt: skip
         self.program.prepare()
         self.taken = 0

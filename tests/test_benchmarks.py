@@ -22,7 +22,7 @@ import peers  # noqa: E402
 import start  # noqa: E402
 import step_time  # noqa: E402
 
-SCRIPTS = ["memory.py", "peers.py", "seeds.py", "start.py", "step_time.py"]
+SCRIPTS = ["devices.py", "memory.py", "peers.py", "seeds.py", "start.py", "step_time.py"]
 
 
 def run(*argv, code=0):
@@ -65,6 +65,7 @@ def test_help_of_overhead():
         ("step_time.py", ["--full", "--only", "gru"], "exclude each other"),
         ("step_time.py", ["--only", "grus"], "invalid choice: 'grus'"),
         ("memory.py", ["--times", "10"], "--times must be 21 or more"),
+        ("devices.py", ["--devices", "1"], "--devices must be 2 or more"),
         ("start.py", ["--repeats", "0"], "--repeats must be 1 or more"),
         ("peers.py", ["--steps", "1"], "--steps 20 or more"),
     ],

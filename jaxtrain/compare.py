@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from .callbacks.early_stopping import Monitor
+from .callbacks.early_stopping import Mode, Monitor
 from .config import ConfigError, coerce
 from .fidelity import Rule, parse_rules
 from .files import jsonable, read_json, write_atomic, write_json
+from .trial import reached
 
 ALWAYS = ("readout_only", "bptt")
 """Rules without which a comparison says little: what a network does that does not learn, and the true gradient."""
@@ -88,6 +89,16 @@ def _value(word: str) -> Any:
         return word
 
 
+LESS, MORE = ("loss", "mse", "mae", "error", "bits", "ppl"), ("accuracy", "acc", "r2", "score")
+
+
+def parse_metric(tag: str, mode: Mode | None) -> Monitor:
+    """Raises ConfigError where neither the name nor ``mode`` says which is better."""
+    if mode is None and not tag.endswith((*LESS, *MORE)):
+        raise ConfigError(f"--metric {tag}: say whether less or more of it is better, --mode min or --mode max")
+    return Monitor.of(tag, mode or ("min" if tag.endswith(LESS) else "max"), "compare")
+
+
 def parse_seeds(text: str, option: str) -> list[int]:
     """``"0-4"`` or ``"0,3,7"``, or both."""
     found: list[int] = []
@@ -148,7 +159,7 @@ class Comparison:
         self.done: dict[str, dict[str, Any]] = {}
         if self.trials.exists():
             each = [json.loads(line) for line in self.trials.read_text().splitlines()]
-            self.done = {trial["name"]: read(trial) for trial in each}
+            self.done = {trial["name"]: self._read(trial) for trial in each}
 
     def run(self, variants: Mapping[str, Mapping[str, Any]], rules: Sequence[Rule], seeds: Sequence[int],
             rates: Sequence[float], tune: Sequence[int]) -> list[dict[str, Any]]:  # fmt: skip
@@ -226,12 +237,19 @@ class Comparison:
             "stop": judge.stop,
         }
 
+    def _read(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """A result with NaN for the numbers that JSON has no word for, and when it was at the target."""
+        numbers = {name: math.nan if result.get(name) is None else result[name] for name in NUMBERS}
+        curve = [[step, seconds, math.nan if value is None else value] for step, seconds, value in result["curve"]]
+        return {**result, **numbers, "curve": curve, "reached": reached(curve, self.judge.monitor, self.judge.target)}
+
     def _require_same(self, trial: Trial, request: Mapping[str, Any]) -> None:
         """Raises ConfigError where ``out`` holds a trial of this name that was another one."""
         before = self.done.get(trial.name, {}).get("request")
         if before is None:
             return
-        for name in ("recipe", "metric", "mode", "target", "seconds", "stop"):
+        ends = ("mode", "target") if self.judge.stop else ()  # elsewhere they only judge what was done
+        for name in ("recipe", "metric", "seconds", "stop", *ends):
             if before[name] != request[name]:
                 self._refuse(trial, name, before[name], request[name])
         for name in sorted({*before["config"], *request["config"]}):
@@ -257,9 +275,10 @@ class Comparison:
         command = [sys.executable, "-m", "jaxtrain.trial", str(asked), str(answer)]
         process = subprocess.run(command, capture_output=True, text=True)
         if process.returncode == 0:
-            result = read(read_json(answer))
+            result = read_json(answer)
         else:
-            result = read({"failed": _last_words(process), "status": "failed", "reached": None, "curve": []})
+            result = {"failed": _last_words(process), "status": "failed", "curve": []}
+        result = self._read(result)
         return {
             "name": trial.name, "variant": trial.variant, "options": dict(trial.options), "rule": trial.rule.spelled,
             "lr": trial.lr, "seed": trial.seed, "tuning": trial.tuning, **result, "request": dict(request),
@@ -267,13 +286,6 @@ class Comparison:
 
 
 NUMBERS = ("steps", "seconds", "value", "peak_mb", "compile_seconds", "total_seconds")
-
-
-def read(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A result with NaN for the numbers that JSON has no word for."""
-    numbers = {name: math.nan if result.get(name) is None else result[name] for name in NUMBERS}
-    curve = [[step, seconds, math.nan if value is None else value] for step, seconds, value in result["curve"]]
-    return {**result, **numbers, "curve": curve}
 
 
 def _last_words(process: subprocess.CompletedProcess[str]) -> str:

@@ -117,7 +117,8 @@ def write(out: Path, results: Sequence[Mapping[str, Any]], judge: Judge, chance:
         f"`{command}`", "",
         f"{date}; {', '.join(f'{name} {number}' for name, number in about.items())}; {machine}.",
         f"Budget of a trial: {budget(judge)}. Medians [least, most] over seeds {_seeds(final)}; seconds and "
-        "milliseconds are of training, without compiling and validating.", "",
+        f"milliseconds are of training, without compiling and validating. {judge.monitor.tag}: "
+        f"{'less' if judge.monitor.mode == 'min' else 'more'} is better; {_first(judge)}", "",
         markdown(table, judge, chance),
     ]  # fmt: skip
     if tuned:
@@ -134,6 +135,13 @@ def write(out: Path, results: Sequence[Mapping[str, Any]], judge: Judge, chance:
     if axis := numeric_axis(final):
         reach(final, table, axis, judge).savefig(out / "reach.png", dpi=150, bbox_inches="tight", facecolor="white")
     return done
+
+
+def _first(judge: Judge) -> str:
+    when = "validation" if judge.monitor.tag.startswith("val/") else "row of the record"
+    return (
+        "no target was given." if judge.target is None else f"a seed is at {judge.target:g} at the first {when} there."
+    )
 
 
 def _seeds(results: Sequence[Mapping[str, Any]]) -> str:

@@ -79,7 +79,9 @@ def _tool(argv: list[str]) -> int:
     compare.add_argument("--steps", type=int, help="budget of a trial, for the recipe's --max-steps")
     compare.add_argument("--seconds", type=float, help="budget of a trial: of training, without compiling")
     compare.add_argument("--metric", default="val/accuracy", help="tag of the record that is compared")
-    compare.add_argument("--mode", choices=("min", "max"), help="which is better; by itself as the metric's name says")
+    compare.add_argument(
+        "--mode", choices=("min", "max"), help="which is better, where the metric's name does not say it"
+    )
     compare.add_argument("--target", type=float, help="what the metric is to come to, e.g. 0.99")
     compare.add_argument("--stop", action="store_true", help="end a trial as soon as it is at the target")
     compare.add_argument("--preset", help="a preset of the recipe")
@@ -161,7 +163,6 @@ def _recipe(args: argparse.Namespace, rest: list[str], instead: Mapping[str, str
 
 def _compare(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
     from . import compare, comparison
-    from .callbacks.early_stopping import Monitor
     from .files import RunLock
 
     for name in ("steps", "seconds", "jobs"):
@@ -170,7 +171,7 @@ def _compare(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
             raise ConfigError(f"compare --{name} {value:g}: expected a positive number")
     if args.stop and args.target is None:
         raise ConfigError("compare --stop: say what is to be reached with --target")
-    rates = compare.parse_rates(args.lrs)
+    monitor, rates = compare.parse_metric(args.metric, args.mode), compare.parse_rates(args.lrs)
     seeds, tune = compare.parse_seeds(args.seeds, "--seeds"), compare.parse_seeds(args.tune_seeds, "--tune-seeds")
     if len(rates) > 1 and (both := sorted({*seeds} & {*tune})):
         raise ConfigError(f"compare --tune-seeds {args.tune_seeds}: seed {both[0]} is one of --seeds, too")
@@ -182,7 +183,6 @@ def _compare(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
             option = {"seed": "--seeds ''", "lr": "--lrs", "max_steps": "--steps"}[name]
             raise ConfigError(f"{args.recipe} has no option --{name.replace('_', '-')}: leave {option} out")
     variants = compare.variants_of(config, compare.parse_variants(config, args.vary))
-    monitor = Monitor.of(args.metric, args.mode, "compare")
     judge = compare.Judge(monitor, args.target, args.steps, args.seconds, args.stop)
     out, say = args.out.expanduser(), lambda text: print(text, flush=True)
     with RunLock(out):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ class Watch(Callback):
     """Notes a metric at every validation, or of training in every row, and ends a run whose budget in seconds is spent.
 
     ``curve``: ``[step, seconds, value]`` each time. Seconds are those from step 0 on, without validations; what a
-    curriculum compiles in between counts. ``reached``: the first entry of the curve that is at ``target`` or better.
+    curriculum compiles in between counts. With ``stop`` it ends a run at ``target``, too.
     """
 
     rank = "decide"
@@ -35,7 +36,6 @@ class Watch(Callback):
     def __init__(self, monitor: Monitor, target: float | None, seconds: float | None, stop: bool):
         self.monitor, self.target, self.budget, self.stop = monitor, target, seconds, stop
         self.curve: list[list[float]] = []
-        self.reached: list[float] | None = None
 
     def on_fit_start(self, run: Run) -> None:
         self._away, self._start = 0.0, time.perf_counter()
@@ -63,11 +63,16 @@ class Watch(Callback):
         if value is None:
             return
         self.curve.append([step, self.mark[1], value])
-        sign = 1 if self.monitor.mode == "min" else -1
-        if self.reached is None and self.target is not None and sign * value <= sign * self.target:
-            self.reached = self.curve[-1]
-            if self.stop:
-                run.stop(f"{self.monitor.tag} is {value:.6g} and has reached {self.target:g}")
+        if self.stop and reached(self.curve[-1:], self.monitor, self.target):
+            run.stop(f"{self.monitor.tag} is {value:.6g} and has reached {self.target:g}")
+
+
+def reached(curve: Sequence[Sequence[float]], monitor: Monitor, target: float | None) -> Sequence[float] | None:
+    """The first ``[step, seconds, value]`` of a curve that is at the target or better."""
+    if target is None:
+        return None
+    sign = 1 if monitor.mode == "min" else -1
+    return next((point for point in curve if sign * point[2] <= sign * target), None)
 
 
 def run_trial(request: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +99,6 @@ def run_trial(request: dict[str, Any]) -> dict[str, Any]:
         "steps": steps,
         "seconds": seconds,
         "value": watch.curve[-1][2] if watch.curve else math.nan,
-        "reached": watch.reached,
         "peak_mb": peak_rss_mb(),
         "total_seconds": time.perf_counter() - began,
         "curve": watch.curve,

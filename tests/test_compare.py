@@ -82,6 +82,15 @@ def test_what_was_done_is_kept(done, capsys):
     assert (done / "trials.jsonl").read_bytes() == before
 
 
+def test_what_was_done_is_judged_anew(done):
+    """Another target, or mode, asks for no other trial where a trial does not end there."""
+    argv = ["--seeds", "1", "--vary", "cell=lru,vanilla", "--stop-at", "none", "--rules", "bptt"]
+    for more, there in (["--target", "0"], 1), (["--target", "2"], 0), (["--target", "2", "--mode", "min"], 1):
+        assert run(done, *argv, *more) == 0
+        table = json.loads((done / "compare.json").read_text())["table"]
+        assert [row["reached"] for row in table] == [there] * 4
+
+
 def test_a_trial_that_was_cut_short_begins_anew(tmp_path):
     """A directory without a result is what a kill leaves."""
     out = tmp_path / "out"
@@ -200,6 +209,7 @@ def test_a_figure_over_a_number_that_varies():
         (["--seeds", "1,1"], "a seed comes twice"),
         (["--lrs", "0.1,x"], "expected positive numbers by commas"),
         (["--lrs", "0.1,0.2", "--tune-seeds", "1-2"], "seed 1 is one of --seeds, too"),
+        (["--metric", "task/passed"], "say whether less or more of it is better, --mode min or --mode max"),
         (["--stop"], "say what is to be reached with --target"),
         (["--jobs", "0"], "compare --jobs 0: expected a positive number"),
         (["--seconds", "-1"], "compare --seconds -1: expected a positive number"),

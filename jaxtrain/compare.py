@@ -252,8 +252,9 @@ class Comparison:
         for name in ("recipe", "metric", "seconds", "stop", *ends):
             if before[name] != request[name]:
                 self._refuse(trial, name, before[name], request[name])
-        for name in sorted({*before["config"], *request["config"]}):
-            ours, theirs = request["config"].get(name), before["config"].get(name)
+        kept = {**jsonable(type(self.config)().saved()), **before["config"]}  # an option that is new since then
+        for name in sorted({*kept, *request["config"]}):
+            ours, theirs = request["config"].get(name), kept[name]
             if ours != theirs:
                 self._refuse(trial, f"--{name.replace('_', '-')}", theirs, ours)
 

@@ -91,6 +91,18 @@ def test_what_was_done_is_judged_anew(done):
         assert [row["reached"] for row in table] == [there] * 4
 
 
+def test_an_option_that_a_recipe_has_since_then_had_its_default(done, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    before = (done / "trials.jsonl").read_text()
+    (out / "trials.jsonl").write_text(before.replace('"max_phase": 6.283185307179586, ', ""))
+    assert (out / "trials.jsonl").read_text() != before
+    assert run(out, "--rules", "bptt", *KEPT) == 0
+    assert "4 of 4 trials were done before" in capsys.readouterr().out
+    assert run(out, "--rules", "bptt", *KEPT, "--max-phase", "3") == 2
+    assert "with --max-phase 6.28" in capsys.readouterr().err
+
+
 def test_a_trial_that_was_cut_short_begins_anew(tmp_path):
     """A directory without a result is what a kill leaves."""
     out = tmp_path / "out"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.metrics import Pending
 from jaxtrain import chunks
+from jaxtrain.metrics import Pending
 from jaxtrain.program import Program
 from jaxtrain.state import lasting
 from jaxtrain.strategies.names import make_strategy

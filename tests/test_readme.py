@@ -79,7 +79,8 @@ WITHOUT_WINDOWS = ("OSTLRecurrent", "SnAp")
 """Mapped over lanes: their field window can only be 1."""
 
 
-PAGES = ["README.md", "checkpoints/README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = ["README.md", "checkpoints/README.md"]
+PAGES += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -37,11 +37,10 @@ def says(text, words):
 
 @needs_library
 @pytest.mark.slow
-def test_a_disk_full_during_the_first_save_and_rows(served, tmp_path):
-    """From the first save on until after it: one warning, and at the end nothing is missing."""
-    one, truth, calls = served
-    begin = first(calls, "mkdir", "checkpoints/00000004")
-    run = one.run(tmp_path / "run", Fault("ENOSPC", begin, begin + 3))
+def test_a_disk_full_during_the_first_save(served, tmp_path):
+    """One warning, and at the end nothing is missing. By its name: the saving thread's calls have no fixed number."""
+    one, truth, _ = served
+    run = one.run(tmp_path / "run", Fault("ENOSPC", 1, 1, "mkdir", "checkpoints/00000004*"))
     assert run["code"] == 0, run["text"]
     assert differences(truth, run["came_to"]) == []
     assert len(says(run["text"], "no space left")) == 1

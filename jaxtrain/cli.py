@@ -71,8 +71,14 @@ class Options:
 
     def make_strategy(self) -> Strategy:
         """The strategy object, to give to Fit. Raises ValueError for an unknown name or field."""
-        own = self.rule_defaults.get(names.lookup(self.strategy).name, {})
+        own = self.checked_defaults().get(names.lookup(self.strategy).name, {})
         return names.make_strategy(self.strategy, **{**own, **self.strategy_fields})
+
+    @classmethod
+    def checked_defaults(cls) -> dict[str, dict[str, Any]]:
+        """`rule_defaults` by the strategies' own names. Raises ConfigError for what no strategy has."""
+        each = [(names.lookup(name), own) for name, own in cls.rule_defaults.items()]
+        return {entry.name: entry.check(own, f"rule_defaults: {entry.name}") for entry, own in each}
 
     def saved(self) -> dict[str, Any]:
         """The configuration as a run directory keeps it: a plain dict without the options of this start alone."""
@@ -208,7 +214,7 @@ def _parse(Config, presets, argv: list[str], prog: str, root: Path):
 
 def overlaid(config: Options, layers) -> tuple[Options, dict[str, dict[str, Any]]]:
     """The config with all layers put over it in turn, and the fields they hold for each strategy."""
-    fields = {name: dict(own) for name, own in config.rule_defaults.items()}
+    fields = config.checked_defaults()
     known = {*names.available(), *names.ALIASES, "strategy_fields"}
     for values, where in layers:
         tables = {key: values[key] for key in values if key in known}

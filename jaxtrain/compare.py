@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from .callbacks.early_stopping import Mode, Monitor
+from .callbacks.early_stopping import MAX, Mode, Monitor
 from .config import ConfigError, coerce
 from .fidelity import Rule, parse_rules
-from .files import jsonable, read_json, write_atomic, write_json
+from .files import RunLock, jsonable, read_json, write_atomic, write_json
 from .trial import reached
 
 ALWAYS = ("readout_only", "bptt")
@@ -38,9 +38,11 @@ class Judge:
     stop: bool
 
     def key(self, trial: Mapping[str, Any]) -> tuple:
-        """Sorts results from best to worst: those that came to the target first, by steps; then by value."""
-        reached = trial["reached"]
-        return (reached is None, reached[0] if reached else 0, *self.monitor.key(trial["value"]))
+        """Sorts results from best to worst: those that came to the target first, by steps; then by value; what failed
+        is last, however far it had come."""
+        there = trial["reached"]
+        first = (there is None, there[0] if there else 0)
+        return (bool(trial["failed"]), *first, *self.monitor.key(trial["value"]))
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class Trial:
     tuning: bool
     options: Mapping[str, Any] = field(hash=False)
 
+    def role(self) -> dict[str, Any]:
+        """What a result says of how it was asked for."""
+        return {"variant": self.variant, "options": dict(self.options), "rule": self.rule.spelled, "lr": self.lr,
+                "seed": self.seed, "tuning": self.tuning}  # fmt: skip
+
     @property
     def name(self) -> str:
         """Of its directory, and what a later start knows it by."""
@@ -66,6 +73,10 @@ class Trial:
 # --------------------------------------------------------------------------------------------------- what is asked for
 
 
+FIXED = ("strategy", "strategy_fields", "run_dir", "progress", "seed")
+"""Options that have one of their own in `compare`, or none."""
+
+
 def parse_variants(config: Any, texts: Sequence[str]) -> list[dict[str, Any]]:
     """``["cell=gru,lru", "hidden=16,32"]`` -> the options of every combination. Raises ConfigError for an option that
     the recipe does not have, or a value that it does not take."""
@@ -76,8 +87,10 @@ def parse_variants(config: Any, texts: Sequence[str]) -> list[dict[str, Any]]:
         values = [word.strip() for word in given.split(",") if word.strip()]
         if not (equals and values):
             raise ConfigError(f"--vary {text}: expected OPTION=VALUE,VALUE")
-        if name not in types or name in ("strategy", "strategy_fields", "run_dir"):
+        if name not in types or name in FIXED:
             raise ConfigError(f"--vary {text}: this recipe has no option --{name.replace('_', '-')} that can be varied")
+        if any(name == axis[0][0] for axis in axes):
+            raise ConfigError(f"--vary {text}: {name} comes twice; give all its values in one --vary")
         axes.append([(name, coerce(_value(value), types[name], f"--vary {name}")) for value in values])
     return [dict(chosen) for chosen in itertools.product(*axes)]
 
@@ -89,14 +102,17 @@ def _value(word: str) -> Any:
         return word
 
 
-LESS, MORE = ("loss", "mse", "mae", "error", "bits", "ppl"), ("accuracy", "acc", "r2", "score")
+LESS = ("loss", "mse", "mae", "error", "bits", "ppl")
 
 
 def parse_metric(tag: str, mode: Mode | None) -> Monitor:
     """Raises ConfigError where neither the name nor ``mode`` says which is better."""
-    if mode is None and not tag.endswith((*LESS, *MORE)):
+    if mode is None and not tag.endswith((*LESS, *MAX)):
         raise ConfigError(f"--metric {tag}: say whether less or more of it is better, --mode min or --mode max")
-    return Monitor.of(tag, mode or ("min" if tag.endswith(LESS) else "max"), "compare")
+    try:
+        return Monitor.of(tag, mode or ("min" if tag.endswith(LESS) else "max"), "compare")
+    except ValueError as error:
+        raise ConfigError(f"--metric {tag}: {error}") from None
 
 
 def parse_seeds(text: str, option: str) -> list[int]:
@@ -216,7 +232,8 @@ class Comparison:
                 self.say(f"{result['name']}: {told(result, self.judge)}")
         finally:
             pool.shutdown(cancel_futures=True)
-        return [self.done[trial.name] for trial in trials]
+        # What a trial is asked for as may have changed since it was made.
+        return [{**self.done[trial.name], **trial.role()} for trial in trials]
 
     def _request(self, trial: Trial) -> dict[str, Any]:
         rule, options = trial.rule, dict(trial.options)
@@ -265,25 +282,25 @@ class Comparison:
 
     def _one(self, trial: Trial, request: Mapping[str, Any]) -> dict[str, Any]:
         run_dir = self.out / "runs" / trial.name
-        if run_dir.exists():  # a trial that was cut short
-            shutil.rmtree(run_dir)
-        folder = self.out / "requests"
-        folder.mkdir(parents=True, exist_ok=True)
-        asked, answer = folder / f"{trial.name}.json", folder / f"{trial.name}.result.json"
+        if run_dir.exists():  # a trial that was cut short; one that still trains holds the lock
+            with RunLock(run_dir):
+                shutil.rmtree(run_dir)
+        run_dir.parent.mkdir(parents=True, exist_ok=True)
+        asked, answer, said = (run_dir.with_name(f"{trial.name}.{end}") for end in ("request", "result", "log"))
         answer.unlink(missing_ok=True)
         own = {"run_dir": str(run_dir), "progress": False}
         write_json(asked, {**request, "config": {**request["config"], **own}})
         command = [sys.executable, "-m", "jaxtrain.trial", str(asked), str(answer)]
         process = subprocess.run(command, capture_output=True, text=True)
+        said.write_text(process.stdout + process.stderr)
         if process.returncode == 0:
             result = read_json(answer)
+            for path in (asked, answer):
+                path.unlink()
         else:
             result = {"failed": _last_words(process), "status": "failed", "curve": []}
         result = self._read(result)
-        return {
-            "name": trial.name, "variant": trial.variant, "options": dict(trial.options), "rule": trial.rule.spelled,
-            "lr": trial.lr, "seed": trial.seed, "tuning": trial.tuning, **result, "request": dict(request),
-        }  # fmt: skip
+        return {"name": trial.name, **trial.role(), **result, "request": dict(request)}
 
 
 NUMBERS = ("steps", "seconds", "value", "peak_mb", "compile_seconds", "total_seconds")

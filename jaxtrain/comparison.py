@@ -132,7 +132,8 @@ def write(out: Path, results: Sequence[Mapping[str, Any]], judge: Judge, chance:
             "table": table}  # fmt: skip
     write_json(out / "compare.json", kept)
     curves(final, judge, chance).savefig(out / "compare.png", dpi=150, bbox_inches="tight", facecolor="white")
-    if axis := numeric_axis(final):
+    (out / "reach.png").unlink(missing_ok=True)
+    if judge.target is not None and (axis := numeric_axis(final)):
         reach(final, table, axis, judge).savefig(out / "reach.png", dpi=150, bbox_inches="tight", facecolor="white")
     return done
 
@@ -184,7 +185,8 @@ def curves(results: Sequence[Mapping[str, Any]], judge: Judge, chance: float | N
             axes.grid(alpha=0.25)
             if j == 0:
                 axes.set_ylabel(judge.monitor.tag)
-                axes.legend(fontsize=8, frameon=False)
+                if axes.get_legend_handles_labels()[0]:
+                    axes.legend(fontsize=8, frameon=False)
     figure.tight_layout()
     return figure
 
@@ -221,8 +223,9 @@ def reach(results: Sequence[Mapping[str, Any]], table: Sequence[Mapping[str, Any
     figure = _figure(7, 4)
     axes = figure.add_subplot()
     for rule, color in _colors(results).items():
-        own = sorted((values[found["variant"]], found) for found in table if found["rule"] == rule and found["done"])
-        if judge.target is None or not own:
+        own = [(values[found["variant"]], found) for found in table if found["rule"] == rule and found["done"]]
+        own.sort(key=lambda pair: pair[0])
+        if not own:
             continue
         xs, ys = [x for x, _ in own], [_until(found) for _, found in own]
         axes.plot(xs, [statistics.median(y) for y in ys], color=color, label=rule, linewidth=1.6)
@@ -230,14 +233,14 @@ def reach(results: Sequence[Mapping[str, Any]], table: Sequence[Mapping[str, Any
             solved = found["reached"] == len(found["seeds"])
             axes.plot([x, x], [min(y), max(y)], color=color, linewidth=1)
             axes.plot(x, statistics.median(y), "o", color=color, markerfacecolor=color if solved else "white")
-    axes.set_xscale("log")
+    axes.set_xscale("log" if min(values.values()) > 0 else "linear")
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
     axes.set_xticks(sorted(set(values.values())), [f"{value:g}" for value in sorted(set(values.values()))])
     axes.minorticks_off()
     axes.set_xlabel(axis.replace("_", " "))
-    axes.set_ylabel(f"steps until {judge.monitor.tag} is at {judge.target:g}" if judge.target is not None else "steps")
+    axes.set_ylabel(f"steps until {judge.monitor.tag} is at {judge.target:g}")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=9, frameon=False, title="hollow: not on every seed", title_fontsize=8)
     figure.tight_layout()

@@ -182,7 +182,7 @@ def _relative_time(ours: tuple[Program, Feed], theirs: tuple[Program, Feed]) -> 
 
 
 def _program(module: Any, rule: Rule, config: Any) -> tuple[Program, Feed]:
-    fields = rule.all_fields(config.rule_defaults)
+    fields = rule.all_fields(config.checked_defaults())
     chosen = dataclasses.replace(config, strategy=rule.name, strategy_fields=fields, run_dir=None, progress=False)
     fit, trained, data = module.make(chosen)
     data = as_data(data)

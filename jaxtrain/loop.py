@@ -153,8 +153,11 @@ class Loop:
         if not raises or not len(fatal):
             return len(bad), None
         none_left = "" if lanes is None else ", and no seed is left"
-        advice = nonfinite_leaf(batches[int(fatal[0])], first + int(fatal[0]))
-        advice = advice or "lower the learning rate, clip gradients, or choose Fit(nonfinite='skip' or 'warn')"
+        data = nonfinite_leaf(batches[int(fatal[0])], first + int(fatal[0]))
+        # What is not finite there may weigh nothing, so the rate is not ruled out.
+        advice = (f"{data}; or " if data else "") + (
+            "lower the learning rate, clip gradients, or choose Fit(nonfinite='skip' or 'warn')"
+        )
         return int(fatal[0]), NonFiniteError(f"{fatal_text}{none_left}; {advice}")
 
     # ------------------------------------------------------------------------------------------------- an edge

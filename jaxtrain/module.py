@@ -277,13 +277,14 @@ def _explained(where: str, x: Any, y: Any = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        advice = ""
         if isinstance(error, VALUELESS):
-            advice = "no value is known while it is traced: use jnp.where or jax.lax.cond for if, jax.numpy for numpy"
-        else:
-            advice = "see that the model's sizes fit these shapes"
+            advice = "; no value is known while it is traced: use jnp.where or jax.lax.cond for if, jax.numpy for numpy"
+        elif isinstance(error, TypeError | ValueError):
+            advice = "; see that the model's sizes fit these shapes"
         shapes = jax.tree.map(lambda leaf: tuple(np.shape(leaf)), (x,) if y is None else (x, y))
         named = " and ".join(f"{name} of shape {shape}" for name, shape in zip("xy", shapes, strict=False))
-        error.add_note(f"jaxtrain: in {where}, traced for one time step of a batch with {named}, (B, ...); {advice}")
+        error.add_note(f"jaxtrain: in {where}, traced for one time step of a batch with {named}, (B, ...){advice}")
         raise
 
 

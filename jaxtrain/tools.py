@@ -175,14 +175,22 @@ def _compare(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
     seeds, tune = compare.parse_seeds(args.seeds, "--seeds"), compare.parse_seeds(args.tune_seeds, "--tune-seeds")
     if len(rates) > 1 and (both := sorted({*seeds} & {*tune})):
         raise ConfigError(f"compare --tune-seeds {args.tune_seeds}: seed {both[0]} is one of --seeds, too")
+    if len(rates) > 1 and not tune:
+        raise ConfigError("compare --tune-seeds: say which seeds choose the rate")
     rules = compare.with_controls(args.rules)
-    recipe, config, fields = _recipe(args, rest, {**INSTEAD, "--seed": "--seeds"})
-    needed = {"seed": seeds, "lr": rates, "max_steps": args.steps}
+    recipe, config, fields = _recipe(
+        args, rest, {**INSTEAD, "--seed": "--seeds", **({"--lr": "--lrs"} if rates else {})}
+    )
+    needed = {"seed": seeds or (len(rates) > 1), "lr": rates, "max_steps": args.steps}
     for name, value in needed.items():
         if value and not hasattr(config, name):
             option = {"seed": "--seeds ''", "lr": "--lrs", "max_steps": "--steps"}[name]
             raise ConfigError(f"{args.recipe} has no option --{name.replace('_', '-')}: leave {option} out")
-    variants = compare.variants_of(config, compare.parse_variants(config, args.vary))
+    varied = compare.parse_variants(config, args.vary)
+    for name, option in (("lr", "lrs"), ("max_steps", "steps")):
+        if getattr(args, option) and name in varied[0]:
+            raise ConfigError(f"compare --{option} has no effect where --vary {name} says it")
+    variants = compare.variants_of(config, varied)
     judge = compare.Judge(monitor, args.target, args.steps, args.seconds, args.stop)
     out, say = args.out.expanduser(), lambda text: print(text, flush=True)
     with RunLock(out):
@@ -203,6 +211,8 @@ def _fidelity(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int
     rules = fidelity.parse_rules(args.rules)
     cells = [name.strip() for name in args.cells.split(",") if name.strip()]
     recipe, config, _ = _recipe(args, rest, INSTEAD)
+    if getattr(config, "devices", 1) != 1:
+        raise ConfigError("fidelity --devices: a gradient is looked at on one device; leave it out")
     fidelity.check_cells(config, cells)
     table = fidelity.measure(recipe, config, rules, cells, args.steps)
     fidelity.write(table, args.out, shlex.join(["jaxtrain", *argv]))

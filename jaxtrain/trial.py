@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from .callback import Callback, Callbacks
 from .callbacks.early_stopping import Monitor
 from .callbacks.throughput import peak_rss_mb
 from .compilation_cache import use_compilation_cache
+from .config import overlay
 from .console import one_line
+from .devices import start as start_devices
 from .fidelity import load_recipe
 from .files import read_json, write_json
 from .run import Run
@@ -47,7 +50,7 @@ class Watch(Callback):
     def on_validation_end(self, run: Run, metrics: dict[str, Any]) -> None:
         self._away += time.perf_counter() - self._left
         if self.monitor.tag.startswith("val/"):  # now, and not with the row: a run is to end here
-            self._note(run, run.step, metrics)
+            self._note(run, run.step, {self.monitor.tag: self.monitor.read(metrics, "compare")})
 
     def on_chunk_end(self, run: Run, metrics: dict[str, Any]) -> None:
         self.mark = (run.step, time.perf_counter() - self._start - self._away)
@@ -84,15 +87,20 @@ def run_trial(request: dict[str, Any]) -> dict[str, Any]:
     told: dict[str, Any] = {"failed": "", "status": "failed", "compile_seconds": math.nan}
     try:
         recipe = load_recipe(Path(request["recipe"]))
-        fit, module, data = recipe.make(as_config(recipe.Config, request["config"]))
+        config = as_config(recipe.Config, request["config"])
+        start_devices(getattr(config, "devices", 1))  # as a recipe does, before anything in make starts JAX
+        fit, module, data = recipe.make(config)
         fit.callbacks = Callbacks([*fit.callbacks, watch])
-        result = fit.run(module, data, config=request["config"])
+        result = fit.run(module, data, config=config.saved())
         told.update(status=result.status, compile_seconds=result.summary["seconds"]["compile"])
-        if not watch.curve:
+        if result.status in ("interrupted", "terminated"):
+            told["failed"] = f"the trial was {result.status} at step {result.step}"
+        elif not watch.curve:
             rows = sorted({tag for row in result.history for tag in row})
             told["failed"] = f"no row has {monitor.tag!r}; rows have {', '.join(rows)}"
     except Exception as error:  # a rule that cannot run, or diverges, is a result
         told["failed"] = one_line(error)
+        traceback.print_exc()
     steps, seconds = getattr(watch, "mark", (0, 0.0))
     return {
         **told,
@@ -107,8 +115,6 @@ def run_trial(request: dict[str, Any]) -> dict[str, Any]:
 
 def as_config(Config: Any, values: dict[str, Any]) -> Any:
     """A recipe's options from what JSON has kept of them."""
-    from .config import overlay
-
     entry: Entry = names.lookup(values["strategy"])
     fields = entry.check(values["strategy_fields"])
     return overlay(Config(), {**values, "strategy_fields": fields}, "the request")

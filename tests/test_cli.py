@@ -124,6 +124,10 @@ def test_a_recipes_own_fields_of_a_strategy(fit, tmp_path, monkeypatch):
     assert call("--preset", "narrow") == jaxtrain.DRTRL(window=2)
     assert call("--preset", "narrow", "--strategy.window", "5") == jaxtrain.DRTRL(window=5)
     assert "window" in fit.config.saved()["strategy_fields"], "a resume needs no defaults"
+    for wrong, said in ({"drtl": {}}, "unknown strategy 'drtl'"), ({"bptt": {"windw": 1}}, "no field 'windw'"):
+        monkeypatch.setattr(Own, "rule_defaults", wrong)
+        with pytest.raises(cli.ConfigError, match=said):
+            Own(strategy="bptt").make_strategy()
 
 
 def test_strategy_fields(fit, call):

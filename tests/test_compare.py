@@ -2,13 +2,18 @@
 
 import json
 import math
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 from jaxtrain import compare, comparison
 from jaxtrain.callbacks.early_stopping import Monitor
+from jaxtrain.files import RunLock
 from jaxtrain.tools import tool
+from jaxtrain.trial import Watch, run_trial
 
 RECIPE = str(Path(__file__).parents[1] / "recipes/copy_lru.py")
 TINY = ["--hidden", "6", "--width", "6", "--time-lag", "2", "--digits", "1", "--batch-size", "8", "--val-batches", "1",
@@ -70,7 +75,8 @@ def test_a_trial_is_the_recipe_by_itself(done):
     assert [row["train/loss"] for row in by_itself] == [row["train/loss"] for row in rows]
 
 
-def test_what_was_done_is_kept(done, capsys):
+def test_what_was_done_is_kept(done, tmp_path, capsys):
+    done = shutil.copytree(done, tmp_path / "out")
     before = (done / "trials.jsonl").read_bytes()
     seconds = {trial["name"]: trial["total_seconds"] for trial in results(done)}
     assert run(done, "--rules", "bptt", *KEPT) == 0
@@ -82,8 +88,9 @@ def test_what_was_done_is_kept(done, capsys):
     assert (done / "trials.jsonl").read_bytes() == before
 
 
-def test_what_was_done_is_judged_anew(done):
+def test_what_was_done_is_judged_anew(done, tmp_path):
     """Another target, or mode, asks for no other trial where a trial does not end there."""
+    done = shutil.copytree(done, tmp_path / "out")
     argv = ["--seeds", "1", "--vary", "cell=lru,vanilla", "--stop-at", "none", "--rules", "bptt"]
     for more, there in (["--target", "0"], 1), (["--target", "2"], 0), (["--target", "2", "--mode", "min"], 1):
         assert run(done, *argv, *more) == 0
@@ -184,9 +191,23 @@ def test_rates_are_chosen_by_the_tuning_seeds_alone(tmp_path, monkeypatch):
     assert "chosen by these trials of seeds 100, 101 alone" in text and text.count("| 0.3 |") == 3
 
 
+def test_a_trial_kept_is_what_it_is_asked_for_now(tmp_path, monkeypatch):
+    """A result that chooses a rate in a later comparison is no result there."""
+
+    def one(self, asked, request):
+        return {**trial(), **asked.role(), "name": asked.name, "request": request, "total_seconds": 0.0}
+
+    monkeypatch.setattr(compare.Comparison, "_one", one)
+    out = tmp_path / "out"
+    assert run(out, "--seeds", "0,1", "--lrs", "0.1") == 0
+    assert run(out, "--seeds", "7", "--lrs", "0.1,0.2", "--tune-seeds", "0,1") == 0
+    table = json.loads((out / "compare.json").read_text())["table"]
+    assert {tuple(row["seeds"]) for row in table} == {(7,)}
+
+
 def test_results_are_sorted_by_steps_to_the_target_then_value():
     ordered = [trial(reached=[5, 1, 1], value=0.5), trial(reached=[9, 1, 1], value=1.0), trial(value=0.9),
-               trial(value=0.1), trial(value=math.nan)]  # fmt: skip
+               trial(value=0.1), trial(value=math.nan), trial(reached=[1, 1, 1], value=1.0, failed="x")]  # fmt: skip
     assert sorted(reversed(ordered), key=JUDGE.key) == ordered
 
 
@@ -194,6 +215,39 @@ def test_a_process_that_dies_is_a_result(tmp_path, monkeypatch):
     monkeypatch.setattr(compare.sys, "executable", "/bin/false")
     assert run(tmp_path / "out", "--seeds", "0") == 1, "every trial failed"
     assert {entry["failed"] for entry in results(tmp_path / "out")} == {"exit code 1"}
+
+
+def ask(out, **changes):
+    """One trial in this process, as `compare` asks for it."""
+    config = {"strategy": "bptt", "strategy_fields": {}, "hidden": 6, "width": 6, "time_lag": 2, "digits": 1,
+              "batch_size": 8, "val_batches": 1, "validate_every": 5, "log_every": 5, "max_steps": 10, "seed": 0,
+              "stop_at": None, "run_dir": str(out), "progress": False}  # fmt: skip
+    wanted = {"recipe": RECIPE, "config": config, "metric": "val/accuracy", "mode": "max", "target": None,
+              "seconds": None, "stop": False}  # fmt: skip
+    return run_trial(wanted | changes)
+
+
+def test_a_metric_that_there_is_not_ends_a_trial_at_its_first_validation(tmp_path, capsys):
+    told = ask(tmp_path / "run", metric="val/acuracy")
+    assert told["failed"].startswith("KeyError") and "validation gave ['val/accuracy', 'val/loss']" in told["failed"]
+    assert told["steps"] == 5 and "Traceback" in capsys.readouterr().err
+    assert "no row has 'train/acuracy'; rows have" in ask(tmp_path / "other", metric="train/acuracy")["failed"]
+
+
+def test_a_trial_that_a_signal_ends_is_no_result(tmp_path, monkeypatch):
+    real = Watch.on_chunk_end
+
+    def stopped(self, run, metrics):
+        real(self, run, metrics)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Watch, "on_chunk_end", stopped)
+    assert "the trial was terminated at step" in ask(tmp_path / "run")["failed"]
+
+
+def test_a_trial_that_still_trains_is_left_alone(tmp_path):
+    with RunLock(tmp_path / "out/runs/lru-bptt-seed0"):
+        assert run(tmp_path / "out", "--seeds", "0", "--rules", "bptt") == 1
 
 
 def test_a_figure_over_a_number_that_varies():
@@ -222,6 +276,13 @@ def test_a_figure_over_a_number_that_varies():
         (["--lrs", "0.1,x"], "expected positive numbers by commas"),
         (["--lrs", "0.1,0.2", "--tune-seeds", "1-2"], "seed 1 is one of --seeds, too"),
         (["--metric", "task/passed"], "say whether less or more of it is better, --mode min or --mode max"),
+        (["--metric", "lanes/val/loss"], "holds a number of each seed; expected one number"),
+        (["--lrs", "0.1,0.2", "--tune-seeds", ""], "say which seeds choose the rate"),
+        (["--lrs", "0.1", "--lr", "0.2"], "--lr has no effect here; say --lrs"),
+        (["--lrs", "0.1", "--vary", "lr=0.1,0.2"], "--lrs has no effect where --vary lr says it"),
+        (["--vary", "max_steps=1,2"], "--steps has no effect where --vary max_steps says it"),
+        (["--vary", "seed=1,2"], "has no option --seed that can be varied"),
+        (["--vary", "hidden=8", "--vary", "hidden=9"], "hidden comes twice; give all its values in one --vary"),
         (["--stop"], "say what is to be reached with --target"),
         (["--jobs", "0"], "compare --jobs 0: expected a positive number"),
         (["--seconds", "-1"], "compare --seconds -1: expected a positive number"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jaxtrain import fidelity
+from jaxtrain import cli, fidelity
 from jaxtrain.tools import tool
 
 RECIPE = str(Path(__file__).parents[1] / "recipes/copy_gru.py")
@@ -107,8 +107,7 @@ class Broken:
 
 
 @dataclass(frozen=True)
-class Options:
-    rule_defaults = {}
+class Options(cli.Options):
     strategy: str = "drtrl"
     strategy_fields: Any = None
     run_dir: str | None = None

@@ -67,6 +67,7 @@ class Devices:
         self.count, self._seeds = count, seeds is not None
         self.several = count > 1
         self.splits_batch = self.several and seeds is None
+        self._divides: dict[Any, bool] = {}
         self._held: dict[str, Any] = {}
         """By name of a value, where its leaves are split; what is not named is split by seeds, or whole everywhere."""
         if self.several:
@@ -77,7 +78,13 @@ class Devices:
     # ----------------------------------------------------------------------------------------------- the batch
 
     def divides(self, module: Module, batch: Any) -> bool:
-        return not self.splits_batch or _phases(module, batch)[0].sizes[2] % self.count == 0
+        """Whether a batch of such shapes can be split."""
+        if not self.splits_batch:
+            return True
+        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
+        if shapes not in self._divides:
+            self._divides[shapes] = _phases(module, batch)[0].sizes[2] % self.count == 0
+        return self._divides[shapes]
 
     @contextmanager
     def only_one(self, alone: bool) -> Iterator[None]:

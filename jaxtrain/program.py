@@ -177,14 +177,14 @@ class Program:
         return Pending(found) if self.lanes is None else Pending(found, self.lanes.merged)
 
     def probe(self, callback: Any, batch: Any, index: int) -> Pending:
-        """What a callback's ``probe`` computes on one batch; of lanes, on the first that is not frozen; where devices
-        split a batch, on the first one's share."""
+        """A callback's ``probe`` of one batch, by the first lane that is not frozen, or the first device's share."""
 
         def step(root, index, batch):
             set_key(fold_in(root, PROBE, index))
             return callback.probe(self.module, self.learner, check_phases(self.module.phases(batch)))
 
-        batch = self.devices.share(self.module, batch)
+        with self._environ(fit=True):
+            batch = self.devices.share(self.module, batch)
         return Pending(self._run(("probe", id(callback)), step, batch, index, fit=True))
 
     def prepare(self, *, evaluate: Any = None, probes: Iterable[Any] = ()) -> None:
@@ -381,7 +381,8 @@ class Program:
         """Run a program that reads the state and does not change it, compiled once for each shape of batch."""
         shapes = tuple((np.shape(leaf), str(leaf.dtype)) for leaf in jax.tree.leaves(batch))
         key = (kind, jax.tree.structure(batch), shapes)
-        alone = fit or not self.devices.divides(self.module, batch)
+        with self._environ(fit=fit):
+            alone = fit or not self.devices.divides(self.module, batch)
         values, root = (self.values, self.root) if not alone else self.devices.alone((self.values, self.root))
         if key not in self._executables:
             with self._environ(fit=fit), self.devices.only_one(alone):

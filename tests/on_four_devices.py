@@ -222,6 +222,22 @@ def test_validation_is_split_where_it_divides():
     assert [kind for kind, _ in collectives(split)] == ["all-reduce"] and not collectives(alone)
 
 
+def test_phases_see_the_modules_environment(tmp_path):
+    """Also where batches of a validation and of a probe are split."""
+
+    class Timed(CopyGRU):
+        environ = {"dt": 0.5}
+
+        def phases(self, batch):
+            assert brainstate.environ.get("dt") == 0.5
+            return super().phases(batch)
+
+    probe = jt.GradientFidelity(every=2)
+    fit = jt.Fit("drtrl", devices=2, max_steps=2, validate_every=2, callbacks=[probe])
+    result = fit.run(Timed(), copies())
+    assert {"val/loss", "fidelity/cosine"} <= set(result.metrics)
+
+
 def test_a_checkpoint_goes_on_on_other_devices(tmp_path, caplog):
     def run(devices, steps, where):
         fit = jt.Fit(jt.PPProp(update_every=1, carry="carry"), max_steps=steps, log_every=2, devices=devices,

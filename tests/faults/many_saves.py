@@ -13,7 +13,7 @@ import numpy as np
 from jaxtrain.checkpoint import Store
 
 PAGE = resource.getpagesize()
-LEAF = np.zeros((64, 64), np.float32)
+LEAF = np.zeros((128, 128), np.float32)
 
 
 def resident() -> int:

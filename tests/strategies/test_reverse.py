@@ -266,7 +266,7 @@ def updates(lab, strategy, batches, cell="gru"):
     def step(phases):
         set_key(lab.KEY)
 
-        def update(grads, weight):
+        def update(grads, weight, metrics):
             for name, grad in grads.items():
                 state = parameters(module.model)[name]
                 state.value = jax.tree.map(lambda p, g: p - 0.01 * g, state.value, grad)

@@ -200,7 +200,7 @@ def test_uoro_is_unbiased_where_there_is_a_trace_and_only_there(lab):
         def _step(self, phases):
             handed = {}
             set_key(jax.random.wrap_key_data(phases.extras["draw"][0, 0]))
-            self.learner.learn(check_phases(phases), lambda grads, weight: (handed.update(grads=dict(grads)), {})[1])
+            self.learner.learn(check_phases(phases), lambda grads, *_: (handed.update(grads=dict(grads)), {})[1])
             return handed["grads"], 0.0, {}
 
     class Drawn(lab.Task):

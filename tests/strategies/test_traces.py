@@ -189,7 +189,7 @@ def test_weights_of_a_piece_are_summed_in_float32():
     """Ones of half a mantissa: 3 x 301 of them sum to 904 in bfloat16."""
     ones = jnp.ones((6, 301), jnp.bfloat16)
     phases = Phases(None, jnp.zeros((6, 301, 1)), weights=ones)
-    update = lambda grads, weight: {"weight": Mean(weight, jnp.float32(1))}  # noqa: E731
+    update = lambda grads, weight, metrics: {"weight": Mean(weight, jnp.float32(1))}  # noqa: E731
     for cadence, pieces in ((Cadence(3), 2), (Cadence(), 1)):
         found = cadence.drive(phases, lambda sequences: ({}, {}), update)["weight"]
         assert float(found.num) == 6 * 301 and float(found.weight) == pieces

@@ -94,7 +94,7 @@ def test_dry_run(call, caplog):
 def test_a_mistake_is_one_line(call):
     for argv in ("--time-lag -1", "--max-steps 0", "--strategy.vjp single-step --strategy.window 2"):
         code, _, err = call(*argv.split())
-        assert code == 1 and err.startswith("error: ") and len(err.splitlines()) == 1, err
+        assert code == 2 and err.startswith("error: ") and len(err.splitlines()) == 1, err
     for argv in ("--hidden 0", "--layers 0", "--validate-every 0", "--checkpoint-every soon", "--cell rnn"):
         code, _, err = call(*argv.split())
         assert code == 2 and argv.split()[0] in err, err

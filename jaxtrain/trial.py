@@ -74,8 +74,7 @@ def reached(curve: Sequence[Sequence[float]], monitor: Monitor, target: float | 
     """The first ``[step, seconds, value]`` of a curve that is at the target or better."""
     if target is None:
         return None
-    sign = 1 if monitor.mode == "min" else -1
-    return next((point for point in curve if sign * point[2] <= sign * target), None)
+    return next((point for point in curve if monitor.reaches(point[2], target)), None)
 
 
 def run_trial(request: dict[str, Any]) -> dict[str, Any]:

@@ -51,6 +51,10 @@ class Monitor:
             raise KeyError(f"{owner} monitors {self.tag!r}, but validation gave {sorted(metrics)}; choose one of these")
         return float(metrics[self.tag])
 
+    def reaches(self, score: float, target: float) -> bool:
+        """Whether a score is at the target or better."""
+        return score <= target if self.mode == "min" else score >= target
+
     def key(self, score: float) -> tuple[bool, float]:
         """Sorts scores from best to worst."""
         if math.isnan(score):
@@ -105,7 +109,7 @@ class EarlyStopping(Callback):
             self.best, self.best_step, self.waited = score, run.step, 0
         else:
             self.waited += 1
-        if self.threshold is not None and sign * score <= sign * self.threshold:
+        if self.threshold is not None and self.monitor.reaches(score, self.threshold):
             run.stop(f"{tag} is {score:.6g} and has reached {self.threshold:.6g}")
         elif self.waited >= self.patience:
             best = "it never was a number" if self.best is None else f"best {self.best:.6g} at step {self.best_step}"

@@ -129,14 +129,24 @@ def test_a_trial_that_was_cut_short_begins_anew(tmp_path):
     assert first["reached"][0] == 5
 
 
+def untrained(monkeypatch, told):
+    """Trials are not trained: of each there is what ``told(trial, request)`` says."""
+
+    def one(self, asked, request):
+        known = {**trial(), **asked.role(), "name": asked.name, "request": request, "total_seconds": 0.0}
+        return known | told(asked, request)
+
+    monkeypatch.setattr(compare.Comparison, "_one", one)
+
+
 def test_a_rule_without_fields_is_as_the_recipe_has_it(tmp_path, monkeypatch):
     asked = {}
 
-    def one(self, wanted, request):
+    def told(wanted, request):
         asked[wanted.rule.spelled] = request["config"]["strategy_fields"]
-        return {**trial(wanted.rule.spelled), "name": wanted.name, "request": request, "total_seconds": 0.0}
+        return {}
 
-    monkeypatch.setattr(compare.Comparison, "_one", one)
+    untrained(monkeypatch, told)
     recipe = RECIPE.replace("copy_lru", "copy_gru")
     argv = ["compare", recipe, "--rules", "drtrl,drtrl:vjp=single-step", "--seeds", "0", "--out"]
     assert tool([*argv, str(tmp_path / "own")]) == 0
@@ -181,13 +191,11 @@ def test_one_seed_that_fails_is_told_beside_the_others():
 def test_rates_are_chosen_by_the_tuning_seeds_alone(tmp_path, monkeypatch):
     """The other seeds would choose 0.3: what they see must not count."""
 
-    def one(self, asked, request):
+    def told(asked, request):
         best = 0.1 if asked.seed >= 100 else 0.3
-        lr = request["config"]["lr"]
-        told = trial(asked.rule.spelled, asked.variant, asked.lr, asked.seed, value=1.0 if lr == best else 0.2)
-        return {**told, "name": asked.name, "tuning": asked.tuning, "request": request, "total_seconds": 0.0}
+        return {"value": 1.0 if request["config"]["lr"] == best else 0.2}
 
-    monkeypatch.setattr(compare.Comparison, "_one", one)
+    untrained(monkeypatch, told)
     assert run(tmp_path / "out", "--lrs", "0.1,0.3", "--tune-seeds", "100,101") == 0
     table = json.loads((tmp_path / "out/compare.json").read_text())["table"]
     assert [(row["rule"], row["lr"], row["value"]) for row in table] == [
@@ -200,10 +208,7 @@ def test_rates_are_chosen_by_the_tuning_seeds_alone(tmp_path, monkeypatch):
 def test_a_trial_kept_is_what_it_is_asked_for_now(tmp_path, monkeypatch):
     """A result that chooses a rate in a later comparison is no result there."""
 
-    def one(self, asked, request):
-        return {**trial(), **asked.role(), "name": asked.name, "request": request, "total_seconds": 0.0}
-
-    monkeypatch.setattr(compare.Comparison, "_one", one)
+    untrained(monkeypatch, lambda asked, request: {})
     out = tmp_path / "out"
     assert run(out, "--seeds", "0,1", "--lrs", "0.1") == 0
     assert run(out, "--seeds", "7", "--lrs", "0.1,0.2", "--tune-seeds", "0,1") == 0

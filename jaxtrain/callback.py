@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from . import processes
 from .console import log, one_line
 from .files import as_json
 from .period import Period
@@ -40,7 +41,8 @@ class Callback:
     """Base class: override what you need; what nobody overrides costs nothing.
 
     ``rank`` orders callbacks within one event: those that *produce* values come before those that *decide* on them,
-    then those that *record*, then those that *persist*; within a rank the order of ``Fit(callbacks=...)`` holds.
+    then those that *record*, then those that *persist*; within a rank the order of ``Fit(callbacks=...)`` holds. Of
+    several processes those that *record* are told of events in the first one alone, and what it asks of a run counts.
     A callback changes a run only through ``run.stop``, ``run.save``, ``run.validate`` and ``run.retask``, which take
     effect at the next event edge. A subclass that defines an ``on_...`` method that is no event, as ``on_train_end``,
     draws a UserWarning that names the event meant.
@@ -182,8 +184,9 @@ class Callbacks:
         self._late: dict[str, list[tuple[str, tuple[Any, ...]]]] = {}
         """Events that a logger could not take for want of space, or for another OSError, in their order."""
         self._warned: set[str] = set()
+        told = {n: c for n, c in self.keys().items() if c.rank != "record" or processes.is_first()}
         self._listeners = {
-            event: {n: c for n, c in self.keys().items() if getattr(type(c), event) is not getattr(Callback, event)}
+            event: {n: c for n, c in told.items() if getattr(type(c), event) is not getattr(Callback, event)}
             for event in EVENTS
         }
 
@@ -288,6 +291,8 @@ class Callbacks:
         """What a checkpoint holds of each; of a logger that was dropped, too, and not of one that cannot tell."""
         states = {}
         for name, callback in self.keys().items():
+            if callback.rank == "record" and not processes.is_first():
+                continue  # it was told nothing, and the first process saves
             try:
                 states[name] = as_json(callback.state(), f"the state of callback {name}")
             except Exception as error:

@@ -1,5 +1,6 @@
 """Orbax behind one class: save, restore, the latest readable, retention, digests. Knows flat dicts and JSON only.
 
+Of several processes all save together, each what it holds; the first one alone tidies up, and each reads by itself.
 Orbax promises that a listed step was complete once, not that its content is unchanged: most flipped bits it reads back
 as numbers. So every leaf carries a sha256, the metadata carries its own, and both are checked on the way back.
 """
@@ -21,9 +22,10 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-from . import quiet
+from . import processes, quiet
 from .console import one_line
 from .digests import RESERVED, describe, host, json_digest, leaf_digest
+from .orbax import manager, reader, to_save
 
 Mode = Literal["min", "max"]
 Arrays = Mapping[str, Any]  # arrays by name, on the host or on a device
@@ -96,7 +98,7 @@ class Store:
         self._saved = True  # the newest save is on disk
         self._scores: dict[int, float | None] = {}
         self._bad: dict[int, str] = {}  # steps known to be unreadable, and why
-        if not read_only:
+        if not read_only and processes.is_first():
             self._probe()
             self._tidy()
 
@@ -138,7 +140,9 @@ class Store:
                 _log.warning("the unreadable checkpoint of step %d in %s is replaced", step, self.directory)
             self._drop_manager()  # which would go on listing it
             try:
-                self._whole(step).rename(self._whole(step, _ASIDE))
+                if processes.is_first():
+                    self._whole(step).rename(self._whole(step, _ASIDE))
+                processes.meet()
             except OSError as error:  # the old one stays as it is
                 self._saved = False
                 self._report(step, error)
@@ -151,20 +155,11 @@ class Store:
             ocp = self._orbax()
             args: dict[str, Any] = {"meta": ocp.args.JsonSave(record)}
             for item, leaves in items.items():  # Orbax refuses empty arrays and trees; the metadata says enough of them
-                if stored := {name: leaf for name, leaf in leaves.items() if leaf.size}:
+                given = params if item == "params" else train
+                if stored := {name: to_save(given[name], leaf) for name, leaf in leaves.items() if leaf.size}:
                     args[item] = ocp.args.StandardSave(stored)
             if self._manager is None:
-                from orbax.checkpoint.checkpoint_managers import FixedIntervalPolicy
-
-                # FixedIntervalPolicy(1), force: Orbax must have no opinion of its own on which steps are worth saving.
-                options = ocp.CheckpointManagerOptions(
-                    save_decision_policy=FixedIntervalPolicy(1),
-                    preservation_policy=self,
-                    step_format_fixed_length=8,
-                    cleanup_tmp_directories=True,
-                    todelete_subdir=_GONE,
-                )
-                self._manager = ocp.CheckpointManager(self.directory, options=options)
+                self._manager = manager(self.directory, self, _GONE)
             quiet.begin(self._whole(step))
             self._manager.save(step, args=ocp.args.Composite(**args), force=True)
         except Exception as error:
@@ -231,6 +226,8 @@ class Store:
 
     def _tidy(self, step: int | None = None) -> None:
         """Removes what unfinished saves left, and the given step; a step whose replacement is missing comes back."""
+        if not processes.is_first():
+            return
         try:
             for path in self.directory.iterdir():
                 if path.name == _PROBE:
@@ -286,11 +283,13 @@ class Store:
         """Says what became of a step. Raises SaveFailed unless there was no space for it, or it is on disk."""
         # Without frames, but with all that the error was raised from.
         text = "".join(traceback.format_exception(error, limit=0))
+        # Several processes cannot go on after it: the others wait in Orbax for what this one did not write.
+        several = processes.count() > 1
         space, code = any(words in text for words in _SPACE), re.search(r"os_error_code='(\d+)'", text)  # TensorStore's
         why = "no space left" if space else os.strerror(int(code[1])) if code else one_line(error)[:200]
         if self._saved:
             outcome = "is saved, but older ones were not removed"
-        elif space:
+        elif space and not several:
             outcome = "is not saved; the next one is tried"
         else:
             raise SaveFailed(f"the checkpoint of step {step} is not saved in {self.directory}: {why}") from error
@@ -372,8 +371,8 @@ class Store:
         quiet.begin(path)
         well = False
         try:
-            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-                found = reader.restore(path, args=ocp.args.Composite(**{item: args}))[item]
+            with reader() as opened:
+                found = opened.restore(path, args=ocp.args.Composite(**{item: args}))[item]
             well = True
             return found
         except MemoryError:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hi
 
 import tyro
 
+from . import processes
 from .compilation_cache import use_compilation_cache
 from .config import ConfigError as ConfigError
 from .config import did_you_mean, overlay, read_config
@@ -49,6 +50,10 @@ PERSONAL = ("run_dir", "progress")
 """Options of one start that are no part of what is trained: never saved, never imposed on a resume."""
 
 WORDS = ("never", "last", "best")
+PROCESSES = (
+    "processes that train together, each on its share of every batch, started with the same options; auto: as SLURM, "
+    "Open MPI or Kubernetes say"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +112,7 @@ def main(Config: type[Options], make: Callable[[Any], tuple[Any, Any, Any]], *,
     `presets`: name -> {option: value}; a key that is a strategy's name holds fields for that strategy alone.
     `chance`: metric name -> what guessing scores, shown beside the results. `argv`: without the program's name.
     """
-    return guarded(lambda: _recipe(Config, make, presets or {}, chance or {}, argv))
+    return processes.left(lambda: guarded(lambda: _recipe(Config, make, presets or {}, chance or {}, argv)))
 
 
 def _recipe(Config, make, presets, chance, argv) -> int:
@@ -116,19 +121,29 @@ def _recipe(Config, make, presets, chance, argv) -> int:
     script = Path(inspect.getfile(make))
     root = Path("checkpoints") / script.stem
     config, args, start = _parse(Config, presets, list(sys.argv[1:] if argv is None else argv), script.name, root)
-    if start.note:
+    devices = getattr(config, "devices", 1)
+    use_compilation_cache()
+    if devices != 1:
+        from .devices import start as start_devices
+
+        start_devices(devices)  # before anything in make starts JAX
+    processes.start(args.processes, args.process, args.coordinator, args.process_timeout)
+    with processes.watched():
+        return _started(make, config, args, start, script, root, chance)
+
+
+def _started(make, config, args, start, script: Path, root: Path, chance) -> int:
+    if start.note and processes.is_first():
         print(start.note)
     fresh = start.run_dir is None
     label = config.strategy + "".join(
         f"-{key}{getattr(config, key)}" for key in ("seed", "seeds") if _given(config, key)
     )
-    run_dir = start.run_dir or fresh_run(root, label, create=not args.dry_run)
+    run_dir = start.run_dir
+    if fresh and processes.is_first():
+        run_dir = fresh_run(root, label, create=not args.dry_run)
+    run_dir = Path(processes.from_first(str(run_dir)))
     config = dataclasses.replace(config, run_dir=str(run_dir))
-    use_compilation_cache()
-    if (devices := getattr(config, "devices", 1)) != 1:
-        from .devices import start as start_devices
-
-        start_devices(devices)  # before anything in make starts JAX
     try:
         made = _made(make, config)
         if not (isinstance(made, tuple) and len(made) == 3):
@@ -136,9 +151,9 @@ def _recipe(Config, make, presets, chance, argv) -> int:
         fit, module, data = made
         result = fit.run(module, data, resume=start.resume, config=config.saved(), dry_run=args.dry_run)
     finally:
-        if fresh:
+        if fresh and processes.is_first():
             drop_unused(run_dir)
-    if not args.dry_run:
+    if not args.dry_run and processes.is_first():
         print(summary(result, config, script, root, chance))
     return result.exit_code
 
@@ -247,11 +262,15 @@ def _arguments(Config, entry: names.Entry, config: Options, values: dict[str, An
             ("resume", Annotated[str, arg(help=resume, metavar="never|last|best|STEP|PATH")]),
             ("config", Annotated[Path | None, arg(help="JSON or TOML file of options, or a run's config.json")]),
             ("preset", Annotated[preset | None, arg(help="a named set of options")]),
+            ("processes", Annotated[Literal["auto"] | int, arg(help=PROCESSES)]),
+            ("process", Annotated[int | None, arg(help="this process's number, from 0")]),
+            ("coordinator", Annotated[str | None, arg(help="HOST:PORT, where process 0 listens")]),
+            ("process_timeout", Annotated[int, arg(help="seconds after which a silent process counts as dead")]),
             ("dry_run", Annotated[bool, tyro.conf.FlagCreatePairsOff, arg(help="print the report of a run and stop")]),
         ],
         frozen=True,
     )
-    return arguments, arguments(config, fields(**values), "never", None, None, False)
+    return arguments, arguments(config, fields(**values), "never", None, None, 1, None, None, processes.SECONDS, False)
 
 
 def _describe(Config, entry: names.Entry, presets) -> str:
@@ -277,7 +296,8 @@ def _unknown(word: str, Config, entry: names.Entry) -> str:
     if (name := flag.removeprefix("--").replace("-", "_")) in entry.fields:
         return f"unknown option {flag}; did you mean --strategy.{name.replace('_', '-')}?"
     own = [f.name for f in dataclasses.fields(Config) if f.name != "strategy_fields"]
-    flags = [f"--{name}".replace("_", "-") for name in (*own, "resume", "config", "preset", "dry_run", "help")]
+    start = ("resume", "config", "preset", "processes", "process", "coordinator", "process_timeout", "dry_run", "help")
+    flags = [f"--{name}".replace("_", "-") for name in (*own, *start)]
     flags += [f"--strategy.{name}".replace("_", "-") for name in entry.fields] + ["--no-progress"]
     close = did_you_mean(flag, flags).partition("; ")[2]
     return f"unknown option {flag}; {close or 'see --help'}"
@@ -322,14 +342,19 @@ def guarded(work: Callable[[], int]) -> int:
     except ConfigError as error:
         if os.environ.get("JAXTRAIN_TRACEBACK") == "1":
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{_who()}error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except EXPECTED as error:
         if os.environ.get("JAXTRAIN_TRACEBACK") == "1" or not _deliberate(error):
             raise
         notes = [note for note in getattr(error, "__notes__", []) if "JAX_TRACEBACK_FILTERING" not in note]
-        print(" ".join(f"error: {'; '.join([_text(error), *notes])}".split()), file=sys.stderr)
+        print(" ".join(f"{_who()}error: {'; '.join([_text(error), *notes])}".split()), file=sys.stderr)
         return 1
+
+
+def _who() -> str:
+    """Which of several processes says it."""
+    return "" if processes.count() == 1 else f"process {processes.index()}: "
 
 
 def _text(error: BaseException) -> str:

@@ -7,6 +7,8 @@ import sys
 import warnings
 from collections.abc import Mapping
 
+from . import processes
+
 log = logging.getLogger("jaxtrain")
 
 
@@ -14,10 +16,13 @@ class _Console(logging.Handler):
     """Plain lines on stdout, warnings on stderr, without tearing a tqdm bar.
 
     Where the program that embeds jaxtrain has set up logging of its own, its handlers get the lines instead. (absl,
-    which comes with Orbax, puts a handler on the root logger unasked: that is nobody's set-up.)
+    which comes with Orbax, puts a handler on the root logger unasked: that is nobody's set-up.) Of several processes
+    the first one speaks.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
+        if not processes.is_first():
+            return
         theirs = [h for h in logging.getLogger().handlers if not type(h).__module__.startswith("absl")]
         if theirs:
             for handler in theirs:

@@ -167,7 +167,7 @@ def nonfinite_leaf(batch: Any, number: int) -> str | None:
             first = [int(index) for index in np.argwhere(bad)[0]]
             return (
                 f"train data: batch {number}: leaf batch{jax.tree_util.keystr(path)} holds {int(bad.sum())} values "
-                f"that are not finite, the first at {first}: mend the data, or choose Fit(nonfinite='skip')"
+                f"that are not finite, the first at {first}"
             )
     return None
 

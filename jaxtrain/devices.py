@@ -11,11 +11,12 @@ import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from . import processes
 from .module import Module, Phases, check_phases
-from .state import State, fold_in
+from .state import State, fold_in, is_key
 
 AXIS = "devices"
 """Of the mesh."""
@@ -35,7 +36,7 @@ def start(devices: Any) -> None:
 
 
 def as_devices(devices: Any) -> int:
-    """``Fit(devices=...)``: a number of devices, or "all" that JAX has. Raises ValueError where there are fewer."""
+    """``Fit(devices=...)``: a number of devices of this process, or "all". Raises ValueError where there are fewer."""
     if devices != "all" and (type(devices) is not int or devices < 1):
         raise ValueError(f"Fit(devices={devices!r}): expected a whole number, 1 or more, or 'all'")
     if devices == 1:
@@ -46,20 +47,28 @@ def as_devices(devices: Any) -> int:
         return there
     if devices > there:
         cpu = f", or set jax_num_cpu_devices={devices} before JAX starts" if kind == "cpu" else ""
-        raise ValueError(f"Fit(devices={devices}): JAX has {there} on {kind}; ask for at most {there}{cpu}")
+        own = "" if processes.count() == 1 else " in this process"
+        raise ValueError(f"Fit(devices={devices}): JAX has {there} on {kind}{own}; ask for at most {there}{cpu}")
     return devices
 
 
 class Devices:
-    """What the values, batches and metrics of a program become on ``count`` devices.
+    """What the values, batches and metrics of a program become on ``own`` devices of each process, ``count`` in all.
 
     The lanes of a batch are split: each device runs the step on its share, with the parameters and the optimizer whole,
     and gradients, weights and metrics are added up over devices in one all-reduce an update. Seeds side by side
     (``seeds``) are split instead where there are several; then a device has its own seeds on the whole batch, and
-    nothing is sent.
+    nothing is sent. Of several processes each gives its devices their share of a batch, and sees that alone.
     """
 
-    def __init__(self, count: int, seeds: int | None = None):
+    def __init__(self, own: int, seeds: int | None = None):
+        self._processes = processes.count()
+        count = own * self._processes
+        if seeds is not None and self._processes > 1:
+            raise ValueError(
+                f"Fit(seeds=...) in {self._processes} processes: seeds have nothing to tell each other; start "
+                "processes of their own, each with some of the seeds"
+            )
         if seeds is not None and seeds % count:
             raise ValueError(
                 f"Fit(devices={count}): {seeds} seeds do not divide over {count} devices; choose a multiple of {count}"
@@ -68,12 +77,19 @@ class Devices:
         self.several = count > 1
         self.splits_batch = self.several and seeds is None
         self._divides: dict[Any, bool] = {}
+        self._layouts: dict[Any, Any] = {}
         self._held: dict[str, Any] = {}
         """By name of a value, where its leaves are split; what is not named is split by seeds, or whole everywhere."""
         if self.several:
-            chosen = jax.local_devices()[:count]
+            each = [jax.local_devices(process_index=process)[:own] for process in range(self._processes)]
             # Automatic axes: with explicit ones, JAX's default, brainstate's loops and vmap do not run.
-            self._mesh = jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
+            self._mesh = Mesh(np.array(each).reshape(-1), (AXIS,), axis_types=(AxisType.Auto,))
+
+    @property
+    def _asked(self) -> str:
+        """By whom so many devices were asked for."""
+        own = f"Fit(devices={self.count // self._processes})"
+        return own if self._processes == 1 else f"{own} in {self._processes} processes"
 
     # ----------------------------------------------------------------------------------------------- the batch
 
@@ -99,14 +115,29 @@ class Devices:
 
     def share(self, module: Module, batch: Any, number: int = 0) -> Any:
         """What a device sees of a batch."""
-        return batch if not self.splits_batch else self._share(batch, self._layout(module, batch), number)
+        return batch if not self.splits_batch else self._share(batch, self._layout(module, batch), number, self.count)
 
-    def _share(self, batch: Any, specs: Any, number: int) -> Any:
+    def arrive(self, module: Module, batches: list[Any], stack: Callable[[list[Any]], Any]) -> Any:
+        """Batches for a program, stacked: of one process as they are, of several as arrays of which each process holds
+        its own share."""
+        if not self.splits_batch or self._processes == 1:
+            return stack(batches)
+        specs = self._layout(module, batches[0])
+        mine = stack([self._share(batch, specs, processes.index(), self._processes) for batch in batches])
+
+        def one(spec: P, leaf: Any, local: Any) -> Any:
+            lead = np.shape(local)[: np.ndim(local) - np.ndim(leaf)]
+            sharding = NamedSharding(self._mesh, P(*(None for _ in lead), *spec))
+            return jax.make_array_from_process_local_data(sharding, np.asarray(local), (*lead, *np.shape(leaf)))
+
+        return jax.tree.map(one, specs, batches[0], mine, is_leaf=_is_spec)
+
+    def _share(self, batch: Any, specs: Any, number: int, count: int) -> Any:
         def one(spec: P, leaf: Any) -> Any:
             if AXIS not in spec:
                 return leaf
             axis = spec.index(AXIS)
-            size = np.shape(leaf)[axis] // self.count
+            size = np.shape(leaf)[axis] // count
             return leaf[(slice(None),) * axis + (slice(number * size, (number + 1) * size),)]
 
         return jax.tree.map(one, specs, batch, is_leaf=_is_spec)
@@ -117,11 +148,18 @@ class Devices:
         What ``Module.phases`` makes of a share must be the share of what it makes of the whole, or nothing is sure.
         Raises ValueError where the lanes do not divide, and where it is not.
         """
+        kinds = tuple((np.shape(leaf), str(np.asarray(leaf).dtype)) for leaf in jax.tree.leaves(batch))
+        key = (jax.tree.structure(batch), kinds)
+        if key not in self._layouts:
+            self._layouts[key] = self._new_layout(module, batch)
+        return self._layouts[key]
+
+    def _new_layout(self, module: Module, batch: Any) -> Any:
         whole = _phases(module, batch)[0]
         lanes = whole.sizes[2]
         if lanes % self.count:
             raise ValueError(
-                f"Fit(devices={self.count}): a batch of {lanes} sequences does not divide over {self.count} devices; "
+                f"{self._asked}: a batch of {lanes} sequences does not divide over {self.count} devices; "
                 f"choose a batch size that is a multiple of {self.count}"
             )
 
@@ -138,7 +176,7 @@ class Devices:
             if not reasons[-1]:
                 return specs
         raise ValueError(
-            f"Fit(devices={self.count}): what {type(module).__name__}.phases makes of a share of the batch is not the "
+            f"{self._asked}: what {type(module).__name__}.phases makes of a share of the batch is not the "
             f"share of what it makes of the whole ({reasons[0]}); give arrays (T, B, ...) that hang on their own lanes"
         )
 
@@ -149,13 +187,13 @@ class Devices:
         expected = Phases(lanes, lanes, lanes, P() if shared else lanes, lanes, lanes)
         for number in (0, self.count - 1):
             try:
-                part, random = _phases(module, self._share(batch, specs, number))
+                part, random = _phases(module, self._share(batch, specs, number, self.count))
             except (ValueError, TypeError, IndexError) as error:
                 return str(error).split(";")[0]
             spread = jax.tree.map(
                 lambda spec, tree: jax.tree.map(lambda _: spec, tree), expected, whole, is_leaf=_is_spec
             )
-            wanted = self._share(whole, spread, number)
+            wanted = self._share(whole, spread, number, self.count)
             if jax.tree.structure(part) != jax.tree.structure(wanted):
                 return "another structure"
             for (path, ours), theirs in zip(
@@ -181,7 +219,7 @@ class Devices:
                 constant = isinstance(state, brainstate.ParamState) or not jnp.issubdtype(ours.dtype, jnp.inexact)
                 if not differ and not constant:
                     raise ValueError(
-                        f"Fit(devices={self.count}): {what} carries {name} on for all lanes together, so devices would "
+                        f"{self._asked}: {what} carries {name} on for all lanes together, so devices would "
                         "part ways; use devices=1, batching='vmap' or another strategy"
                     )
                 axes.append(P(*(None,) * differ[0], AXIS) if differ else P())
@@ -198,8 +236,19 @@ class Devices:
             return values
         default = P(AXIS) if self._seeds else P()
         specs = self._of(values) if isinstance(values, dict) else default
-        put = lambda spec, tree: jax.device_put(tree, NamedSharding(self._mesh, spec))  # noqa: E731
-        return jax.tree.map(put, specs, values, is_leaf=_is_spec)
+        return jax.tree.map(lambda spec, tree: jax.tree.map(lambda leaf: self._put(leaf, spec), tree), specs, values,
+                            is_leaf=_is_spec)  # fmt: skip
+
+    def _put(self, leaf: Any, spec: P) -> Any:
+        sharding = NamedSharding(self._mesh, spec)
+        if self._processes == 1:
+            return jax.device_put(leaf, sharding)
+        if getattr(leaf, "sharding", None) == sharding:
+            return leaf
+        if is_key(leaf):
+            return jax.random.wrap_key_data(self._put(jax.random.key_data(leaf), spec), impl=jax.random.key_impl(leaf))
+        held = np.asarray(processes.whole(leaf))  # every process has it whole, so nothing need be sent or compared
+        return jax.make_array_from_callback(held.shape, sharding, lambda place: held[place])
 
     def alone(self, values: Any) -> Any:
         """The values as the first device sees them, on it alone; of seeds, of all of them."""
@@ -208,6 +257,15 @@ class Devices:
         if self._seeds:
             return jax.device_put(values, self._mesh.devices.flat[0])
         return jax.tree.map(lambda leaf: leaf.addressable_data(0), values)
+
+    def notes(self, before: int) -> list[str]:
+        """For the report: what it means that a run is resumed from one on so many devices of all processes."""
+        if before == self.count:
+            return []
+        return [
+            f"devices: the run was on {before} and is now on {self.count}; from here on it equals the one that was "
+            "never stopped to rounding, not bit for bit"
+        ]
 
     # ------------------------------------------------------------------------------------------------- running
 

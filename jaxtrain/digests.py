@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from . import processes
+
 RESERVED = {"digest", "digests", "store"}  # keys of the metadata that Store writes
 # What TensorStore can write: of any other dtype it would complain only after save() has returned.
 DTYPES = re.compile(
@@ -17,19 +19,19 @@ DTYPES = re.compile(
 
 def digest(arrays: Mapping[str, Any]) -> str:
     """One sha256 over the names and leaf digests (dtype, shape, bytes) of a flat dict of arrays, in sorted order."""
-    return json_digest({name: leaf_digest(np.asarray(array)) for name, array in arrays.items()})
+    return json_digest({name: leaf_digest(np.asarray(processes.whole(array))) for name, array in arrays.items()})
 
 
 def host(item: str, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Copies to the host, which donating or overwriting a buffer cannot reach."""
+    """Copies to the host, which donating or overwriting a buffer cannot reach; of what processes share, the whole."""
     for leaf in arrays.values():
-        if hasattr(leaf, "copy_to_host_async"):
+        if getattr(leaf, "is_fully_addressable", False):
             leaf.copy_to_host_async()
     host: dict[str, np.ndarray] = {}
     for name, leaf in arrays.items():
         kind = getattr(leaf, "dtype", None)
         is_key = kind is not None and not isinstance(kind, np.dtype)  # jax's typed PRNG keys
-        array = np.array(None if is_key else leaf, order="C")
+        array = np.array(None if is_key else processes.whole(leaf), order="C")
         if not isinstance(name, str) or not DTYPES.fullmatch(array.dtype.name) or not array.dtype.isnative:
             given = f"checkpoint: leaf {name!r} of {item} is {kind or type(leaf).__name__}"
             raise TypeError(f"{given}; expected numbers under a name (of a PRNG key: jax.random.key_data(key))")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from . import preflight
+from . import preflight, processes
 from .callback import Callback, Callbacks
 from .callbacks.checkpoint import Checkpoint, best_of, kept_by
 from .callbacks.periods import optional_period
@@ -31,6 +31,7 @@ from .program import NonFinite, Program
 from .record import Recorder
 from .resume import CHECKPOINTS, Origin, absolute, chosen, describe, first_difference, log_changes, opened
 from .resume import refuse_differences as refuse
+from .resume import refuse_unlike_runs as refuse_unlike
 from .run import NonFiniteError, Result, Run, Status, versions
 from .schedule import Schedule
 from .signals import Signals
@@ -51,7 +52,8 @@ class Fit:
     means over them and under ``lanes/`` each, a checkpoint holds all, and the module ends with the model of the first.
     Under ``nonfinite="raise"`` a seed whose numbers are no longer finite is frozen as it was before.
     ``devices``: how many, or "all" that JAX has: they share the lanes of each batch, which must divide, or of several
-    seeds the seeds. On CPU they are made if JAX has not started. Results of other numbers agree to rounding.
+    seeds the seeds. On CPU they are made if JAX has not started. Results of other numbers agree to rounding. Of several
+    processes (``jax.distributed.initialize``) each has so many.
     ``chunk``: steps run in one dispatch; "auto" is a rule over the work of a step.
     ``validate_every``: steps, "1ep" or "10min"; a run with validation data always ends with a validation.
     ``log_every``: steps between rows of the record. ``nonfinite``: "raise", "skip" the step, or "warn".
@@ -118,7 +120,7 @@ class Fit:
         ``dry_run``: compile, report, and return without training or writing anything.
         """
         started = time.perf_counter()
-        with opened(self.run_dir, resume, write=not dry_run) as origin:
+        with processes.watched(), opened(self.run_dir, resume, write=not dry_run) as origin:
             data = as_data(data)
             set_up(data)
             begin_task(data, None if origin.saved is None else origin.saved.meta["task"])
@@ -138,8 +140,9 @@ class Fit:
             over = None  # asked to train on, or given a larger budget
         trains = over is None and (loop.cut or not loop.is_over())
         loop.store = None if origin.run_dir is None else self._store(origin.run_dir)
-        if origin.run_dir is not None and (trains or not (origin.run_dir / "config.json").exists()):
-            write_json(origin.run_dir / "config.json", run.config)
+        written = origin.run_dir if processes.is_first() else None
+        if written is not None and (trains or not (written / "config.json").exists()):
+            write_json(written / "config.json", run.config)
         status: Status = "failed"
         try:
             with loop.signals:
@@ -149,8 +152,8 @@ class Fit:
                 if over is not None:
                     loop.status, loop.reason = over
                     log.info("already %s at step %d%s", loop.status, run.step, f": {over[1]}" if over[1] else "")
-                if trains and origin.run_dir is not None:
-                    (origin.run_dir / "result.json").unlink(missing_ok=True)  # of an earlier part of the run
+                if trains and written is not None:
+                    (written / "result.json").unlink(missing_ok=True)  # of an earlier part of the run
                 loop.train()
                 loop.saved = None if loop.store is None else loop.store.wait()
                 status = loop.status or "finished"
@@ -159,7 +162,8 @@ class Fit:
             raise
         finally:
             try:
-                if not isinstance(sys.exception(), NonFiniteError):  # then the values are of no use to anyone
+                # Values that are not finite are of no use; and a process that failed must not wait for the others.
+                if not isinstance(sys.exception(), NonFiniteError) and (status != "failed" or processes.count() == 1):
                     self._held = loop.program.write_back()
             finally:
                 try:
@@ -211,9 +215,9 @@ class Fit:
             refuse(saved.meta, {"model": params, "optimizer": train}, ("model", "optimizer"))
             program.load(saved.params, saved.train, saved.meta["optimizer_settings"])
             feed.restore(saved.meta["feed"])
-            program.note_devices(((origin.config or {}).get("fit") or {}).get("devices", 1))
-        self._prepare(program, val)
-        schedule = self._schedule(program.chunk, feed.length)  # made now, since its clock starts
+            before = origin.config or {}
+            devices = (before.get("fit") or {}).get("devices", 1) * before.get("processes", 1)
+            program.learner.notes.extend(program.devices.notes(devices))
         record = {
             "schema": 1,
             "config": config,
@@ -226,7 +230,11 @@ class Fit:
             "versions": versions(),
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "parent": origin.parent,
+            "processes": processes.count(),
         }
+        refuse_unlike(record, program.state)
+        self._prepare(program, val)
+        schedule = self._schedule(program.chunk, feed.length)  # made now, since its clock starts
         if origin.config is not None and not dry_run:
             rates = {} if saved is None else saved.meta["optimizer_settings"]
             log_changes({**origin.config, "optimizer": rates}, {**record, "optimizer": program.optimizer.settings()})
@@ -271,15 +279,7 @@ class Fit:
 
     def _prepare(self, program: Program, val: Passes | None) -> None:
         probes = [callback for callback in self.callbacks if callback.probe_every is not None]
-        program.prepare(evaluate=None if val is None else val.examples[0], probes=probes)
-        self._prepare_val(program, val)
-
-    def _prepare_val(self, program: Program, val: Passes | None) -> None:
-        """Compile for every size of validation batch that is known beforehand."""
-        started = time.perf_counter()
-        for batch in [] if val is None else val.examples:
-            program.evaluate(batch, 0)
-        program.compile_seconds += time.perf_counter() - started
+        program.prepare(evaluate=[] if val is None else val.examples, probes=probes)
 
     def _total(self, epoch_length: int | None) -> int | None:
         totals = [] if self.max_steps is None else [self.max_steps]
@@ -313,7 +313,7 @@ class Fit:
         loop.val = self._val(loop.data)
         if Spec(example).mismatch(program.example) is None:
             program.example = example
-            self._prepare_val(program, loop.val)
+            program.prepare(evaluate=[] if loop.val is None else loop.val.examples, train=False)
             log.info("task %s from step %d on", loop.data.task, run.step)
             return
         params, train = program.state()
@@ -344,7 +344,7 @@ class Fit:
 
     def _result(self, loop: Loop, status: Status, report: dict[str, Any], started: float, trains: bool) -> Result:
         result = summarize(loop, status, report, best_of(self._checkpoint), time.perf_counter() - started)
-        if loop.run.run_dir is not None:
+        if loop.run.run_dir is not None and processes.is_first():
             path = loop.run.run_dir / "result.json"
             # Where nothing was left to train, what the run came to, and how fast, is known better already.
             if trains or not path.exists() or read_json(path).get("status") != status:

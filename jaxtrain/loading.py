@@ -12,7 +12,7 @@ import brainstate
 from .checkpoint import Saved
 from .module import Module
 from .resume import read_checkpoint, refuse_differences
-from .state import State, flatten, lasting, parameters, seeded, signature, strong, unflatten
+from .state import State, create_hidden, flatten, lasting, parameters, seeded, signature, strong, unflatten
 
 LASTING = "model/"
 """What names of lasting states begin with in a checkpoint."""
@@ -29,8 +29,16 @@ def load(path: str | Path, module: Module, *, seed: int | None = None) -> Module
     saved = _of_seed(read_checkpoint(path), seed)
     require_module(module)
     build(module, 0)
+    make_lasting(module, saved)
     load_into(module, saved)
     return module
+
+
+def make_lasting(module: Module, saved: Saved) -> None:
+    """Run the model's ``init_state`` where a checkpoint holds lasting states that only that makes."""
+    if {name for name in saved.train if name.startswith(LASTING)} - _flat(_lasting(module)).keys():
+        with brainstate.environ.context(**module.environ, fit=True), seeded(0):
+            create_hidden(module.model, 1, False)
 
 
 def _of_seed(saved: Saved, seed: int | None) -> Saved:

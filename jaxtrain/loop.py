@@ -9,23 +9,27 @@ from typing import Any
 
 import numpy as np
 
+from . import processes
 from .callback import Callback, Callbacks
 from .callbacks.throughput import peak_rss_mb
 from .checkpoint import Store
 from .console import log, one_line
-from .data import DataModule, Feed, change_task, nonfinite_leaf
+from .data import DataModule, Feed, change_task
 from .digests import digest
 from .evaluating import evaluate
 from .files import as_json
 from .metrics import LANES, Pending
+from .nonfinite import judged
 from .passes import Passes
 from .period import Period
-from .program import BAD, DEAD, FINE, NonFinite, Program
-from .run import NonFiniteError, Requests, Result, Run, Status
+from .program import BAD, DEAD, NonFinite, Program
+from .run import Requests, Result, Run, Status
 from .schedule import Schedule
 from .signals import Signals
 
 STATUS_OF = {"SIGINT": "interrupted", "SIGTERM": "terminated"}
+ALONE = 10
+"""Seconds after which an error that the other processes do not have is this one's alone."""
 
 
 class Loop:
@@ -36,7 +40,8 @@ class Loop:
                  retask: Callable[[Loop, dict[str, Any]], None]):  # fmt: skip
         self.run, self.program, self.callbacks, self.schedule = run, program, callbacks, schedule
         self.data, self.feed, self.val, self.store = data, feed, val, store
-        self.nonfinite, self.signals = nonfinite, signals
+        self.nonfinite: NonFinite = nonfinite
+        self.signals = signals
         self._retask = retask
         self.position = run.step
         run.has_validation = val is not None
@@ -72,6 +77,7 @@ class Loop:
             self._deliver(late)
             if self._error is None:
                 self.feed.prefetch(self.schedule.length(self.position) if not self.is_over() else 0)
+                self._look()
             if self._at_edge():
                 due = self._edge_due()
                 self._deliver(self._late)
@@ -100,7 +106,7 @@ class Loop:
         batches, first = chunk[1], self.run.step
         n = len(batches)
         bad, dead = arrays.pop(BAD)[:n], arrays.pop(DEAD)[:n]
-        n, error = self._check(bad, first, batches)
+        n, error = judged(bad, first, batches, self.nonfinite, self.program)
         nums = {name: mean.num[:n] for name, mean in arrays.items()}
         weights = {name: mean.weight[:n] for name, mean in arrays.items()}
         if not self._audited:
@@ -131,36 +137,20 @@ class Loop:
                 first + int(steps[0]) + 1, ", ".join(surprising),
             )  # fmt: skip
 
-    def _check(self, bad: np.ndarray, first: int, batches: list[Any]) -> tuple[int, NonFiniteError | None]:
-        """Apply the policy for steps in which something is NaN or infinite, ``bad`` ``(n, lanes)``: how many steps
-        count, and the error to raise after them."""
-        raises, fatal = self.nonfinite == "raise", np.flatnonzero((bad != FINE).all(axis=1))
-        lanes, fatal_text = self.program.lanes, ""
-        for lane in range(bad.shape[1]):
-            where = np.flatnonzero(bad[:, lane] >= 0)
-            if not len(where):
-                continue
-            step, name = first + int(where[0]) + 1, self.program.bad_name(int(bad[where[0], lane]))
-            who = "" if lanes is None else f"seed {lanes.seeds[lane]}: "
-            text = f"step {step}: {who}{name} is not finite"
-            if len(fatal) and where[0] == fatal[0]:
-                fatal_text = text
-            more = f" (and {len(where) - 1} more steps of this chunk)" if len(where) > 1 else ""
-            if raises and lanes is not None:
-                log.warning("%s; this seed is frozen as it was at step %d", text, step - 1)
-            elif not raises:
-                log.warning("%s%s%s", text, more, "; skipped" if self.nonfinite == "skip" else "")
-        if not raises or not len(fatal):
-            return len(bad), None
-        none_left = "" if lanes is None else ", and no seed is left"
-        data = nonfinite_leaf(batches[int(fatal[0])], first + int(fatal[0]))
-        # What is not finite there may weigh nothing, so the rate is not ruled out.
-        advice = (f"{data}; or " if data else "") + (
-            "lower the learning rate, clip gradients, or choose Fit(nonfinite='skip' or 'warn')"
-        )
-        return int(fatal[0]), NonFiniteError(f"{fatal_text}{none_left}; {advice}")
-
     # ------------------------------------------------------------------------------------------------- an edge
+
+    def _look(self) -> None:
+        """Once a chunk: whether a signal has come, and what the clock says."""
+        self.signals.poll()
+        now = self.schedule.look()
+        if processes.count() > 1:
+            self.schedule.validate_now, self.schedule.out_of_time = processes.from_first(now)
+        self._agree()
+
+    def _agree(self) -> None:
+        """Of several processes the first one decides what callbacks have asked for: their clocks differ."""
+        if processes.count() > 1:
+            self.run.requests = Requests(**processes.from_first(vars(self.run.requests)))
 
     def is_over(self) -> bool:
         return self.schedule.is_over(self.position)
@@ -173,12 +163,17 @@ class Loop:
         return (
             self.run.requests.any()
             or self.schedule.is_edge(self.position)
-            or self.schedule.out_of_time()
-            or self.schedule.clock_due()
+            or self.schedule.out_of_time
+            or self.schedule.validate_now
         )
 
     def _edge(self, due: bool) -> None:
         if self._error is not None:
+            if not processes.all_here(f"error/{self.run.step}", ALONE):
+                self._error.add_note(
+                    f"jaxtrain: step {self.run.step} is not saved: the other processes had no error here"
+                )
+                raise self._error
             try:
                 self._finish_rows()
                 self._save()
@@ -191,12 +186,14 @@ class Loop:
             self._finish_rows()
             self._end_by_signal()
             return
+        self._agree()
         for callback in self.callbacks.alive():
             if callback.probe_every is not None and self._probe_due(callback):
                 self._probe(callback)
         self._edge_after_probes()
 
     def _edge_after_probes(self) -> None:
+        self._agree()
         run = self.run
         ending = self._ending()
         due = self.cut or run.requests.validate or self.schedule.validation_due(run.step) or ending is not None
@@ -207,6 +204,7 @@ class Loop:
             return
         if self.schedule.is_epoch_end(run.step):
             self.callbacks("on_epoch_end", run)
+        self._agree()
         if self.val is None or run.last_validation == run.step:  # a run ends with a validation
             ending = ending or self._ending()
         if ending is not None:
@@ -235,7 +233,7 @@ class Loop:
             return "stopped", self.run.requests.stop
         if self.is_over():
             return "finished", None
-        return ("stopped", "max_time reached") if self.schedule.out_of_time() else None
+        return ("stopped", "max_time reached") if self.schedule.out_of_time else None
 
     def _end_by_signal(self) -> None:
         self.status = STATUS_OF[self.signals.received or "SIGTERM"]  # type: ignore[assignment]
@@ -260,7 +258,7 @@ class Loop:
             return False
         with self._timed("validate"):
             self.callbacks("on_validation_start", self.run)
-            metrics = evaluate(self.program, self.val.once(), "val", lambda: self.signals.received is not None)
+            metrics = evaluate(self.program, self.val.once(), "val", lambda: self.signals.poll() is not None)
             if metrics is None:
                 return False
             self.run.recorder.force(self.run.step, metrics)

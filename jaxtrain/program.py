@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import chunks
+from . import chunks, processes
 from .devices import Devices
 from .lanes import LIVE, Lanes
 from .metrics import Mean, Metrics, Pending
@@ -158,7 +158,7 @@ class Program:
     def train(self, batches: list[Any], first_step: int) -> Pending:
         """Dispatch the steps ``first_step + 1 ... first_step + len(batches)``; their metrics are pending."""
         numbers = np.int32(first_step), np.int32(len(batches))
-        stacked = chunks.stacked(batches, self.chunk)
+        stacked = self.devices.arrive(self.module, batches, lambda some: chunks.stacked(some, self.chunk))
         self.values, metrics = self._train(self.values, self.root, *numbers, stacked)
         return Pending(metrics, self._unpack)
 
@@ -187,12 +187,14 @@ class Program:
             batch = self.devices.share(self.module, batch)
         return Pending(self._run(("probe", id(callback)), step, batch, index, fit=True))
 
-    def prepare(self, *, evaluate: Any = None, probes: Iterable[Any] = ()) -> None:
-        """Compile now what a run will need, so that nothing is compiled after step 0."""
+    def prepare(self, *, evaluate: Iterable[Any] = (), probes: Iterable[Any] = (), train: bool = True) -> None:
+        """Compile now what a run will need, so that nothing is compiled after step 0: to train, to evaluate batches of
+        these sizes, and to probe."""
         started = time.perf_counter()
-        self._train = self._compile_train()
-        if evaluate is not None:
-            self._run("evaluate", self._evaluate_step, evaluate, 0)
+        if train:
+            self._train = self._compile_train()
+        for batch in evaluate:
+            self.evaluate(batch, 0)
         for callback in probes:
             self.probe(callback, self.example, 0)
         self.compile_seconds += time.perf_counter() - started
@@ -237,21 +239,14 @@ class Program:
         """
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.values)):
             return self._seed
-        seed, values = (self._seed, self.values) if self.lanes is None else self.lanes.first_live(self.values)
+        values = jax.tree.map(processes.whole, self.values)
+        seed, values = (self._seed, values) if self.lanes is None else self.lanes.first_live(values)
         self._assign(values)
         return seed
 
     def _assign(self, values: dict[str, Any]) -> None:
         for name, state in self._named.items():
             state.value = strong(values[name])  # through the host: a copy on the device would compile
-
-    def note_devices(self, before: int) -> None:
-        """Say in the report what it means that a run is resumed from one on so many devices."""
-        if before != self.devices.count:
-            self.learner.notes.append(
-                f"devices: the run was on {before} and is now on {self.devices.count}; from here on it equals the one "
-                "that was never stopped to rounding, not bit for bit"
-            )
 
     def host_parameters(self) -> dict[str, Any]:
         params = {name: self.values[name] for name in self.parameters}
@@ -393,7 +388,8 @@ class Program:
                     read = self.lanes.first(read) if fit else self.lanes.map_live(read)
                 lowered = self.devices.lower(read, values, root, (jnp.int32(0),), batch, self.module)
                 self._executables[key] = lowered.compile()
-        return self._executables[key](values, root, np.int32(index), batch)
+        given = batch if alone else self.devices.arrive(self.module, [batch], lambda some: some[0])
+        return self._executables[key](values, root, np.int32(index), given)
 
     def bad_name(self, code: int) -> str:
         """What a non-negative entry of the non-finite mask stands for."""

@@ -27,6 +27,8 @@ class Schedule:
         for period in self._periods:
             period.steps(epoch_length)  # an epoch of unknown length is an error now, not at the first event
         self._started = self._validated = time.monotonic()
+        self.validate_now = self.out_of_time = False
+        """What the clock said when it was last looked at."""
 
     def next_edge(self, step: int) -> int | None:
         due = [period.next(step, self.epoch_length) for period in self._periods]
@@ -53,16 +55,15 @@ class Schedule:
         if self.validate_every is None:
             return False
         if self.validate_every.unit == "time":
-            return self.clock_due()
+            return self.validate_now
         return self.validate_every.due(step, self.epoch_length)
 
-    def clock_due(self) -> bool:
-        """Whether a validation is due by the clock."""
-        every = self.validate_every
-        return every is not None and every.unit == "time" and time.monotonic() - self._validated >= every.n
+    def look(self) -> tuple[bool, bool]:
+        """Look at the clock: whether a validation is due by it, and whether the time is up."""
+        every, now = self.validate_every, time.monotonic()
+        self.validate_now = every is not None and every.unit == "time" and now - self._validated >= every.n
+        self.out_of_time = self._max_time is not None and now - self._started >= self._max_time.n
+        return self.validate_now, self.out_of_time
 
     def validated(self) -> None:
-        self._validated = time.monotonic()
-
-    def out_of_time(self) -> bool:
-        return self._max_time is not None and time.monotonic() - self._started >= self._max_time.n
+        self._validated, self.validate_now = time.monotonic(), False

@@ -1,9 +1,11 @@
-"""SIGTERM and SIGINT as a flag that the loop polls, with the old handlers put back."""
+"""SIGTERM and SIGINT as a flag that the loop polls, with the old handlers put back; of several processes, JAX's own."""
 
 import signal
 import threading
 from types import FrameType
 from typing import Any, Self
+
+from . import processes
 
 _EXIT_CODES = {"SIGTERM": 143, "SIGINT": 130}
 
@@ -15,9 +17,11 @@ class Signals:
     SIGINT raises KeyboardInterrupt). Outside the main thread, where Python allows no handlers, it does nothing. A
     signal that the process was told to ignore (`nohup`, a job in the background) stays ignored.
 
+    Of several processes ``poll`` asks whether SIGTERM has come to any, which JAX has caught.
+
     Example:
         with Signals() as signals:
-            while step < steps and signals.received is None:
+            while step < steps and signals.poll() is None:
                 step += 1
     """
 
@@ -26,6 +30,12 @@ class Signals:
     def __init__(self) -> None:
         self._old: dict[int, Any] = {}
 
+    def poll(self) -> str | None:
+        """`received`; all processes call it at the same places."""
+        if processes.count() > 1 and self.received is None and processes.reached_preemption():
+            self.received = "SIGTERM"
+        return self.received
+
     @property
     def exit_code(self) -> int:
         """143 after SIGTERM, 130 after SIGINT, else 0."""
@@ -33,7 +43,7 @@ class Signals:
 
     def __enter__(self) -> Self:
         self.received = None
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread() and processes.count() == 1:
             for number in (signal.SIGTERM, signal.SIGINT):
                 old = signal.getsignal(number)
                 if old is not signal.SIG_IGN:

@@ -120,7 +120,24 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def create_hidden(model, batch_size: int, vmapped: bool) -> None:
-    """Give the model hidden states for a batch: with a batch axis of their own, or mapped over lanes."""
+    """Give the model hidden states for a batch: with a batch axis of their own, or mapped over lanes.
+
+    What outlives a sequence keeps its value, also where ``init_state`` makes the State anew.
+    """
+    before = states_of(model)
+    _init_states(model, batch_size, vmapped)
+    for name, state in states_of(model).items():
+        old = before.get(name, state)
+        if old is not state and not isinstance(state, SHORT) and _alike(old.value, state.value):
+            state.value = old.value
+
+
+def _alike(a: Any, b: Any) -> bool:
+    types = [jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), value) for value in (a, b)]
+    return types[0] == types[1]
+
+
+def _init_states(model, batch_size: int, vmapped: bool) -> None:
     if vmapped:
 
         @brainstate.transform.vmap_new_states(state_tag="new", axis_size=batch_size)
@@ -139,7 +156,7 @@ def fresh_hidden(model, batch_size: int, vmapped: bool) -> dict[str, Any]:
     so the attributes of every node are put back.
     """
     with attributes_kept(model):
-        create_hidden(model, batch_size, vmapped)
+        _init_states(model, batch_size, vmapped)
         return {name: state.value for name, state in short_term(model).items()}
 
 

@@ -26,7 +26,7 @@ def make(module, example, strategy="bptt", encode=lambda x: x, **changes):
 
 def test_any_number_of_steps_up_to_a_chunk_is_the_same_program(no_compilation_cache):
     program = make(Linear(), line(0))
-    program.prepare(evaluate=line(0))
+    program.prepare(evaluate=[line(0)])
     first = program._train
     for n, start in ((4, 0), (1, 4), (3, 5)):
         metrics = program.train([line(start + i) for i in range(n)], start).fetch()
@@ -122,7 +122,7 @@ def test_evaluation_changes_nothing_and_knows_that_it_is_one():
 
     module = Fits()
     program = make(module, line(0))
-    program.prepare(evaluate=line(0))
+    program.prepare(evaluate=[line(0)])
     before = {name: np.asarray(value) for name, value in program.values.items()}
     loss = program.evaluate(line(0), 0).fetch()["loss"]
     assert loss.num == 0 and program.train([line(0)], 0).fetch()["loss"].num[0] == 6

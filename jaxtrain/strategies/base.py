@@ -319,12 +319,9 @@ def _choose_batching(wanted: Batching, model, u: Any, batch_size: int) -> Litera
     if wanted not in ("auto", "batched", "vmap"):
         raise ValueError(f"batching must be 'auto', 'batched' or 'vmap', got {wanted!r}")
     if wanted == "vmap":
-        running = [name for name, s in lasting(model).items() if not isinstance(s, brainstate.random.RandomState)]
-        if running:
-            raise ValueError(
-                f"batching='vmap': all lanes would share the states {running} of {type(model).__name__}; use 'batched'"
-            )
+        _refuse_shared(model)
         create_hidden(model, batch_size, True)
+        _refuse_shared(model)  # init_state may have made some
         return "vmap"
     try:
         create_hidden(model, batch_size, False)
@@ -346,6 +343,14 @@ def _choose_batching(wanted: Batching, model, u: Any, batch_size: int) -> Litera
     shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), u)
     problem.add_note(f"jaxtrain: the model was called with an input of shape {shapes}, (B, ...), one time step")
     raise problem
+
+
+def _refuse_shared(model) -> None:
+    running = [name for name, s in lasting(model).items() if not isinstance(s, brainstate.random.RandomState)]
+    if running:
+        raise ValueError(
+            f"batching='vmap': all lanes would share the states {running} of {type(model).__name__}; use 'batched'"
+        )
 
 
 def zeros_like_parameters(params: dict[str, State]) -> dict[str, Any]:

@@ -29,7 +29,8 @@ def gradient_of(learner: Learner, phases: Phases) -> dict[str, Any]:
             totals[name].value = add_to(totals[name].value, grad)
         return metrics
 
-    learner.restart(phases.sizes[2])
+    if learner.carried:  # others begin anew by themselves, and begun twice they would draw other random numbers
+        learner.restart(phases.sizes[2])
     learner.learn(phases, update)
     return {name: total.value for name, total in totals.items()}
 

@@ -1,0 +1,225 @@
+"""Several processes that train one model: how they start, tell each other what one alone knows, and end together.
+
+All of it goes through JAX's coordination service, which costs the devices nothing. Every process calls the same
+functions in the same order. One that dies is missed by the service, which then ends the others; one that fails says why
+before it ends.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+SECONDS = 100
+"""How long a process may be silent before it counts as dead."""
+_SLICE_MS, _KEPT = 1000, 1000
+_FAILED = "jaxtrain/failed/"
+_turns = itertools.count()
+_polls = itertools.count(1)
+
+
+class ProcessError(RuntimeError):
+    """Another process failed, so this one cannot go on."""
+
+
+def _state() -> Any:
+    """What JAX knows of the other processes, or None; JAX is not imported for it."""
+    module = sys.modules.get("jax._src.distributed")
+    state = getattr(module, "global_state", None)
+    return state if getattr(state, "client", None) is not None else None
+
+
+def count() -> int:
+    """How many processes train together: 1 unless ``start`` or ``jax.distributed.initialize`` was called."""
+    state = _state()
+    return 1 if state is None else state.num_processes
+
+
+def index() -> int:
+    """The number of this process, from 0."""
+    state = _state()
+    return 0 if state is None else state.process_id
+
+
+def is_first() -> bool:
+    """Whether this process writes files, logs and lines: of several, number 0 does."""
+    return index() == 0
+
+
+# ----------------------------------------------------------------------------------------------------- the start
+
+
+def check(processes: Any, process: int | None, coordinator: str | None, seconds: int) -> None:
+    """Raise ValueError, in one line, where these cannot be."""
+    if processes == "auto":
+        if process is not None or coordinator is not None:
+            raise ValueError("--processes auto takes the process and the coordinator from the job: leave them out")
+    elif processes == 1:
+        if process is not None or coordinator is not None:
+            raise ValueError("--process and --coordinator go with --processes N: say how many there are")
+    elif type(processes) is not int or processes < 1:
+        raise ValueError(f"--processes {processes}: expected a whole number, 1 or more, or auto")
+    elif process is None or not 0 <= process < processes:
+        most = processes - 1
+        raise ValueError(f"--processes {processes} --process {process}: expected this one's number, 0 to {most}")
+    elif coordinator is None or not re.fullmatch(r"\S+:\d{1,5}", coordinator):
+        raise ValueError(f"--coordinator {coordinator}: expected HOST:PORT, where process 0 is to listen")
+    if seconds < 1:
+        raise ValueError(f"--process-timeout {seconds}: expected seconds, 1 or more")
+
+
+def start(processes: Any, process: int | None = None, coordinator: str | None = None, seconds: int = SECONDS) -> None:
+    """Join the other processes, before JAX is used. "auto": as SLURM, Open MPI or Kubernetes tell JAX.
+
+    Raises ValueError or RuntimeError with one line that says what is wrong, after ``seconds`` at most.
+    """
+    check(processes, process, coordinator, seconds)
+    if processes == 1:
+        return
+    import jax
+
+    given: dict[str, Any] = {}
+    if processes != "auto":
+        given = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
+        given["cluster_detection_method"] = "deactivate"
+    try:
+        jax.distributed.initialize(**given, initialization_timeout=seconds, heartbeat_timeout_seconds=seconds)
+    except Exception as error:
+        where = f"process {process} of {processes}, {coordinator}" if given else "as the environment says"
+        raise RuntimeError(f"the processes cannot be joined ({where}): {_why(error, coordinator, seconds)}") from error
+
+
+def _why(error: Exception, coordinator: str | None, seconds: int) -> str:
+    text = " ".join(str(error).split())
+    if "should be defined" in text or "must be defined" in text:
+        return "JAX finds no SLURM, Open MPI or Kubernetes job; give --processes N --process I --coordinator HOST:PORT"
+    if "DEADLINE_EXCEEDED" in text:
+        return f"not all were there within {seconds} s; are they started, with the same --processes and --coordinator?"
+    if "Could not start" in text or "ddress already in use" in text:
+        return f"the port of {coordinator} is in use; choose another"
+    return text[:300]
+
+
+# ------------------------------------------------------------------------------------------------------ agreeing
+
+
+def from_first(value: Any = None) -> Any:
+    """The JSON value that the first process gives here."""
+    if count() == 1:
+        return value
+    turn, client = next(_turns), _state().client
+    if is_first():
+        client.key_value_set(f"jaxtrain/{turn}", json.dumps(value))
+        if turn >= _KEPT:  # nobody is so far behind: within fewer turns all meet on the devices
+            client.key_value_delete(f"jaxtrain/{turn - _KEPT}")
+        return value
+    return json.loads(_wait(f"jaxtrain/{turn}"))
+
+
+def to_first(value: Any = None) -> list[Any]:
+    """The JSON values of all processes, in the first one; an empty list in the others."""
+    if count() == 1:
+        return [value]
+    turn, client = next(_turns), _state().client
+    if not is_first():
+        client.key_value_set(f"jaxtrain/{turn}/{index()}", json.dumps(value))
+        return []
+    return [value, *(json.loads(_wait(f"jaxtrain/{turn}/{other}")) for other in range(1, count()))]
+
+
+def meet() -> None:
+    """Go on when all processes are here."""
+    to_first()
+    from_first()
+
+
+def all_here(name: str, seconds: float) -> bool:
+    """Whether all processes come to the place of this name in time."""
+    if count() == 1:
+        return True
+    try:
+        _state().client.wait_at_barrier(f"jaxtrain/{name}", int(1000 * seconds))
+        return True
+    except Exception:  # the client has one kind of error for all
+        return False
+
+
+def _wait(key: str) -> str:
+    """What another process says; however long it takes, for one that is dead is missed by JAX's own clock."""
+    client = _state().client
+    while True:
+        try:
+            return client.blocking_key_value_get(key, _SLICE_MS)
+        except Exception as error:
+            said = dict(client.key_value_dir_get(_FAILED))
+            if said:
+                who, text = min(said.items())
+                raise ProcessError(f"process {who.removeprefix(_FAILED)} failed: {text}") from None
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise ProcessError(f"the first process is gone: {' '.join(str(error).split())[:200]}") from None
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """An error in here is told to the processes that wait for this one."""
+    try:
+        yield
+    except BaseException as error:
+        if count() > 1 and not isinstance(error, ProcessError):
+            text = " ".join(str(error).split()) or type(error).__name__
+            try:
+                _state().client.key_value_set(f"{_FAILED}{index()}", text[:500], allow_overwrite=True)
+            except Exception as failed:
+                error.add_note(f"jaxtrain: the other processes were not told: {failed}")
+        raise
+
+
+def reached_preemption() -> bool:
+    """Whether SIGTERM has come to a process, asked by all at the same places: it is then true of all at the same one.
+
+    JAX caught the signal (its preemption service); a handler of our own would part the processes.
+    """
+    from orbax.checkpoint import multihost
+
+    return multihost.reached_preemption(next(_polls))
+
+
+def whole(array: Any) -> Any:
+    """A device array with what other processes hold of it, as numpy where that is more than here. All must call."""
+    if getattr(array, "is_fully_addressable", True) or array.is_fully_replicated:
+        return array
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
+# ------------------------------------------------------------------------------------------------------- the end
+
+
+def left(work: Callable[[], int]) -> int:
+    """``work()``'s exit code. Where one of several processes failed, it ends here and at once: at a usual exit JAX
+    would wait for the others, which wait for this one."""
+    try:
+        code = work()
+    except BaseException:
+        if count() == 1:
+            raise
+        traceback.print_exc()
+        _leave(1)
+        raise
+    if count() > 1 and code not in (0, 143):
+        _leave(code)
+    return code
+
+
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

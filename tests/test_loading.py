@@ -72,6 +72,45 @@ def test_validate_gives_running_statistics(running):
     assert (mean(fresh) == mean(jt.load(result.run_dir / "checkpoints" / "00000002", Running()))).all()
 
 
+class Made(Running):
+    """Its running mean is made in ``init_state``, where hidden states are made."""
+
+    class Net(Running.Net):
+        def __init__(self):
+            super().__init__()
+            del self.mean
+
+        def init_state(self, batch_size=None, **kwargs):
+            super().init_state(batch_size, **kwargs)
+            self.mean = brainstate.LongTermState(jnp.zeros((2,), jnp.float32))
+
+
+def test_what_lasts_may_be_made_in_init_state(tmp_path):
+    """It is trained, saved, loaded and kept as one made in ``__init__`` is."""
+    kept = jt.Checkpoint(every=4, best=None, last=1)
+    means = {}
+    for make in (Running, Made):
+        module, path = make(), tmp_path / make.__name__
+        fit = jt.Fit("bptt", max_steps=4, chunk=2, callbacks=[kept], run_dir=path)
+        fit.run(module, lines())
+        trained = means[make] = mean(module)
+        assert (np.abs(trained) > 1).all()
+        loaded = jt.load(path, make())
+        assert (mean(loaded) == trained).all()
+        scores = [fit.validate(m, lines()) for m in (module, loaded)] + [
+            fit.validate(make(), lines(), checkpoint="last")
+        ]
+        assert scores[0] == scores[1] == scores[2]
+        assert (mean(module) == trained).all() and (mean(loaded) == trained).all(), "read, and left alone"
+    assert (means[Running] == means[Made]).all()
+
+
+def test_lanes_would_share_what_lasts_wherever_it_is_made():
+    for make in (Running, Made):
+        with pytest.raises(ValueError, match=r"all lanes would share the states \['mean'\] of Net; use 'batched'"):
+            jt.Fit(jt.BPTT(batching="vmap"), max_steps=1).run(make(), lines())
+
+
 # --------------------------------------------------------------------------------------------- the run directory
 
 

@@ -1,5 +1,6 @@
 """GradientFidelity in a run: exact rules report 1, what they leave out shows, and nothing else changes."""
 
+import dataclasses
 import logging
 
 import brainstate
@@ -159,6 +160,28 @@ def test_noise_and_running_statistics_are_the_same_for_both(lab, strategy, optio
     task = task_of(lab)
     task.model = Noisy(lab, **options)
     for row in run(lab, strategy, task=task)[1].values():
+        np.testing.assert_allclose(list(cosines(row).values()), 1.0, atol=2e-5)
+
+
+class Begun(Noisy):
+    """Hidden states that begin at random."""
+
+    def init_state(self, batch_size=None, **_):
+        self.u = brainstate.HiddenState(brainstate.random.randn(batch_size, 3))
+
+    def update(self, x):
+        self.u.value = 0.9 * self.u.value
+        return super().update(x + self.u.value)
+
+
+@pytest.mark.parametrize("carry", ["carry", "reset"])
+@pytest.mark.parametrize("strategy", [DRTRL(), DRTRL(engine="trace"), TBPTT(window=4)], ids=["drtrl", "trace", "tbptt"])
+def test_a_random_beginning_is_the_same_for_both(lab, strategy, carry):
+    """And so is the noise that is drawn after it."""
+    task = task_of(lab)
+    task.model = Begun(lab)
+    rows = run(lab, dataclasses.replace(strategy, carry=carry), task=task, data=Sequences(lab, warm=0))[1]
+    for row in rows.values():
         np.testing.assert_allclose(list(cosines(row).values()), 1.0, atol=2e-5)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import brainstate
 import braintrace
@@ -30,8 +31,6 @@ class DNI(OnlineRule):
     """
 
     name: ClassVar[str] = "dni"
-    lanes: ClassVar[Literal["either", "batched", "vmap"]] = "batched"
-    why_lanes: ClassVar[str] = "its synthesiser reads hidden states of the whole batch"
     fit_epochs: int = 20
     fit_lr: float = 0.01
 
@@ -49,7 +48,8 @@ class DNI(OnlineRule):
         return Reach(besides="Of what comes later it has the synthesiser's estimate")
 
     def learner(self, objective: Objective, compiled: Any, x: Any, example: Phases) -> Learner:
-        compiled.attach_synthesizer(braintrace.SyntheticGradient(compiled.group_signal_shapes()))
+        inner: Any = compiled.module if isinstance(compiled, brainstate.nn.Vmap) else compiled
+        inner.attach_synthesizer(braintrace.SyntheticGradient(inner.group_signal_shapes()))
         learner = _Learner(objective, compiled, x, cadence=self.cadence(), reach=self.reach(example.sizes[1]))
         for name, state in learner.network.hidden.items():
             for leaf in jax.tree.leaves(state.value):
@@ -74,7 +74,7 @@ class _Learner(OnlineLearner):
 
     def fit(self, example: Phases, epochs: int, rate: float) -> None:
         """Regress the synthesiser on the gradients that the rule sends back to the hidden states."""
-        hidden, synthesiser = self._grouped_hidden(), self.rule.synthesizer
+        hidden, synthesiser = self._grouped_hidden(), self.inner.synthesizer
         states = dict(self._synthesiser)
 
         def regress(before: dict[str, Any], target: dict[str, Any]) -> jax.Array:
@@ -118,4 +118,9 @@ class _Learner(OnlineLearner):
             errors.append(float(error))
         for name, state in states.items():
             state.value = values[f"synthesiser.{name}"]
+        if not math.isfinite(sum(errors)) or not all(jnp.isfinite(state.value).all() for state in states.values()):
+            raise ValueError(
+                f"DNI(fit_epochs={epochs}, fit_lr={rate}): the fit of the synthesiser diverged, its errors were "
+                f"{errors[0]:.3g} to {errors[-1]:.3g}; give a smaller fit_lr"
+            )
         log.info("dni: synthesiser fitted, error %.3g to %.3g in %d epochs", errors[0], errors[-1], epochs)

@@ -65,6 +65,7 @@ CASES = {
     "uoro": Case(UORO(), "uoro"),
     "three_factor": Case(ThreeFactor(), braintrace.ThreeFactor),
     "dni": Case(DNI(fit_epochs=3), "dni"),
+    "dni-vmap": Case(DNI(fit_epochs=3, batching="vmap"), "dni", vmap=True),
     "etrace-leak": Case(ETrace(**LEAK), braintrace.ETraceConfig(**LEAK), MULTI),
     "etrace-ottt": Case(ETrace(**OTTT), braintrace.ETraceConfig(**OTTT), MULTI),
     "etrace-random": Case(
@@ -164,6 +165,7 @@ def synthesiser_of(learner) -> Callable:
     fitted = {name.split("synthesizer.")[-1]: state.value for name, state in learner.states().items()}
 
     def attach(mine):
+        mine = mine.module if isinstance(mine, brainstate.nn.Vmap) else mine
         synthesiser = braintrace.SyntheticGradient(mine.group_signal_shapes())
         for path, state in brainstate.graph.states(synthesiser).items():
             state.value = fitted[name_of(path)]
@@ -184,7 +186,7 @@ def test_gradient_is_braintraces_over_three_sequences(lab, cell, name):
     case = CASES[name]
     sequences = three_sequences(lab, case)
     drive = lab.Drive(case.strategy, rewarded(lab.task(cell)), sequences[0])
-    prepare = synthesiser_of(drive.learner) if name == "dni" else lambda learner: None
+    prepare = synthesiser_of(drive.learner) if name.startswith("dni") else lambda learner: None
     loop = Loop(lab, lab.task(cell), case, prepare=prepare)
     seen = []
     for phases in sequences:

@@ -30,7 +30,10 @@ def check_cadence(name: str, update_every: UpdateEvery) -> None:
 def check_length(name: str, update_every: UpdateEvery, time: int) -> None:
     """Raises ValueError where a learning phase of ``time`` time steps has no whole update."""
     if update_every != "sequence" and update_every > time:
-        raise ValueError(f"{name}(update_every={update_every}): the learning phase has only {time} time steps")
+        raise ValueError(
+            f"{name}(update_every={update_every}): the learning phase has only {time} time steps; give {time} or less, "
+            "or 'sequence'"
+        )
 
 
 @dataclass(frozen=True)

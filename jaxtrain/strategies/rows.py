@@ -16,11 +16,13 @@ PARTLY = "one of its ways into the hidden state passes through another weight, a
 @dataclass(frozen=True)
 class Reach:
     """How far back credit goes that no trace carries: ``within`` which time steps, and what gives ``more`` of it.
-    ``besides``: what a parameter without any trace has instead."""
+    ``besides``: what a parameter without any trace has instead. ``anyway``: what gives credit to what a single-step
+    rule holds constant."""
 
     within: str = "one time step"
     more: str = "For more use drtrl with a window, or tbptt"
     besides: str = ""
+    anyway: str = "Use drtrl with vjp='multi-step', or tbptt"
 
     @staticmethod
     def of_window(window: int, scored: int, update_every: UpdateEvery = "sequence") -> Reach:
@@ -52,7 +54,7 @@ def describe(
         if name not in acting:
             return Row(name, "yes", "reaches the output without the hidden state: exact at every time step")
         if name in partial:
-            other = "no credit. Use vjp='multi-step'" if single else f"credit within {reach.within}. {reach.more}"
+            other = f"no credit. {reach.anyway}" if single else f"credit within {reach.within}. {reach.more}"
             return Row(name, "in part", f"{PARTLY}: the other has {other}", size)
         if name in sizes:
             return Row(name, "yes", "", size)
@@ -61,7 +63,7 @@ def describe(
         else:
             why = "reaches the hidden state by no operation of braintrace (braintrace.nn), so no trace of it is kept"
         if single:
-            return Row(name, "no", f"{why}: its gradient is exactly zero. Use vjp='multi-step'")
+            return Row(name, "no", f"{why}: its gradient is exactly zero. {reach.anyway}")
         return Row(name, "in part", f"{why}: its credit lies within {reach.within}. {reach.besides or reach.more}")
 
     return [row(name) for name in params]

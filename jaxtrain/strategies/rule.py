@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +21,7 @@ from .online import OnlineLearner, compile_rule
 from .rows import ONE_STEP, Reach
 
 Lanes = Literal["either", "batched", "vmap"]
+MULTI_STEP = "Use vjp='multi-step'"
 UPSTREAM = Path(str(braintrace.__file__)).parent
 VMAP_FROM = 2**19
 """Trace elements, about lanes x parameters, from which mapping over lanes measures faster than a batched trace."""
@@ -131,7 +132,10 @@ class OnlineRule(Strategy):
         warm, time, _ = example.sizes
         name, window = type(self).__name__, self.window_of()
         if window >= time > 1 and not warm and self.carry == "reset":
-            raise ValueError(f"{name}(window={window}) spans the whole sequence, which is BPTT: use strategy='bptt'")
+            raise ValueError(
+                f"{name}(window={window}) spans the whole sequence, which is BPTT: use strategy='bptt', or a window "
+                f"below the {time} time steps"
+            )
         check_length(name, self.update_every, time)
         if self.update_every != "sequence" and self.update_every % window:
             raise ValueError(
@@ -158,6 +162,9 @@ class SteppedRule(OnlineRule):
     """
 
     vjp: Literal["multi-step", "single-step"] = "multi-step"
+
+    def reach(self, time: int) -> Reach:
+        return replace(super().reach(time), anyway=MULTI_STEP)
 
 
 @dataclass(frozen=True)
@@ -193,4 +200,4 @@ class WindowedRule(SteppedRule):
     def reach(self, time: int) -> Reach:
         if self.works_in()[0] == "vmap":
             return super().reach(time)
-        return Reach.of_window(min(self.window, time), time, self.update_every)
+        return replace(Reach.of_window(min(self.window, time), time, self.update_every), anyway=MULTI_STEP)

@@ -28,7 +28,7 @@ from .base import (
     warm_up,
     zeros_like_parameters,
 )
-from .cadence import Cadence, Carry, UpdateEvery, check_cadence, over_tiles
+from .cadence import Cadence, Carry, UpdateEvery, check_cadence, check_length, over_tiles
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,16 @@ class TBPTT(Strategy):
     def bind(self, objective: Objective, example: Phases) -> Learner:
         warm, time, batch_size = example.sizes
         if self.window > warm + time:
-            raise ValueError(f"TBPTT(window={self.window}): the sequence has only {warm + time} time steps")
-        if self.update_every != "sequence" and (warm % self.window or self.update_every > time):
+            raise ValueError(
+                f"TBPTT(window={self.window}): the sequence has only {warm + time} time steps; give a window of "
+                f"{warm + time} or less, or use strategy='bptt'"
+            )
+        check_length("TBPTT", self.update_every, time)
+        if self.update_every != "sequence" and warm % self.window:
             raise ValueError(
                 f"TBPTT(window={self.window}, update_every={self.update_every}): updates within a sequence need a "
-                f"warm-up ({warm} time steps) of whole windows, and update_every at most the {time} scored time steps"
+                f"warm-up of whole windows, and it has {warm} time steps; give a window that divides {warm}, or "
+                "update_every='sequence'"
             )
         batching = choose_batching(self.batching, objective.model, input_of(objective, example), batch_size)
         cadence = Cadence(self.update_every, self.carry == "carry")

@@ -151,7 +151,9 @@ def test_refusals(lab):
     phases = lab.sequences()
     with pytest.raises(ValueError, match=r"^Fit\(accumulate=2\) with update_every=2: a sequence makes several updates"):
         program_of(lab, DRTRL(update_every=2), phases, accumulate=2)
-    with pytest.raises(ValueError, match=r"^DRTRL\(update_every=5\): the learning phase has only 4 time steps$"):
+    with pytest.raises(
+        ValueError, match=r"^DRTRL\(update_every=5\): the learning phase has only 4 time steps; give 4 or"
+    ):
         DRTRL(update_every=5).bind(Objective(lab.task(), lambda x: x), phases)
     with pytest.raises(ValueError, match=r"^DRTRL\(window=2, update_every=3\): an update comes at the end of a window"):
         DRTRL(window=2, update_every=3).bind(Objective(lab.task(), lambda x: x), phases)

@@ -1,6 +1,6 @@
 """What the report says of parameters without a whole trace, checked against the gradient itself."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import brainstate
 import braintrace
@@ -16,6 +16,7 @@ from jaxtrain import (
     UORO,
     EProp,
     ETrace,
+    OnlineRule,
     OSTLFeedforward,
     OSTLRecurrent,
     PPProp,
@@ -164,6 +165,54 @@ def test_what_is_advised_within_a_sequence_of_updates_can_be_had(lab, engine):
         said(window=4, update_every=2)
     assert said(window=10, update_every=10) == f"its credit lies {within(10)}. Use {without} for all"
     assert said(window=2) == f"its credit lies {within(2)}. {LARGER}"
+
+
+class Read(brainstate.nn.Module):
+    """A GRU behind a trained layer: a table of words, or a convolution."""
+
+    def __init__(self, lab, kind: str):
+        super().__init__()
+        self.kind = kind
+        table = kind == "embedding"
+        self.layer = braintrace.nn.Embedding(5, 3) if table else braintrace.nn.Conv1d((lab.N_IN, 1), 2, 3)
+        self.rnn = braintrace.nn.GRUCell(3 if table else 2 * lab.N_IN, UNITS)
+        self.out = braintrace.nn.Linear(UNITS, lab.N_OUT)
+
+    def update(self, x):
+        if self.kind == "embedding":
+            return self.out(self.rnn(self.layer(x[..., 0].astype("int32") % 5)))
+        return self.out(self.rnn(self.layer(x[..., None]).reshape(*x.shape[:-1], -1)))
+
+
+@pytest.mark.parametrize("engine", ["reverse", "trace"])
+@pytest.mark.parametrize("kind", ["embedding", "convolution"])
+def test_a_layer_before_the_recurrence_is_named(lab, kind, engine):
+    phases = lab.sequences()
+    phases = replace(phases, warmup=4 * phases.warmup, inputs=4 * phases.inputs)
+    for strategy, trains, ending in (
+        (DRTRL(engine=engine, vjp="single-step"), "no", "its gradient is exactly zero. Use vjp='multi-step'"),
+        (DRTRL(engine=engine, window=2), "in part", f"its credit lies {within(2)}. {LARGER}"),
+    ):
+        drive = lab.Drive(strategy, lab.Task(Read(lab, kind)), phases)
+        row = next(row for row in drive.learner.report() if row.name == "layer.weight")
+        assert (row.trains, row.why) == (trains, CHAINED + ending)
+        grads = lab.flat({"": drive.grads(phases)["layer.weight"]}).values()
+        assert any(leaf.any() for leaf in grads) is (trains != "no")
+
+
+def test_what_a_rule_has_no_field_for_is_not_advised(lab):
+    """A rule of somebody else's, single-step and without a field vjp."""
+
+    @dataclass(frozen=True)
+    class Own(OnlineRule):
+        def rule(self):
+            return "d_rtrl", {"vjp_method": "single-step"}
+
+    learner = Own().bind(Objective(task(lab), lambda x: x), lab.sequences())
+    rows = {row.name: row.why for row in learner.report()}
+    elsewhere = "Use drtrl with vjp='multi-step', or tbptt"
+    assert rows["e.weight"] == f"{CHAINED}its gradient is exactly zero. {elsewhere}"
+    assert rows["v.weight"] == f"{PARTLY}the other has no credit. {elsewhere}"
 
 
 def test_dni_estimates_what_comes_later_for_what_has_no_trace_at_all(lab):

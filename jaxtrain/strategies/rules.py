@@ -196,8 +196,10 @@ class ThreeFactor(OnlineRule):
     (Fremaux and Gerstner 2016).
 
     ``modulator``: the name of a sequence in ``Phases.extras``, ``(T_l, B)``, ``(T_l, B, 1)`` or a number a unit,
-    ``(T_l, B, units)``. ``Phases.weights`` multiply it, as they multiply a loss. Parameters without a trace (a readout)
-    are not trained; neither is anything trained by a term of the loss, a weight regulariser, say.
+    ``(T_l, B, units)``. It stands where a loss's gradient with respect to the hidden states would, and the optimizer
+    descends: a positive number lets them fall, so what is to become more is given with a minus. ``Phases.weights``
+    multiply it, as they multiply a loss. Parameters without a trace (a readout) are not trained; neither is anything
+    trained by a term of the loss, a weight regulariser, say.
     """
 
     name: ClassVar[str] = "three_factor"

@@ -33,7 +33,7 @@ from jaxtrain.module import Objective
 from jaxtrain.state import parameters
 from jaxtrain.strategies import names, register
 from jaxtrain.strategies import rule as rules_of
-from tests.strategies.test_rules import CASES, LEAK, MULTI, Case, at_work, compiled, rewarded, three_sequences
+from tests.strategies.test_rules import CASES, LEAK, at_work, compiled, rewarded, three_sequences
 
 
 def bind(lab, strategy, model=None, phases=None):
@@ -84,6 +84,22 @@ def test_a_reward_may_be_a_number_a_lane_or_a_unit(lab, shape):
     assert lab.flat(grads)["rnn.Wh.weight['weight']"].any()
     none = lab.learn(ThreeFactor(), rewarded(lab.task()), replace(phases, extras={"reward": 0 * reward}))
     assert not any(leaf.any() for leaf in lab.flat(none).values())
+
+
+def test_a_reward_stands_where_the_gradient_of_a_loss_would(lab):
+    """Of the loss sum(number * hidden state): the rule's gradient is D-RTRL's, whatever its own module's loss is."""
+
+    class Summed(lab.Task):
+        def learning_step(self, forward, x, y, reward):
+            return (reward * forward(x)[1]).sum(-1)
+
+    (phases, *_) = three_sequences(lab, CASES["three_factor"])
+    rng = np.random.default_rng(3)
+    phases = replace(phases, extras={"reward": jnp.asarray(rng.normal(size=(lab.LEARN, lab.B, lab.N)), jnp.float32)})
+    got = lab.learn(ThreeFactor(), rewarded(lab.task()), phases)
+    wanted = lab.learn(DRTRL(vjp="single-step"), Summed(lab.task(states=True).model), phases)
+    traced = ("rnn.Wz.weight", "rnn.Wh.weight")
+    lab.same({name: got[name] for name in traced}, {name: wanted[name] for name in traced})
 
 
 def test_a_model_without_a_recurrence_is_refused(lab):
@@ -139,12 +155,6 @@ def test_a_hidden_state_of_whole_numbers_is_not_differentiated(lab):
     lab.same({n.removeprefix("net."): g for n, g in got.items()}, lab.learn(strategy, lab.task(), lab.sequences()))
 
 
-def test_dni_refuses_a_hidden_state_of_whole_numbers(lab):
-    """braintrace adds a synthetic gradient to the gradient of every hidden state."""
-    with pytest.raises(ValueError, match=r"^dni: the hidden state 'count' is int32, which has no gradient"):
-        bind(lab, DNI(fit_epochs=2), Counting(lab))
-
-
 # --------------------------------------------------------------------------------------------------- narrow numbers
 
 NARROW = [DRTRL(engine="trace"), PPProp(), EProp(), OSTLFeedforward(), SnAp(), DNI(fit_epochs=1), ETrace(**LEAK)]
@@ -171,12 +181,22 @@ def test_below_32_bits_where_braintrace_can(lab, strategy):
     assert all(np.isfinite(leaf).all() for leaf in lab.flat(lab.learn(strategy, task, phases)).values())
 
 
-def test_upstream_a_trace_is_float32_and_its_model_must_be(lab):
-    """Where this fails, upstream has mended it: OnlineRule.narrow may be true."""
+@pytest.mark.parametrize(
+    "name",
+    ["drtrl-trace", "pp_prop", "eprop", "ostl_feedforward", "snap", "three_factor", "dni", "etrace-leak"],
+)
+def test_upstream_a_trace_is_float32_and_its_model_must_be(lab, name):
+    """Where this fails, upstream has mended it: the rule's ``narrow`` may be true."""
     task, phases = halved(lab)
-    learner = compiled(task, phases.inputs[0], Case(DRTRL(), "d_rtrl", MULTI))
-    with at_work(task), pytest.raises(ValueError, match="got float32.* but expected bfloat16"):
-        step = lambda x, y: lab.squared(learner(x), y).sum(-1)  # noqa: E731
+    learner = compiled(task, phases.inputs[0], CASES[name])
+    if name == "dni":
+        learner.attach_synthesizer(braintrace.SyntheticGradient(learner.group_signal_shapes()))
+    reward = {"modulator": jnp.ones((1, 1))} if name == "three_factor" else {}
+
+    def step(x, y):
+        return lab.squared(learner(x, **reward), y).sum(-1)
+
+    with at_work(task), pytest.raises((ValueError, TypeError), match="(?s)float32.*bfloat16|bfloat16.*float32"):
         learner.etrace_grad(phases.inputs, phases.targets, step_fn=step, reduction="sum")
 
 

@@ -268,11 +268,12 @@ def _figure(table: Sequence[Cell]) -> Any:
         values = [[getattr(found[cell, rule], name) for rule in rules] for cell in cells]
         axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
         axes.set_yticks(range(len(cells)), cells)
-        axes.set_xticks(range(len(rules)), rules if place == 2 else [""] * len(rules), rotation=40, ha="right")
+        labels = [rule.replace(",", ",\n") if place == 2 else "" for rule in rules]  # one field a line
+        axes.set_xticks(range(len(rules)), labels, rotation=40, ha="right")
         axes.set_title(f"cosine to BPTT's gradient, {title}", fontsize=9)
         for i, row in enumerate(values):
             for j, value in enumerate(row):
                 text = "-" if math.isnan(value) else f"{value:.2f}"
                 axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if value < 0.6 else "black")
-    figure.tight_layout()
+    figure.subplots_adjust(hspace=0.4)
     return figure

@@ -88,6 +88,20 @@ def test_a_table_of_failures_alone_is_no_success(tmp_path, capsys):
     assert "give it the reward as a sequence" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_figure_with_long_names_and_one_that_failed(tmp_path):
+    """Whatever a rule is called, its cells stay as large as they were, and nothing is said of the layout."""
+    rule = "etrace:trace_factorization=io_factorized,temporal_recursion=scalar_leak none,decay=0.8 0"
+    sizes = []
+    for name in ("etrace", rule):
+        table = [fidelity.Cell("gru", name, cosine=0.5, trained_cosine=0.7), fidelity.Cell("gru", "snap", failed="no")]
+        figure = fidelity._figure(table)
+        fidelity.write(table, tmp_path / name[:6], "command")
+        sizes.append([tuple(axes.get_window_extent().bounds) for axes in figure.axes])
+        assert (tmp_path / name[:6] / "fidelity.png").read_bytes().startswith(b"\x89PNG")
+    assert sizes[0] == sizes[1]
+
+
 def test_rules_carry_their_fields():
     """A comma separates fields as it separates rules; words by spaces are a pair."""
     pair = "etrace:trace_factorization=io_factorized,temporal_recursion=scalar_leak none,decay=0.8 0"

@@ -36,10 +36,10 @@ def test_drtrl_is_exact_on_a_diagonal_recurrence_and_only_there(lab, lag):
     phases = delayed(lab, lag)
     truth = lab.learn(BPTT(), lab.task("lru"), phases)
     grads = lab.learn(DRTRL(), lab.task("lru"), phases)
-    assert lab.cosine(grads, truth) > 0.9999
+    assert lab.cosine(grads, truth) > 0.99995, "1.0000"
     for name, grad in recurrent(truth).items():
         if np.any(jax.tree.leaves(grad)[0]):  # D passes the input on, which is silent while it is scored
-            assert lab.cosine({name: grads[name]}, {name: truth[name]}) > 0.9999, name
+            assert lab.cosine({name: grads[name]}, {name: truth[name]}) > 0.99995, name
     if lag:
         short = lab.learn(OSTLFeedforward(), lab.task("lru"), phases)
         assert lab.cosine(recurrent(short), recurrent(truth)) < 0.9, "the test sees credit across time"

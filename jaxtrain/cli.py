@@ -121,6 +121,10 @@ def _recipe(Config, make, presets, chance, argv) -> int:
     script = Path(inspect.getfile(make))
     root = Path("checkpoints") / script.stem
     config, args, start = _parse(Config, presets, list(sys.argv[1:] if argv is None else argv), script.name, root)
+    try:
+        processes.check(args.processes, args.process, args.coordinator, args.process_timeout)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     devices = getattr(config, "devices", 1)
     use_compilation_cache()
     if devices != 1:
@@ -140,9 +144,9 @@ def _started(make, config, args, start, script: Path, root: Path, chance) -> int
         f"-{key}{getattr(config, key)}" for key in ("seed", "seeds") if _given(config, key)
     )
     run_dir = start.run_dir
-    if fresh and processes.is_first():
-        run_dir = fresh_run(root, label, create=not args.dry_run)
-    run_dir = Path(processes.from_first(str(run_dir)))
+    if run_dir is None:
+        made = fresh_run(root, label, create=not args.dry_run) if processes.is_first() else None
+        run_dir = Path(processes.from_first(str(made)))
     config = dataclasses.replace(config, run_dir=str(run_dir))
     try:
         made = _made(make, config)

@@ -39,9 +39,9 @@ def as_devices(devices: Any) -> int:
     """``Fit(devices=...)``: a number of devices of this process, or "all". Raises ValueError where there are fewer."""
     if devices != "all" and (type(devices) is not int or devices < 1):
         raise ValueError(f"Fit(devices={devices!r}): expected a whole number, 1 or more, or 'all'")
-    if devices == 1:
+    if devices == 1 and processes.count() == 1:
         return 1
-    start(devices)
+    start(devices)  # and JAX, which of several processes waits in each for all the others: not later, in some alone
     there, kind = jax.local_device_count(), jax.default_backend()
     if devices == "all":
         return there

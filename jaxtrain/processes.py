@@ -11,16 +11,21 @@ import itertools
 import json
 import os
 import re
+import socket
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 SECONDS = 100
 """How long a process may be silent before it counts as dead."""
 _SLICE_MS, _KEPT = 1000, 1000
-_FAILED = "jaxtrain/failed/"
+_FAILED, _LEFT = "jaxtrain/failed/", "jaxtrain/left/"
+_LEAVE = 5
+"""Seconds that the others have to say why they end."""
 _turns = itertools.count()
 _polls = itertools.count(1)
 
@@ -78,7 +83,8 @@ def check(processes: Any, process: int | None, coordinator: str | None, seconds:
 def start(processes: Any, process: int | None = None, coordinator: str | None = None, seconds: int = SECONDS) -> None:
     """Join the other processes, before JAX is used. "auto": as SLURM, Open MPI or Kubernetes tell JAX.
 
-    Raises ValueError or RuntimeError with one line that says what is wrong, after ``seconds`` at most.
+    Raises ValueError or RuntimeError with one line that says what is wrong; where not all are there in ``seconds``, it
+    says so and ends the process.
     """
     check(processes, process, coordinator, seconds)
     if processes == 1:
@@ -89,22 +95,41 @@ def start(processes: Any, process: int | None = None, coordinator: str | None = 
     if processes != "auto":
         given = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
         given["cluster_detection_method"] = "deactivate"
+    where = f"process {process} of {processes} at {coordinator}" if given else "as the environment says"
+    what = f"the processes cannot be joined ({where})"
+    late = threading.Timer(seconds, _end, (f"{what}: not all were there within {seconds} s; are all started, with the "
+                                           "same --processes and --coordinator?",))  # fmt: skip
+    late.daemon = True
+    late.start()
     try:
-        jax.distributed.initialize(**given, initialization_timeout=seconds, heartbeat_timeout_seconds=seconds)
+        if process == 0:
+            _refuse_port_in_use(coordinator)
+        # JAX ends a process that waits in vain, in words of its own: it is to wait longer than we do.
+        jax.distributed.initialize(**given, initialization_timeout=2 * seconds, heartbeat_timeout_seconds=seconds)
     except Exception as error:
-        where = f"process {process} of {processes}, {coordinator}" if given else "as the environment says"
-        raise RuntimeError(f"the processes cannot be joined ({where}): {_why(error, coordinator, seconds)}") from error
+        text = " ".join(str(error).split())
+        if "should be defined" in text or "must be defined" in text:
+            text = (
+                "JAX finds no SLURM, Open MPI or Kubernetes job; give --processes N --process I --coordinator HOST:PORT"
+            )
+        raise RuntimeError(f"{what}: {text[:300]}") from error
+    finally:
+        late.cancel()
 
 
-def _why(error: Exception, coordinator: str | None, seconds: int) -> str:
-    text = " ".join(str(error).split())
-    if "should be defined" in text or "must be defined" in text:
-        return "JAX finds no SLURM, Open MPI or Kubernetes job; give --processes N --process I --coordinator HOST:PORT"
-    if "DEADLINE_EXCEEDED" in text:
-        return f"not all were there within {seconds} s; are they started, with the same --processes and --coordinator?"
-    if "Could not start" in text or "ddress already in use" in text:
-        return f"the port of {coordinator} is in use; choose another"
-    return text[:300]
+def _refuse_port_in_use(coordinator: str | None) -> None:
+    port = str(coordinator).rpartition(":")[2]
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", int(port)))
+        except OSError as error:
+            raise RuntimeError(f"port {port} cannot be used ({error.strerror}); choose another") from None
+
+
+def _end(text: str) -> None:
+    print(f"error: {text}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 # ------------------------------------------------------------------------------------------------------ agreeing
@@ -220,6 +245,14 @@ def left(work: Callable[[], int]) -> int:
 
 
 def _leave(code: int) -> None:
+    """The first process goes last, since JAX ends the others when it is gone, in words of its own."""
     sys.stdout.flush()
     sys.stderr.flush()
+    client, others = _state().client, range(1, count())
+    with suppress(Exception):  # a process that is leaving anyway
+        if not is_first():
+            client.key_value_set(f"{_LEFT}{index()}", "")
+        until = time.monotonic() + _LEAVE
+        while is_first() and time.monotonic() < until and len(client.key_value_dir_get(_LEFT)) < len(others):
+            time.sleep(0.1)
     os._exit(code)

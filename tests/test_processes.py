@@ -1,0 +1,274 @@
+"""Several processes: one that has as many devices is the truth, and a run that nobody disturbed."""
+
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxtrain import processes
+from tests.together import ROOT, Group, started
+
+COPY = ROOT / "recipes" / "copy_gru.py"
+STREAM = ROOT / "recipes" / "copy_stream.py"
+SMALL = [
+    "--decay",
+    "constant",
+    "--warmup",
+    "0",
+    "--time-lag",
+    "5",
+    "--hidden",
+    "8",
+    "--batch-size",
+    "8",
+    "--validate-every",
+    "20",
+]
+RUNS = {
+    "sequences": (COPY, ["--strategy", "drtrl", *SMALL, "--chunk", "5", "--checkpoint-every", "20"]),
+    "stream": (STREAM, ["--strategy", "drtrl", "--hidden", "8", "--batch-size", "4", "--checkpoint-every", "20"]),
+}
+
+
+def rows(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def digest(run_dir: Path) -> str:
+    return json.loads((run_dir / "result.json").read_text())["digest"]
+
+
+def alone(recipe: Path, flags: list[str], folder: Path) -> str:
+    command = [sys.executable, str(recipe), "--no-progress", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def both(recipe: Path, flags: list[str], folder: Path, codes: tuple[int, ...] = (0, 0)) -> Group:
+    with started(recipe, [flags, flags], folder) as group:
+        assert tuple(group.wait()) == codes, group.texts
+        return group
+
+
+# --------------------------------------------------------------------------------------------------- by itself
+
+
+def test_one_process_is_the_first_of_one():
+    assert (processes.count(), processes.index(), processes.is_first()) == (1, 0, True)
+    assert processes.from_first({"a": 1}) == {"a": 1}
+    assert processes.to_first(3) == [3]
+    assert processes.all_here("somewhere", 0.01)
+    processes.meet()
+    with pytest.raises(KeyError), processes.watched():
+        raise KeyError
+    assert processes.left(lambda: 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ((0, None, None, 9), "--processes 0: expected a whole number, 1 or more, or auto"),
+        ((2, None, "a:1", 9), "--processes 2 --process None: expected this one's number, 0 to 1"),
+        ((2, 2, "a:1", 9), "--processes 2 --process 2: expected this one's number, 0 to 1"),
+        ((2, 0, None, 9), "--coordinator None: expected HOST:PORT"),
+        ((2, 0, "host", 9), "--coordinator host: expected HOST:PORT"),
+        ((1, 0, None, 9), "--process and --coordinator go with --processes N"),
+        (("auto", 0, None, 9), "--processes auto takes the process and the coordinator from the job"),
+        ((2, 0, "a:1", 0), "--process-timeout 0: expected seconds, 1 or more"),
+    ],
+)
+def test_what_cannot_be_a_group_is_refused(given, text):
+    with pytest.raises(ValueError) as caught:
+        processes.check(*given)
+    assert str(caught.value).startswith(text)
+
+
+def test_auto_without_a_job_says_so(monkeypatch):
+    for name in ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "PMIX_ID", "KUBERNETES_SERVICE_HOST", "TPU_SKIP_MDS_QUERY"):
+        monkeypatch.delenv(name, raising=False)
+    done = subprocess.run(
+        [sys.executable, str(COPY), "--processes", "auto", "--process-timeout", "20"], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "JAX finds no SLURM, Open MPI or Kubernetes job" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+# ---------------------------------------------------------------------------------------------------- together
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_train_as_two_devices_of_one_and_each_goes_on_with_the_others_checkpoint(name, tmp_path):
+    recipe, flags = RUNS[name]
+    alone(recipe, [*flags, "--devices", "2", "--max-steps", "40", "--run-dir", "devices"], tmp_path)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    group = both(recipe, [*flags, "--max-steps", "40", "--run-dir", "whole"], tmp_path)
+    assert "finished at step 40" in group.texts[0] and "step" not in group.texts[1]
+    truth, found = rows(tmp_path / "devices"), rows(whole)
+    assert [row["step"] for row in found] == [row["step"] for row in truth] and len(truth) >= 1
+    for row, other in zip(truth, found, strict=True):
+        for tag in ("train/loss", "val/loss", "train/grad_norm"):
+            if tag in row:
+                np.testing.assert_allclose(other[tag], row[tag], rtol=1e-5)
+
+    # Half of it, and the rest: by two processes bit for bit, by one to rounding.
+    both(recipe, [*flags, "--max-steps", "20", "--run-dir", "cut"], tmp_path)
+    written = {path.name for path in (cut / "checkpoints" / "00000020").rglob("ocdbt.process_*")}
+    assert written == ({"ocdbt.process_0", "ocdbt.process_1"} if name == "stream" else {"ocdbt.process_0"})
+    subprocess.run(["cp", "-r", "cut", "other"], cwd=tmp_path, check=True)
+    both(recipe, ["--max-steps", "40", "--run-dir", "cut", "--resume", "last"], tmp_path)
+    assert digest(cut) == digest(whole)
+    said = alone(recipe, ["--max-steps", "40", "--run-dir", "other", "--resume", "last"], tmp_path)
+    assert "the run was on 2 and is now on 1" in said
+    np.testing.assert_allclose(rows(tmp_path / "other")[-1]["train/loss"], found[-1]["train/loss"], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_ends_the_other_and_the_same_command_goes_on(tmp_path):
+    recipe, flags = RUNS["sequences"]
+    flags = [*flags, "--max-steps", "400"]
+    both(recipe, [*flags, "--run-dir", "whole"], tmp_path)
+    rng, again = random.Random(0), [*flags, "--run-dir", "cut", "--resume", "last"]
+    for victim in (0, 1):
+        with started(recipe, [again, again], tmp_path) as group:
+            before = len(list((tmp_path / "cut" / "checkpoints").glob("*")))
+            until = time.monotonic() + 120
+            while time.monotonic() < until and len(list((tmp_path / "cut" / "checkpoints").glob("*"))) <= before // 2:
+                time.sleep(0.05)
+            time.sleep(rng.random())
+            assert [process.poll() for process in group.processes] == [None, None], group.texts
+            group.processes[victim].kill()
+            codes = group.wait(120)
+            assert codes[victim] == -signal.SIGKILL and codes[1 - victim] != 0, group.texts
+    group = both(recipe, again, tmp_path)
+    assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
+    untimed = [{k: v for k, v in row.items() if k.split("/")[0] not in ("throughput", "time", "memory")}
+               for row in rows(tmp_path / "cut")]  # fmt: skip
+    truth = [{k: row[k] for k in own} for own, row in zip(untimed, rows(tmp_path / "whole"), strict=True)]
+    assert untimed == truth
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_ends_both_with_a_checkpoint(tmp_path):
+    recipe, flags = RUNS["sequences"]
+    flags = [*flags, "--checkpoint-every", "100000"]
+    with started(recipe, [[*flags, "--max-steps", "100000", "--run-dir", "cut"]] * 2, tmp_path) as group:
+        until = time.monotonic() + 120
+        while time.monotonic() < until and not (tmp_path / "cut" / "metrics.jsonl").exists():
+            time.sleep(0.05)
+        group.processes[1].send_signal(signal.SIGTERM)
+        assert group.wait(120) == [143, 143], group.texts
+    result = json.loads((tmp_path / "cut" / "result.json").read_text())
+    assert result["status"] == "terminated" and result["saved"]
+    end = str(result["step"] + 10)
+    both(recipe, [*flags, "--max-steps", end, "--run-dir", "cut", "--resume", "last"], tmp_path)
+    both(recipe, [*flags, "--max-steps", end, "--run-dir", "whole"], tmp_path)
+    assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
+
+
+# ------------------------------------------------------------------------------------------------- what is wrong
+
+ALONE = """
+import sys
+from dataclasses import dataclass
+import jaxtrain.cli
+from jaxtrain import processes
+sys.path.insert(0, {root!r})
+
+
+@dataclass(frozen=True)
+class Config(jaxtrain.cli.Options):
+    where: str = "nowhere"
+
+
+def make(config):
+    import jaxtrain
+    from tests.small import Linear, lines
+
+    def fail(place):
+        if config.where == place and processes.index() == 1:
+            raise RuntimeError("the disk of this one is broken")
+
+    class Data(jaxtrain.DataModule):
+        def train_data(self):
+            return self
+
+        def batch(self, step):
+            if step == 7:
+                fail("data")
+            return lines().train_data().batch(step)
+
+    class Watch(jaxtrain.Callback):
+        def on_chunk_end(self, run, metrics):
+            fail("callback")
+
+    fail("make")
+    fit = jaxtrain.Fit(config.make_strategy(), max_steps=20, chunk=2, callbacks=[Watch()], run_dir=config.run_dir)
+    return fit, Linear(), Data()
+
+
+if __name__ == "__main__":
+    sys.exit(jaxtrain.cli.main(Config, make))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["make", "data", "callback"])
+def test_an_error_in_one_process_ends_all_in_time(where, tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(ALONE.format(root=str(ROOT)))
+    flags = ["--strategy", "bptt", "--where", where, "--run-dir", "run"]
+    with started(recipe, [flags, flags], tmp_path) as group:
+        codes = group.wait(90)
+        assert codes[1] == 1 and codes[0] != 0, group.texts
+        assert "the disk of this one is broken" in group.texts[1]
+        if where == "make":
+            assert group.errors()[0] == ["process 0: error: process 1 failed: the disk of this one is broken"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("own", "texts"),
+    [
+        ([["--devices", "3"]] * 2, ["Fit(devices=3) in 2 processes: a batch of 8 sequences does not divide over 6 devices"] * 2),
+        ([["--seeds", "2"]] * 2, ["Fit(seeds=...) in 2 processes: seeds have nothing to tell each other"] * 2),
+        (
+            [["--lr", "0.1"], ["--lr", "0.2"]],
+            ["the processes disagree: config.lr: 0.1 in process 0, 0.2 in process 1",
+             "process 0 failed: the processes disagree: config.lr: 0.1 in process 0, 0.2 in process 1"],
+        ),
+        (
+            [["--run-dir", "a"], ["--run-dir", "b"]],
+            ["the processes disagree: run directory: ", "process 0 failed: the processes disagree: run directory: "],
+        ),
+    ],
+    ids=["devices", "seeds", "options", "directories"],
+)  # fmt: skip
+def test_what_the_processes_cannot_do_is_one_line_in_each(own, texts, tmp_path):
+    recipe, flags = RUNS["sequences"]
+    with started(recipe, [[*flags, "--max-steps", "9", *some] for some in own], tmp_path) as group:
+        assert group.wait(90) == [1, 1], group.texts
+        for number, (lines, text) in enumerate(zip(group.errors(), texts, strict=True)):
+            assert len(lines) == 1 and lines[0].startswith(f"process {number}: error: {text}"), lines
+    assert not list(tmp_path.glob("**/config.json"))
+
+
+def test_a_coordinator_that_is_missing_or_a_port_in_use_is_one_line():
+    command = [sys.executable, str(COPY), "--processes", "2", "--process-timeout", "3", "--process"]
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for number, text in (("0", f"port {port} cannot be used (Address already in use); choose another"),
+                             ("1", "not all were there within 3 s")):  # fmt: skip
+            done = subprocess.run([*command, number, "--coordinator", f"127.0.0.1:{port}"], capture_output=True,
+                                  text=True, timeout=60)  # fmt: skip
+            assert done.returncode == 1 and text in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr

@@ -1,0 +1,58 @@
+"""Several processes of a recipe on this machine, as tests start them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT = 15
+"""Seconds after which a silent process counts as dead."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Group:
+    """So many processes that have been started; ``texts`` is what each said."""
+
+    def __init__(self, recipe: Path, each: Sequence[Sequence[str]], folder: Path):
+        coordinator = f"127.0.0.1:{free_port()}"
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self._files = [folder / f"said-{coordinator}-{number}.txt" for number in range(len(each))]
+        self.processes = []
+        for number, (flags, path) in enumerate(zip(each, self._files, strict=True)):
+            own = ["--processes", str(len(each)), "--process", str(number), "--coordinator", coordinator]
+            command = [sys.executable, str(recipe), *own, "--process-timeout", str(TIMEOUT), "--no-progress", *flags]
+            with path.open("w") as file:
+                self.processes.append(subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=folder))
+
+    def wait(self, seconds: float = 240) -> list[int]:
+        return [process.wait(seconds) for process in self.processes]
+
+    @property
+    def texts(self) -> list[str]:
+        return [path.read_text() for path in self._files]
+
+    def errors(self) -> list[list[str]]:
+        """Of each process, the lines in which it says what is wrong."""
+        return [[line for line in text.splitlines() if "error: " in line] for text in self.texts]
+
+
+@contextmanager
+def started(recipe: Path, each: Sequence[Sequence[str]], folder: Path) -> Iterator[Group]:
+    group = Group(recipe, each, folder)
+    try:
+        yield group
+    finally:
+        for process in group.processes:
+            process.kill()
+            process.wait()

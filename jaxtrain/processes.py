@@ -106,6 +106,7 @@ def start(processes: Any, process: int | None = None, coordinator: str | None = 
             _refuse_port_in_use(coordinator)
         # JAX ends a process that waits in vain, in words of its own: it is to wait longer than we do.
         jax.distributed.initialize(**given, initialization_timeout=2 * seconds, heartbeat_timeout_seconds=seconds)
+        jax.local_devices()  # they tell each other what devices they have: now that all are here
     except Exception as error:
         text = " ".join(str(error).split())
         if "should be defined" in text or "must be defined" in text:

@@ -128,7 +128,7 @@ def test_two_processes_train_as_two_devices_of_one_and_each_goes_on_with_the_oth
     assert digest(cut) == digest(whole)
     said = alone(recipe, ["--max-steps", "40", "--run-dir", "other", "--resume", "last"], tmp_path)
     assert "the run was on 2 and is now on 1" in said
-    np.testing.assert_allclose(rows(tmp_path / "other")[-1]["train/loss"], found[-1]["train/loss"], rtol=1e-4)
+    np.testing.assert_allclose(rows(tmp_path / "other")[-1]["train/loss"], rows(cut)[-1]["train/loss"], rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -238,7 +238,7 @@ def test_an_error_in_one_process_ends_all_in_time(where, tmp_path):
 @pytest.mark.parametrize(
     ("own", "texts"),
     [
-        ([["--devices", "3"]] * 2, ["Fit(devices=3) in 2 processes: a batch of 8 sequences does not divide over 6 devices"] * 2),
+        ([["--devices", "3"]] * 2, ["Fit(devices=3) in 2 processes: a batch of 8 sequences does not divide"] * 2),
         ([["--seeds", "2"]] * 2, ["Fit(seeds=...) in 2 processes: seeds have nothing to tell each other"] * 2),
         (
             [["--lr", "0.1"], ["--lr", "0.2"]],

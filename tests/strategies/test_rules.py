@@ -34,6 +34,8 @@ LEAK = {"temporal_recursion": "scalar_leak", "decay": 0.8}
 OTTT: dict[str, Any] = {
     "trace_factorization": "io_factorized", "temporal_recursion": ("scalar_leak", "none"), "decay": (0.8, 0.0)
 }  # fmt: skip
+KAPPA: dict[str, Any] = {"trace_filter": "kappa", "kappa": 0.8}
+SPARSE: dict[str, Any] = {"recurrence_scope": "sparse_n", "sparse_n": 2}
 
 
 @dataclass
@@ -73,6 +75,8 @@ CASES = {
         braintrace.ETraceConfig(learning_signal="random_feedback"),
         {"random_feedback_key": jax.random.key(3), **MULTI},
     ),
+    "etrace-kappa": Case(ETrace(**KAPPA), braintrace.ETraceConfig(**KAPPA), MULTI),
+    "etrace-sparse": Case(ETrace(**SPARSE), braintrace.ETraceConfig(**SPARSE), MULTI, True),
 }  # fmt: skip
 FAST = {
     "gru": CASES.keys(), "lif": {"pp_prop", "eprop-random", "uoro", "three_factor"}, "lru": {"snap"},

@@ -175,6 +175,53 @@ def test_a_regulariser_of_the_weights_is_exact(lab, strategy):
     lab.same(lab.learn(strategy, Regularised(task.model), phases), plain, 2e-5)
 
 
+EVERY = [
+    BPTT(),
+    TBPTT(window=2),
+    DRTRL(),
+    DRTRL(window=3),
+    DRTRL(segment=2, window=2),
+    DRTRL(engine="trace", batching="vmap"),
+    DRTRL(engine="trace", window=3),
+    PPProp(window=2),
+    EProp(kappa=0.8),
+    OSTLRecurrent(),
+    SnAp(),
+    UORO(),
+    DNI(fit_epochs=2),
+]
+
+
+@pytest.mark.parametrize("strategy", EVERY, ids=str)
+def test_a_regulariser_of_the_hidden_activity_is_that_of_an_output(lab, strategy):
+    """The state that ``forward`` leaves is its time step's, and sends back what the same numbers do as an output."""
+
+    class OfState(lab.Task):
+        def learning_step(self, forward, x, y):
+            return lab.squared(forward(x), y) + 0.3 * jnp.square(self.model.rnn.h.value).sum(-1)
+
+    class OfOutput(lab.Task):
+        def learning_step(self, forward, x, y):
+            out, hidden = forward(x)
+            return lab.squared(out, y) + 0.3 * jnp.square(hidden).sum(-1)
+
+    got = lab.learn(strategy, OfState(lab.task().model), lab.sequences())
+    lab.same(got, lab.learn(strategy, OfOutput(lab.task(states=True).model), lab.sequences()), 2e-5)
+    assert lab.cosine(got, lab.learn(strategy, lab.task(), lab.sequences())) < 0.999, "the term matters"
+
+
+@pytest.mark.parametrize("strategy", [*EVERY, ReadoutOnly()], ids=str)
+def test_a_frozen_parameter_changes_nothing_for_the_others(lab, strategy):
+    class Frozen(lab.Task):
+        def trainable(self, name):
+            return name != "rnn.Wz.weight"
+
+    got = lab.learn(strategy, Frozen(lab.task().model), lab.sequences())
+    whole = lab.learn(strategy, lab.task(), lab.sequences())
+    assert whole.keys() - got.keys() == {"rnn.Wz.weight"}
+    lab.same(got, {name: grad for name, grad in whole.items() if name in got}, 2e-5)
+
+
 @pytest.mark.parametrize("strategy", [ReadoutOnly(), TBPTT(window=2), UORO()], ids=["readout_only", "tbptt", "uoro"])
 def test_the_gradient_is_linear_in_the_weights(lab, strategy):
     rng = np.random.default_rng(2)

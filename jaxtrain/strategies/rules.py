@@ -216,7 +216,7 @@ class ThreeFactor(OnlineRule):
                 f"ThreeFactor(modulator={self.modulator!r}): Phases.extras holds {list(example.extras or {})}; give it "
                 f"the reward as a sequence: in Module.phases, Phases(..., extras={{{self.modulator!r}: reward}}) with "
                 f"reward (T_l, B), (T_l, B, 1) or (T_l, B, units); extras reach learning_step by keyword, too, so it "
-                f"takes {self.modulator}=. The copying task of recipes/copy_gru.py has no reward"
+                f"takes {self.modulator}=. The recipes have none; an example is in docs/strategies.md"
             )
         given, groups = np.shape((example.extras or {})[self.modulator]), compiled.graph.hidden_groups
         units = {tuple(group.varshape[1:]) for group in groups}

@@ -3,6 +3,8 @@ VENV ?= .venv
 VERSIONS ?= 3.14 3.13 3.12
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# A worker a core, four at most, each file in one of them: ARGS="-n 0" runs all in one process, as a debugger needs.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 BENCHMARKS := step_time memory overhead seeds devices start peers
 
 .DEFAULT_GOAL := help
@@ -21,10 +23,10 @@ copy: $(READY)
 	$(BIN)/python recipes/copy_gru.py --strategy drtrl --preset short $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -238,7 +238,8 @@ def test_an_error_in_one_process_ends_all_in_time(where, tmp_path):
 @pytest.mark.parametrize(
     ("own", "texts"),
     [
-        ([["--devices", "3"]] * 2, ["Fit(devices=3) in 2 processes: a batch of 8 sequences does not divide"] * 2),
+        ([["--devices", "3"]] * 2, ["Fit(devices=3): JAX has 1 on cpu in this process; ask for at most 1"] * 2),
+        ([["--batch-size", "7"]] * 2, ["Fit(devices=1) in 2 processes: a batch of 7 sequences does not divide"] * 2),
         ([["--seeds", "2"]] * 2, ["Fit(seeds=...) in 2 processes: seeds have nothing to tell each other"] * 2),
         (
             [["--lr", "0.1"], ["--lr", "0.2"]],
@@ -250,12 +251,13 @@ def test_an_error_in_one_process_ends_all_in_time(where, tmp_path):
             ["the processes disagree: run directory: ", "process 0 failed: the processes disagree: run directory: "],
         ),
     ],
-    ids=["devices", "seeds", "options", "directories"],
+    ids=["devices", "batch", "seeds", "options", "directories"],
 )  # fmt: skip
 def test_what_the_processes_cannot_do_is_one_line_in_each(own, texts, tmp_path):
     recipe, flags = RUNS["sequences"]
-    with started(recipe, [[*flags, "--max-steps", "9", *some] for some in own], tmp_path) as group:
-        assert group.wait(90) == [1, 1], group.texts
+    one = "--xla_force_host_platform_device_count=1"
+    with started(recipe, [[*flags, "--max-steps", "9", *some] for some in own], tmp_path, XLA_FLAGS=one) as group:
+        assert group.wait(90) in ([1, 1], [2, 2]), group.texts
         for number, (lines, text) in enumerate(zip(group.errors(), texts, strict=True)):
             assert len(lines) == 1 and lines[0].startswith(f"process {number}: error: {text}"), lines
     assert not list(tmp_path.glob("**/config.json"))

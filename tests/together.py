@@ -24,9 +24,9 @@ def free_port() -> int:
 class Group:
     """So many processes that have been started; ``texts`` is what each said."""
 
-    def __init__(self, recipe: Path, each: Sequence[Sequence[str]], folder: Path):
+    def __init__(self, recipe: Path, each: Sequence[Sequence[str]], folder: Path, **environ: str):
         coordinator = f"127.0.0.1:{free_port()}"
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **environ}
         self._files = [folder / f"said-{coordinator}-{number}.txt" for number in range(len(each))]
         self.processes = []
         for number, (flags, path) in enumerate(zip(each, self._files, strict=True)):
@@ -48,8 +48,8 @@ class Group:
 
 
 @contextmanager
-def started(recipe: Path, each: Sequence[Sequence[str]], folder: Path) -> Iterator[Group]:
-    group = Group(recipe, each, folder)
+def started(recipe: Path, each: Sequence[Sequence[str]], folder: Path, **environ: str) -> Iterator[Group]:
+    group = Group(recipe, each, folder, **environ)
     try:
         yield group
     finally:

@@ -379,7 +379,7 @@ def test_what_braintrace_refuses_is_a_line_and_what_a_model_raises_is_not(lab, m
 def test_three_factor_says_where_a_reward_comes_from(lab):
     with pytest.raises(ValueError) as raised:
         bind(lab, ThreeFactor())
-    for part in ("Module.phases", "extras={'reward': reward}", "(T_l, B, units)", "by keyword", "The recipes have none"):
+    for part in ("Module.phases", "extras={'reward': reward}", "(T_l, B, units)", "by keyword", "recipes have none"):
         assert part in str(raised.value)
     (phases, *_) = three_sequences(lab, CASES["three_factor"])
     for shape in ((lab.LEARN, lab.B, lab.N + 1), (lab.LEARN, lab.B, 1, 1)):

@@ -281,7 +281,8 @@ class Callbacks:
         self._late.pop(name, None)
 
     def listens(self, event: str) -> bool:
-        return bool(self._listeners[event])
+        """Whether any callback has this event: of several processes also one that is told of it elsewhere."""
+        return any(getattr(type(callback), event) is not getattr(Callback, event) for callback in self.all)
 
     def alive(self) -> list[Callback]:
         """All but those that were dropped."""

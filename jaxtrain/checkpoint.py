@@ -132,8 +132,9 @@ class Store:
         self._settle()
         items = {"params": host("params", params), "train": host("train", train)}
         record = describe(step, items, meta, None if score is None else float(score))
-        if step in self.steps():
-            if not replace and self._attempt(step):
+        there = step in self.steps()
+        if processes.from_first(there):
+            if processes.from_first(not replace and self._attempt(step) is not None):
                 self._saved = True
                 return True
             if not replace:
@@ -255,7 +256,7 @@ class Store:
             return
         try:
             self._manager.wait_until_finished()
-            if not self._whole(step).is_dir():
+            if processes.is_first() and not self._whole(step).is_dir():
                 raise RuntimeError(f"the checkpoint of step {step} vanished from {self.directory} while it was saved")
         except Exception as error:
             self._failed(step, error)
@@ -287,12 +288,13 @@ class Store:
         several = processes.count() > 1
         space, code = any(words in text for words in _SPACE), re.search(r"os_error_code='(\d+)'", text)  # TensorStore's
         why = "no space left" if space else os.strerror(int(code[1])) if code else one_line(error)[:200]
-        if self._saved:
+        if self._saved and not several:
             outcome = "is saved, but older ones were not removed"
         elif space and not several:
             outcome = "is not saved; the next one is tried"
         else:
-            raise SaveFailed(f"the checkpoint of step {step} is not saved in {self.directory}: {why}") from error
+            what = "is saved, but older ones were not removed" if self._saved else "is not saved"
+            raise SaveFailed(f"the checkpoint of step {step} {what} in {self.directory}: {why}") from error
         _log.warning("%s in %s: the checkpoint of step %d %s", why, self.directory, step, outcome)
 
     def _drop_manager(self) -> None:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hi
 import tyro
 
 from . import processes
+from .agreement import refuse_unlike
 from .compilation_cache import use_compilation_cache
 from .config import ConfigError as ConfigError
 from .config import did_you_mean, overlay, read_config
@@ -137,6 +138,8 @@ def _recipe(Config, make, presets, chance, argv) -> int:
 
 
 def _started(make, config, args, start, script: Path, root: Path, chance) -> int:
+    asked = {"run directory": start.run_dir, "resume": start.resume, "dry run": args.dry_run}
+    refuse_unlike(asked, "start all with the same options, on one disk")
     if start.note and processes.is_first():
         print(start.note)
     fresh = start.run_dir is None
@@ -346,19 +349,14 @@ def guarded(work: Callable[[], int]) -> int:
     except ConfigError as error:
         if os.environ.get("JAXTRAIN_TRACEBACK") == "1":
             raise
-        print(f"{_who()}error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{processes.who()}error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except EXPECTED as error:
         if os.environ.get("JAXTRAIN_TRACEBACK") == "1" or not _deliberate(error):
             raise
         notes = [note for note in getattr(error, "__notes__", []) if "JAX_TRACEBACK_FILTERING" not in note]
-        print(" ".join(f"{_who()}error: {'; '.join([_text(error), *notes])}".split()), file=sys.stderr)
+        print(" ".join(f"{processes.who()}error: {'; '.join([_text(error), *notes])}".split()), file=sys.stderr)
         return 1
-
-
-def _who() -> str:
-    """Which of several processes says it."""
-    return "" if processes.count() == 1 else f"process {processes.index()}: "
 
 
 def _text(error: BaseException) -> str:

@@ -17,11 +17,12 @@ class _Console(logging.Handler):
 
     Where the program that embeds jaxtrain has set up logging of its own, its handlers get the lines instead. (absl,
     which comes with Orbax, puts a handler on the root logger unasked: that is nobody's set-up.) Of several processes
-    the first one speaks.
+    the first one speaks, and others warn.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not processes.is_first():
+        warning = record.levelno >= logging.WARNING
+        if not (processes.is_first() or warning):
             return
         theirs = [h for h in logging.getLogger().handlers if not type(h).__module__.startswith("absl")]
         if theirs:
@@ -29,8 +30,7 @@ class _Console(logging.Handler):
                 if handler not in log.handlers and record.levelno >= handler.level:  # one of both hears it once
                     handler.handle(record)
             return
-        warning = record.levelno >= logging.WARNING
-        text = f"{record.levelname.lower()}: {self.format(record)}" if warning else self.format(record)
+        text = f"{processes.who()}{record.levelname.lower()}: " * warning + self.format(record)
         stream = sys.stderr if warning else sys.stdout
         tqdm = sys.modules.get("tqdm")
         if tqdm is None:

@@ -82,6 +82,11 @@ class Devices:
         """By name of a value, where its leaves are split; what is not named is split by seeds, or whole everywhere."""
         if self.several:
             each = [jax.local_devices(process_index=process)[:own] for process in range(self._processes)]
+            for process, its in enumerate(each):
+                if len(its) < own:
+                    raise ValueError(
+                        f"Fit(devices={own}): process {process} has {len(its)}; give all processes the same devices"
+                    )
             # Automatic axes: with explicit ones, JAX's default, brainstate's loops and vmap do not run.
             self._mesh = Mesh(np.array(each).reshape(-1), (AXIS,), axis_types=(AxisType.Auto,))
 

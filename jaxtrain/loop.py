@@ -142,15 +142,19 @@ class Loop:
     def _look(self) -> None:
         """Once a chunk: whether a signal has come, and what the clock says."""
         self.signals.poll()
+        self._look_at_clock()
+        self._agree()
+
+    def _look_at_clock(self) -> None:
         now = self.schedule.look()
         if processes.count() > 1:
             self.schedule.validate_now, self.schedule.out_of_time = processes.from_first(now)
-        self._agree()
 
     def _agree(self) -> None:
         """Of several processes the first one decides what callbacks have asked for: their clocks differ."""
         if processes.count() > 1:
-            self.run.requests = Requests(**processes.from_first(vars(self.run.requests)))
+            asked = as_json(vars(self.run.requests), f"what callbacks ask for at step {self.run.step}")
+            self.run.requests = Requests(**processes.from_first(asked))
 
     def is_over(self) -> bool:
         return self.schedule.is_over(self.position)
@@ -206,10 +210,12 @@ class Loop:
             self.callbacks("on_epoch_end", run)
         self._agree()
         if self.val is None or run.last_validation == run.step:  # a run ends with a validation
+            self._look_at_clock()
             ending = ending or self._ending()
         if ending is not None:
             run.recorder.force(run.step, {})
         self._finish_rows()
+        self._agree()
         # What was asked for too late for this edge waits for the next one.
         requests, stop = run.requests, run.requests.stop if ending is None else None
         run.requests = Requests(validate=requests.validate, stop=stop)

@@ -25,6 +25,7 @@ class Passes:
         reader = adapt(source, name)
         if isinstance(reader, Stream) and reader.own:
             raise DataError(f"{name} data: a one-shot iterator gives no second pass; give a list")
+        self.length = reader.length
         self.examples = _examples(reader)
         """A batch of every shape known beforehand: the first one, and a smaller last one where that has a number."""
         self._known = [Spec(batch) for batch in self.examples]

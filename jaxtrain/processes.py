@@ -23,10 +23,10 @@ from typing import Any
 SECONDS = 100
 """How long a process may be silent before it counts as dead."""
 _SLICE_MS, _KEPT = 1000, 1000
-_FAILED, _LEFT = "jaxtrain/failed/", "jaxtrain/left/"
+_LEFT = "jaxtrain/left/"
 _LEAVE = 5
 """Seconds that the others have to say why they end."""
-_turns = itertools.count()
+_run, _turns = 0, itertools.count()
 _polls = itertools.count(1)
 
 
@@ -56,6 +56,11 @@ def index() -> int:
 def is_first() -> bool:
     """Whether this process writes files, logs and lines: of several, number 0 does."""
     return index() == 0
+
+
+def who() -> str:
+    """Which of several processes says something."""
+    return "" if count() == 1 else f"process {index()}: "
 
 
 # ----------------------------------------------------------------------------------------------------- the start
@@ -136,17 +141,27 @@ def _end(text: str) -> None:
 # ------------------------------------------------------------------------------------------------------ agreeing
 
 
+def begin() -> None:
+    """A run begins in all processes: what an earlier one left unsaid, or said of its failure, is none of its."""
+    global _run, _turns
+    _run, _turns = _run + 1, itertools.count()
+
+
+def _key(*parts: Any) -> str:
+    return "/".join(map(str, ("jaxtrain", _run, *parts)))
+
+
 def from_first(value: Any = None) -> Any:
     """The JSON value that the first process gives here."""
     if count() == 1:
         return value
     turn, client = next(_turns), _state().client
     if is_first():
-        client.key_value_set(f"jaxtrain/{turn}", json.dumps(value))
+        client.key_value_set(_key(turn), json.dumps(value))
         if turn >= _KEPT:  # nobody is so far behind: within fewer turns all meet on the devices
-            client.key_value_delete(f"jaxtrain/{turn - _KEPT}")
+            client.key_value_delete(_key(turn - _KEPT))
         return value
-    return json.loads(_wait(f"jaxtrain/{turn}"))
+    return json.loads(_wait(_key(turn)))
 
 
 def to_first(value: Any = None) -> list[Any]:
@@ -155,9 +170,9 @@ def to_first(value: Any = None) -> list[Any]:
         return [value]
     turn, client = next(_turns), _state().client
     if not is_first():
-        client.key_value_set(f"jaxtrain/{turn}/{index()}", json.dumps(value))
+        client.key_value_set(_key(turn, index()), json.dumps(value))
         return []
-    return [value, *(json.loads(_wait(f"jaxtrain/{turn}/{other}")) for other in range(1, count()))]
+    return [value, *(json.loads(_wait(_key(turn, other))) for other in range(1, count()))]
 
 
 def meet() -> None:
@@ -171,7 +186,7 @@ def all_here(name: str, seconds: float) -> bool:
     if count() == 1:
         return True
     try:
-        _state().client.wait_at_barrier(f"jaxtrain/{name}", int(1000 * seconds))
+        _state().client.wait_at_barrier(_key(name), int(1000 * seconds))
         return True
     except Exception:  # the client has one kind of error for all
         return False
@@ -184,12 +199,14 @@ def _wait(key: str) -> str:
         try:
             return client.blocking_key_value_get(key, _SLICE_MS)
         except Exception as error:
-            said = dict(client.key_value_dir_get(_FAILED))
+            said: list[Any] = []
+            with suppress(Exception):  # the service is gone: so says the error
+                said = [json.loads(text) for _, text in client.key_value_dir_get(_key("failed"))]
             if said:
-                who, text = min(said.items())
-                raise ProcessError(f"process {who.removeprefix(_FAILED)} failed: {text}") from None
+                _, other, text = min(said)  # the one that failed first
+                raise ProcessError(f"process {other} failed: {text}") from None
             if "DEADLINE_EXCEEDED" not in str(error):
-                raise ProcessError(f"the first process is gone: {' '.join(str(error).split())[:200]}") from None
+                raise ProcessError(f"JAX's coordinator is gone: {' '.join(str(error).split())[:200]}") from None
 
 
 @contextmanager
@@ -201,7 +218,8 @@ def watched() -> Iterator[None]:
         if count() > 1 and not isinstance(error, ProcessError):
             text = " ".join(str(error).split()) or type(error).__name__
             try:
-                _state().client.key_value_set(f"{_FAILED}{index()}", text[:500], allow_overwrite=True)
+                said = json.dumps([time.time(), index(), text[:500]])
+                _state().client.key_value_set(_key("failed", index()), said, allow_overwrite=True)
             except Exception as failed:
                 error.add_note(f"jaxtrain: the other processes were not told: {failed}")
         raise

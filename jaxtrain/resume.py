@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import processes
+from .agreement import first_difference, refuse_unlike
 from .callback import Callbacks
 from .checkpoint import Saved, Store
 from .console import log
 from .data import DataModule
-from .digests import digest
 from .files import RunLock, as_json, read_json
 from .strategies import Strategy
 
@@ -52,7 +52,7 @@ def opened(run_dir: str | Path | None, resume: str | int | Path, *, write: bool)
     if not processes.is_first():
         origin = locate(run_dir, resume)
         processes.meet()
-        _same_origin(origin)
+        _refuse_other(origin, write)
         yield origin
         return
     processes.meet()
@@ -66,33 +66,16 @@ def opened(run_dir: str | Path | None, resume: str | int | Path, *, write: bool)
             locks.enter_context(RunLock(origin.run_dir))
             if origin.run_dir is not None and _holds_run(origin.run_dir):  # another fork was faster
                 raise FileExistsError(f"run directory {origin.run_dir} holds a run by now: start again")
-        _same_origin(origin)
+        _refuse_other(origin, write)
         yield origin
 
 
-def _same_origin(origin: Origin) -> None:
-    """Raise ValueError where several processes found different runs."""
+def _refuse_other(origin: Origin, write: bool) -> None:
+    """Raise ValueError where several processes would go on in different ways."""
+    kept = {"restarted": origin.restarted, "explicit": origin.explicit, "forked": origin.forked}
     step = None if origin.saved is None else origin.saved.step
-    refuse_unlike({"run directory": str(origin.run_dir), "checkpoint": step},
-                  "all need one disk, and the same options")  # fmt: skip
-
-
-def refuse_unlike_runs(record: dict[str, Any], state: Callable[[], tuple[dict[str, Any], dict[str, Any]]]) -> None:
-    """Raise ValueError where several processes would not train the same: what is recorded of the run, and the values
-    that it begins with."""
-    if processes.count() > 1:
-        params, train = state()
-        own = {key: value for key, value in record.items() if key != "command"}
-        refuse_unlike({**own, "initial values": digest({**params, **train})}, "start all with the same options")
-
-
-def refuse_unlike(own: dict[str, Any], advice: str) -> None:
-    """Raise ValueError where a JSON value of another process differs from the first one's."""
-    for number, other in enumerate(processes.to_first(own)):
-        difference = first_difference(own, other, which=("in process 0", f"in process {number}"))
-        if difference:
-            raise ValueError(f"the processes disagree: {difference}; {advice}")
-    processes.from_first()
+    own = {"run directory": origin.run_dir, "checkpoint": step, "dry run": not write, **kept}
+    refuse_unlike(own, "all need the same options, and one disk for the run directory")
 
 
 def _home(run_dir: str | Path | None, resume: str | int | Path) -> Path | None:
@@ -267,20 +250,6 @@ def describe(strategy: Strategy, data: DataModule, callbacks: Callbacks) -> dict
         "strategy": as_json(strategy.config(), f"the configuration of {type(strategy).__name__}"),
         "data": as_json(data.identity(), f"{type(data).__name__}.identity()"),
     }
-
-
-def first_difference(saved: Any, live: Any, where: str = "",
-                     which: tuple[str, str] = ("in the checkpoint", "now")) -> str | None:  # fmt: skip
-    """The first entry in which two JSON values differ, as ``name: 1 in the checkpoint, 2 now``."""
-    if isinstance(saved, dict) and isinstance(live, dict):
-        # A name comes first, then what both have: that another rule has other fields says less than its name.
-        for key in sorted({*saved, *live}, key=lambda key: (key != "name", not (key in saved and key in live), key)):
-            name = f"{where}.{key}" if where else str(key)
-            difference = first_difference(saved.get(key), live.get(key), name, which)
-            if difference:
-                return difference
-        return None
-    return None if saved == live else f"{where}: {saved!r} {which[0]}, {live!r} {which[1]}"
 
 
 def refuse_differences(

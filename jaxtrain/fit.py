@@ -21,7 +21,7 @@ from .console import log
 from .data import DataModule, Feed, as_data, begin_task, change_task, set_up
 from .devices import as_devices
 from .evaluating import Kind, evaluate, predict, read
-from .files import as_json, read_json, write_json
+from .files import as_json, jsonable, read_json, write_json
 from .lanes import as_seeds, is_seed
 from .loading import build_each, require_module
 from .loop import Loop, summarize
@@ -221,7 +221,7 @@ class Fit:
             program.learner.notes.extend(program.devices.notes(devices))
         record = {
             "schema": 1,
-            "config": config,
+            "config": jsonable(config),
             "fit": self._settings(),
             "strategy": described["strategy"],
             "module": type(module).__name__,

@@ -365,3 +365,18 @@ def test_data_that_is_not_finite_is_named(leaf):
     where = rf"train data: batch 4: leaf batch\[{leaf}\] holds 1 values that are not finite, the first at \[2, 1, 1\]"
     with pytest.raises(jt.NonFiniteError, match=rf"^step 5: train/loss is not finite; {where}: mend the data"):
         jt.Fit("bptt", max_steps=8, chunk=4).run(Linear(), Lines(change=spoil))
+
+
+def test_a_time_that_runs_out_in_a_validation_ends_the_run_there(monkeypatch):
+    """Not a chunk and a second validation later."""
+    now, validated = [100.0], []
+
+    class Slow(jt.Callback):
+        def on_validation_start(self, run):
+            now[0] += 5.0
+            validated.append(run.step)
+
+    monkeypatch.setattr("jaxtrain.schedule.time.monotonic", lambda: now[0])
+    fit = jt.Fit("bptt", max_time="3s", max_steps=20, validate_every=4, chunk=1, callbacks=[Slow()])
+    result = fit.run(Linear(), lines())
+    assert (result.status, result.step, validated) == ("stopped", 4, [4])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxtrain import processes
-from tests.together import ROOT, Group, started
+from tests.together import ROOT, Group, free_port, started
 
 COPY = ROOT / "recipes" / "copy_gru.py"
 STREAM = ROOT / "recipes" / "copy_stream.py"
@@ -174,6 +174,35 @@ def test_sigterm_to_one_ends_both_with_a_checkpoint(tmp_path):
     assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
 
 
+@pytest.mark.slow
+def test_a_program_of_ones_own(tmp_path):
+    """tests/two_processes.py: loggers, requests, forks, reading, errors that are caught, what is refused."""
+    port, python = str(free_port()), [sys.executable, "-m", "tests.two_processes"]
+    both = [
+        subprocess.Popen([*python, port, rank, str(tmp_path)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT)
+        for rank in "01"
+    ]  # fmt: skip
+    try:
+        said = [process.communicate(timeout=200)[0] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0], said
+    assert all("fine" in text for text in said)
+
+
+@pytest.mark.slow
+def test_a_curriculum_in_a_fresh_directory(tmp_path):
+    flags = ["--task", "digits", "--hidden", "8", "--batch-size", "8", "--threshold", "0", "--over", "2", "--max-steps",
+             "12", "--validate-every", "6"]  # fmt: skip
+    both(ROOT / "recipes" / "copy_curriculum.py", flags, tmp_path)
+    runs = list((tmp_path / "checkpoints" / "copy_curriculum").iterdir())
+    assert len(runs) == 1 and json.loads((runs[0] / "result.json").read_text())["step"] == 12
+    alone(ROOT / "recipes" / "copy_curriculum.py", [*flags, "--devices", "2", "--run-dir", "truth"], tmp_path)
+    np.testing.assert_allclose(rows(runs[0])[-1]["train/loss"], rows(tmp_path / "truth")[-1]["train/loss"], rtol=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------- what is wrong
 
 ALONE = """
@@ -250,11 +279,25 @@ def test_an_error_in_one_process_ends_all_in_time(where, tmp_path):
             [["--run-dir", "a"], ["--run-dir", "b"]],
             ["the processes disagree: run directory: ", "process 0 failed: the processes disagree: run directory: "],
         ),
+        (
+            [["--run-dir", "a"], []],
+            ["the processes disagree: run directory: ", "process 0 failed: the processes disagree: run directory: "],
+        ),
+        (
+            [[], ["--dry-run"]],
+            ["the processes disagree: dry run: False in process 0, True in process 1",
+             "process 0 failed: the processes disagree: dry run: False in process 0, True in process 1"],
+        ),
+        (
+            [["--batch-size", "4"], ["--batch-size", "8"]],
+            ["the processes disagree: config.batch_size: 4 in process 0, 8 in process 1",
+             "process 0 failed: the processes disagree: config.batch_size: 4 in process 0, 8 in process 1"],
+        ),
     ],
-    ids=["devices", "batch", "seeds", "options", "directories"],
+    ids=["devices", "batch", "seeds", "options", "directories", "one-directory", "one-dry", "sizes"],
 )  # fmt: skip
 def test_what_the_processes_cannot_do_is_one_line_in_each(own, texts, tmp_path):
-    recipe, flags = RUNS["sequences"]
+    recipe, flags = RUNS["stream" if "--batch-size" in own[0] and own[0] != own[1] else "sequences"]
     one = "--xla_force_host_platform_device_count=1"
     with started(recipe, [[*flags, "--max-steps", "9", *some] for some in own], tmp_path, XLA_FLAGS=one) as group:
         assert group.wait(90) in ([1, 1], [2, 2]), group.texts
@@ -263,6 +306,7 @@ def test_what_the_processes_cannot_do_is_one_line_in_each(own, texts, tmp_path):
     assert not list(tmp_path.glob("**/config.json"))
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_is_missing_or_a_port_in_use_is_one_line():
     command = [sys.executable, str(COPY), "--processes", "2", "--process-timeout", "3", "--process"]
     with socket.socket() as taken:

@@ -173,6 +173,8 @@ class Callbacks:
             if callback.rank not in RANKS:
                 raise ValueError(f"{type(callback).__name__}.rank is {callback.rank!r}; expected one of {RANKS}")
             _check_periods(callback)
+        if len({id(callback) for callback in callbacks}) < len(callbacks):
+            raise ValueError("callbacks holds one object twice, which would be told of everything twice")
         self.all = sorted(callbacks, key=lambda callback: RANKS.index(callback.rank))
         self._listen()
 

@@ -96,8 +96,8 @@ def check(config: Options, counts: Sequence[str] = (), periods: Sequence[str] = 
     `periods` is no period (`200`, `"1ep"`, `"10min"`)."""
     for name in (*counts, *periods):
         value, flag = getattr(config, name), "--" + name.replace("_", "-")
-        if name in counts and value is not None and value < 1:
-            raise ConfigError(f"{flag} {value}: expected a whole number, 1 or more")
+        if name in counts and value is not None and not 1 <= value < 2**31:
+            raise ConfigError(f"{flag} {value}: expected a whole number, 1 or more and below 2**31")
         try:
             Period.of(value if name in periods else None)
         except ValueError as error:
@@ -209,7 +209,9 @@ def _parse(Config, presets, argv: list[str], prog: str, root: Path):
     if given.config not in (None, "None"):
         layers.append((read_config(Path(given.config)), given.config))
     config, fields = overlaid(Config(), layers)
-    start = _find(given.resume or "never", given.run_dir or config.run_dir, root)  # a file may name the directory
+    start = _find(
+        given.resume or "never", config.run_dir if given.run_dir is None else given.run_dir, root
+    )  # a file may name the directory
     if start.saved is not None:
         config, fields = overlaid(Config(), [(start.saved, f"{start.source}/config.json")])
     entry = names.lookup(given.strategy or config.strategy)  # an alias stands for its strategy
@@ -312,6 +314,8 @@ def _unknown(word: str, Config, entry: names.Entry) -> str:
 
 def _find(resume: str, run_dir: str | None, root: Path) -> _Start:
     """Which run `--resume` and `--run-dir` mean."""
+    if run_dir == "":
+        raise ConfigError("--run-dir '': expected a directory; leave it out for a fresh one")
     given = None if run_dir in (None, "None") else Path(run_dir).expanduser()
     if resume == "never":
         return _Start(given, resume)
@@ -351,6 +355,9 @@ def guarded(work: Callable[[], int]) -> int:
             raise
         print(f"{processes.who()}error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        print(f"{processes.who()}error: not enough memory: {_text(error) or 'it ran out'}", file=sys.stderr)
+        return 1
     except EXPECTED as error:
         if os.environ.get("JAXTRAIN_TRACEBACK") == "1" or not _deliberate(error):
             raise

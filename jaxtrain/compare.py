@@ -91,6 +91,8 @@ def parse_variants(config: Any, texts: Sequence[str]) -> list[dict[str, Any]]:
             raise ConfigError(f"--vary {text}: this recipe has no option --{name.replace('_', '-')} that can be varied")
         if any(name == axis[0][0] for axis in axes):
             raise ConfigError(f"--vary {text}: {name} comes twice; give all its values in one --vary")
+        if len(set(values)) < len(values):
+            raise ConfigError(f"--vary {text}: a value comes twice")
         axes.append([(name, coerce(_value(value), types[name], f"--vary {name}")) for value in values])
     return [dict(chosen) for chosen in itertools.product(*axes)]
 

@@ -91,6 +91,8 @@ class Fit:
             raise ValueError(f"Fit(seed={seed!r}): expected a whole number from 0 to 2**32 - 1")
         self.clip = None if clip is None else float(clip)
         self.accumulate = _count(accumulate, "accumulate", required=True)
+        if self.max_steps is not None and self.max_steps < self.accumulate:
+            raise ValueError(f"Fit(accumulate={accumulate}, max_steps={max_steps}): no update would be made")
         self.chunk: int | Literal["auto"] = "auto" if chunk == "auto" else _count(chunk, "chunk", required=True)
         self.log_every = _count(log_every, "log_every", required=True)
         self.validate_every = optional_period(validate_every, "Fit", "validate_every")
@@ -391,6 +393,6 @@ class Fit:
 def _count(value: Any, name: str, required: bool = False) -> Any:
     if value is None and not required:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"Fit({name}={value!r}): expected a whole number, 1 or more")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+        raise ValueError(f"Fit({name}={value!r}): expected a whole number, 1 or more and below 2**31")
     return value

@@ -106,7 +106,7 @@ def describe_run(run_dir: Path) -> str:
         "status": status,
         "strategy": strategy,
         "config": _pairs(config.get("config") or {}) or "none recorded",
-        "fit": _pairs({key: v for key, v in (config.get("fit") or {}).items() if v is not None}),
+        "fit": _pairs({key: v for key, v in _table(config.get("fit")).items() if v is not None}),
         "data": _pairs(config.get("data") or {}),
         "parent": _pairs(config.get("parent") or {}),
         "seeds": ", ".join(map(str, result.get("seeds") or [])),
@@ -120,8 +120,14 @@ def describe_run(run_dir: Path) -> str:
     return "\n".join(f"{name:<10}{text}" for name, text in facts.items() if text)
 
 
-def _pairs(values: dict[str, Any]) -> str:
+def _table(value: Any) -> dict[str, Any]:
+    """What should be a table; a damaged file may hold anything there."""
+    return value if isinstance(value, dict) else {} if value is None else {"damaged": value}
+
+
+def _pairs(values: Any) -> str:
     """`lr=0.003 clip=1.0`, nested tables flattened as `strategy_fields.window=1`."""
+    values = _table(values)
     return " ".join(f"{name}={_short(value)}" for name, value in _flat(values, ""))
 
 

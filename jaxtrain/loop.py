@@ -23,6 +23,7 @@ from .nonfinite import judged
 from .passes import Passes
 from .period import Period
 from .program import BAD, DEAD, NonFinite, Program
+from .resume import run_key
 from .run import Requests, Result, Run, Status
 from .schedule import Schedule
 from .signals import Signals
@@ -305,6 +306,7 @@ class Loop:
             "optimizer_settings": self.program.optimizer.settings(),
             "strategy": run.config["strategy"],
             "seeds": run.config["fit"]["seeds"],
+            "run": run_key(run.config),
             "data": self.data.identity(),
             "feed": self.feed.state(),
             "task": self.data.task,

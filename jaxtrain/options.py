@@ -155,6 +155,7 @@ def check_options(config: Options, counts: Sequence[str] = ()) -> None:
     periods = []
     if isinstance(config, NetworkOptions):
         counts = (*counts, "hidden", "layers", "width")
+        _not_below(config, 0, "mlp")
     if isinstance(config, TrainingOptions):
         counts, periods = (*counts, "batch_size", "seeds"), ["validate_every", "checkpoint_every"]
         if config.devices != "all":
@@ -173,7 +174,7 @@ def _not_below(config: Options, least: float | None, *names: str) -> None:
     """``least=None``: above zero."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and not (value > 0 if least is None else value >= least):
+        if value is not None and not (math.isfinite(value) and (value > 0 if least is None else value >= least)):
             expected = "a positive number" if least is None else f"{least} or more"
             raise ConfigError(f"--{name.replace('_', '-')} {value}: expected {expected}")
 

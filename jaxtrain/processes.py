@@ -72,8 +72,8 @@ def check(processes: Any, process: int | None, coordinator: str | None, seconds:
         if process is not None or coordinator is not None:
             raise ValueError("--processes auto takes the process and the coordinator from the job: leave them out")
     elif processes == 1:
-        if process is not None or coordinator is not None:
-            raise ValueError("--process and --coordinator go with --processes N: say how many there are")
+        if process not in (None, 0):
+            raise ValueError(f"--process {process}: expected --processes N beside it, the number of all")
     elif type(processes) is not int or processes < 1:
         raise ValueError(f"--processes {processes}: expected a whole number, 1 or more, or auto")
     elif process is None or not 0 <= process < processes:

@@ -14,10 +14,13 @@ from .callback import Callbacks
 from .checkpoint import Saved, Store
 from .console import log
 from .data import DataModule
+from .digests import json_digest
 from .files import RunLock, as_json, read_json
 from .strategies import Strategy
 
 CHECKPOINTS = "checkpoints"
+FOLDERS = (CHECKPOINTS, "tensorboard", "figures")
+"""Of a run directory."""
 SCHEMA = 1
 """Of what the loop writes into a checkpoint's metadata."""
 
@@ -39,7 +42,11 @@ class Origin:
 
 
 def absolute(path: str | Path) -> Path:
-    return Path(path).expanduser().resolve()
+    """Raises ValueError where links lead round in a circle."""
+    try:
+        return Path(path).expanduser().resolve()
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"{path}: cannot be followed ({error}); give another path") from None
 
 
 @contextmanager
@@ -59,10 +66,13 @@ def opened(run_dir: str | Path | None, resume: str | int | Path, *, write: bool)
     with ExitStack() as locks:
         home = _home(run_dir, resume)
         if write:
+            _refuse_inside(home)
             locks.enter_context(RunLock(home))
+            _refuse_in_the_way(home)
         origin = locate(run_dir, resume)
         if write and origin.run_dir != home:
             locks.close()
+            _refuse_inside(origin.run_dir)
             locks.enter_context(RunLock(origin.run_dir))
             if origin.run_dir is not None and _holds_run(origin.run_dir):  # another fork was faster
                 raise FileExistsError(f"run directory {origin.run_dir} holds a run by now: start again")
@@ -76,6 +86,26 @@ def _refuse_other(origin: Origin, write: bool) -> None:
     step = None if origin.saved is None else origin.saved.step
     own = {"run directory": origin.run_dir, "checkpoint": step, "dry run": not write, **kept}
     refuse_unlike(own, "all need the same options, and one disk for the run directory")
+
+
+def _refuse_inside(run_dir: Path | None) -> None:
+    """Raise ValueError for a directory among the checkpoints of a run, which would be removed with them."""
+    for path in () if run_dir is None else (run_dir, *run_dir.parents):
+        if path.name == CHECKPOINTS and (path.parent / "config.json").exists() and (path.parent / ".lock").exists():
+            raise ValueError(
+                f"run directory {run_dir} lies among the checkpoints of the run {path.parent}; choose another"
+            )
+
+
+def _refuse_in_the_way(run_dir: Path | None) -> None:
+    """Raise FileExistsError before anything is changed where a file cannot be written, or a folder made."""
+    if run_dir is None:
+        return
+    for name in ("config.json", "result.json", "metrics.jsonl", *FOLDERS):
+        path = run_dir / name
+        if path.exists() and path.is_dir() != (name in FOLDERS):
+            is_a, wanted = ("file", "folder") if name in FOLDERS else ("folder", "file")
+            raise FileExistsError(f"{path} is a {is_a}, and a run keeps a {wanted} there: move it away")
 
 
 def _home(run_dir: str | Path | None, resume: str | int | Path) -> Path | None:
@@ -165,7 +195,19 @@ def _store(run_dir: Path, config: dict[str, Any] | None = None) -> Iterator[Stor
 
 def _config(run_dir: Path) -> dict[str, Any] | None:
     path = run_dir / "config.json"
-    return read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    config = read_json(path)
+    missing = [key for key in ("fit", "strategy", "data") if not isinstance(config.get(key), dict)]
+    if missing:
+        raise RuntimeError(f"{path} is damaged: it has no table {missing[0]!r}; restore it, or start another run")
+    return config
+
+
+def run_key(config: dict[str, Any]) -> str:
+    """A digest of what a run cannot change when it goes on, from its config.json: says whose a checkpoint is."""
+    fit = config["fit"]
+    return json_digest({"seeds": [fit["seed"], fit.get("seeds")], **{key: config[key] for key in ("strategy", "data")}})
 
 
 def _newest(run_dir: Path) -> Saved | None:
@@ -173,16 +215,22 @@ def _newest(run_dir: Path) -> Saved | None:
         return None
     with _store(run_dir) as store:
         saved = store.latest_readable()
-        return None if saved is None else _understood(saved)
+        return None if saved is None else _understood(saved, run_dir)
 
 
-def _understood(saved: Saved) -> Saved:
-    """Raises ValueError for what another release wrote in a way that this one does not know."""
+def _understood(saved: Saved, run_dir: Path) -> Saved:
+    """Raises ValueError for what another release wrote in a way that this one does not know, and for another run's."""
     if (schema := saved.meta.get("schema")) != SCHEMA:
         wrote = (saved.meta.get("versions") or {}).get("jaxtrain", "another release")
         raise ValueError(
             f"the checkpoint of step {saved.step} has schema {schema!r}, and this jaxtrain reads {SCHEMA}: it was "
             f"written by jaxtrain {wrote}; install that one, or start another run"
+        )
+    config = _config(run_dir)
+    if config is not None and saved.meta.get("run", run_key(config)) != run_key(config):
+        raise ValueError(
+            f"the checkpoint of step {saved.step} in {run_dir} is of another run than config.json there (another seed, "
+            "strategy or data): put its own back, or remove it"
         )
     return saved
 
@@ -193,10 +241,22 @@ def _last(run_dir: Path) -> Origin:
         return Origin(run_dir)
     saved, config = _newest(run_dir), _config(run_dir)
     if saved is None:
+        _refuse_lost(run_dir)
         log.info("resume: %s has no checkpoint yet, starting again at step 0; its log rows are cut", run_dir)
     else:
         log.info("resume: step %d of %s", saved.step, run_dir)
     return Origin(run_dir, saved, restarted=saved is None, config=config, parent=(config or {}).get("parent"))
+
+
+def _refuse_lost(run_dir: Path) -> None:
+    """Raise FileNotFoundError where there is no checkpoint, and result.json says that there was."""
+    path = run_dir / "result.json"
+    result = read_json(path) if path.exists() else {}
+    if result.get("saved") is True:
+        raise FileNotFoundError(
+            f"{run_dir} has no checkpoint, and its result.json says that step {result.get('step')} was saved: put the "
+            "checkpoints back, or choose another run_dir (without result.json it starts again at step 0)"
+        )
 
 
 def _choose(source: Path, word: str) -> tuple[Saved, bool]:
@@ -210,7 +270,7 @@ def _choose(source: Path, word: str) -> tuple[Saved, bool]:
             raise FileNotFoundError(f"'best': no checkpoint of {source} carries a score; there are steps {steps}")
         if step not in steps:
             raise FileNotFoundError(f"{word!r}: {source} holds no checkpoint of step {step}; there are {steps}")
-        return _understood(store.restore(step)), step == steps[-1]
+        return _understood(store.restore(step), source), step == steps[-1]
 
 
 def _from_step(source: Path, word: str, target: Path | None) -> Origin:

@@ -141,6 +141,8 @@ def _recipe(args: argparse.Namespace, rest: list[str], instead: Mapping[str, str
             raise ConfigError(f"{args.command} {args.recipe}: {word.partition('=')[0]} has no effect here; say {other}")
     if args.out.exists() and not args.out.is_dir():
         raise ConfigError(f"{args.command} --out {args.out}: expected a directory")
+    if (args.out / "config.json").exists():
+        raise ConfigError(f"{args.command} --out {args.out}: that is the directory of a run; choose another")
     recipe = load_recipe(args.recipe)
     preset, layers = getattr(args, "preset", None), []
     if preset is not None:

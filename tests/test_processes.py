@@ -80,7 +80,7 @@ def test_one_process_is_the_first_of_one():
         ((2, 2, "a:1", 9), "--processes 2 --process 2: expected this one's number, 0 to 1"),
         ((2, 0, None, 9), "--coordinator None: expected HOST:PORT"),
         ((2, 0, "host", 9), "--coordinator host: expected HOST:PORT"),
-        ((1, 0, None, 9), "--process and --coordinator go with --processes N"),
+        ((1, 1, None, 9), "--process 1: expected --processes N beside it"),
         (("auto", 0, None, 9), "--processes auto takes the process and the coordinator from the job"),
         ((2, 0, "a:1", 0), "--process-timeout 0: expected seconds, 1 or more"),
     ],

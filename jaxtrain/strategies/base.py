@@ -360,7 +360,13 @@ def zeros_like_parameters(params: dict[str, State]) -> dict[str, Any]:
 def trained(objective: Objective) -> dict[str, State]:
     """The parameters that the module trains, by name."""
     every = parameters(objective.model)
-    chosen: dict[str, State] = {name: state for name, state in every.items() if objective.module.trainable(name)}
+    said = {name: objective.module.trainable(name) for name in every}
+    for name, value in said.items():
+        if not isinstance(value, bool):
+            raise TypeError(
+                f"{type(objective.module).__name__}.trainable({name!r}) returned {value!r}; expected a bool"
+            )
+    chosen: dict[str, State] = {name: state for name, state in every.items() if said[name]}
     if not chosen:
         raise ValueError(
             f"nothing to train: the model's parameters are {list(every)} and trainable(name) is False for all"

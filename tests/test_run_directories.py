@@ -1,0 +1,110 @@
+"""A run directory that somebody has changed, or put in an odd place: nothing is lost, no wrong number is loaded."""
+
+import json
+import shutil
+
+import pytest
+
+import jaxtrain as jt
+from jaxtrain.folders import describe_run
+from jaxtrain.resume import absolute
+from tests.small import Linear, Lines, LinesOf, tree_bytes
+
+
+class Data(jt.DataModule):
+    """Of a kind."""
+
+    def __init__(self, kind: str = "plain"):
+        super().__init__(Lines(), LinesOf(2))
+        self._kind = kind
+
+    def identity(self):
+        return {"kind": self._kind}
+
+
+def run(folder, steps=4, *, seed=0, kind="plain", resume="never"):
+    fit = jt.Fit("bptt", max_steps=steps, seed=seed, run_dir=folder, callbacks=[jt.JSONL(), jt.Checkpoint(every=2)])
+    return fit.run(Linear(), Data(kind), resume=resume)
+
+
+def refused(folder, text, error=(ValueError, OSError, RuntimeError), **options):
+    """Going on is refused with such a text, and nothing is changed."""
+    before = tree_bytes(folder)
+    with pytest.raises(error, match=text):
+        run(folder, 8, resume="last", **options)
+    assert {**tree_bytes(folder), folder / ".lock": b""}.keys() - before.keys() <= {folder / ".lock"}
+    assert all(tree_bytes(folder)[name] == data for name, data in before.items() if not name.endswith(".lock"))
+
+
+def test_a_directory_among_checkpoints_is_refused(tmp_path):
+    run(tmp_path / "run")
+    for inside in (tmp_path / "run" / "checkpoints", tmp_path / "run" / "checkpoints" / "00000004" / "fork"):
+        with pytest.raises(ValueError, match="lies among the checkpoints of the run .*run; choose another"):
+            run(inside)
+        with pytest.raises(ValueError, match="lies among the checkpoints"):
+            jt.Fit("bptt", max_steps=9, run_dir=inside).run(
+                Linear(), Data(), resume=tmp_path / "run" / "checkpoints" / "00000004"
+            )
+    assert run(tmp_path / "run", 8, resume="last").step == 8
+    run(tmp_path / "checkpoints" / "plain")  # a folder of that name that is no run's
+
+
+def test_checkpoints_that_are_gone_though_they_were_saved_are_missed(tmp_path):
+    run(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    refused(tmp_path / "run", "has no checkpoint, and its result.json says that step 4 was saved")
+    (tmp_path / "run" / "result.json").unlink()
+    assert run(tmp_path / "run", 8, resume="last").step == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metrics.jsonl", "is a folder, and a run keeps a file there: move it away"),
+        ("result.json", "is a folder, and a run keeps a file there"),
+        ("tensorboard", "is a file, and a run keeps a folder there"),
+        ("figures", "is a file, and a run keeps a folder there"),
+    ],
+)
+def test_what_is_in_the_way_is_said_before_anything_is_changed(name, text, tmp_path):
+    run(tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.unlink(missing_ok=True)
+    path.mkdir() if "folder, and" in text else path.write_text("")
+    refused(tmp_path / "run", text)
+
+
+@pytest.mark.parametrize("other", [{"seed": 7}, {"kind": "other"}])
+def test_a_step_of_another_run_is_never_loaded(other, tmp_path):
+    """Each folder is whole, and the model the same: only the run that it is of is another."""
+    run(tmp_path / "run")
+    run(tmp_path / "other", **other)
+    step = tmp_path / "run" / "checkpoints" / "00000004"
+    shutil.rmtree(step)
+    shutil.copytree(tmp_path / "other" / "checkpoints" / "00000004", step)
+    refused(tmp_path / "run", "the checkpoint of step 4 in .*run is of another run than config.json there")
+    for where in (tmp_path / "run", step):
+        with pytest.raises(ValueError, match="is of another run"):
+            jt.load(where, Linear())
+    jt.load(tmp_path / "other", Linear())
+
+
+def test_links_in_a_circle(tmp_path):
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    with pytest.raises(ValueError, match="cannot be followed"):
+        absolute(tmp_path / "round")
+
+
+@pytest.mark.parametrize("damage", [{"fit": 3}, {"strategy": [1]}, {"data": None}])
+def test_a_damaged_config_is_one_line(damage, tmp_path):
+    run(tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+    refused(tmp_path / "run", rf"config.json is damaged: it has no table '{next(iter(damage))}'")
+    assert "bptt" in describe_run(tmp_path / "run") or "strategy" in damage
+
+
+def test_info_of_a_damaged_result(tmp_path):
+    run(tmp_path / "run")
+    (tmp_path / "run" / "result.json").write_text(json.dumps({"status": 3, "best": "x", "train": 5}))
+    assert "damaged=x" in describe_run(tmp_path / "run")

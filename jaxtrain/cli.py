@@ -97,7 +97,7 @@ def check(config: Options, counts: Sequence[str] = (), periods: Sequence[str] = 
     for name in (*counts, *periods):
         value, flag = getattr(config, name), "--" + name.replace("_", "-")
         if name in counts and value is not None and not 1 <= value < 2**31:
-            raise ConfigError(f"{flag} {value}: expected a whole number, 1 or more and below 2**31")
+            raise ConfigError(f"{flag} {value}: expected a whole number, {'1 or more' if value < 1 else 'below 2**31'}")
         try:
             Period.of(value if name in periods else None)
         except ValueError as error:

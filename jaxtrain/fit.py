@@ -394,5 +394,6 @@ def _count(value: Any, name: str, required: bool = False) -> Any:
     if value is None and not required:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-        raise ValueError(f"Fit({name}={value!r}): expected a whole number, 1 or more and below 2**31")
+        least = "below 2**31" if isinstance(value, int) and value > 1 else "1 or more"
+        raise ValueError(f"Fit({name}={value!r}): expected a whole number, {least}")
     return value

@@ -15,9 +15,7 @@ def test_no_update_would_be_made():
 
 
 def test_more_steps_than_are_counted():
-    with pytest.raises(
-        ValueError, match=r"max_steps=2147483648\): expected a whole number, 1 or more and below 2\*\*31"
-    ):
+    with pytest.raises(ValueError, match=r"max_steps=2147483648\): expected a whole number, below 2\*\*31"):
         jt.Fit("bptt", max_steps=2**31)
 
 
@@ -42,7 +40,7 @@ def test_a_callback_that_is_given_twice():
         (NetworkOptions, {"mlp": -1}, "--mlp -1: expected 0 or more"),
         (TrainingOptions, {"lr": float("inf")}, "--lr inf: expected a positive number"),
         (TrainingOptions, {"max_steps": 10**20}, "--max-steps 100000000000000000000: expected a whole"),
-        (TrainingOptions, {"batch_size": 2**31}, "--batch-size 2147483648: expected a whole number, 1 or more"),
+        (TrainingOptions, {"batch_size": 2**31}, "--batch-size 2147483648: expected a whole number, below 2**31"),
     ],
 )  # fmt: skip
 def test_options(Kind, values, text):

@@ -133,7 +133,7 @@ def _recipe(Config, make, presets, chance, argv) -> int:
 
         start_devices(devices)  # before anything in make starts JAX
     processes.start(args.processes, args.process, args.coordinator, args.process_timeout)
-    with processes.watched():
+    with processes.watched(ends=True):
         return _started(make, config, args, start, script, root, chance)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 SECONDS = 100
 """How long a process may be silent before it counts as dead."""
 _SLICE_MS, _KEPT = 1000, 1000
-_LEFT = "jaxtrain/left/"
+_FAILED, _LEFT = "jaxtrain/failed", "jaxtrain/left/"
 _LEAVE = 5
 """Seconds that the others have to say why they end."""
 _run, _turns = 0, itertools.count()
@@ -201,7 +201,8 @@ def _wait(key: str) -> str:
         except Exception as error:
             said: list[Any] = []
             with suppress(Exception):  # the service is gone: so says the error
-                said = [json.loads(text) for _, text in client.key_value_dir_get(_key("failed"))]
+                found = [*client.key_value_dir_get(_key("failed")), *client.key_value_dir_get(_FAILED)]
+                said = [json.loads(text) for _, text in found]
             if said:
                 _, other, text = min(said)  # the one that failed first
                 raise ProcessError(f"process {other} failed: {text}") from None
@@ -210,8 +211,9 @@ def _wait(key: str) -> str:
 
 
 @contextmanager
-def watched() -> Iterator[None]:
-    """An error in here is told to the processes that wait for this one."""
+def watched(*, ends: bool = False) -> Iterator[None]:
+    """An error in here is told to the processes that wait for this one in the same run, or, where it ``ends`` this
+    process, in any."""
     try:
         yield
     except BaseException as error:
@@ -219,7 +221,8 @@ def watched() -> Iterator[None]:
             text = " ".join(str(error).split()) or type(error).__name__
             try:
                 said = json.dumps([time.time(), index(), text[:500]])
-                _state().client.key_value_set(_key("failed", index()), said, allow_overwrite=True)
+                key = f"{_FAILED}/{index()}" if ends else _key("failed", index())
+                _state().client.key_value_set(key, said, allow_overwrite=True)
             except Exception as failed:
                 error.add_note(f"jaxtrain: the other processes were not told: {failed}")
         raise
@@ -253,6 +256,10 @@ def left(work: Callable[[], int]) -> int:
     would wait for the others, which wait for this one."""
     try:
         code = work()
+    except SystemExit as leaving:
+        if count() == 1 or leaving.code in (None, 0):
+            raise
+        code = leaving.code if isinstance(leaving.code, int) else 1
     except BaseException:
         if count() == 1:
             raise

@@ -187,10 +187,7 @@ class Callbacks:
         """Events that a logger could not take for want of space, or for another OSError, in their order."""
         self._warned: set[str] = set()
         told = {n: c for n, c in self.keys().items() if c.rank != "record" or processes.is_first()}
-        self._listeners = {
-            event: {n: c for n, c in told.items() if getattr(type(c), event) is not getattr(Callback, event)}
-            for event in EVENTS
-        }
+        self._listeners = {event: {n: c for n, c in told.items() if _has(c, event)} for event in EVENTS}
 
     def __iter__(self):
         return iter(self.all)
@@ -284,7 +281,7 @@ class Callbacks:
 
     def listens(self, event: str) -> bool:
         """Whether any callback has this event: of several processes also one that is told of it elsewhere."""
-        return any(getattr(type(callback), event) is not getattr(Callback, event) for callback in self.all)
+        return any(_has(callback, event) for callback in self.all)
 
     def alive(self) -> list[Callback]:
         """All but those that were dropped."""
@@ -314,6 +311,11 @@ class Callbacks:
             keys[f"{name}.{counts.get(name, 0)}"] = callback
             counts[name] = counts.get(name, 0) + 1
         return keys
+
+
+def _has(callback: Callback, event: str) -> bool:
+    """Whether its class overrides an event."""
+    return getattr(type(callback), event) is not getattr(Callback, event)
 
 
 class _AsItWas:

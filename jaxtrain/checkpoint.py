@@ -132,8 +132,7 @@ class Store:
         self._settle()
         items = {"params": host("params", params), "train": host("train", train)}
         record = describe(step, items, meta, None if score is None else float(score))
-        there = step in self.steps()
-        if processes.from_first(there):
+        if processes.from_first(step in self.steps()):
             if processes.from_first(not replace and self._attempt(step) is not None):
                 self._saved = True
                 return True

@@ -209,9 +209,8 @@ def _parse(Config, presets, argv: list[str], prog: str, root: Path):
     if given.config not in (None, "None"):
         layers.append((read_config(Path(given.config)), given.config))
     config, fields = overlaid(Config(), layers)
-    start = _find(
-        given.resume or "never", config.run_dir if given.run_dir is None else given.run_dir, root
-    )  # a file may name the directory
+    run_dir = config.run_dir if given.run_dir is None else given.run_dir  # a file may name the directory
+    start = _find(given.resume or "never", run_dir, root)
     if start.saved is not None:
         config, fields = overlaid(Config(), [(start.saved, f"{start.source}/config.json")])
     entry = names.lookup(given.strategy or config.strategy)  # an alias stands for its strategy

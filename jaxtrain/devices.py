@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from . import processes
 from .module import Module, Phases, check_phases
-from .state import State, fold_in, is_key
+from .state import State, fold_in, is_key, kind_of
 
 AXIS = "devices"
 """Of the mesh."""
@@ -102,10 +102,10 @@ class Devices:
         """Whether a batch of such shapes can be split."""
         if not self.splits_batch:
             return True
-        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
-        if shapes not in self._divides:
-            self._divides[shapes] = _phases(module, batch)[0].sizes[2] % self.count == 0
-        return self._divides[shapes]
+        key = kind_of(batch)
+        if key not in self._divides:
+            self._divides[key] = _phases(module, batch)[0].sizes[2] % self.count == 0
+        return self._divides[key]
 
     @contextmanager
     def only_one(self, alone: bool) -> Iterator[None]:
@@ -153,8 +153,7 @@ class Devices:
         What ``Module.phases`` makes of a share must be the share of what it makes of the whole, or nothing is sure.
         Raises ValueError where the lanes do not divide, and where it is not.
         """
-        kinds = tuple((np.shape(leaf), str(np.asarray(leaf).dtype)) for leaf in jax.tree.leaves(batch))
-        key = (jax.tree.structure(batch), kinds)
+        key = kind_of(batch)
         if key not in self._layouts:
             self._layouts[key] = self._new_layout(module, batch)
         return self._layouts[key]

@@ -19,7 +19,7 @@ from .metrics import Mean, Pending, plain, tag
 from .module import Module, Objective, Phases, check_phases
 from .passes import alike, one_pass
 from .program import EVALUATE, PREDICT
-from .state import Functional, fold_in, lasting, parameters, set_key, strengthen, strong
+from .state import Functional, fold_in, kind_of, lasting, parameters, set_key, strengthen, strong
 from .strategies import Strategy
 from .strategies.base import Network, choose_batching, input_of
 from .strategies.bptt import BPTTLearner
@@ -67,8 +67,7 @@ class Reader:
             set_key(fold_in(root, stream, index))
             return read(check_phases(self._module.phases(batch)))
 
-        shapes = tuple((np.shape(leaf), str(leaf.dtype)) for leaf in jax.tree.leaves(batch))
-        key = (stream, jax.tree.structure(batch), shapes)
+        key = (stream, kind_of(batch))
         if key not in self._executables:
             with self._environ():
                 example = self._root, jnp.int32(0), batch

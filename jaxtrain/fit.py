@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from . import preflight, processes
-from .agreement import first_difference, refuse_unlike_runs
+from .agreement import first_difference
 from .callback import Callback, Callbacks
 from .callbacks.checkpoint import Checkpoint, best_of, kept_by
 from .callbacks.periods import optional_period
@@ -32,6 +32,7 @@ from .program import NonFinite, Program
 from .record import Recorder
 from .resume import CHECKPOINTS, Origin, absolute, chosen, describe, log_changes, opened
 from .resume import refuse_differences as refuse
+from .resume import refuse_unlike_runs as refuse_unlike
 from .run import NonFiniteError, Result, Run, Status, versions
 from .schedule import Schedule
 from .signals import Signals
@@ -235,7 +236,7 @@ class Fit:
             "parent": origin.parent,
             "processes": processes.count(),
         }
-        refuse_unlike_runs(record, self.callbacks, program, feed, val)
+        refuse_unlike(record, self.callbacks, program, feed, val)
         self._prepare(program, val)
         schedule = self._schedule(program.chunk, feed.length)  # made now, since its clock starts
         if origin.config is not None and not dry_run:

@@ -275,11 +275,11 @@ def _leave(code: int) -> None:
     """The first process goes last, since JAX ends the others when it is gone, in words of its own."""
     sys.stdout.flush()
     sys.stderr.flush()
-    client, others = _state().client, range(1, count())
+    client, others = _state().client, count() - 1
     with suppress(Exception):  # a process that is leaving anyway
         if not is_first():
             client.key_value_set(f"{_LEFT}{index()}", "")
         until = time.monotonic() + _LEAVE
-        while is_first() and time.monotonic() < until and len(client.key_value_dir_get(_LEFT)) < len(others):
+        while is_first() and time.monotonic() < until and len(client.key_value_dir_get(_LEFT)) < others:
             time.sleep(0.1)
     os._exit(code)

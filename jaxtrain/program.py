@@ -25,6 +25,7 @@ from .state import (
     flatten,
     fold_in,
     global_norm,
+    kind_of,
     lasting,
     parameters,
     set_key,
@@ -374,8 +375,7 @@ class Program:
 
     def _run(self, kind: Any, step: Callable, batch: Any, index: int, fit: bool = False) -> Any:
         """Run a program that reads the state and does not change it, compiled once for each shape of batch."""
-        shapes = tuple((np.shape(leaf), str(leaf.dtype)) for leaf in jax.tree.leaves(batch))
-        key = (kind, jax.tree.structure(batch), shapes)
+        key = (kind, kind_of(batch))
         with self._environ(fit=fit):
             alone = fit or not self.devices.divides(self.module, batch)
         values, root = (self.values, self.root) if not alone else self.devices.alone((self.values, self.root))

@@ -13,9 +13,12 @@ from .agreement import first_difference, refuse_unlike
 from .callback import Callbacks
 from .checkpoint import Saved, Store
 from .console import log
-from .data import DataModule
-from .digests import json_digest
+from .data import DataModule, Feed
+from .digests import digest, json_digest
 from .files import RunLock, as_json, read_json
+from .passes import Passes
+from .program import Program
+from .state import flatten, signature
 from .strategies import Strategy
 
 CHECKPOINTS = "checkpoints"
@@ -108,6 +111,33 @@ def _refuse_in_the_way(run_dir: Path | None) -> None:
             raise FileExistsError(f"{path} is a {is_a}, and a run keeps a {wanted} there: move it away")
 
 
+def refuse_unlike_runs(
+    record: dict[str, Any], callbacks: Callbacks, program: Program, feed: Feed, val: Passes | None
+) -> None:
+    """Raise ValueError where several processes would not train the same: what is recorded of the run, its data, and the
+    values that it begins with. (A bar or a log may be the first one's alone.)"""
+    if processes.count() == 1:
+        return
+    watching = [name for name, callback in callbacks.keys().items() if callback.rank != "record"]
+    params, train = program.signature()
+    first, examples = flatten({"batch": program.example}), [] if val is None else val.examples
+    refuse_unlike(
+        {
+            **{key: value for key, value in record.items() if key != "command"},
+            "fit": {**record["fit"], "callbacks": watching},
+            "model": params,
+            "optimizer": train,
+            "data": {**record["data"], "epoch": feed.length, "first batch": digest(first)},
+            "val data": {
+                "batches": None if val is None else val.length,
+                "shapes": [signature(flatten({"batch": batch})) for batch in examples],
+            },
+        }
+    )
+    params, train = program.state()  # which may be gathered from all: not before their shapes agree
+    refuse_unlike({"initial values": digest({**params, **train})})
+
+
 def _home(run_dir: str | Path | None, resume: str | int | Path) -> Path | None:
     """The directory that the run goes on in unless it is forked."""
     if run_dir is not None:
@@ -154,9 +184,10 @@ def read_checkpoint(where: str | Path, word: str = "last") -> Saved:
     path = absolute(where)
     if _is_checkpoint(path):
         path, word = path.parent.parent, path.name
+    config = _config(path)
     if word != "last":
-        return _choose(path, word)[0]
-    saved = _newest(path)
+        return _choose(path, word, config)[0]
+    saved = _newest(path, config)
     if saved is None:
         raise FileNotFoundError(f"no checkpoint in {path}: expected a run directory or <run>/{CHECKPOINTS}/<step>")
     return saved
@@ -210,15 +241,15 @@ def run_key(config: dict[str, Any]) -> str:
     return json_digest({"seeds": [fit["seed"], fit.get("seeds")], **{key: config[key] for key in ("strategy", "data")}})
 
 
-def _newest(run_dir: Path) -> Saved | None:
+def _newest(run_dir: Path, config: dict[str, Any] | None) -> Saved | None:
     if not (run_dir / CHECKPOINTS).is_dir():
         return None
     with _store(run_dir) as store:
         saved = store.latest_readable()
-        return None if saved is None else _understood(saved, run_dir)
+        return None if saved is None else _understood(saved, run_dir, config)
 
 
-def _understood(saved: Saved, run_dir: Path) -> Saved:
+def _understood(saved: Saved, run_dir: Path, config: dict[str, Any] | None) -> Saved:
     """Raises ValueError for what another release wrote in a way that this one does not know, and for another run's."""
     if (schema := saved.meta.get("schema")) != SCHEMA:
         wrote = (saved.meta.get("versions") or {}).get("jaxtrain", "another release")
@@ -226,7 +257,6 @@ def _understood(saved: Saved, run_dir: Path) -> Saved:
             f"the checkpoint of step {saved.step} has schema {schema!r}, and this jaxtrain reads {SCHEMA}: it was "
             f"written by jaxtrain {wrote}; install that one, or start another run"
         )
-    config = _config(run_dir)
     if config is not None and saved.meta.get("run", run_key(config)) != run_key(config):
         raise ValueError(
             f"the checkpoint of step {saved.step} in {run_dir} is of another run than config.json there (another seed, "
@@ -239,7 +269,8 @@ def _last(run_dir: Path) -> Origin:
     if not _holds_run(run_dir):
         log.info("resume: %s holds no run yet, starting fresh", run_dir)
         return Origin(run_dir)
-    saved, config = _newest(run_dir), _config(run_dir)
+    config = _config(run_dir)
+    saved = _newest(run_dir, config)
     if saved is None:
         _refuse_lost(run_dir)
         log.info("resume: %s has no checkpoint yet, starting again at step 0; its log rows are cut", run_dir)
@@ -259,24 +290,24 @@ def _refuse_lost(run_dir: Path) -> None:
         )
 
 
-def _choose(source: Path, word: str) -> tuple[Saved, bool]:
+def _choose(source: Path, word: str, config: dict[str, Any] | None) -> tuple[Saved, bool]:
     """The checkpoint of a run that a word names, and whether it is the run's last."""
     if not (source / CHECKPOINTS).is_dir():
         raise FileNotFoundError(f"{word!r}: {source} holds no checkpoints")
-    with _store(source, _config(source)) as store:
+    with _store(source, config) as store:
         steps = store.steps()
         step = store.best_step() if word == "best" else int(word)
         if step is None:
             raise FileNotFoundError(f"'best': no checkpoint of {source} carries a score; there are steps {steps}")
         if step not in steps:
             raise FileNotFoundError(f"{word!r}: {source} holds no checkpoint of step {step}; there are {steps}")
-        return _understood(store.restore(step), source), step == steps[-1]
+        return _understood(store.restore(step), source, config), step == steps[-1]
 
 
 def _from_step(source: Path, word: str, target: Path | None) -> Origin:
     """A checkpoint that is the run's last continues it; any other is forked, so that nothing is overwritten."""
-    saved, is_last = _choose(source, word)
     config = _config(source)
+    saved, is_last = _choose(source, word, config)
     if is_last and target is None:
         log.info("resume: step %d of %s, its last: the run goes on there", saved.step, source)
         return Origin(source, saved, config=config, parent=(config or {}).get("parent"), explicit=True)

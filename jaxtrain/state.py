@@ -290,6 +290,12 @@ def _same_type(name: str, before: Any, after: Any) -> Any:
 # ---------------------------------------------------------------------------------------------- flat arrays
 
 
+def kind_of(batch: Any) -> tuple[Any, ...]:
+    """The tree, shapes and dtypes of a batch: one program serves all of one kind."""
+    leaves, tree = jax.tree.flatten(batch)
+    return tree, tuple((np.shape(leaf), str(np.asarray(leaf).dtype)) for leaf in leaves)
+
+
 def leaf_names(values: dict[str, Any]) -> list[str]:
     """One name a leaf: the state's name and the path inside its value."""
     return [_leaf_name(name, path) for name, value in values.items() for path, _ in _leaves(value)]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxtrain import processes
-from tests.together import ROOT, Group, free_port, started
+from tests.together import ROOT, Group, free_port, running, started
 
 COPY = ROOT / "recipes" / "copy_gru.py"
 STREAM = ROOT / "recipes" / "copy_stream.py"
@@ -177,19 +177,11 @@ def test_sigterm_to_one_ends_both_with_a_checkpoint(tmp_path):
 @pytest.mark.slow
 def test_a_program_of_ones_own(tmp_path):
     """tests/two_processes.py: loggers, requests, forks, reading, errors that are caught, what is refused."""
-    port, python = str(free_port()), [sys.executable, "-m", "tests.two_processes"]
-    both = [
-        subprocess.Popen([*python, port, rank, str(tmp_path)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                         stderr=subprocess.STDOUT)
-        for rank in "01"
-    ]  # fmt: skip
-    try:
-        said = [process.communicate(timeout=200)[0] for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert [process.returncode for process in both] == [0, 0], said
-    assert all("fine" in text for text in said)
+    port = str(free_port())
+    each = [["-m", "tests.two_processes", port, rank, str(tmp_path)] for rank in "01"]
+    with running(each, tmp_path) as group:
+        assert group.wait(200) == [0, 0], group.texts
+        assert all("fine" in text for text in group.texts)
 
 
 @pytest.mark.slow

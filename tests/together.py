@@ -22,16 +22,15 @@ def free_port() -> int:
 
 
 class Group:
-    """So many processes that have been started; ``texts`` is what each said."""
+    """Processes that have been started, by what Python is given for each; ``texts`` is what each said."""
 
-    def __init__(self, recipe: Path, each: Sequence[Sequence[str]], folder: Path, **environ: str):
-        coordinator = f"127.0.0.1:{free_port()}"
+    def __init__(self, each: Sequence[Sequence[str]], folder: Path, **environ: str):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **environ}
-        self._files = [folder / f"said-{coordinator}-{number}.txt" for number in range(len(each))]
+        said = f"said-{len(list(folder.glob('said-*')))}"
+        self._files = [folder / f"{said}-{number}.txt" for number in range(len(each))]
         self.processes = []
-        for number, (flags, path) in enumerate(zip(each, self._files, strict=True)):
-            own = ["--processes", str(len(each)), "--process", str(number), "--coordinator", coordinator]
-            command = [sys.executable, str(recipe), *own, "--process-timeout", str(TIMEOUT), "--no-progress", *flags]
+        for words, path in zip(each, self._files, strict=True):
+            command = [sys.executable, *words]
             with path.open("w") as file:
                 self.processes.append(subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=folder))
 
@@ -47,9 +46,17 @@ class Group:
         return [[line for line in text.splitlines() if "error: " in line] for text in self.texts]
 
 
+def started(recipe: Path, each: Sequence[Sequence[str]], folder: Path, **environ: str):
+    """A group that runs a recipe, with flags for each process."""
+    coordinator, count = f"127.0.0.1:{free_port()}", str(len(each))
+    shared = ["--processes", count, "--coordinator", coordinator, "--process-timeout", str(TIMEOUT), "--no-progress"]
+    words = [[str(recipe), *shared, "--process", str(number), *flags] for number, flags in enumerate(each)]
+    return running(words, folder, **environ)
+
+
 @contextmanager
-def started(recipe: Path, each: Sequence[Sequence[str]], folder: Path, **environ: str) -> Iterator[Group]:
-    group = Group(recipe, each, folder, **environ)
+def running(each: Sequence[Sequence[str]], folder: Path, **environ: str) -> Iterator[Group]:
+    group = Group(each, folder, **environ)
     try:
         yield group
     finally:

@@ -94,9 +94,12 @@ class Drive:
             functional = Functional(self._step, named, self.learner.scratch(), phases)
         self._call = jax.jit(functional)
 
+    def _key(self, phases: Phases) -> jax.Array:
+        return KEY
+
     def _step(self, phases):
         handed = {}
-        set_key(KEY)
+        set_key(self._key(phases))
 
         def update(grads, weight, metrics):
             assert not handed, "update was called twice"
@@ -114,6 +117,25 @@ class Drive:
 
     def grads(self, phases: Phases) -> dict[str, Any]:
         return self(phases)[0]
+
+
+class Drawing(Drive):
+    """A drive whose random numbers come with the sequence, as ``drawn`` puts them there; for a ``Drawn`` task."""
+
+    def _key(self, phases: Phases) -> jax.Array:
+        assert phases.extras is not None
+        return jax.random.wrap_key_data(phases.extras["draw"][0, 0])
+
+
+class Drawn(Task):
+    def learning_step(self, forward, x, y, draw=None):
+        return super().learning_step(forward, x, y)
+
+
+def drawn(phases: Phases, i: int) -> Phases:
+    """The sequence with draw number ``i``."""
+    data = jax.random.key_data(jax.random.key(i))
+    return replace(phases, extras={"draw": jnp.broadcast_to(data, (*phases.sizes[1:], *data.shape))})
 
 
 def learn(strategy, module, phases: Phases, encode=lambda x: x) -> dict[str, Any]:
@@ -233,7 +255,7 @@ def lab():
     return SimpleNamespace(
         **{
             f.__name__: f
-            for f in (Drive, Net, Task, learn, drive_of, grads_of, task)
+            for f in (Drawing, Drawn, Drive, Net, Task, drawn, learn, drive_of, grads_of, task)
             + (sequences, by_hand, squared, flat, same, cosine)
         },
         B=B, N=N, N_IN=N_IN, N_OUT=N_OUT, WARM=WARM, LEARN=LEARN, KEY=KEY,

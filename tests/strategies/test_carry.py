@@ -15,9 +15,9 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain import BPTT, DNI, DRTRL, TBPTT, UORO, EProp, PPProp, ReadoutOnly
-from jaxtrain.module import Objective, Phases, check_phases
+from jaxtrain.module import Objective, Phases
 from jaxtrain.program import Program
-from jaxtrain.state import is_key, set_key
+from jaxtrain.state import is_key
 from tests.small import At, kill, leaves, result_of, rows, same
 
 RULES = {
@@ -212,31 +212,16 @@ def test_uoro_is_unbiased_in_a_stream_whose_lanes_are_reset(lab):
     """The mean over draws of two carried sequences, one lane of which begins anew in the second, becomes D-RTRL's
     gradient on an LRU, which is BPTT's; without the reset it is another one."""
 
-    class Drawn(lab.Task):
-        def learning_step(self, forward, x, y, draw=None):
-            return super().learning_step(forward, x, y)
-
-    class Drawing(lab.Drive):
-        def _step(self, phases):
-            handed = {}
-            set_key(jax.random.wrap_key_data(phases.extras["draw"][0, 0]))
-            self.learner.learn(check_phases(phases), lambda grads, *_: (handed.update(grads=dict(grads)), {})[1])
-            return handed["grads"], 0.0, {}
-
     reset = jnp.zeros((8, lab.B), bool).at[5, 1].set(True)
     weights = jnp.zeros((8, lab.B)).at[6:, 1].set(1.0)
     whole, parts = halves(lab, reset=reset, weights=weights)
 
-    def drawn(part, i):
-        data = jax.random.key_data(jax.random.key(i))
-        return replace(part, extras={"draw": jnp.broadcast_to(data, (lab.LEARN, lab.B, *data.shape))})
-
-    drive = Drawing(UORO(carry="carry"), Drawn(lab.task("lru").model), drawn(parts[0], 0))
+    drive = lab.Drawing(UORO(carry="carry"), lab.Drawn(lab.task("lru").model), lab.drawn(parts[0], 0))
     begin, total = dict(drive._values), None
     for i in range(1500):
         drive._values = dict(begin)
-        drive.grads(drawn(parts[0], i))
-        grads = drive.grads(drawn(parts[1], i))
+        drive.grads(lab.drawn(parts[0], i))
+        grads = drive.grads(lab.drawn(parts[1], i))
         total = grads if total is None else jax.tree.map(jnp.add, total, grads)
     of = lambda grads: {name: grad for name, grad in grads.items() if name.startswith("rnn.B")}  # noqa: E731
     exact, never = (

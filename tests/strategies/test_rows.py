@@ -24,7 +24,7 @@ from jaxtrain import (
     ThreeFactor,
 )
 from jaxtrain.module import Objective, check_phases
-from jaxtrain.state import parameters, set_key
+from jaxtrain.state import parameters
 
 UNITS, TIME = 4, 6
 CHAINED = "reaches the hidden state only through another weight, so no trace of it is kept: "
@@ -245,28 +245,13 @@ def test_uoro_is_unbiased_where_there_is_a_trace_and_only_there(lab):
     """The mean over draws becomes BPTT's gradient for ``Wz`` and ``Wh`` of a GRU; ``Wr`` draws nothing, and stays at
     the credit of one time step."""
 
-    class Drawing(lab.Drive):
-        def _step(self, phases):
-            handed = {}
-            set_key(jax.random.wrap_key_data(phases.extras["draw"][0, 0]))
-            self.learner.learn(check_phases(phases), lambda grads, *_: (handed.update(grads=dict(grads)), {})[1])
-            return handed["grads"], 0.0, {}
-
-    class Drawn(lab.Task):
-        def learning_step(self, forward, x, y, draw=None):
-            return super().learning_step(forward, x, y)
-
-    def drawn(i):
-        data = jax.random.key_data(jax.random.key(i))
-        return replace(phases, extras={"draw": jnp.broadcast_to(data, (lab.LEARN, 1, *data.shape))})
-
     phases = lab.sequences(lanes=1)
     exact = lab.learn(BPTT(), lab.task(), phases)
     diagonal = lab.learn(DRTRL(), lab.task(), phases)
-    drive = Drawing(UORO(), Drawn(lab.task().model), drawn(0))
-    first = total = drive.grads(drawn(0))
+    drive = lab.Drawing(UORO(), lab.Drawn(lab.task().model), lab.drawn(phases, 0))
+    first = total = drive.grads(lab.drawn(phases, 0))
     for i in range(1, 1000):
-        total = jax.tree.map(jnp.add, total, drive.grads(drawn(i)))
+        total = jax.tree.map(jnp.add, total, drive.grads(lab.drawn(phases, i)))
     of = lambda grads, name: {name: grads[name]}  # noqa: E731
     for name in ("rnn.Wz.weight", "rnn.Wh.weight"):
         assert lab.cosine(of(first, name), of(exact, name)) < 0.9, "one draw says little"

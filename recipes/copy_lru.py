@@ -28,10 +28,10 @@ class Config(TrainingOptions, NetworkOptions):
     """recall in validation at which the run ends; none: it goes on to max_steps"""
     cell: CellName = "lru"
     """the recurrent layer"""
-    hidden: int = 40
+    hidden: int = 24
     """units of a layer; with many, a random recurrence that does not learn (readout_only) does nearly as well"""
-    width: int | None = 32
-    """units of a linear encoder in front, and of an LRU's output; none: no encoder"""
+    lr: float = 2e-2
+    """learning rate of Adam"""
     max_steps: int = 400
     """steps to train, one batch each"""
     log_every: int = 25

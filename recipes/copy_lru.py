@@ -28,7 +28,7 @@ class Config(TrainingOptions, NetworkOptions):
     """recall in validation at which the run ends; none: it goes on to max_steps"""
     cell: CellName = "lru"
     """the recurrent layer"""
-    hidden: int = 24
+    hidden: int = 32
     """units of a layer; with many, a random recurrence that does not learn (readout_only) does nearly as well"""
     lr: float = 2e-2
     """learning rate of Adam"""

@@ -178,7 +178,7 @@ def test_an_lru_solves_the_copying_task(call):
     assert outcome("exact")["step"] == outcome("run")["step"], "D-RTRL's gradient is that of BPTT here"
     control = ["--strategy", "readout_only", "--max-steps", 10 * outcome("run")["step"]]
     assert solve(*control, "--run-dir", "control") == 0
-    assert outcome("control")["val"]["accuracy"] < 0.93
+    assert outcome("control")["val"]["accuracy"] < 0.98
 
 
 @pytest.mark.slow

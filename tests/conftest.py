@@ -1,4 +1,4 @@
-"""Settings of all tests: one CPU, and compiled programs kept on disk so that the next session starts at once."""
+"""Of all tests: one CPU, compiled programs kept on disk so that the next session starts at once, and fixtures."""
 
 import os
 import sys
@@ -33,3 +33,42 @@ def no_compilation_cache():
     yield
     jax.config.update("jax_enable_compilation_cache", before)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def opened():
+    """Makes a Store; each is closed after the test."""
+    from jaxtrain.checkpoint import Store
+
+    stores = []
+
+    def make(*args, **kwargs):
+        stores.append(Store(*args, **kwargs))
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture
+def fit(tmp_path, monkeypatch):
+    """Stands for a recipe's Fit, in an empty working directory."""
+    from tests.commands import Recorder
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("JAXTRAIN_TRACEBACK", raising=False)
+    return Recorder()
+
+
+@pytest.fixture
+def call(fit, capsys):
+    """`call("--lr", 1)` -> (exit code, stdout, stderr)"""
+    from jaxtrain import cli
+    from tests.commands import PRESETS, Config
+
+    def run(*argv):
+        code = cli.main(Config, fit.make, presets=PRESETS, chance={"accuracy": 0.125}, argv=[str(a) for a in argv])
+        return code, *capsys.readouterr()
+
+    return run

@@ -1,13 +1,16 @@
-"""A run directory that somebody has changed, or put in an odd place: nothing is lost, no wrong number is loaded."""
+"""A run directory changed by somebody, of another run, in use, or oddly placed: no loss, and no wrong number."""
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 import jaxtrain as jt
+from jaxtrain.files import RunLock
 from jaxtrain.folders import describe_run
-from tests.small import Linear, Lines, LinesOf, tree_bytes
+from tests.small import CopyGRU, Linear, Lines, LinesOf, copies, tree_bytes
 
 
 class Data(jt.DataModule):
@@ -108,3 +111,54 @@ def test_info_of_a_damaged_result(tmp_path):
     run(tmp_path / "run")
     (tmp_path / "run" / "result.json").write_text(json.dumps({"status": 3, "best": "x", "train": 5}))
     assert "damaged=x" in describe_run(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def other_run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("other") / "run"
+    jt.Fit("bptt", max_steps=2, callbacks=[jt.JSONL()], run_dir=path).run(CopyGRU(), copies())
+    return path
+
+
+def test_a_run_directory_with_another_models_checkpoint(other_run, tmp_path):
+    shutil.copytree(other_run, tmp_path / "run")
+    before = tree_bytes(tmp_path / "run")
+    fit = jt.Fit("bptt", max_steps=4, run_dir=tmp_path / "run")
+    with pytest.raises(ValueError, match="of (another model|other data): .* in the checkpoint, .* now"):
+        fit.run(Linear(), Lines(), resume="last")
+    with pytest.raises(ValueError, match=r"of another model: readout.weight.weight.*'float32\[6, 10\]' in the .* now"):
+        fit.run(CopyGRU(hidden=5), copies(), resume="last")
+    with pytest.raises(ValueError, match="of other data: batch_size: 4 in the checkpoint, 5 now"):
+        fit.run(CopyGRU(), copies(batch_size=5), resume="last")
+    with pytest.raises(ValueError, match="of another strategy: .*'bptt' in the checkpoint, 'drtrl' now"):
+        jt.Fit("drtrl", max_steps=4, run_dir=tmp_path / "run").run(CopyGRU(), copies(), resume="last")
+    assert tree_bytes(tmp_path / "run") == before
+
+
+def test_a_run_directory_that_is_a_file(tmp_path):
+    path = tmp_path / "run"
+    path.write_text("a note")
+    for resume in ("never", "last"):
+        with pytest.raises(OSError, match="cannot write the run directory .*run"):
+            jt.Fit("bptt", max_steps=2, run_dir=path).run(Linear(), Lines(), resume=resume)
+    with pytest.raises(OSError, match="cannot write the run directory"):
+        jt.Fit("bptt", max_steps=2, run_dir=path / "below").run(Linear(), Lines())
+    assert path.read_text() == "a note"
+
+
+def test_a_run_directory_in_use(tmp_path):
+    """By another process: its number is named, and the directory is left alone."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom jaxtrain.files import RunLock\n"
+        "with RunLock(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(RuntimeError, match=f"in use by process {process.pid}: wait for it, or choose another"):
+            jt.Fit("bptt", max_steps=2, run_dir=tmp_path / "run").run(Linear(), Lines())
+        assert tree_bytes(tmp_path / "run") == {}
+        process.stdin.close()
+        process.wait()
+    with RunLock(tmp_path / "run"):
+        pass

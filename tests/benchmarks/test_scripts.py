@@ -1,0 +1,136 @@
+"""The benchmarks as they are started: command lines, `make bench`, small runs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import page
+import peers
+import pytest
+import step_time
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+SCRIPTS = ["devices.py", "memory.py", "peers.py", "seeds.py", "start.py", "step_time.py"]
+
+
+def run(*argv, code=0):
+    command = [sys.executable, *map(str, argv)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=ROOT)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+HELP = """
+import runpy, sys
+sys.argv = [sys.argv[1], "--help"]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as leaving:
+    assert not leaving.code
+assert "jax" not in sys.modules, "--help waits for JAX"
+"""
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_comes_without_jax(script):
+    env = {**os.environ, "PYTHONPATH": str(BENCHMARKS)}
+    command = [sys.executable, "-c", HELP, str(BENCHMARKS / script)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"python benchmarks/{script}" in done.stdout and "--json" in done.stdout
+
+
+def test_help_of_overhead():
+    assert "--cases" in run(BENCHMARKS / "overhead.py", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    "script, argv, said",
+    [
+        ("step_time.py", ["--rounds", "0"], "--rounds must be 1 or more"),
+        ("step_time.py", ["--full", "--only", "gru"], "exclude each other"),
+        ("step_time.py", ["--only", "grus"], "invalid choice: 'grus'"),
+        ("memory.py", ["--times", "10"], "--times must be 21 or more"),
+        ("devices.py", ["--devices", "1"], "--devices must be 2 or more"),
+        ("start.py", ["--repeats", "0"], "--repeats must be 1 or more"),
+        ("peers.py", ["--steps", "1"], "--steps 20 or more"),
+    ],
+)
+def test_what_a_command_line_cannot_mean(script, argv, said):
+    assert said in run(BENCHMARKS / script, *argv, code=2).stderr.splitlines()[-1]
+
+
+def test_make_bench_knows_every_script():
+    scripts = {path.name for path in BENCHMARKS.glob("*.py")} - {"common.py", "contenders.py", "page.py"}
+    (line,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("BENCHMARKS")]
+    known = {name.removesuffix(".py") for name in scripts}
+    assert set(line.partition(":=")[2].split()) == set(page.NAMES) == known
+
+
+def test_make_bench_runs_each_and_then_the_page(tmp_path):
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / ".ready").write_text("")
+
+    def made(*argv):
+        command = ["make", "--no-print-directory", "bench", f"VENV={tmp_path}", *argv]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return [line for line in done.stdout.splitlines() if not line.startswith("==")]
+
+    def kept(name):
+        return f"--json benchmarks/results/{name}.json"
+
+    *scripts, last = made()
+    full = {name: " --full" if name == "step_time" else "" for name in page.NAMES}
+    assert sorted(scripts) == sorted(f"benchmarks/{name}.py{full[name]} {kept(name)}" for name in page.NAMES)
+    assert last == "benchmarks/page.py"
+    only = made("BENCHMARKS=step_time", "ARGS=--only lstm")
+    assert only == [f"benchmarks/step_time.py {kept('step_time')} --only lstm", last], "--full and --only exclude"
+
+
+def test_peers_are_skipped_with_a_word(monkeypatch, capsys):
+    monkeypatch.setattr(peers, "NEEDED", ("json", "no_such_package"))
+    assert peers.missing(sys.executable) == ["no_such_package"]
+    monkeypatch.setattr(sys, "argv", ["peers.py"])
+    peers.main()
+    assert capsys.readouterr().out == (f"skipped: {sys.executable} has no no_such_package; pip install -e '.[bench]'\n")
+
+
+@pytest.mark.slow
+def test_step_time_compares_the_same_work(tmp_path):
+    kept = tmp_path / "step_time.json"
+    argv = ["--smoke", "--only", "gru", "lif", "all-scored", "--rounds", "1", "--turn", "0.001", "--json", kept]
+    said = run(BENCHMARKS / "step_time.py", *argv).stdout
+    numbers = json.loads(kept.read_text())["numbers"]
+    assert list(numbers) == ["gru", "lif", "all-scored"]
+    for point in numbers.values():
+        assert len(point["apart"]) == 6 and max(point["apart"].values()) < step_time.TOLERANCE
+        assert set(point["engines"].values()) == {"reverse"}
+        assert len(point["seconds"]) == 11
+    assert "### all-scored: gru, hidden 8, 0 + 30 time steps, batch 4" in said and "### Judged" in said
+
+
+@pytest.mark.slow
+def test_memory_grows_with_the_sequence_under_bptt():
+    argv = ["--times", "40", "400", "--strategies", "bptt", "--hidden", "16", "--batch", "2"]
+    rows = [line.split(" | ") for line in run(BENCHMARKS / "memory.py", *argv).stdout.splitlines() if "| bptt" in line]
+    assert len(rows) == 2
+    _, short, long = rows[1]
+    assert float(long.strip(" |")) > 4 * float(short)
+
+
+@pytest.mark.slow
+def test_a_start_is_told_part_by_part(tmp_path):
+    kept = tmp_path / "start.json"
+    run(BENCHMARKS / "start.py", "--repeats", "1", "--small", "--json", kept)
+    steps = json.loads(kept.read_text())["numbers"]["first step"]
+    (cold,), (warm,) = steps["cold"], steps["warm"]
+    assert cold["misses"] > 0 and warm["misses"] == 0 and warm["hits"] > 0
+    for one in (cold, warm):
+        assert sum(one["parts"].values()) == pytest.approx(one["total"], rel=0.01)
+        assert all(seconds >= -0.001 for seconds in one["parts"].values())

@@ -1,0 +1,148 @@
+"""What Orbax logs and hooks is kept from the program around a Store, and nothing else is."""
+
+import gc
+import logging
+import subprocess
+import sys
+
+import orbax.checkpoint as ocp
+import pytest
+
+from jaxtrain import quiet
+from jaxtrain.checkpoint import CorruptCheckpoint, Store
+from tests.stores import put, spoil, tree
+
+
+def test_absl_is_as_before(tmp_path):
+    from absl import logging as absl_logging
+
+    logger = logging.getLogger("absl")
+    before = list(logger.filters), logger.level, absl_logging.get_verbosity()
+    store = Store(tmp_path)
+    put(store, 1)
+    assert len(logger.filters) == len(before[0]) + 1
+    store.close()
+    assert (list(logger.filters), logger.level, absl_logging.get_verbosity()) == before
+
+
+def test_what_is_said_of_other_things_is_heard(tmp_path):
+    """In a process of its own: hook and filters are gone with the last store; after a failed read they stay, for what
+    is said of that step alone."""
+    code = (
+        "import logging, shutil, sys, types, numpy as np\n"
+        "from jaxtrain.checkpoint import CorruptCheckpoint, Store\n"
+        "told, loud = [], logging.getLogger('asyncio')\n"
+        "sys.unraisablehook = hook = lambda what: told.append(what.exc_value)\n"
+        "heard, loud.propagate = [], False\n"
+        "loud.addHandler(types.SimpleNamespace(level=0, handle=lambda record: heard.append(record.getMessage())))\n"
+        "where = Store(sys.argv[1]).directory\n"
+        "s = Store(where, last=3)\n"
+        "for step in range(3):\n"
+        "    s.save(step, {'w': np.arange(3.0)}, {}, {}); s.wait()\n"
+        "s.restore(1)\n"
+        "late = types.SimpleNamespace(exc_value=RuntimeError('Event loop is closed'), object=None)\n"
+        "sys.unraisablehook(late)\n"
+        "loud.error('task of %s', where / '00000001/params')\n"
+        "assert (len(told), len(heard)) == (1, 1), 'nothing is under way, nothing has failed'\n"
+        "s.close()\n"
+        "assert sys.unraisablehook is hook and loud.filters == logging.getLogger('absl').filters == []\n"
+        "shutil.rmtree(where / '00000001/params')\n"
+        "s = Store(where)\n"
+        "try: s.restore(1)\n"
+        "except CorruptCheckpoint: pass\n"
+        "s.close()\n"
+        "loud.error('task of %s', where / '00000001/params')\n"
+        "sys.unraisablehook(late)\n"
+        "assert (len(told), len(heard)) == (1, 1), 'of the read that failed nothing more is said'\n"
+        "loud.error('task of %s', where / '00000002/params')\n"
+        "late.object = 'a coroutine'\n"
+        "sys.unraisablehook(late)\n"
+        "assert (len(told), len(heard)) == (2, 2)\n"
+        "theirs = sys.unraisablehook\n"
+        "sys.unraisablehook = lambda what: theirs(what)\n"
+        "s = Store(where); s.restore(2); sys.unraisablehook(late); s.close()\n"
+        "assert len(told) == 3, 'hooks of others may stand before and behind'\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, tmp_path / "run"], capture_output=True, text=True, timeout=100)
+    assert run.returncode == 0 and run.stderr == "", run.stderr
+
+
+def test_a_line_that_is_logged_while_a_step_begins_and_ends(tmp_path):
+    """As Orbax's threads do: what the filters read never changes under them."""
+
+    class Line(logging.LogRecord):
+        n = 0
+
+        def getMessage(self):
+            for name in ("asyncio", "absl"):  # in the middle of a filter
+                Line.n += 1
+                quiet.begin(tmp_path / f"{Line.n}-{name}")
+                quiet.end(tmp_path / f"{Line.n - 1}-{name}", well=Line.n % 3 > 0)
+            return "a line of something else"
+
+    before = quiet._under_way, quiet._failed
+    quiet.hold(Line)
+    try:
+        for step in range(5):
+            quiet.begin(tmp_path / str(step))
+        quiet.end(tmp_path / "5", well=False)
+        for name in ("asyncio", "absl"):
+            assert logging.getLogger(name).filter(Line(name, 40, "here", 1, "", (), None))
+        assert Line.n > 10
+    finally:
+        quiet.release(Line)
+        quiet._under_way, quiet._failed = before
+
+
+@pytest.mark.parametrize("words", ["basic", "none"])
+def test_logging_of_the_program_around_it_is_left_alone(tmp_path, words):
+    """After Orbax was imported and used, basicConfig still does what it says, and lines are printed once and plain."""
+    code = (
+        "import logging, sys, numpy as np\n"
+        "from jaxtrain.checkpoint import Store\n"
+        "from jaxtrain.console import log\n"
+        "s = Store(sys.argv[1])\n"
+        "s.save(1, {'w': np.arange(3.0)}, {}, {}); s.wait(); s.restore(1)\n"
+        "log.info('one line')\n"
+        "s.close()\n"
+        "assert logging.root.handlers == [] and logging.root.level == logging.WARNING\n"
+        "if sys.argv[2] == 'basic':\n"
+        "    logging.basicConfig(format='theirs: %(message)s', level=logging.INFO, stream=sys.stdout)\n"
+        "log.info('another')\n"
+        "Store(sys.argv[1]).restore(1)\n"
+        "log.info('the last')\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, tmp_path, words], capture_output=True, text=True, timeout=100)
+    theirs = "theirs: " if words == "basic" else ""
+    assert run.stderr == "" and run.stdout.splitlines() == ["one line", f"{theirs}another", f"{theirs}the last"]
+
+
+@pytest.mark.slow
+def test_what_outlives_a_failed_read_is_silent(tmp_path, opened, caplog, capfd):
+    """TensorStore reports when it likes, the garbage collector too: many failed reads, one after the other."""
+    for trial in range(60):
+        where = tmp_path / str(trial)
+        put(opened(where, last=3), 1, 2)
+        spoil(where, 2, "data cut")
+        with pytest.raises(CorruptCheckpoint):
+            opened(where, last=3).restore(2)
+    gc.collect()
+    assert caplog.records == [] and capfd.readouterr().err == ""
+
+
+def test_what_orbax_says_of_a_failed_save_when_all_is_closed_is_silent(tmp_path, monkeypatch, caplog):
+    store = Store(tmp_path)
+
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ocp.AsyncCheckpointer, "_save_step_metadata", fail)
+    store.save(2, tree(2), {}, {})
+    assert store.wait() is False
+    store.close()
+    caplog.clear()
+    late = logging.getLogger("absl")
+    late.error("a thread raised an exception: cannot write %s", store.directory / "00000002.orbax-checkpoint-tmp/w")
+    assert caplog.records == []
+    late.error("of another step: %s", store.directory / "00000003")
+    assert len(caplog.records) == 1

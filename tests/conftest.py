@@ -1,4 +1,4 @@
-"""Of all tests: one CPU, compiled programs kept on disk so that the next session starts at once, and fixtures."""
+"""Of all tests: one CPU, compiled programs kept on disk so that the next run starts at once, and fixtures."""
 
 import os
 import sys

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # A worker a core, four at most, each file in one of them: ARGS="-n 0" runs all in one process, as a debugger needs.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
-BENCHMARKS := step_time memory overhead seeds devices start peers
+BENCHMARKS := step_time online memory overhead seeds devices start peers
 
 .DEFAULT_GOAL := help
 .PHONY: help copy test test-all lint bench clean which-python venv

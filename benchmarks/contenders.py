@@ -60,7 +60,7 @@ class Setting:
 
     def batches(self, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Of the copying task, ``(T, B)`` and ``(scored, B)``; where all time steps are scored, of repeating it."""
-        digits = min(DIGITS, self.scored)
+        digits = min(DIGITS, self.scored, self.time // 2)
         data = jt.CopyDataset(self.time - 2 * digits, digits, self.batch)
         made = [data.batch(step) for step in range(count)]
         return made if self.scored == digits else [(ids, ids[self.warm :]) for ids, _ in made]

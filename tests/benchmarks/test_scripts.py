@@ -13,7 +13,7 @@ import step_time
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-SCRIPTS = ["devices.py", "memory.py", "peers.py", "seeds.py", "start.py", "step_time.py"]
+SCRIPTS = ["devices.py", "memory.py", "online.py", "peers.py", "seeds.py", "start.py", "step_time.py"]
 
 
 def run(*argv, code=0):
@@ -54,6 +54,7 @@ def test_help_of_overhead():
         ("step_time.py", ["--full", "--only", "gru"], "exclude each other"),
         ("step_time.py", ["--only", "grus"], "invalid choice: 'grus'"),
         ("memory.py", ["--times", "10"], "--times must be 21 or more"),
+        ("online.py", ["--rounds", "0"], "--rounds must be 1 or more"),
         ("devices.py", ["--devices", "1"], "--devices must be 2 or more"),
         ("start.py", ["--repeats", "0"], "--repeats must be 1 or more"),
         ("peers.py", ["--steps", "1"], "--steps 20 or more"),
@@ -113,6 +114,15 @@ def test_step_time_compares_the_same_work(tmp_path):
         assert set(point["engines"].values()) == {"reverse"}
         assert len(point["seconds"]) == 11
     assert "### all-scored: gru, hidden 8, 0 + 30 time steps, batch 4" in said and "### Judged" in said
+
+
+@pytest.mark.slow
+def test_online_compares_the_same_work(tmp_path):
+    kept = tmp_path / "online.json"
+    said = run(BENCHMARKS / "online.py", "--smoke", "--rounds", "1", "--json", kept).stdout
+    numbers = json.loads(kept.read_text())["numbers"]
+    assert {point: len(found["seconds"]) for point, found in numbers.items()} == {"lru": 4, "gru": 4}
+    assert "### gru: gru, hidden 6, 10 updates, batch 2" in said and "### Judged" in said
 
 
 @pytest.mark.slow

@@ -166,6 +166,11 @@ def _colors(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {rule: COLORS[i % len(COLORS)] for i, rule in enumerate(rules)}
 
 
+def _dash(rule: str) -> str:
+    """BPTT, drawn last, is dashed: a rule whose gradient is BPTT's shows through."""
+    return "--" if rule == "bptt" else "-"
+
+
 def curves(results: Sequence[Mapping[str, Any]], judge: Judge, chance: float | None) -> Any:
     """The metric over steps and over seconds: a row of panels a variant, a line a rule, its seeds as a band."""
     variants, colors = list(dict.fromkeys(result["variant"] for result in results)), _colors(results)
@@ -200,7 +205,7 @@ def _band(axes: Any, curves: Sequence[Sequence[tuple[float, float]]], rule: str,
     each = [np.interp(at, *zip(*curve, strict=True), left=math.nan) for curve in curves]
     known = ~np.isnan(each).any(axis=0)
     at, each = at[known], np.array(each)[:, known]
-    axes.plot(at, np.median(each, axis=0), color=color, label=rule, linewidth=1.6)
+    axes.plot(at, np.median(each, axis=0), color=color, label=rule, linewidth=1.6, linestyle=_dash(rule))
     axes.fill_between(at, each.min(axis=0), each.max(axis=0), color=color, alpha=0.18, linewidth=0)
 
 
@@ -228,11 +233,13 @@ def reach(results: Sequence[Mapping[str, Any]], table: Sequence[Mapping[str, Any
         if not own:
             continue
         xs, ys = [x for x, _ in own], [_until(found) for _, found in own]
-        axes.plot(xs, [statistics.median(y) for y in ys], color=color, label=rule, linewidth=1.6)
+        middle = [statistics.median(y) for y in ys]
+        axes.plot(xs, middle, color=color, label=rule, linewidth=1.6, linestyle=_dash(rule))
         for x, y, (_, found) in zip(xs, ys, own, strict=True):
             solved = found["reached"] == len(found["seeds"])
             axes.plot([x, x], [min(y), max(y)], color=color, linewidth=1)
-            axes.plot(x, statistics.median(y), "o", color=color, markerfacecolor=color if solved else "white")
+            mark = {"markersize": 4 if rule == "bptt" else 7, "markerfacecolor": color if solved else "white"}
+            axes.plot(x, statistics.median(y), "o", color=color, **mark)
     axes.set_xscale("log" if min(values.values()) > 0 else "linear")
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -124,6 +124,18 @@ def by_turns_of_runs(runs: Mapping[str, Callable[[int], float]], rounds: int, st
     return Timing(seconds)
 
 
+def timing_table(timing: Timing, references: Sequence[str]) -> list[str]:
+    """Lines of a markdown table: a row a contender, with its time over that of each reference."""
+    rows = []
+    for name in timing.seconds:
+        low, middle, high = (1e3 * value for value in timing.quartiles(name))
+        against = [f"{timing.ratio(name, reference):.3f}" for reference in references]
+        least, cpu = f"{1e3 * timing.least(name):.2f}", f"{1e3 * timing.cpu_middle(name):.1f}"
+        rows.append([name, f"{middle:.2f} ({low:.2f} to {high:.2f})", least, cpu, *against])
+    over = [f"/ {reference}" for reference in references]
+    return table(["", "ms a step, median (quartiles)", "least", "CPU ms", *over], rows)
+
+
 # ------------------------------------------------------------------------------------------------------- goals
 
 

@@ -121,8 +121,9 @@ class ByHand:
     """One jitted call a batch, in the manner of braintrace's tutorial on the copying task.
 
     ``rule``: "drtrl", the tutorial's (a learner mapped over lanes, made inside the call, the single-step rule, a
-    gradient a scored time step); "bptt", the tutorial's; "best", the fastest D-RTRL that braintrace itself offers
-    (batched, windows of ten time steps, the warm-up in long windows).
+    gradient a scored time step); "online", the same with an update a scored time step, states and traces going on from
+    call to call; "bptt", the tutorial's; "best", the fastest D-RTRL that braintrace itself offers (batched, windows of
+    ten time steps, the warm-up in long windows).
     """
 
     def __init__(self, setting: Setting, rule: str):
@@ -132,8 +133,13 @@ class ByHand:
         self.optimizer.register_trainable_weights(self.weights)
         # Or the second step would compile once more; what is compiled is the same.
         strengthen([*self.weights.values(), *states_of(self.optimizer).values()])
-        self.step: Any = brainstate.transform.jit({"drtrl": self._drtrl, "bptt": self._bptt, "best": self._best}[rule])
         self.batches = [self.place(*batch) for batch in setting.batches(4)]
+        rules = {"drtrl": self._drtrl, "online": self._online, "bptt": self._bptt, "best": self._best}
+        self.step: Any = brainstate.transform.jit(rules[rule])
+        if rule == "online":
+            with setting.context(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # braintrace says what gets no trace
+                self.learner = self._mapped(self.batches[0][0])
         self.taken = 0
         self.factor = 1 / setting.scored if rule == "drtrl" else 1.0  # the tutorial adds up what others average
 
@@ -141,7 +147,8 @@ class ByHand:
     def place(ids: np.ndarray, targets: np.ndarray) -> tuple[jax.Array, jax.Array]:
         return jax.nn.one_hot(ids, DEPTH), jnp.asarray(targets, jnp.int32)
 
-    def _drtrl(self, inputs, targets):
+    def _mapped(self, inputs):
+        """The rule, mapped over lanes, with fresh states."""
         rule = braintrace.D_RTRL(self.model)
 
         @brainstate.transform.vmap_new_states(state_tag="new", axis_size=inputs.shape[1])
@@ -150,7 +157,22 @@ class ByHand:
             rule.compile_graph(inputs[0, 0])
 
         init()
-        learner = brainstate.nn.Vmap(rule, vmap_states="new")
+        return brainstate.nn.Vmap(rule, vmap_states="new")
+
+    def _online(self, inputs, targets):
+        gradient: Any = brainstate.transform.grad(
+            lambda x, y: cross_entropy(self.learner(x), y).mean(), self.weights, return_value=True
+        )
+
+        def step(x, y):
+            grads, value = gradient(x, y)
+            self.optimizer.update(grads)
+            return value
+
+        return brainstate.transform.for_loop(step, inputs, targets).mean()
+
+    def _drtrl(self, inputs, targets):
+        learner = self._mapped(inputs)
         warm = inputs.shape[0] - targets.shape[0]
 
         def loss(x, y):

@@ -128,23 +128,6 @@ def measure(setting: Any, rounds: int, turn: float) -> dict[str, Any]:
     }
 
 
-def point_table(timing: common.Timing) -> list[str]:
-    rows = []
-    for name in timing.seconds:
-        low, middle, high = (1e3 * value for value in timing.quartiles(name))
-        against = [f"{timing.ratio(name, reference):.3f}" for reference in (HAND, BPTT_HAND, BEST)]
-        least, cpu = f"{1e3 * timing.least(name):.2f}", f"{1e3 * timing.cpu_middle(name):.1f}"
-        rows.append([name, f"{middle:.2f} ({low:.2f} to {high:.2f})", least, cpu, *against])
-    head = [
-        "",
-        "ms a step, median (quartiles)",
-        "least",
-        "CPU ms",
-        *(f"/ {reference}" for reference in (HAND, BPTT_HAND, BEST)),
-    ]
-    return common.table(head, rows)
-
-
 def goals(points: dict[str, common.Timing]) -> list[common.Goal]:
     """Everything that is judged at the points that were measured."""
     found: list[common.Goal] = []
@@ -179,7 +162,7 @@ def sections(settings: dict[str, Any], measured: dict[str, Any], skipped: list[s
             f"{point}: {setting.cell}, hidden {setting.hidden}, {setting.warm} + {setting.scored} time steps, "
             f"batch {setting.batch}"
         )
-        told[title] = point_table(timing)
+        told[title] = common.timing_table(timing, (HAND, BPTT_HAND, BEST))
         if traces:
             told[title] += ["", f'engine="auto" chose a trace for {", ".join(traces)}.']
     told["Judged"] = common.goals_table(goals(points))

@@ -166,9 +166,9 @@ def _colors(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {rule: COLORS[i % len(COLORS)] for i, rule in enumerate(rules)}
 
 
-def _dash(rule: str) -> str:
-    """BPTT, drawn last, is dashed: a rule whose gradient is BPTT's shows through."""
-    return "--" if rule == "bptt" else "-"
+def _line(rule: str) -> dict[str, Any]:
+    """BPTT is dashed, above the others: a rule whose gradient is BPTT's shows through."""
+    return {"label": rule, "linewidth": 1.6, **({"linestyle": "--", "zorder": 3} if rule == "bptt" else {})}
 
 
 def curves(results: Sequence[Mapping[str, Any]], judge: Judge, chance: float | None) -> Any:
@@ -205,7 +205,7 @@ def _band(axes: Any, curves: Sequence[Sequence[tuple[float, float]]], rule: str,
     each = [np.interp(at, *zip(*curve, strict=True), left=math.nan) for curve in curves]
     known = ~np.isnan(each).any(axis=0)
     at, each = at[known], np.array(each)[:, known]
-    axes.plot(at, np.median(each, axis=0), color=color, label=rule, linewidth=1.6, linestyle=_dash(rule))
+    axes.plot(at, np.median(each, axis=0), color=color, **_line(rule))
     axes.fill_between(at, each.min(axis=0), each.max(axis=0), color=color, alpha=0.18, linewidth=0)
 
 
@@ -234,12 +234,13 @@ def reach(results: Sequence[Mapping[str, Any]], table: Sequence[Mapping[str, Any
             continue
         xs, ys = [x for x, _ in own], [_until(found) for _, found in own]
         middle = [statistics.median(y) for y in ys]
-        axes.plot(xs, middle, color=color, label=rule, linewidth=1.6, linestyle=_dash(rule))
+        axes.plot(xs, middle, color=color, **_line(rule))
         for x, y, (_, found) in zip(xs, ys, own, strict=True):
             solved = found["reached"] == len(found["seeds"])
             axes.plot([x, x], [min(y), max(y)], color=color, linewidth=1)
-            mark = {"markersize": 4 if rule == "bptt" else 7, "markerfacecolor": color if solved else "white"}
-            axes.plot(x, statistics.median(y), "o", color=color, **mark)
+            size, above = (4, 4) if rule == "bptt" else (7, 2)  # a mark that another rule's shows around
+            face = color if solved else "white"
+            axes.plot(x, statistics.median(y), "o", color=color, markersize=size, markerfacecolor=face, zorder=above)
     axes.set_xscale("log" if min(values.values()) > 0 else "linear")
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -77,7 +77,7 @@ class Influence:
         """To the end of a segment. ``inputs[i]``: ``(T, B, I)``; ``factors[i]``: how ``y`` at each time step acts on
         the hidden states at the end, ``(depth, T, B, O)``; ``carried``: how those at the entry do, ``(depth, B, O)``.
         """
-        # Else XLA makes them anew for every entry of a trace: sines and all, where the poles of an LRU are made.
+        # Else XLA makes the factors anew for every entry of a trace: of an LRU's poles, sines and all.
         factors, carried = jax.lax.optimization_barrier((factors, carried))
         for i, relation in self.relations.items():
             state = self.states[f"influence{i}"]

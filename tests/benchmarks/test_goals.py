@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import common
 import memory
 import numpy as np
+import online
 import pytest
 import step_time
 
@@ -100,6 +101,14 @@ def test_contenders_that_make_another_gradient_are_not_compared():
     made["bptt"] = contender({"w": np.array([3.0, 4.101])})
     with pytest.raises(RuntimeError, match="not the same gradient, relative distance: {'bptt / tutorial BPTT': 0.02"):
         step_time.same_work(made)
+
+
+def test_updates_that_differ_are_not_compared():
+    made = {name: contender({"w": np.array([3.0, 4.0])}) for name in (online.HAND, *online.SAME)}
+    assert online.same_work(made) == {"drtrl": 0.0, "trace": 0.0}
+    made["trace"] = contender({"w": np.array([3.0, 4.101])})
+    with pytest.raises(RuntimeError, match="not the same updates as by hand, .*'trace': 0.02"):
+        online.same_work(made)
 
 
 def test_memory_is_judged_where_both_lengths_are_cut_alike():

@@ -121,8 +121,11 @@ def test_online_compares_the_same_work(tmp_path):
     kept = tmp_path / "online.json"
     said = run(BENCHMARKS / "online.py", "--smoke", "--rounds", "1", "--json", kept).stdout
     numbers = json.loads(kept.read_text())["numbers"]
-    assert {point: len(found["seconds"]) for point, found in numbers.items()} == {"lru": 4, "gru": 4}
-    assert "### gru: gru, hidden 6, 10 updates, batch 2" in said and "### Judged" in said
+    assert list(numbers) == ["lru", "gru"]
+    for point in numbers.values():
+        assert list(point["apart"]) == ["drtrl", "trace"] and max(point["apart"].values()) < 1e-4
+        assert len(point["seconds"]) == 4
+    assert "### gru: gru, hidden 6, 10 time steps and updates, batch 2" in said and "### Judged" in said
 
 
 @pytest.mark.slow

@@ -175,6 +175,7 @@ class Comparison:
         self.judge, self.out, self.jobs, self.say = judge, out, jobs, say
         self.trials = out / "trials.jsonl"
         self.done: dict[str, dict[str, Any]] = {}
+        self.asked: list[Trial] = []
         if self.trials.exists():
             each = [json.loads(line) for line in self.trials.read_text().splitlines()]
             self.done = {trial["name"]: self._read(trial) for trial in each}
@@ -217,7 +218,13 @@ class Comparison:
 
         return min(rates, key=median)
 
+    def so_far(self) -> list[dict[str, Any]]:
+        """The results that are there of the trials that were asked for, in order."""
+        # What a trial is asked for as may have changed since it was made.
+        return [{**self.done[trial.name], **trial.role()} for trial in self.asked if trial.name in self.done]
+
     def _all(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+        self.asked += trials
         wanted = [(trial, self._request(trial)) for trial in trials]
         for trial, request in wanted:
             self._require_same(trial, request)
@@ -234,8 +241,7 @@ class Comparison:
                 self.say(f"{result['name']}: {told(result, self.judge)}")
         finally:
             pool.shutdown(cancel_futures=True)
-        # What a trial is asked for as may have changed since it was made.
-        return [{**self.done[trial.name], **trial.role()} for trial in trials]
+        return self.so_far()[len(self.asked) - len(trials) :]
 
     def _request(self, trial: Trial) -> dict[str, Any]:
         rule, options = trial.rule, dict(trial.options)

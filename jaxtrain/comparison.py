@@ -105,8 +105,8 @@ def budget(judge: Judge) -> str:
 
 
 def write(out: Path, results: Sequence[Mapping[str, Any]], judge: Judge, chance: float | None, command: str,
-          jobs: int) -> str:  # fmt: skip
-    """``compare.md``, ``.json`` and ``.png`` below ``out``; returns the markdown."""
+          jobs: int, missing: int = 0) -> str:  # fmt: skip
+    """``compare.md``, ``.json`` and ``.png`` below ``out``; returns the markdown. ``missing``: trials not done yet."""
     tuned = [result for result in results if result["tuning"]]
     final = [result for result in results if not result["tuning"]]
     table = [entry(group, found, judge, chance) for group, found in grouped(final).items()]
@@ -119,6 +119,7 @@ def write(out: Path, results: Sequence[Mapping[str, Any]], judge: Judge, chance:
         f"Budget of a trial: {budget(judge)}. Medians [least, most] over seeds {_seeds(final)}; seconds and "
         f"milliseconds are of training, without compiling and validating. {judge.monitor.tag}: "
         f"{'less' if judge.monitor.mode == 'min' else 'more'} is better; {_first(judge)}", "",
+        *([f"**Not whole: {missing} trials were not done yet.**", ""] if missing else []),
         markdown(table, judge, chance),
     ]  # fmt: skip
     if tuned:
@@ -129,7 +130,7 @@ def write(out: Path, results: Sequence[Mapping[str, Any]], judge: Judge, chance:
     (out / "compare.md").write_text(done)
     kept = {"command": command, "date": date, "versions": about, "machine": machine, "metric": judge.monitor.tag,
             "mode": judge.monitor.mode, "target": judge.target, "budget": budget(judge), "chance": chance,
-            "table": table}  # fmt: skip
+            "missing": missing, "table": table}  # fmt: skip
     write_json(out / "compare.json", kept)
     curves(final, judge, chance).savefig(out / "compare.png", dpi=150, bbox_inches="tight", facecolor="white")
     (out / "reach.png").unlink(missing_ok=True)

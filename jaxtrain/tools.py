@@ -197,10 +197,21 @@ def _compare(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
     out, say = args.out.expanduser(), lambda text: print(text, flush=True)
     with RunLock(out):
         trials = compare.Comparison(args.recipe, config, fields, judge, out, args.jobs, say)
-        results = trials.run(variants, rules, seeds, rates, tune)
         chance = getattr(recipe, "CHANCE", {}).get(args.metric.rpartition("/")[2])
-        print("\n" + comparison.write(out, results, judge, chance, shlex.join(["jaxtrain", *argv]), args.jobs))
-    print(f"written to {args.out}/compare.md, compare.json, compare.png and trials.jsonl")
+
+        def write(results: list[dict[str, Any]], missing: int = 0) -> None:
+            command = shlex.join(["jaxtrain", *argv])
+            print("\n" + comparison.write(out, results, judge, chance, command, args.jobs, missing))
+            print(f"written to {args.out}/compare.md, compare.json, compare.png and trials.jsonl")
+
+        try:
+            results = trials.run(variants, rules, seeds, rates, tune)
+        except KeyboardInterrupt:
+            there = [result for result in trials.so_far() if not result["tuning"]]
+            if there:
+                write(trials.so_far(), len(trials.asked) - len(trials.so_far()))
+            raise
+        write(results)
     return 1 if all(result["failed"] for result in results) else 0
 
 

@@ -216,6 +216,25 @@ def test_a_trial_kept_is_what_it_is_asked_for_now(tmp_path, monkeypatch):
     assert {tuple(row["seeds"]) for row in table} == {(7,)}
 
 
+def test_ctrl_c_leaves_a_table_of_what_is_there(tmp_path, monkeypatch, capsys):
+    def told(asked, request):
+        if (asked.rule.name, asked.seed) == ("readout_only", 1):
+            raise KeyboardInterrupt
+        return {}
+
+    untrained(monkeypatch, told)
+    out = tmp_path / "out"
+    assert run(out) == 130
+    text = (out / "compare.md").read_text()
+    assert "**Not whole: 3 trials were not done yet.**" in text and text in capsys.readouterr().out
+    table = json.loads((out / "compare.json").read_text())
+    assert table["missing"] == 3
+    assert [(row["rule"], row["seeds"]) for row in table["table"]] == [("drtrl", [0, 1]), ("readout_only", [0])]
+    untrained(monkeypatch, lambda asked, request: {})
+    assert run(out) == 0
+    assert "Not whole" not in (out / "compare.md").read_text()
+
+
 def test_results_are_sorted_by_steps_to_the_target_then_value():
     ordered = [trial(reached=[5, 1, 1], value=0.5), trial(reached=[9, 1, 1], value=1.0), trial(value=0.9),
                trial(value=0.1), trial(value=math.nan), trial(reached=[1, 1, 1], value=1.0, failed="x")]  # fmt: skip

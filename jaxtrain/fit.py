@@ -30,9 +30,8 @@ from .passes import Passes
 from .period import Period
 from .program import NonFinite, Program
 from .record import Recorder
-from .resume import CHECKPOINTS, Origin, absolute, chosen, describe, log_changes, opened
+from .resume import CHECKPOINTS, Origin, absolute, chosen, describe, log_changes, opened, refuse_unlike_runs
 from .resume import refuse_differences as refuse
-from .resume import refuse_unlike_runs as refuse_unlike
 from .run import NonFiniteError, Result, Run, Status, versions
 from .schedule import Schedule
 from .signals import Signals
@@ -236,7 +235,7 @@ class Fit:
             "parent": origin.parent,
             "processes": processes.count(),
         }
-        refuse_unlike(record, self.callbacks, program, feed, val)
+        refuse_unlike_runs(record, self.callbacks, program, feed, val)
         self._prepare(program, val)
         schedule = self._schedule(program.chunk, feed.length)  # made now, since its clock starts
         if origin.config is not None and not dry_run:

@@ -199,19 +199,20 @@ def _compare(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
         trials = compare.Comparison(args.recipe, config, fields, judge, out, args.jobs, say)
         chance = getattr(recipe, "CHANCE", {}).get(args.metric.rpartition("/")[2])
 
-        def write(results: list[dict[str, Any]], missing: int = 0) -> None:
-            command = shlex.join(["jaxtrain", *argv])
+        def write() -> list[dict[str, Any]]:
+            results = trials.so_far()
+            command, missing = shlex.join(["jaxtrain", *argv]), len(trials.asked) - len(results)
             print("\n" + comparison.write(out, results, judge, chance, command, args.jobs, missing))
             print(f"written to {args.out}/compare.md, compare.json, compare.png and trials.jsonl")
+            return results
 
         try:
-            results = trials.run(variants, rules, seeds, rates, tune)
+            trials.run(variants, rules, seeds, rates, tune)
         except KeyboardInterrupt:
-            there = [result for result in trials.so_far() if not result["tuning"]]
-            if there:
-                write(trials.so_far(), len(trials.asked) - len(trials.so_far()))
+            if not all(result["tuning"] for result in trials.so_far()):
+                write()
             raise
-        write(results)
+        results = write()
     return 1 if all(result["failed"] for result in results) else 0
 
 

@@ -10,18 +10,14 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxtrain.checkpoint import Store
+from tests import disks
 from tests.stores import put, same, tree
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    where = tmp_path / "disk"
-    where.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", where], capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(f"no small disk: mount says {made.stderr.strip()}")
-    yield where
-    subprocess.run(["umount", "-l", where], check=True)
+    with disks.small_disk(tmp_path / "disk") as where:
+        yield where
 
 
 def test_disk_full(small_disk, opened, caplog, capfd):

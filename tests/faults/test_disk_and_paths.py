@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import jaxtrain as jt
+from tests.disks import small_disk
 from tests.faults.library import Fault, missing, server
 from tests.faults.tiny import Noisy, came_to, fit
 from tests.faults.walk import differences
@@ -126,17 +127,10 @@ def test_relative_paths_and_home(tmp_path, monkeypatch):
 @pytest.fixture
 def read_only(tmp_path):
     """A directory that nobody can write, root neither."""
-    where = tmp_path / "mounted"
-    where.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", where], capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(f"no file system of its own: mount says {made.stderr.strip()}")
-    try:
+    with small_disk(tmp_path / "mounted") as where:
         fit(where / "run", 4).run(Noisy(), lines())
         subprocess.run(["mount", "-o", "remount,ro", where], check=True)
         yield where
-    finally:
-        subprocess.run(["umount", "-l", where], check=True)
 
 
 def test_a_read_only_file_system_is_an_error_before_step_0(read_only):

@@ -87,7 +87,7 @@ def test_what_was_done_is_kept(done, tmp_path, capsys):
     assert {trial["name"]: trial["total_seconds"] for trial in results(done)} == seconds
     assert run(done, "--rules", "bptt", *KEPT, "--lr", "0.1") == 2, "another rate under the same name"
     error = capsys.readouterr().err
-    assert "with --lr 0.003, not 0.1" in error and "choose another --out" in error and error.count("\n") == 1
+    assert "with --lr 0.02, not 0.1" in error and "choose another --out" in error and error.count("\n") == 1
     assert (done / "trials.jsonl").read_bytes() == before
 
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import numpy as np
+
 from .callbacks import GradientFidelity
 from .config import ConfigError, coerce
 from .console import log, one_line
@@ -28,7 +30,8 @@ ROUNDS = 5
 @dataclasses.dataclass
 class Cell:
     """One entry of the table. Cosine and norm ratio at initialisation and after training; ``time``: a step's over
-    BPTT's, measured side by side; ``trace_bytes``: what the rule carries. ``failed``: why there is nothing else."""
+    BPTT's, measured side by side; ``trace_bytes``: what the rule carries. ``failed``: why there is nothing else;
+    ``untimed``: why there is no time."""
 
     cell: str
     rule: str
@@ -41,6 +44,7 @@ class Cell:
     time: float = math.nan
     trace_bytes: int = 0
     failed: str = ""
+    untimed: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,15 +120,17 @@ def measure(module: Any, config: Any, rules: Sequence[Rule], cells: Sequence[str
     log.info("%s", "\n".join(HEAD))
     for cell in cells or [getattr(config, "cell", "model")]:
         chosen = dataclasses.replace(config, cell=cell) if cells else config
-        truth, failed = None, ""
+        truth, failed, untimed = None, "", ""
         try:
             truth = _program(module, Rule("bptt", "bptt", {}), chosen)
+        except ConfigError as error:  # a recipe that does not train by BPTT, as of a stream: its gradient is there
+            untimed = one_line(error)
         except Exception as error:  # a cell that BPTT cannot train, either
             failed = f"bptt: {one_line(error)}"
         for rule in rules:
-            entry = Cell(cell, rule.spelled, failed=failed)
+            entry = Cell(cell, rule.spelled, failed=failed, untimed=untimed)
             try:
-                if truth is not None:
+                if not failed:
                     _fill(entry, module, rule, chosen, truth, steps)
             except Exception as error:  # a rule that cannot run on a cell is a result, and is printed as one
                 entry.failed = one_line(error)
@@ -141,22 +147,26 @@ def check_cells(config: Any, cells: Sequence[str]) -> None:
         coerce(cell, get_type_hints(type(config), include_extras=True)["cell"], "--cells")
 
 
-def _fill(entry: Cell, module: Any, rule: Rule, config: Any, truth: Any, steps: int) -> None:
+def _fill(entry: Cell, module: Any, rule: Rule, config: Any, truth: tuple[Program, Feed] | None, steps: int) -> None:
     program, feed = _program(module, rule, config)
     entry.cosine, entry.norm_ratio, entry.sign_agreement = _compare(program)
     entry.trace_bytes = program.learner.trace_bytes()
     entry.loss = _train(program, feed, steps)
     entry.trained_cosine, entry.trained_norm_ratio, _ = _compare(program)
-    entry.time = _relative_time((program, feed), truth)
+    if truth is not None:
+        entry.time = _relative_time((program, feed), truth)
 
 
 def _train(program: Program, feed: Feed, steps: int) -> float:
-    """The loss of the last step."""
+    """The loss of the last step in which anything was scored."""
     done, loss = 0, math.nan
     while done < steps:
         n = min(program.chunk, steps - done)
         mean = program.train(feed.take(n), done).fetch()["loss"]
-        done, loss = done + n, float(mean.num[n - 1] / mean.weight[n - 1])
+        scored = np.flatnonzero(mean.weight[:n])
+        if len(scored):
+            loss = float(mean.num[scored[-1]] / mean.weight[scored[-1]])
+        done += n
     return loss
 
 
@@ -224,8 +234,8 @@ HEAD = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
 
 
 def reasons(table: Sequence[Cell]) -> list[str]:
-    """Why entries have no numbers, each reason once: they are too long for a cell, and stand below the table."""
-    return list(dict.fromkeys(entry.failed for entry in table if entry.failed))
+    """Why entries lack numbers, each reason once: they are too long for a cell, and stand below the table."""
+    return list(dict.fromkeys(why for entry in table if (why := entry.failed or entry.untimed)))
 
 
 def notes(table: Sequence[Cell]) -> str:
@@ -237,8 +247,10 @@ def line(entry: Cell, reasons: Sequence[str] = ()) -> str:
     if entry.failed:
         return f"| {entry.cell} | {entry.rule} | cannot run ({reasons.index(entry.failed) + 1}) | | | | | | | |"
     numbers = (entry.cosine, entry.norm_ratio, entry.sign_agreement, entry.trained_cosine, entry.trained_norm_ratio,
-               entry.loss, entry.time)  # fmt: skip
-    return f"| {entry.cell} | {entry.rule} | " + " | ".join(f"{x:.3f}" for x in numbers) + f" | {entry.trace_bytes:,} |"
+               entry.loss)  # fmt: skip
+    time = f"- ({reasons.index(entry.untimed) + 1})" if entry.untimed else f"{entry.time:.3f}"
+    cells = [entry.cell, entry.rule, *(f"{x:.3f}" for x in numbers), time, f"{entry.trace_bytes:,}"]
+    return f"| {' | '.join(cells)} |"
 
 
 def markdown(table: Sequence[Cell]) -> str:

@@ -6,10 +6,12 @@ python -m jaxtrain.trial REQUEST.json RESULT.json    as `jaxtrain compare` does
 from __future__ import annotations
 
 import math
+import os
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,35 +28,64 @@ from .run import Run
 from .strategies import names
 from .strategies.names import Entry
 
+OVERRUN = 2.0
+"""Budgets after which a dispatch that does not end is given up."""
+
 
 class Watch(Callback):
     """Notes a metric at every validation, or of training in every row, and ends a run whose budget in seconds is spent.
 
     ``curve``: ``[step, seconds, value]`` each time. Seconds are those from step 0 on, without validations; what a
-    curriculum compiles in between counts. With ``stop`` it ends a run at ``target``, too.
+    curriculum compiles in between counts. With ``stop`` it ends a run at ``target``, too. A budget is looked at between
+    dispatches; ``overrun`` is called, in a thread of its own, in the midst of one that has taken it to ``OVERRUN``
+    times as much.
     """
 
     rank = "decide"
 
-    def __init__(self, monitor: Monitor, target: float | None, seconds: float | None, stop: bool):
+    def __init__(self, monitor: Monitor, target: float | None, seconds: float | None, stop: bool,
+                 overrun: Callable[[], Any] | None = None):  # fmt: skip
         self.monitor, self.target, self.budget, self.stop = monitor, target, seconds, stop
         self.curve: list[list[float]] = []
+        self.mark: tuple[int, float] = (0, 0.0)
+        self._overrun = overrun
+        self._over = threading.Event()
 
     def on_fit_start(self, run: Run) -> None:
         self._away, self._start = 0.0, time.perf_counter()
-        self.mark = (0, 0.0)
+        self._left: float | None = None
+        if self.budget is not None and self._overrun is not None:
+            threading.Thread(target=self._guard, daemon=True).start()
+
+    def on_fit_end(self, run: Run, status: str) -> None:
+        self._over.set()
+
+    def _guard(self) -> None:
+        assert self.budget is not None and self._overrun is not None
+        while (left := OVERRUN * self.budget - self._spent()) > 0:
+            if self._over.wait(left):
+                return
+        self._overrun()
+
+    def _spent(self) -> float:
+        """Seconds of training until now."""
+        until = self._left or time.perf_counter()  # a validation that goes on does not count
+        return until - self._start - self._away
 
     def on_validation_start(self, run: Run) -> None:
         self._left = time.perf_counter()
 
     def on_validation_end(self, run: Run, metrics: dict[str, Any]) -> None:
-        self._away += time.perf_counter() - self._left
+        if self._left is not None:
+            self._away += time.perf_counter() - self._left
+        self._left = None
         if self.monitor.tag.startswith("val/"):  # now, and not with the row: a run is to end here
             self._note(run, run.step, {self.monitor.tag: self.monitor.read(metrics, "compare")})
 
     def on_chunk_end(self, run: Run, metrics: dict[str, Any]) -> None:
         self.mark = (run.step, time.perf_counter() - self._start - self._away)
         if self.budget is not None and self.mark[1] >= self.budget:
+            self._over.set()
             run.stop(f"the budget of {self.budget:g} s is spent")
 
     def on_row(self, run: Run, row: dict[str, Any]) -> None:
@@ -77,13 +108,40 @@ def reached(curve: Sequence[Sequence[float]], monitor: Monitor, target: float | 
     return next((point for point in curve if monitor.reaches(point[2], target)), None)
 
 
-def run_trial(request: dict[str, Any]) -> dict[str, Any]:
+def run_trial(request: dict[str, Any], give_up: Callable[[dict[str, Any]], Any] | None = None) -> dict[str, Any]:
     """``request``: ``recipe``, ``config`` (its options), ``metric``, ``mode``, ``target``, ``seconds``, ``stop``. The
-    result of a trial that failed has ``failed``, a line that says why, and what there was until then."""
+    result of a trial that failed has ``failed``, a line that says why, and what there was until then.
+
+    ``give_up``: called in a thread of its own with the result so far, where a dispatch takes far more than all of the
+    budget; it is to end the process, for nothing else ends a dispatch.
+    """
     began = time.perf_counter()
     monitor = Monitor.of(request["metric"], request["mode"], "compare")
-    watch = Watch(monitor, request["target"], request["seconds"], request["stop"])
     told: dict[str, Any] = {"failed": "", "status": "failed", "compile_seconds": math.nan}
+
+    def so_far() -> dict[str, Any]:
+        steps, seconds = watch.mark
+        return {
+            **told,
+            "steps": steps,
+            "seconds": seconds,
+            "value": watch.curve[-1][2] if watch.curve else math.nan,
+            "peak_mb": peak_rss_mb(),
+            "total_seconds": time.perf_counter() - began,
+            "curve": list(watch.curve),
+        }
+
+    def overrun() -> None:
+        told["status"] = "overrun"
+        if not watch.curve:
+            told["failed"] = (
+                f"did not fit: after {OVERRUN * request['seconds']:g} s there was no {monitor.tag} yet, and "
+                f"{watch.mark[0]} steps were done; a dispatch takes longer than the budget (--chunk is its steps)"
+            )
+        if give_up is not None:
+            give_up(so_far())
+
+    watch = Watch(monitor, request["target"], request["seconds"], request["stop"], give_up and overrun)
     try:
         recipe = load_recipe(Path(request["recipe"]))
         config = as_config(recipe.Config, request["config"])
@@ -100,16 +158,7 @@ def run_trial(request: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:  # a rule that cannot run, or diverges, is a result
         told["failed"] = one_line(error)
         traceback.print_exc()
-    steps, seconds = getattr(watch, "mark", (0, 0.0))
-    return {
-        **told,
-        "steps": steps,
-        "seconds": seconds,
-        "value": watch.curve[-1][2] if watch.curve else math.nan,
-        "peak_mb": peak_rss_mb(),
-        "total_seconds": time.perf_counter() - began,
-        "curve": watch.curve,
-    }
+    return so_far()
 
 
 def as_config(Config: Any, values: dict[str, Any]) -> Any:
@@ -119,6 +168,15 @@ def as_config(Config: Any, values: dict[str, Any]) -> Any:
     return overlay(Config(), {**values, "strategy_fields": fields}, "the request")
 
 
-if __name__ == "__main__":
+def main(asked: Path, answer: Path) -> None:
+    def give_up(result: dict[str, Any]) -> None:
+        write_json(answer, result)
+        sys.stdout.flush()
+        os._exit(0)
+
     use_compilation_cache()
-    write_json(Path(sys.argv[2]), run_trial(read_json(Path(sys.argv[1]))))
+    write_json(answer, run_trial(read_json(asked), give_up))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

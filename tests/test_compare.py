@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -247,14 +248,14 @@ def test_a_process_that_dies_is_a_result(tmp_path, monkeypatch):
     assert {entry["failed"] for entry in results(tmp_path / "out")} == {"exit code 1"}
 
 
-def ask(out, **changes):
+def ask(out, give_up=None, **changes):
     """One trial in this process, as `compare` asks for it."""
     config = {"strategy": "bptt", "strategy_fields": {}, "hidden": 6, "width": 6, "time_lag": 2, "digits": 1,
               "batch_size": 8, "val_batches": 1, "validate_every": 5, "log_every": 5, "max_steps": 10, "seed": 0,
               "stop_at": None, "run_dir": str(out), "progress": False}  # fmt: skip
     wanted = {"recipe": RECIPE, "config": config, "metric": "val/accuracy", "mode": "max", "target": None,
               "seconds": None, "stop": False}  # fmt: skip
-    return run_trial(wanted | changes)
+    return run_trial(wanted | changes, give_up)
 
 
 def test_a_metric_that_there_is_not_ends_a_trial_at_its_first_validation(tmp_path, capsys):
@@ -273,6 +274,50 @@ def test_a_trial_that_a_signal_ends_is_no_result(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Watch, "on_chunk_end", stopped)
     assert "the trial was terminated at step" in ask(tmp_path / "run")["failed"]
+
+
+@pytest.mark.parametrize("first,budget,failed", [
+    (0, 0.1, "did not fit: after 0.2 s there was no val/accuracy yet, and 0 steps were done"), (5, 2.0, ""),
+])  # fmt: skip
+def test_a_dispatch_that_takes_more_than_all_of_the_budget_is_given_up(first, budget, failed, tmp_path, monkeypatch):
+    """What there was until then is the result; with no value at all it did not fit."""
+    given_up, told = threading.Event(), []
+
+    def hangs(self, run):
+        assert run.step < first or given_up.wait(60)
+
+    def give_up(result):
+        told.append(result)
+        given_up.set()
+
+    monkeypatch.setattr(Watch, "on_chunk_start", hangs)
+    ask(tmp_path / "run", give_up, seconds=budget)
+    (result,) = told
+    assert result["failed"].startswith(failed) and bool(result["failed"]) is bool(failed)
+    assert (result["steps"], result["status"]) == (first, "overrun")
+    assert [step for step, _, _ in result["curve"]] == ([first] if first else [])
+
+
+@pytest.mark.slow
+def test_a_trial_that_is_given_up_is_a_row(tmp_path, capsys):
+    recipe = tmp_path / "hangs.py"
+    recipe.write_text(
+        "import sys, time\n"
+        f"sys.path.insert(0, {str(Path(RECIPE).parent)!r})\n"
+        "import copy_lru\n"
+        "from jaxtrain.callback import Callback, Callbacks\n"
+        "class Hangs(Callback):\n"
+        "    def on_chunk_start(self, run):\n"
+        "        time.sleep(600)\n"
+        "Config = copy_lru.Config\n"
+        "def make(config):\n"
+        "    fit, module, data = copy_lru.make(config)\n"
+        "    fit.callbacks = Callbacks([*fit.callbacks, Hangs()])\n"
+        "    return fit, module, data\n"
+    )
+    argv = ["--rules", "bptt", "--seeds", "0", "--seconds", "0.5", "--out", str(tmp_path / "out")]
+    assert tool(["compare", str(recipe), *argv, *TINY]) == 1
+    assert capsys.readouterr().out.count("| failed: did not fit: after 1 s there was no val/accuracy yet, and 0 st") == 2
 
 
 def test_a_trial_that_still_trains_is_left_alone(tmp_path):

@@ -33,6 +33,21 @@ def test_a_table_of_cells_by_rules(tmp_path, capsys, caplog):
         assert page.count(f"\n(1) {reward['failed']}\n") == 1, "the reason is too long for a cell"
 
 
+def test_a_stream_has_the_gradient_of_bptt_but_not_its_time(tmp_path, capsys):
+    """Its recipe trains by no BPTT; a piece's gradient, weights held fixed, is compared with BPTT's nevertheless."""
+    recipe = RECIPE.replace("copy_gru", "copy_stream")
+    sizes = ["--digits", "1", "--delay", "2", "--piece", "12", "--hidden", "6", "--width", "none", "--mlp", "0",
+             "--batch-size", "4"]  # fmt: skip
+    argv = ["--rules", "drtrl,readout_only,bptt", "--steps", "3", "--out", str(tmp_path)]
+    assert tool(["fidelity", recipe, *argv, *sizes]) == 0
+    drtrl, control, bptt = json.loads((tmp_path / "fidelity.json").read_text())["table"]
+    assert drtrl["cosine"] > 0.9999 and drtrl["trained_cosine"] > 0.9999 and abs(drtrl["norm_ratio"] - 1) < 1e-3
+    assert control["cosine"] < 0.99 and drtrl["time"] is control["time"] is None and drtrl["loss"] > 0
+    text = (tmp_path / "fidelity.md").read_text()
+    assert "| - (1) |" in text and "| lru | bptt | cannot run (1) |" in text and bptt["failed"]
+    assert text.count("(1) ConfigError: --strategy bptt begins anew with every piece of the stream") == 1
+
+
 def test_help_shows_defaults(capsys):
     assert tool(["fidelity", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())

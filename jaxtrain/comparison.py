@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import math
 import os
 import platform
@@ -19,7 +20,9 @@ from .run import versions
 
 NEAR_CHANCE = 0.05
 """A result that has come less than this part of the way from chance to the target is said to be at chance."""
-COLORS = ("#0b6e4f", "#b3423a", "#3a5fb3", "#8a6d00", "#7a3a8e", "#4d4d4d", "#00808a", "#c06000", "#5c7a1f", "#a0356f")
+COLORS = ("#0b6e4f", "#3a5fb3", "#8a6d00", "#7a3a8e", "#00808a", "#c06000", "#5c7a1f", "#a0356f")
+CONTROLS = {"bptt": "#b3423a", "readout_only": "#4d4d4d"}
+"""Colors of what stands beside every rule: the same in every figure."""
 
 Group = tuple[str, str, float | None]
 """Variant, rule, rate."""
@@ -164,7 +167,8 @@ def _figure(width: float, height: float) -> Any:
 
 def _colors(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     rules = dict.fromkeys(result["rule"] for result in results)
-    return {rule: COLORS[i % len(COLORS)] for i, rule in enumerate(rules)}
+    others = itertools.cycle(COLORS)
+    return {rule: CONTROLS.get(rule) or next(others) for rule in rules}
 
 
 def _line(rule: str) -> dict[str, Any]:

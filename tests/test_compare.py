@@ -317,7 +317,7 @@ def test_a_trial_that_is_given_up_is_a_row(tmp_path, capsys):
     )
     argv = ["--rules", "bptt", "--seeds", "0", "--seconds", "0.5", "--out", str(tmp_path / "out")]
     assert tool(["compare", str(recipe), *argv, *TINY]) == 1
-    assert capsys.readouterr().out.count("| failed: did not fit: after 1 s there was no val/accuracy yet, and 0 st") == 2
+    assert capsys.readouterr().out.count("| failed: did not fit: after 1 s there was no val/accuracy yet") == 2
 
 
 def test_a_trial_that_still_trains_is_left_alone(tmp_path):
@@ -336,6 +336,12 @@ def test_a_figure_over_a_number_that_varies():
     drawn = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes.lines}
     assert drawn["drtrl"] == [(5, 50), (50, 500)]
     assert comparison.numeric_axis([trial(options={"cell": "gru"}), trial(options={"cell": "lru"})]) is None
+
+
+def test_controls_have_the_same_color_in_every_figure():
+    few = comparison._colors([trial("drtrl"), trial("readout_only"), trial("bptt")])
+    many = comparison._colors([trial("bptt"), *(trial(f"r{i}") for i in range(8)), trial("readout_only")])
+    assert all(few[rule] == many[rule] for rule in compare.ALWAYS) and len(set(many.values())) == 10
 
 
 @pytest.mark.parametrize(

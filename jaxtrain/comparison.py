@@ -83,6 +83,7 @@ def line(found: Mapping[str, Any]) -> list[str]:
         spread(found["steps"], whole), f"{found['reached']} of {total}", spread(found["steps_to"], whole),
         spread(found["seconds_to"], lambda value: f"{value:.1f}"),
         spread(found["step_ms"], lambda value: f"{value:.3g}"),
+        spread(found["compile_seconds"], lambda value: f"{value:.1f}"),
         spread(found["peak_mb"], whole),
     ]  # fmt: skip
 
@@ -90,9 +91,9 @@ def line(found: Mapping[str, Any]) -> list[str]:
 def markdown(table: Sequence[Mapping[str, Any]], judge: Judge, chance: float | None) -> str:
     tag, target = judge.monitor.tag, "the target" if judge.target is None else f"{judge.target:g}"
     head = ["variant", "rule", "lr", f"{tag} at the end", "steps", f"seeds at {target}", f"steps to {target}",
-            f"seconds to {target}", "ms a step", "peak MiB"]  # fmt: skip
+            f"seconds to {target}", "ms a step", "compile s", "host MiB"]  # fmt: skip
     guess = "not known to the recipe" if chance is None else f"{chance:.4g}"
-    rows = [["", "chance", "", guess, *[""] * 6], *map(line, table)]
+    rows = [["", "chance", "", guess, *[""] * 7], *map(line, table)]
     kept = [i for i, name in enumerate(head) if any(row[i] for row in rows) or name == "rule"]
     if judge.target is None:
         kept = [i for i in kept if i not in (5, 6, 7)]
@@ -120,7 +121,8 @@ def write(out: Path, results: Sequence[Mapping[str, Any]], judge: Judge, chance:
         f"`{command}`", "",
         f"{date}; {', '.join(f'{name} {number}' for name, number in about.items())}; {machine}.",
         f"Budget of a trial: {budget(judge)}. Medians [least, most] over seeds {_seeds(final)}; seconds and "
-        f"milliseconds are of training, without compiling and validating. {judge.monitor.tag}: "
+        "milliseconds are of training alone, without what is compiled, validated, saved or drawn. "
+        f"{judge.monitor.tag}: "
         f"{'less' if judge.monitor.mode == 'min' else 'more'} is better; {_first(judge)}", "",
         *([f"**Not whole: {missing} trials were not done yet.**", ""] if missing else []),
         markdown(table, judge, chance),

@@ -4,7 +4,7 @@ import copy
 import logging
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import jax
 import numpy as np
@@ -45,7 +45,7 @@ class DataModule:
         super().__init_subclass__(**kwargs)
         warn_of_foreign(cls, FOREIGN)
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "DataModule":
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
         # A dict of its own for every instance, also where a subclass has an __init__ without super().__init__().
         object.__setattr__(self, "task", dict(cls.task))

@@ -327,8 +327,9 @@ class Fit:
             raise ValueError(f"run.retask at step {run.step}: what is carried does not fit the new task: {difference}")
         program.load(params, train, settings)
         self._prepare(program, loop.val)
-        loop.program, run.batch_size = program, program.phases.sizes[2]
         log.info("task %s from step %d on: compiled in %.1f s", loop.data.task, run.step, program.compile_seconds)
+        program.compile_seconds += loop.program.compile_seconds
+        loop.program, run.batch_size = program, program.phases.sizes[2]
 
     def _store(self, run_dir: Path) -> Store:
         kept = kept_by(self._checkpoint)

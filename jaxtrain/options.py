@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -57,7 +57,8 @@ class NetworkOptions(Options):
         from .nn import Network, radii
 
         r_min, r_max = radii(memory)
-        r_min, r_max = self.r_min or r_min, self.r_max or r_max
+        r_min = r_min if self.r_min is None else self.r_min
+        r_max = r_max if self.r_max is None else self.r_max
         return Network(
             n_in, n_out, cell=self.cell, hidden=self.hidden, layers=self.layers, width=self.width,
             nonlinear=self.nonlinear, mlp=self.mlp,
@@ -101,19 +102,21 @@ class TrainingOptions(Options):
     checkpoint_every: int | str = 500
     """steps between checkpoints, or a time such as 10min; the best two by val/loss are kept besides"""
 
-    def optimizer(self, memory: float, updates_a_step: int = 1) -> Any:
+    def optimizer(self, memory: float, updates: Callable[[], int] | None = None) -> Any:
         """For ``Module.configure_optimizer``, beside ``group``: Adam as these options have it, of an LRU's poles apart.
 
         ``memory``: time steps that the task asks to bridge; over them a phase turns as many times as far as a step
-        moves it.
+        moves it. ``updates``: counts those of all steps, where the rate hangs on it; None: one a step.
         """
         from .rates import adam, schedule
 
-        updates = self.max_steps * updates_a_step
-        warmup = round(self.warmup * updates) if self.warmup < 1 else int(self.warmup)
+        scheduled = self.warmup > 0 or self.decay != "constant"
+        total = updates() if updates is not None and scheduled else self.max_steps
+        # A part of all is one update at least, and never all of them.
+        warmup = int(self.warmup) if not 0 < self.warmup < 1 else min(max(1, round(self.warmup * total)), total - 1)
 
         def at(lr: float) -> Any:
-            rate = schedule(lr, updates, warmup=warmup, decay=self.decay)
+            rate = schedule(lr, total, warmup=warmup, decay=self.decay)
             return adam(rate, self.weight_decay)
 
         poles = min(1.0, 5 / memory) if self.pole_rate is None else self.pole_rate
@@ -147,27 +150,42 @@ class TrainingOptions(Options):
         return [*made, ProgressBar()] if progress else made
 
 
-def check_options(config: Options, counts: Sequence[str] = ()) -> None:
+def check_options(config: Options, counts: Sequence[str] = (), updates: int | None = None) -> None:
     """For a Config's ``__post_init__``: ConfigError with one line for values of these options that make no sense.
 
-    ``counts``: further ones of the recipe's own that count something.
+    ``counts``: further ones of the recipe's own that count something. ``updates``: the most that there are in
+    ``max_steps``; None: one a step.
     """
     periods = []
     if isinstance(config, NetworkOptions):
         counts = (*counts, "hidden", "layers", "width")
         _not_below(config, 0, "mlp")
+        _refuse_poles(config)
     if isinstance(config, TrainingOptions):
         counts, periods = (*counts, "batch_size", "seeds"), ["validate_every", "checkpoint_every"]
         if config.devices != "all":
             counts = (*counts, "devices")
         _not_below(config, 0, "warmup", "weight_decay")
         _not_below(config, None, "lr", "pole_rate")
-        if config.warmup >= 1 and not (config.warmup < config.max_steps and config.warmup.is_integer()):
+        most = config.max_steps if updates is None else updates
+        if config.warmup >= 1 and not (config.warmup < most and config.warmup.is_integer()):
+            bound = f"--max-steps {most}" if updates is None else f"the {most} updates of --max-steps"
             raise ConfigError(
-                f"--warmup {config.warmup:g}: expected a whole number below --max-steps {config.max_steps}, or a part "
-                "of it, as 0.1"
+                f"--warmup {config.warmup:g}: expected a whole number below {bound}, or a part of it, as 0.1"
             )
     check(config, counts=counts, periods=periods)
+
+
+def _refuse_poles(config: NetworkOptions) -> None:
+    """What places poles, or is their rate, has no effect on other cells."""
+    if config.cell == "lru":
+        return
+    for field in dataclasses.fields(config):
+        if field.name in ("r_min", "r_max", "max_phase", "pole_rate") and getattr(config, field.name) != field.default:
+            raise ConfigError(
+                f"--{field.name.replace('_', '-')} is of an LRU's poles, and has no effect with --cell {config.cell}: "
+                "leave it out"
+            )
 
 
 def _not_below(config: Options, least: float | None, *names: str) -> None:
@@ -194,6 +212,7 @@ def streamed(strategy: Strategy) -> Strategy:
     return dataclasses.replace(strategy, **fields)
 
 
-def updates_of(strategy: Strategy, piece: int) -> int:
-    """Updates that a strategy makes in a piece of a stream where all time steps are scored."""
-    return max(1, -(-piece // int(getattr(strategy, "update_every", piece))))
+def time_steps_of(strategy: Strategy, piece: int) -> int:
+    """Time steps of an update that a strategy makes in a piece of a stream: all of them, unless it says otherwise."""
+    every = getattr(strategy, "update_every", "sequence")
+    return piece if every == "sequence" else int(every)

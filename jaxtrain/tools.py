@@ -77,7 +77,7 @@ def _tool(argv: list[str]) -> int:
     compare.add_argument("--lrs", default="", help="rates by commas, of which the tuning seeds choose for every rule")
     compare.add_argument("--tune-seeds", default="100,101", help="seeds that choose a rate and are no part of results")
     compare.add_argument("--steps", type=int, help="budget of a trial, for the recipe's --max-steps")
-    compare.add_argument("--seconds", type=float, help="budget of a trial: of training, without compiling")
+    compare.add_argument("--seconds", type=float, help="budget of a trial: of training alone")
     compare.add_argument("--metric", default="val/accuracy", help="tag of the record that is compared")
     compare.add_argument(
         "--mode", choices=("min", "max"), help="which is better, where the metric's name does not say it"

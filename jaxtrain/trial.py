@@ -35,8 +35,9 @@ OVERRUN = 2.0
 class Watch(Callback):
     """Notes a metric at every validation, or of training in every row, and ends a run whose budget in seconds is spent.
 
-    ``curve``: ``[step, seconds, value]`` each time. Seconds are those from step 0 on, without validations; what a
-    curriculum compiles in between counts. With ``stop`` it ends a run at ``target``, too. A budget is looked at between
+    ``curve``: ``[step, seconds, value]`` each time. Seconds are those in which steps are under way: what happens at an
+    event edge (validations, saves, figures, what a curriculum compiles) does not count, for it is not the rule's and
+    hangs on how often there is one. With ``stop`` it ends a run at ``target``, too. A budget is looked at between
     dispatches; ``overrun`` is called, in a thread of its own, in the midst of one that has taken it to ``OVERRUN``
     times as much.
     """
@@ -50,10 +51,11 @@ class Watch(Callback):
         self.mark: tuple[int, float] = (0, 0.0)
         self._overrun = overrun
         self._over = threading.Event()
+        self._under_way = 0
+        self._clock: tuple[float, float | None] = (0.0, None)
+        """Seconds until it was last started or stopped, and since when it goes on; the guard reads both at once."""
 
     def on_fit_start(self, run: Run) -> None:
-        self._away, self._start = 0.0, time.perf_counter()
-        self._left: float | None = None
         if self.budget is not None and self._overrun is not None:
             threading.Thread(target=self._guard, daemon=True).start()
 
@@ -68,25 +70,27 @@ class Watch(Callback):
         self._overrun()
 
     def _spent(self) -> float:
-        """Seconds of training until now."""
-        until = self._left or time.perf_counter()  # a validation that goes on does not count
-        return until - self._start - self._away
+        before, since = self._clock
+        return before if since is None else before + time.perf_counter() - since
 
-    def on_validation_start(self, run: Run) -> None:
-        self._left = time.perf_counter()
-
-    def on_validation_end(self, run: Run, metrics: dict[str, Any]) -> None:
-        if self._left is not None:
-            self._away += time.perf_counter() - self._left
-        self._left = None
-        if self.monitor.tag.startswith("val/"):  # now, and not with the row: a run is to end here
-            self._note(run, run.step, {self.monitor.tag: self.monitor.read(metrics, "compare")})
+    def on_chunk_start(self, run: Run) -> None:
+        if not self._under_way:
+            self._clock = (self._clock[0], time.perf_counter())
+        self._under_way += 1
 
     def on_chunk_end(self, run: Run, metrics: dict[str, Any]) -> None:
-        self.mark = (run.step, time.perf_counter() - self._start - self._away)
-        if self.budget is not None and self.mark[1] >= self.budget:
+        self._under_way -= 1
+        spent = self._spent()
+        if not self._under_way:  # an edge
+            self._clock = (spent, None)
+        self.mark = (run.step, spent)
+        if self.budget is not None and spent >= self.budget:
             self._over.set()
             run.stop(f"the budget of {self.budget:g} s is spent")
+
+    def on_validation_end(self, run: Run, metrics: dict[str, Any]) -> None:
+        if self.monitor.tag.startswith("val/"):  # now, and not with the row: a run is to end here
+            self._note(run, run.step, {self.monitor.tag: self.monitor.read(metrics, "compare")})
 
     def on_row(self, run: Run, row: dict[str, Any]) -> None:
         if not self.monitor.tag.startswith("val/"):

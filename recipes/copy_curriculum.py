@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxtrain import cli
-from jaxtrain.options import NetworkOptions, TrainingOptions, check_options, streamed, updates_of
+from jaxtrain.options import NetworkOptions, TrainingOptions, check_options, streamed, time_steps_of
 
 LAGS = (0, 2, 5, 10, 20, 40, 80, 120)
 
@@ -50,7 +50,8 @@ class Config(TrainingOptions, NetworkOptions):
     """lag, digits: batches of a validation"""
 
     def __post_init__(self):
-        check_options(self, counts=("digits", "most_digits", "over", "piece", "val_batches"))
+        most = self.max_steps * self.piece if self.task == "binary" else None
+        check_options(self, counts=("digits", "most_digits", "over", "piece", "val_batches"), updates=most)
 
 
 BINARY = {
@@ -87,7 +88,7 @@ def make(config: Config):
             return loss, {"bits": loss / math.log(2)} if binary else {"accuracy": logits.argmax(-1) == y}
 
         def configure_optimizer(self):
-            return config.optimizer(memory, updates_of(strategy, config.piece) if binary else 1)
+            return config.optimizer(memory, updates)
 
         def group(self, name):
             return config.group(name)
@@ -97,16 +98,18 @@ def make(config: Config):
         # A value of the record is a mean over a piece: it stands for each of its time steps.
         keep = 0.999**config.piece
         curriculum = jt.Curriculum(stages, "train/bits", config.bits, ema=keep, restart=0.3, then="stay")
-        data = jt.StreamDataModule(
+        data = stream = jt.StreamDataModule(
             lambda module: BinaryCopy(lambda: module.task["length"]), config.batch_size, config.piece, config.seed,
             length=1,
         )  # fmt: skip
+        updates = lambda: stream.updates(config.max_steps, time_steps_of(strategy, config.piece))  # noqa: E731
     else:
         if config.task == "lag":
             stages = [{"time_lag": lag, "num_digits": config.digits} for lag in config.lags]
         else:
             stages = [{"time_lag": 0, "num_digits": digits} for digits in range(1, config.most_digits + 1)]
         curriculum = jt.Curriculum(stages, "train/accuracy", config.threshold, over=config.over)
+        updates = None
         most = max(stage["num_digits"] for stage in stages)
         longest = max(stage["time_lag"] + 2 * stage["num_digits"] for stage in stages)
         data = jt.PaddedCopyDataModule(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxtrain import cli
-from jaxtrain.options import CellName, NetworkOptions, TrainingOptions, check_options, streamed, updates_of
+from jaxtrain.options import CellName, NetworkOptions, TrainingOptions, check_options, streamed, time_steps_of
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Config(TrainingOptions, NetworkOptions):
     """pieces between validations, with --val-steps"""
 
     def __post_init__(self):
-        check_options(self, counts=("piece", "digits", "most"))
+        check_options(self, counts=("piece", "digits", "most"), updates=self.max_steps * self.piece)
 
 
 GATED = {"cell": "mini_lstm", "chrono": 100.0, "width": None, "mlp": 0}
@@ -105,7 +105,8 @@ def make(config: Config):
             return loss, {"accuracy" if config.task == "copy" else "next": out.argmax(-1) == y}
 
         def configure_optimizer(self):
-            return config.optimizer(memory, updates_of(strategy, config.piece))
+            every = time_steps_of(strategy, config.piece)
+            return config.optimizer(memory, lambda: data.updates(config.max_steps, every))
 
         def group(self, name):
             return config.group(name)

@@ -170,7 +170,8 @@ def test_a_line_is_median_least_and_most():
     found[1]["seed"], found[2]["seed"] = 1, 2
     entry = comparison.entry(("", "drtrl", None), found, JUDGE, 0.125)
     assert comparison.line(entry)[3:] == [
-        "0.99 [0.2, 1]", "100 [100, 100]", "2 of 3", "60 [50, 70]", "1.2 [1.0, 1.4]", "20 [20, 20]", "300 [300, 300]",
+        "0.99 [0.2, 1]", "100 [100, 100]", "2 of 3", "60 [50, 70]", "1.2 [1.0, 1.4]", "20 [20, 20]", "1.0 [1.0, 1.0]",
+        "300 [300, 300]",
     ]  # fmt: skip
 
 
@@ -283,7 +284,10 @@ def test_a_dispatch_that_takes_more_than_all_of_the_budget_is_given_up(first, bu
     """What there was until then is the result; with no value at all it did not fit."""
     given_up, told = threading.Event(), []
 
+    begin = Watch.on_chunk_start
+
     def hangs(self, run):
+        begin(self, run)
         assert run.step < first or given_up.wait(60)
 
     def give_up(result):

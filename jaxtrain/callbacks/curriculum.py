@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..callback import Callback
+from ..files import as_json
 from .early_stopping import MAX, Mode, pack
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class Curriculum(Callback):
     def __init__(self, stages: Iterable[Mapping[str, Any]], monitor: str, threshold: float, *, mode: Mode | None = None,
                  over: int = 1, ema: float | None = None, restart: float | None = None,
                  then: Literal["stop", "stay"] = "stop"):  # fmt: skip
-        self.stages = [dict(stage) for stage in stages]
+        # As the task reads back from a checkpoint: tuples are lists there.
+        self.stages = [as_json(dict(stage), "Curriculum: a stage") for stage in stages]
         if not self.stages or any(set(stage) != set(self.stages[0]) or not stage for stage in self.stages):
             raise ValueError(f"Curriculum: stages={self.stages!r}; expected dicts that all set the same parameters")
         part, _, self.name = monitor.partition("/") if isinstance(monitor, str) else ("", "", "")
@@ -105,10 +107,14 @@ class Curriculum(Callback):
     def on_restore(self, run: Run) -> None:
         if run.requests.task is None:
             self._expect(run, self.stages[self.stage], f"stage {self.stage + 1}, where it was saved")
+        if len(self.advances) > self.stage and not self.passed:  # all stages were passed, and more have been added
+            self.stage += 1
+            self._begin()
+            run.retask(**self.stages[self.stage])
 
     def _expect(self, run: Run, stage: dict[str, Any], which: str) -> None:
         found = {key: run.task.get(key) for key in stage}
-        if found != stage:
+        if as_json(found, "the task of the data") != stage:
             raise ValueError(f"Curriculum: the task of the data has {found}; expected {stage}, {which}")
 
     # ------------------------------------------------------------------------------------------------ deciding
@@ -182,7 +188,7 @@ class Curriculum(Callback):
         }  # fmt: skip
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Raises ValueError for the position in another curriculum; stages may be added at its end."""
+        """Raises ValueError for the position in another curriculum; stages may be added at its end, and come next."""
         saved, own = dict(state["settings"]), self._settings()
         stages, known = saved.pop("stages"), own.pop("stages")
         if saved != own or stages != known[: len(stages)]:

@@ -125,6 +125,17 @@ class StreamDataModule(DataModule):
         split = SPLITS.index("val")
         return [next(EpisodeStream(self.episodes, self.lanes, self.val_steps, self.seed, split, spread=False))]
 
+    def updates(self, pieces: int, every: int) -> int:
+        """Updates that a rule with ``update_every=every`` makes in the first ``pieces`` of the training data: one for
+        every so many time steps of a piece, unless nothing is scored in them."""
+        edges = range(0, self.piece, every)
+        if self.episodes.scores_all:
+            return pieces * len(edges)
+        stream, found = self.train_data(), 0
+        for _ in range(pieces):
+            found += int(np.logical_or.reduceat(next(stream).weights.any(axis=1), edges).sum())
+        return found
+
     def encode(self, x: Any) -> Any:
         """Ids (B,) of one time step as one-hot (B, depth), vectors as they are; traced."""
         if self.episodes.depth is None:

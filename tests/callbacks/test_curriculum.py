@@ -198,10 +198,10 @@ class Pieces:
         return 3
 
 
-def curriculum(run_dir, *more, monitor, threshold, stages=(1, 2, 5), **options):
+def curriculum(run_dir, *more, monitor, threshold, stages=(1, 2, 5), max_steps=40, **options):
     callback = Curriculum([{"time": time} for time in stages], monitor, threshold, then="stay", **options)
     fit = jt.Fit(
-        "bptt", max_steps=40, chunk=5, validate_every=4, log_every=2, run_dir=run_dir,
+        "bptt", max_steps=max_steps, chunk=5, validate_every=4, log_every=2, run_dir=run_dir,
         callbacks=[callback, jt.JSONL(), jt.Checkpoint(every=5, best=None, last=99), *more],
     )  # fmt: skip
     module = Linear()
@@ -253,3 +253,25 @@ def test_another_curriculum_is_refused_and_a_longer_one_goes_on():
     longer = Curriculum([*LAGS, {"time_lag": 9}], "train/loss", 1.0)
     longer.load_state(state)
     assert longer.stage == 0
+
+
+def test_a_curriculum_that_was_passed_goes_on_with_the_stages_that_are_added(tmp_path):
+    """Each of them is trained, once; what was passed is not passed again."""
+    options = {"monitor": "train/loss", "threshold": 1e9}
+    _, _, advances = curriculum(tmp_path, stages=(1, 2), **options)
+    assert len(advances) == 2
+    record = rows(tmp_path)
+    assert record[-1]["task/passed"] == 2 and record[-1]["task/time"] == 2
+    _, _, longer = curriculum(tmp_path, stages=(1, 2, 5, 3), max_steps=60, **options)
+    assert longer[:2] == advances and len(longer) == 4
+    times = [row["task/time"] for row in rows(tmp_path)[len(record) :] if "task/time" in row]
+    # The task changes at the first edge: until then the chunk is of the old one.
+    assert list(dict.fromkeys(times)) == [2, 5, 3]
+
+
+def test_stages_of_tuples_are_those_of_a_checkpoint(started):
+    run = started(Curriculum([{"size": (1, 2)}, {"size": (3, 4)}], "train/loss", 1.0), size=(1, 2))
+    callback = Curriculum([{"size": (1, 2)}, {"size": (3, 4)}], "train/loss", 1.0)
+    callback.load_state(json.loads(json.dumps(callback.state())))
+    run.restored_step, run.task = 4, {"size": [1, 2]}
+    callback.on_restore(run)

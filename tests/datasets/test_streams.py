@@ -3,9 +3,13 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import jaxtrain
+from jaxtrain import nn
 from jaxtrain.data import Feed
 from jaxtrain.datasets import Adding, AnBn, BinaryCopy, Episodes, EpisodeStream, StreamCopy, StreamDataModule
 
@@ -113,6 +117,28 @@ def test_the_module():
     assert identity["delay"] == 3 and identity["episodes"] == "StreamCopy"
     for change in (dict(lanes=2), dict(piece=4), dict(seed=3), dict(spread=False)):
         assert StreamDataModule(StreamCopy(2, 3), **{**dict(lanes=3, piece=5, seed=4), **change}).identity() != identity
+
+
+@pytest.mark.parametrize("every", [1, 3, 5])
+@pytest.mark.parametrize("episodes", [StreamCopy(1, 6), Adding(9), AnBn(3)], ids=lambda task: type(task).__name__)
+def test_updates_are_those_that_a_run_makes(episodes, every):
+    """So a schedule that spans them is at its end when the run is."""
+    data = StreamDataModule(episodes, 2, 5, length=1)
+
+    class Counting(jaxtrain.Module):
+        def build(self):
+            return nn.Network(episodes.n_in, episodes.n_out, cell="mini_gru", hidden=3)
+
+        def learning_step(self, forward, x, y):
+            return jnp.tanh(forward(x)).mean(-1)
+
+        def configure_optimizer(self):  # every update adds one
+            return optax.stateless(lambda grads, _: jax.tree.map(jnp.ones_like, grads))
+
+    module = Counting()
+    jaxtrain.Fit(jaxtrain.DRTRL(update_every=every, carry="carry"), max_steps=12).run(module, data)
+    bias = np.asarray(module.model.readout.weight.value["bias"])  # which was zero
+    assert (bias == data.updates(12, every)).all() and 0 < bias[0] <= 12 * -(-5 // every)
 
 
 @pytest.mark.parametrize(

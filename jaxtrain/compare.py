@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import itertools
 import json
 import math
+import os
+import platform
 import re
 import shutil
 import signal
@@ -19,8 +22,10 @@ from typing import Any, get_type_hints
 
 from .callbacks.early_stopping import MAX, Mode, Monitor
 from .config import ConfigError, coerce
+from .devices import cores
 from .fidelity import Rule, parse_rules
 from .files import RunLock, jsonable, read_json, write_atomic, write_json
+from .run import versions
 from .trial import reached
 
 ALWAYS = ("readout_only", "bptt")
@@ -65,7 +70,7 @@ class Trial:
     def name(self) -> str:
         """Of its directory, and what a later start knows it by."""
         parts = [self.variant, self.rule.spelled]
-        parts += [f"lr{self.lr:g}"] if self.lr is not None else []
+        parts += [f"lr{self.lr!r}"] if self.lr is not None else []
         parts += [f"seed{self.seed}"] if self.seed is not None else []
         return re.sub(r"[^\w.=+-]+", "_", "-".join(filter(None, parts)))
 
@@ -178,12 +183,12 @@ class Comparison:
         self.asked: list[Trial] = []
         if self.trials.exists():
             each = [json.loads(line) for line in self.trials.read_text().splitlines()]
-            self.done = {trial["name"]: self._read(trial) for trial in each}
+            self.done = {trial["name"]: self._read({"made": None, **trial}) for trial in each}
 
     def run(self, variants: Mapping[str, Mapping[str, Any]], rules: Sequence[Rule], seeds: Sequence[int],
-            rates: Sequence[float], tune: Sequence[int]) -> list[dict[str, Any]]:  # fmt: skip
-        """The results of all trials, in order. Of several rates that of every rule and variant is chosen by trials of
-        the seeds ``tune``; no other trial has a say in it."""
+            rates: Sequence[float], tune: Sequence[int]) -> None:  # fmt: skip
+        """Make all trials; ``so_far`` has the results. Of several rates that of every rule and variant is chosen by
+        trials of the seeds ``tune``; no other trial has a say in it."""
         chosen: dict[tuple[str, str], float | None] = {}
         tuning = len(rates) > 1
         if tuning:
@@ -197,10 +202,8 @@ class Comparison:
                     own = [t for t in found if t["variant"] == variant and t["rule"] == rule.spelled]
                     chosen[variant, rule.spelled] = self._best(own, rates)
                     self.say(f"{variant} {rule.spelled}: lr {chosen[variant, rule.spelled]:g} of the tuning seeds")
-        else:
-            found = []
         fixed = rates[0] if rates else None
-        return found + self._all(
+        self._all(
             [
                 Trial(variant, rule, chosen.get((variant, rule.spelled), fixed), seed, False, options)
                 for variant, options in variants.items()
@@ -234,14 +237,16 @@ class Comparison:
         pool = ThreadPoolExecutor(self.jobs)
         try:
             for future in as_completed([pool.submit(self._one, *pair) for pair in left]):
-                result = future.result()
-                self.done[result["name"]] = result
-                lines = [json.dumps(jsonable(kept)) + "\n" for kept in self.done.values()]
-                write_atomic(self.trials, "".join(lines).encode())
-                self.say(f"{result['name']}: {told(result, self.judge)}")
+                self._keep(future.result())
         finally:
             pool.shutdown(cancel_futures=True)
         return self.so_far()[len(self.asked) - len(trials) :]
+
+    def _keep(self, result: dict[str, Any]) -> None:
+        self.done[result["name"]] = result
+        lines = [json.dumps(jsonable(kept)) + "\n" for kept in self.done.values()]
+        write_atomic(self.trials, "".join(lines).encode())
+        self.say(f"{result['name']}: {told(result, self.judge)}")
 
     def _request(self, trial: Trial) -> dict[str, Any]:
         rule, options = trial.rule, dict(trial.options)
@@ -253,7 +258,7 @@ class Comparison:
         config = dataclasses.replace(self.config, **options)
         judge = self.judge
         return {
-            "recipe": str(self.recipe),
+            "recipe": os.path.normpath(self.recipe),
             "config": jsonable(config.saved()),
             "metric": judge.monitor.tag,
             "mode": judge.monitor.mode,
@@ -308,7 +313,9 @@ class Comparison:
         else:
             result = {"failed": _last_words(process), "status": "failed", "curve": []}
         result = self._read(result)
-        return {"name": trial.name, **trial.role(), **result, "request": dict(request)}
+        made = {"date": datetime.date.today().isoformat(), "machine": platform.machine(), "cores": cores(),
+                "jobs": self.jobs, "versions": versions()}  # fmt: skip
+        return {"name": trial.name, **trial.role(), **result, "made": made, "request": dict(request)}
 
 
 NUMBERS = ("steps", "seconds", "value", "peak_mb", "compile_seconds", "total_seconds")

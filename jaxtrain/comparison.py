@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import math
-import os
-import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +13,6 @@ import numpy as np
 
 from .compare import Judge
 from .files import write_json
-from .run import versions
 
 NEAR_CHANCE = 0.05
 """A result that has come less than this part of the way from chance to the target is said to be at chance."""
@@ -55,6 +51,7 @@ def entry(group: Group, results: Sequence[Mapping[str, Any]], judge: Judge, chan
         "done": len(fine), "reached": len(reached),
         "value": [result["value"] for result in fine],
         "steps": [result["steps"] for result in fine],
+        "until": [result["reached"][0] if result["reached"] else result["steps"] for result in fine],
         "steps_to": [step for step, _, _ in reached], "seconds_to": [seconds for _, seconds, _ in reached],
         "step_ms": [1000 * result["seconds"] / result["steps"] for result in fine if result["steps"]],
         "compile_seconds": [result["compile_seconds"] for result in fine],
@@ -109,21 +106,21 @@ def budget(judge: Judge) -> str:
 
 
 def write(out: Path, results: Sequence[Mapping[str, Any]], judge: Judge, chance: float | None, command: str,
-          jobs: int, missing: int = 0) -> str:  # fmt: skip
-    """``compare.md``, ``.json`` and ``.png`` below ``out``; returns the markdown. ``missing``: trials not done yet."""
+          missing: int = 0, note: str = "") -> str:  # fmt: skip
+    """``compare.md``, ``.json`` and ``.png`` below ``out``; returns the markdown. ``missing``: trials not done yet;
+    ``note``: what else a reader should know."""
     tuned = [result for result in results if result["tuning"]]
     final = [result for result in results if not result["tuning"]]
     table = [entry(group, found, judge, chance) for group, found in grouped(final).items()]
-    about = versions()
-    machine = f"{platform.machine()}, {os.cpu_count()} cores" + (f", {jobs} trials at once" if jobs > 1 else "")
-    date = datetime.date.today().isoformat()
+    made = [result.get("made") or {} for result in results]
     text = [
         f"`{command}`", "",
-        f"{date}; {', '.join(f'{name} {number}' for name, number in about.items())}; {machine}.",
+        f"{_made(made)}.",
         f"Budget of a trial: {budget(judge)}. Medians [least, most] over seeds {_seeds(final)}; seconds and "
         "milliseconds are of training alone, without what is compiled, validated, saved or drawn. "
         f"{judge.monitor.tag}: "
         f"{'less' if judge.monitor.mode == 'min' else 'more'} is better; {_first(judge)}", "",
+        *([note, ""] if note else []),
         *([f"**Not whole: {missing} trials were not done yet.**", ""] if missing else []),
         markdown(table, judge, chance),
     ]  # fmt: skip
@@ -133,7 +130,7 @@ def write(out: Path, results: Sequence[Mapping[str, Any]], judge: Judge, chance:
                  markdown(grid, judge, chance)]  # fmt: skip
     done = "\n".join(text)
     (out / "compare.md").write_text(done)
-    kept = {"command": command, "date": date, "versions": about, "machine": machine, "metric": judge.monitor.tag,
+    kept = {"command": command, "made": [dict(entry) for entry in _distinct(made)], "metric": judge.monitor.tag,
             "mode": judge.monitor.mode, "target": judge.target, "budget": budget(judge), "chance": chance,
             "missing": missing, "table": table}  # fmt: skip
     write_json(out / "compare.json", kept)
@@ -142,6 +139,24 @@ def write(out: Path, results: Sequence[Mapping[str, Any]], judge: Judge, chance:
     if judge.target is not None and (axis := numeric_axis(final)):
         reach(final, table, axis, judge).savefig(out / "reach.png", dpi=150, bbox_inches="tight", facecolor="white")
     return done
+
+
+def _distinct(each: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [entry for i, entry in enumerate(each) if entry not in each[:i]]
+
+
+def _made(each: Sequence[Mapping[str, Any]]) -> str:
+    """When trials were made, and with what; where they differ, all of it: some may have been kept from before."""
+
+    def spelled(values: Sequence[Any]) -> str:
+        return " / ".join(dict.fromkeys("unknown" if value is None else str(value) for value in values))
+
+    names = dict.fromkeys(name for made in each for name in made.get("versions", {}))
+    parts = [spelled(sorted((made.get("date") or "unknown") for made in each))]
+    parts.append(", ".join(f"{n} {spelled([made.get('versions', {}).get(n) for made in each])}" for n in names))
+    parts.append(f"{spelled([made.get('machine') for made in each])}, cores: {spelled([m.get('cores') for m in each])}")
+    jobs = spelled([made.get("jobs") for made in each])
+    return "; ".join(filter(None, [*parts, f"trials at once: {jobs}" if jobs not in ("1", "unknown") else ""]))
 
 
 def _first(judge: Judge) -> str:
@@ -239,7 +254,7 @@ def reach(results: Sequence[Mapping[str, Any]], table: Sequence[Mapping[str, Any
         own.sort(key=lambda pair: pair[0])
         if not own:
             continue
-        xs, ys = [x for x, _ in own], [_until(found) for _, found in own]
+        xs, ys = [x for x, _ in own], [found["until"] for _, found in own]
         middle = [statistics.median(y) for y in ys]
         axes.plot(xs, middle, color=color, **_line(rule))
         for x, y, (_, found) in zip(xs, ys, own, strict=True):
@@ -261,8 +276,3 @@ def reach(results: Sequence[Mapping[str, Any]], table: Sequence[Mapping[str, Any
     figure.tight_layout()
     return figure
 
-
-def _until(found: Mapping[str, Any]) -> list[float]:
-    """Steps to the target of every seed, of one that did not come there all its steps."""
-    missing = len(found["steps"]) - len(found["steps_to"])
-    return [*found["steps_to"], *([max(found["steps"])] * missing)]

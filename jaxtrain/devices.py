@@ -30,9 +30,13 @@ def start(devices: Any) -> None:
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if devices == 1 or forced or jax.config.jax_num_cpu_devices >= 0:  # pyright: ignore[reportAttributeAccessIssue]
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with suppress(RuntimeError):  # JAX has started: as_devices says how many there are
-        jax.config.update("jax_num_cpu_devices", cores if devices == "all" else devices)
+        jax.config.update("jax_num_cpu_devices", cores() if devices == "all" else devices)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def as_devices(devices: Any) -> int:

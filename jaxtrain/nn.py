@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import brainstate
 import braintools
@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-CellName = Literal["gru", "mgu", "mini_gru", "minimal_rnn", "cfn", "lstm", "mini_lstm", "lru", "vanilla"]
+from .cells import CellName
+
 CELLS: dict[str, Callable] = {
     "gru": braintrace.nn.GRUCell,
     "mgu": braintrace.nn.MGUCell,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from .cells import CellName
 from .cli import Options, check
 from .config import ConfigError
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from .callback import Callback
     from .strategies import Strategy
 
-
-CellName = Literal["gru", "mgu", "mini_gru", "minimal_rnn", "cfn", "lstm", "mini_lstm", "lru", "vanilla"]
 
 
 @dataclass(frozen=True)

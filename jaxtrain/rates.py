@@ -1,4 +1,4 @@
-"""Learning rates: warm-up, cosine, weight decay, and a rate of their own for slow poles."""
+"""Learning rates: warm-up, cosine and weight decay."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import optax
 Decay = Literal["constant", "cosine"]
 
 
-def schedule(lr: float, updates: int, *, warmup: int = 0, decay: Decay = "constant", floor: float = 0.0) -> Any:
+def schedule(lr: float, updates: int, *, warmup: int = 0, decay: Decay = "constant") -> Any:
     """The rate of update 0, 1, ...: linear from 0 to ``lr`` over ``warmup`` updates, then ``lr``, or along half a
-    cosine to ``floor * lr`` at ``updates`` (Loshchilov & Hutter 2017).
+    cosine to 0 at ``updates`` (Loshchilov & Hutter 2017).
 
     >>> rate = schedule(1.0, 100, warmup=10, decay="cosine")
     >>> [round(float(rate(i)), 3) for i in (0, 5, 10, 55, 100)]
@@ -26,7 +26,7 @@ def schedule(lr: float, updates: int, *, warmup: int = 0, decay: Decay = "consta
     if decay == "constant" and not warmup:
         return lr
     after = (
-        optax.cosine_decay_schedule(lr, updates - warmup, floor) if decay == "cosine" else optax.constant_schedule(lr)
+        optax.cosine_decay_schedule(lr, updates - warmup) if decay == "cosine" else optax.constant_schedule(lr)
     )
     return optax.join_schedules([optax.linear_schedule(0.0, lr, warmup), after], [warmup]) if warmup else after
 

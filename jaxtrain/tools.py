@@ -197,12 +197,14 @@ def _compare(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
     out, say = args.out.expanduser(), lambda text: print(text, flush=True)
     with RunLock(out):
         trials = compare.Comparison(args.recipe, config, fields, judge, out, args.jobs, say)
+        falls = args.seconds is not None and getattr(config, "decay", "constant") != "constant"
+        note = "The rate falls over --max-steps: a trial that its seconds end has not come down it." if falls else ""
         chance = getattr(recipe, "CHANCE", {}).get(args.metric.rpartition("/")[2])
 
         def write() -> list[dict[str, Any]]:
             results = trials.so_far()
             command, missing = shlex.join(["jaxtrain", *argv]), len(trials.asked) - len(results)
-            print("\n" + comparison.write(out, results, judge, chance, command, args.jobs, missing))
+            print("\n" + comparison.write(out, results, judge, chance, command, missing, note))
             print(f"written to {args.out}/compare.md, compare.json, compare.png and trials.jsonl")
             return results
 

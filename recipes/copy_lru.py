@@ -11,7 +11,8 @@ import sys
 from dataclasses import dataclass
 
 from jaxtrain import cli
-from jaxtrain.options import CellName, NetworkOptions, TrainingOptions, check_options
+from jaxtrain.cells import CellName
+from jaxtrain.options import NetworkOptions, TrainingOptions, check_options
 
 
 @dataclass(frozen=True)

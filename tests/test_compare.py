@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import signal
-import threading
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,6 @@ from jaxtrain import compare, comparison
 from jaxtrain.callbacks.early_stopping import Monitor
 from jaxtrain.files import RunLock
 from jaxtrain.tools import tool
-from jaxtrain.trial import Watch, run_trial
 
 RECIPE = str(Path(__file__).parents[1] / "recipes/copy_lru.py")
 TINY = ["--hidden", "6", "--width", "6", "--time-lag", "2", "--digits", "1", "--batch-size", "8", "--val-batches", "1",
@@ -249,59 +245,6 @@ def test_a_process_that_dies_is_a_result(tmp_path, monkeypatch):
     assert {entry["failed"] for entry in results(tmp_path / "out")} == {"exit code 1"}
 
 
-def ask(out, give_up=None, **changes):
-    """One trial in this process, as `compare` asks for it."""
-    config = {"strategy": "bptt", "strategy_fields": {}, "hidden": 6, "width": 6, "time_lag": 2, "digits": 1,
-              "batch_size": 8, "val_batches": 1, "validate_every": 5, "log_every": 5, "max_steps": 10, "seed": 0,
-              "stop_at": None, "run_dir": str(out), "progress": False}  # fmt: skip
-    wanted = {"recipe": RECIPE, "config": config, "metric": "val/accuracy", "mode": "max", "target": None,
-              "seconds": None, "stop": False}  # fmt: skip
-    return run_trial(wanted | changes, give_up)
-
-
-def test_a_metric_that_there_is_not_ends_a_trial_at_its_first_validation(tmp_path, capsys):
-    told = ask(tmp_path / "run", metric="val/acuracy")
-    assert told["failed"].startswith("KeyError") and "validation gave ['val/accuracy', 'val/loss']" in told["failed"]
-    assert told["steps"] == 5 and "Traceback" in capsys.readouterr().err
-    assert "no row has 'train/acuracy'; rows have" in ask(tmp_path / "other", metric="train/acuracy")["failed"]
-
-
-def test_a_trial_that_a_signal_ends_is_no_result(tmp_path, monkeypatch):
-    real = Watch.on_chunk_end
-
-    def stopped(self, run, metrics):
-        real(self, run, metrics)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Watch, "on_chunk_end", stopped)
-    assert "the trial was terminated at step" in ask(tmp_path / "run")["failed"]
-
-
-@pytest.mark.parametrize("first,budget,failed", [
-    (0, 0.1, "did not fit: after 0.2 s there was no val/accuracy yet, and 0 steps were done"), (5, 2.0, ""),
-])  # fmt: skip
-def test_a_dispatch_that_takes_more_than_all_of_the_budget_is_given_up(first, budget, failed, tmp_path, monkeypatch):
-    """What there was until then is the result; with no value at all it did not fit."""
-    given_up, told = threading.Event(), []
-
-    begin = Watch.on_chunk_start
-
-    def hangs(self, run):
-        begin(self, run)
-        assert run.step < first or given_up.wait(60)
-
-    def give_up(result):
-        told.append(result)
-        given_up.set()
-
-    monkeypatch.setattr(Watch, "on_chunk_start", hangs)
-    ask(tmp_path / "run", give_up, seconds=budget)
-    (result,) = told
-    assert result["failed"].startswith(failed) and bool(result["failed"]) is bool(failed)
-    assert (result["steps"], result["status"]) == (first, "overrun")
-    assert [step for step, _, _ in result["curve"]] == ([first] if first else [])
-
-
 @pytest.mark.slow
 def test_a_trial_that_is_given_up_is_a_row(tmp_path, capsys):
     recipe = tmp_path / "hangs.py"
@@ -322,6 +265,29 @@ def test_a_trial_that_is_given_up_is_a_row(tmp_path, capsys):
     argv = ["--rules", "bptt", "--seeds", "0", "--seconds", "0.5", "--out", str(tmp_path / "out")]
     assert tool(["compare", str(recipe), *argv, *TINY]) == 1
     assert capsys.readouterr().out.count("| failed: did not fit: after 1 s there was no val/accuracy yet") == 2
+
+
+def test_a_table_says_of_kept_trials_when_and_with_what_they_were_made(tmp_path):
+    made = [{"date": date, "machine": "x86_64", "cores": 2, "jobs": 1, "versions": {"jax": jax}}
+            for date, jax in (("2026-11-28", "0.12.0"), ("2026-11-24", "0.11.0"))]  # fmt: skip
+    found = [trial(seed=i) | {"made": one} for i, one in enumerate(made)] + [trial(seed=2)]
+    text = comparison.write(tmp_path, found, JUDGE, None, "jaxtrain compare", note="A note.")
+    assert "2026-11-24 / 2026-11-28 / unknown; jax 0.12.0 / 0.11.0 / unknown; x86_64 / unknown, cores: 2 / unkn" in text
+    assert "\nA note.\n" in text
+
+
+def test_of_two_tuning_seeds_the_worse_one_counts(tmp_path, monkeypatch):
+    """0.2 is better on one of them, and fails on the other."""
+
+    def told(asked, request):
+        if request["config"]["lr"] == 0.2 and asked.seed == 101:
+            return {"failed": "NonFiniteError", "value": math.nan}
+        return {"value": 0.91 if request["config"]["lr"] == 0.2 else 0.9}
+
+    untrained(monkeypatch, told)
+    assert run(tmp_path / "out", "--lrs", "0.1,0.2", "--tune-seeds", "100,101") == 0
+    table = json.loads((tmp_path / "out/compare.json").read_text())["table"]
+    assert {row["lr"] for row in table} == {0.1}
 
 
 def test_a_trial_that_still_trains_is_left_alone(tmp_path):

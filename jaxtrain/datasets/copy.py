@@ -13,15 +13,15 @@ TRIGGER = 9
 SPLITS = ("train", "val", "test")
 
 
-def _integer(name: str, value: Any, least: int) -> int:
+def as_integer(name: str, value: Any, least: int, task: str = "copying task") -> int:
     try:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise ValueError(f"copying task: {name}={value!r} is not an integer; expected one >= {least}") from None
+        raise ValueError(f"{task}: {name}={value!r} is not an integer; expected one >= {least}") from None
     if number < least:
-        raise ValueError(f"copying task: {name}={value!r} is too small; expected an integer >= {least}")
+        raise ValueError(f"{task}: {name}={value!r} is too small; expected an integer >= {least}")
     return number
 
 
@@ -54,18 +54,18 @@ class CopyDataset:
         split: str = "train",
         length: int | None = None,
     ) -> None:
-        self.time_lag = _integer("time_lag", time_lag, 0)
-        self.num_digits = _integer("num_digits", num_digits, 1)
-        self.batch_size = _integer("batch_size", batch_size, 1)
-        self.seed = _integer("seed", seed, 0)
+        self.time_lag = as_integer("time_lag", time_lag, 0)
+        self.num_digits = as_integer("num_digits", num_digits, 1)
+        self.batch_size = as_integer("batch_size", batch_size, 1)
+        self.seed = as_integer("seed", seed, 0)
         if split not in SPLITS:
             raise ValueError(f"copying task: split={split!r} is unknown; expected one of {', '.join(SPLITS)}")
         self.split = split
-        self.length = None if length is None else _integer("length", length, 1)
+        self.length = None if length is None else as_integer("length", length, 1)
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs (T, B) and targets (num_digits, B): int8 ids, time-major. Raises ValueError for a negative step."""
-        rng = np.random.default_rng((self.seed, SPLITS.index(self.split), _integer("step", step, 0)))
+        rng = np.random.default_rng((self.seed, SPLITS.index(self.split), as_integer("step", step, 0)))
         symbols = rng.integers(1, TRIGGER, (self.num_digits, self.batch_size), dtype=np.int8)
         inputs = np.zeros((self.time_lag + 2 * self.num_digits, self.batch_size), np.int8)
         inputs[: self.num_digits] = symbols
@@ -96,7 +96,7 @@ class CopyDataset:
 def _sizes(task: dict[str, Any]) -> tuple[int, int]:
     if set(task) != {"time_lag", "num_digits"}:
         raise ValueError(f"copying task: task={task!r} is not understood; expected time_lag and num_digits")
-    return _integer("time_lag", task["time_lag"], 0), _integer("num_digits", task["num_digits"], 1)
+    return as_integer("time_lag", task["time_lag"], 0), as_integer("num_digits", task["num_digits"], 1)
 
 
 class _TaskDataset(CopyDataset):
@@ -132,10 +132,10 @@ class CopyDataModule(DataModule):
         super().__init__()
         task = {"time_lag": time_lag, "num_digits": num_digits}
         self.task = dict(zip(task, _sizes(task), strict=True))
-        self.batch_size = _integer("batch_size", batch_size, 1)
-        self.seed = _integer("seed", seed, 0)
-        self.val_batches = _integer("val_batches", val_batches, 1)
-        self.test_batches = _integer("test_batches", test_batches, 1)
+        self.batch_size = as_integer("batch_size", batch_size, 1)
+        self.seed = as_integer("seed", seed, 0)
+        self.val_batches = as_integer("val_batches", val_batches, 1)
+        self.test_batches = as_integer("test_batches", test_batches, 1)
         # As it was made: what a curriculum has changed since does not make it other data.
         self._identity = {
             "class": type(self).__qualname__,

@@ -28,7 +28,8 @@ class Episodes(ABC):
 
     @abstractmethod
     def size(self, rng: np.random.Generator) -> int:
-        """What is drawn about an episode when it begins, under the task as it is then: its length, say."""
+        """What is drawn about an episode when it begins, under the task as it is then: its length, say. It draws as
+        often whatever the task is: ``make`` goes on with the same ``rng``, also in a stream that is restored later."""
 
     @abstractmethod
     def make(self, rng: np.random.Generator, size: int) -> Episode:

@@ -1,12 +1,13 @@
 """Tasks to learn from one endless stream, with an update at every time step."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ..data import DataModule
-from .copy import SPLITS, _integer
+from .copy import SPLITS, as_integer
 from .episodes import Episode, Episodes, EpisodeStream
 
 
@@ -18,7 +19,7 @@ class StreamCopy(Episodes):
     scores_all = False
 
     def __init__(self, digits: int = 5, delay: int = 40):
-        self.digits, self.delay = _integer("digits", digits, 1), _integer("delay", delay, 0)
+        self.digits, self.delay = as_integer("digits", digits, 1), as_integer("delay", delay, 0)
 
     def size(self, rng: np.random.Generator) -> int:
         return self.digits
@@ -40,7 +41,7 @@ class Adding(Episodes):
     scores_all = False
 
     def __init__(self, length: int = 100):
-        self.length = _integer("length", length, 2)
+        self.length = as_integer("length", length, 2, "adding")
 
     def size(self, rng: np.random.Generator) -> int:
         return self.length
@@ -62,7 +63,7 @@ class AnBn(Episodes):
     scores_all = True
 
     def __init__(self, most: int = 16):
-        self.most = _integer("most", most, 1)
+        self.most = as_integer("most", most, 1, "a^n b^n")
 
     def size(self, rng: np.random.Generator) -> int:
         return int(rng.integers(1, self.most + 1))
@@ -84,7 +85,7 @@ class BinaryCopy(Episodes):
         self.length = length
 
     def size(self, rng: np.random.Generator) -> int:
-        return max(1, _integer("length", self.length(), 1) - int(rng.integers(5)))
+        return max(1, as_integer("length", self.length(), 1, "copying bits") - int(rng.integers(5)))
 
     def make(self, rng: np.random.Generator, size: int) -> Episode:
         said = np.append(np.int8(2), rng.integers(0, 2, size, np.int8))
@@ -106,8 +107,9 @@ class StreamDataModule(DataModule):
                  seed: int = 0, spread: bool = True, val_steps: int = 0, **task: Any) -> None:  # fmt: skip
         super().__init__()
         self.task = dict(task)
-        self.lanes, self.piece = _integer("lanes", lanes, 1), _integer("piece", piece, 1)
-        self.seed, self.val_steps = _integer("seed", seed, 0), _integer("val_steps", val_steps, 0)
+        size = functools.partial(as_integer, task="a stream")
+        self.lanes, self.piece = size("lanes", lanes, 1), size("piece", piece, 1)
+        self.seed, self.val_steps = size("seed", seed, 0), size("val_steps", val_steps, 0)
         self.spread = spread
         self.episodes = episodes if isinstance(episodes, Episodes) else episodes(self)
         plain = {key: value for key, value in vars(self.episodes).items() if not callable(value)}

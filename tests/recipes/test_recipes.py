@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxtrain
+from jaxtrain.callback import Callbacks
 from jaxtrain.fidelity import load_recipe
 from jaxtrain.state import parameters
 
@@ -112,6 +113,8 @@ def test_an_lru_gets_its_poles_by_the_lag(call):
         ("copy_lru", "--hidden 0", "--hidden 0: expected a whole number, 1 or more"),
         ("copy_lru", "--lr 0", "--lr 0.0: expected a positive number"),
         ("copy_lru", "--pole-rate -1", "--pole-rate -1.0: expected a positive number"),
+        ("copy_lru", "--cell gru --r-min 0.5", "--r-min is of an LRU's poles, and has no effect with --cell gru"),
+        ("copy_stream", "--warmup 20000", "--warmup 20000: expected a whole number below the 20000 updates of"),
         ("copy_lru", "--weight-decay -1", "--weight-decay -1.0: expected 0 or more"),
         ("copy_lru", "--warmup 9 --max-steps 9", "--warmup 9: expected a whole number below --max-steps 9"),
         ("copy_lru", "--warmup 1.5", "--warmup 1.5: expected a whole number below --max-steps 400, or a part of it"),
@@ -164,6 +167,31 @@ def test_every_option_has_an_effect(options):
     without |= {"width": 5} if "nonlinear" in options else {}
     assert digest(**options) != digest(**without)
     assert digest(**options) == digest(**options)
+
+
+@pytest.mark.parametrize("name,sizes", [
+    ("copy_gru", dict(hidden=6, batch_size=4, time_lag=3, digits=2)),
+    ("copy_stream", dict(hidden=6, width=5, mlp=4, batch_size=4, piece=6)),
+])  # fmt: skip
+def test_every_rule_begins_with_the_same_values_and_batches(name, sizes):
+    recipe, begun = load_recipe(RECIPES / f"{name}.py"), []
+
+    class Look(jaxtrain.Callback):
+        def on_fit_start(self, run):
+            begun.append(jax.tree.leaves(run.params()))
+
+    for strategy in ("drtrl", "pp_prop", "readout_only", "tbptt"):
+        fields = {"window": 2} if strategy == "tbptt" else {}
+        config = recipe.Config(strategy=strategy, strategy_fields=fields, max_steps=1, validate_every=None, **sizes)
+        fit, module, data = recipe.make(config)
+        fit.callbacks = Callbacks([*fit.callbacks, Look()])
+        fit.run(module, data)
+        source = data.train_data()
+        begun[-1] += jax.tree.leaves(next(iter(source)) if name == "copy_stream" else source.batch(0))
+    assert len(begun) == 4
+    for other in begun[1:]:
+        for ours, theirs in zip(begun[0], other, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.slow

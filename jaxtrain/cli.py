@@ -204,7 +204,8 @@ def _parse(Config, presets, argv: list[str], prog: str, root: Path):
     layers: list[tuple[Mapping[str, Any], str]] = []
     if given.preset not in (None, "None"):
         if given.preset not in presets:
-            raise ConfigError(f"unknown preset {given.preset!r}; {did_you_mean(given.preset, presets)}")
+            known = did_you_mean(given.preset, presets) if presets else "this recipe has none"
+            raise ConfigError(f"unknown preset {given.preset!r}; {known}")
         layers.append((presets[given.preset], f"preset {given.preset!r}"))
     if given.config not in (None, "None"):
         layers.append((read_config(Path(given.config)), given.config))

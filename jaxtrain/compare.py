@@ -237,10 +237,12 @@ class Comparison:
         pool = ThreadPoolExecutor(self.jobs)
         try:
             for future in as_completed([pool.submit(self._one, *pair) for pair in left]):
-                self._keep(future.result())
+                if (result := future.result()) is not None:
+                    self._keep(result)
         finally:
             pool.shutdown(cancel_futures=True)
-        return self.so_far()[len(self.asked) - len(trials) :]
+        names = {trial.name for trial in trials}
+        return [result for result in self.so_far() if result["name"] in names]
 
     def _keep(self, result: dict[str, Any]) -> None:
         self.done[result["name"]] = result
@@ -275,9 +277,10 @@ class Comparison:
 
     def _require_same(self, trial: Trial, request: Mapping[str, Any]) -> None:
         """Raises ConfigError where ``out`` holds a trial of this name that was another one."""
-        before = self.done.get(trial.name, {}).get("request")
-        if before is None:
+        done = self.done.get(trial.name)
+        if done is None or done["failed"]:  # it is made, or made anew
             return
+        before = done["request"]
         ends = ("mode", "target") if self.judge.stop else ()  # elsewhere they only judge what was done
         for name in ("recipe", "metric", "seconds", "stop", *ends):
             if before[name] != request[name]:
@@ -293,7 +296,8 @@ class Comparison:
             f"{self.out} holds {trial.name} with {what} {before}, not {now}: choose another --out, or remove it"
         )
 
-    def _one(self, trial: Trial, request: Mapping[str, Any]) -> dict[str, Any]:
+    def _one(self, trial: Trial, request: Mapping[str, Any]) -> dict[str, Any] | None:
+        """None for a trial that a person cut short."""
         run_dir = self.out / "runs" / trial.name
         if run_dir.exists():  # a trial that was cut short; one that still trains holds the lock
             with RunLock(run_dir):
@@ -306,8 +310,12 @@ class Comparison:
         command = [sys.executable, "-m", "jaxtrain.trial", str(asked), str(answer)]
         process = subprocess.run(command, capture_output=True, text=True)
         said.write_text(process.stdout + process.stderr)
+        if process.returncode in (-signal.SIGINT, -signal.SIGTERM):
+            return None
         if process.returncode == 0:
             result = read_json(answer)
+            if result["status"] in ("interrupted", "terminated"):
+                return None
             for path in (asked, answer):
                 path.unlink()
         else:

@@ -153,8 +153,7 @@ class Fit:
                 if saved is not None or origin.restarted:
                     loop.callbacks("on_restore", run)
                 if over is not None:
-                    loop.status, loop.reason = over
-                    log.info("already %s at step %d%s", loop.status, run.step, f": {over[1]}" if over[1] else "")
+                    loop.stay_over(*over)
                 if trains and written is not None:
                     (written / "result.json").unlink(missing_ok=True)  # of an earlier part of the run
                 loop.train()

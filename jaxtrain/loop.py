@@ -59,9 +59,8 @@ class Loop:
         """The step whose checkpoint was saved in the middle of an edge; it is written anew when the edge is over."""
         self.over = False
         """Whether the run has come to its end, rather than to the end of this process's time."""
-        self._audited = False
+        self._audited, self._error = False, None
         self._late: tuple[Pending, list[Any]] | None = None
-        self._error: Exception | None = None
 
     def train(self) -> None:
         """Run until the budget is spent, a callback or a signal ends it, or something fails."""
@@ -156,6 +155,11 @@ class Loop:
         if processes.count() > 1:
             asked = as_json(vars(self.run.requests), f"what callbacks ask for at step {self.run.step}")
             self.run.requests = Requests(**processes.from_first(asked))
+
+    def stay_over(self, status: Status, reason: str | None) -> None:
+        self.status, self.reason = status, reason
+        why = (f": {reason}" if reason else "") + (f"; resume={self.run.step} trains on" if status == "stopped" else "")
+        log.info("already %s at step %d%s", status, self.run.step, why)
 
     def is_over(self) -> bool:
         return self.schedule.is_over(self.position)

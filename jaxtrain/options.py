@@ -159,6 +159,7 @@ def check_options(config: Options, counts: Sequence[str] = (), updates: int | No
     if isinstance(config, NetworkOptions):
         counts = (*counts, "hidden", "layers", "width")
         _not_below(config, 0, "mlp")
+        _refuse_gates(config)
         _refuse_poles(config)
     if isinstance(config, TrainingOptions):
         counts, periods = (*counts, "batch_size", "seeds"), ["validate_every", "checkpoint_every"]
@@ -173,6 +174,15 @@ def check_options(config: Options, counts: Sequence[str] = (), updates: int | No
                 f"--warmup {config.warmup:g}: expected a whole number below {bound}, or a part of it, as 0.1"
             )
     check(config, counts=counts, periods=periods)
+
+
+def _refuse_gates(config: NetworkOptions) -> None:
+    """What gates, or a recurrent matrix, begin with has no effect where there is none."""
+    if config.cell == "lru" and (config.chrono is not None or config.orthogonal):
+        name = "orthogonal" if config.chrono is None else "chrono"
+        raise ConfigError(
+            f"--{name}: cell 'lru' has no gates and no recurrent matrix, so {name} does not apply; leave it out"
+        )
 
 
 def _refuse_poles(config: NetworkOptions) -> None:

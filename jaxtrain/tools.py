@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 import shutil
 import sys
@@ -22,6 +23,9 @@ RULES = ("bptt", "tbptt", "drtrl", "pp_prop", "eprop", "ostl_recurrent", "ostl_f
 
 INSTEAD = {"--strategy": "--rules", "--run-dir": "--out", "--max-steps": "--steps"}
 """Options of recipes that are something else in `fidelity` and `compare`."""
+
+PARTS = ("accuracy", "acc")
+"""Ends of the names of metrics that are parts of 1."""
 
 
 def tool(argv: Sequence[str] | None = None) -> int:
@@ -148,18 +152,24 @@ def _recipe(args: argparse.Namespace, rest: list[str], instead: Mapping[str, str
     if preset is not None:
         presets = getattr(recipe, "PRESETS", {})
         if preset not in presets:
-            raise ConfigError(f"unknown preset {preset!r}; {did_you_mean(preset, presets)}")
+            known = did_you_mean(preset, presets) if presets else "this recipe has none"
+            raise ConfigError(f"unknown preset {preset!r}; {known}")
         layers.append((presets[preset], f"preset {preset!r}"))
     default, fields = overlaid(recipe.Config(), layers)
     words = readable(rest, get_type_hints(recipe.Config))
-    config, unknown = tyro.cli(
-        recipe.Config, args=words, default=default, prog=f"jaxtrain {args.command} {args.recipe}",
+    # Without the recipe's own checks, whose errors tyro would put into a box.
+    hints = get_type_hints(recipe.Config, include_extras=True)
+    options = {field.name: getattr(default, field.name) for field in dataclasses.fields(recipe.Config) if field.init}
+    bare = dataclasses.make_dataclass("Options", [(name, hints[name]) for name in options])
+    parsed, unknown = tyro.cli(
+        bare, args=words, default=bare(**options), prog=f"jaxtrain {args.command} {args.recipe}",
         return_unknown_args=True,
     )  # fmt: skip
     if unknown:
         raise ConfigError(
             f"{args.command} {args.recipe}: neither {args.command} nor the recipe has an option {unknown[0]}"
         )
+    config = recipe.Config(**{name: getattr(parsed, name) for name in options})
     return recipe, config, fields
 
 
@@ -188,6 +198,10 @@ def _compare(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
         if value and not hasattr(config, name):
             option = {"seed": "--seeds ''", "lr": "--lrs", "max_steps": "--steps"}[name]
             raise ConfigError(f"{args.recipe} has no option --{name.replace('_', '-')}: leave {option} out")
+    if hasattr(config, "stop_at") and not any(word.replace("_", "-").startswith("--stop-at") for word in rest):
+        config = dataclasses.replace(config, stop_at=None)  # what ends a trial is said here
+    if args.target is not None and args.target > 1 and monitor.tag.endswith(PARTS):
+        raise ConfigError(f"compare --target {args.target:g}: {monitor.tag} is a part of 1; say 0.99 for 99 %")
     varied = compare.parse_variants(config, args.vary)
     for name, option in (("lr", "lrs"), ("max_steps", "steps")):
         if getattr(args, option) and name in varied[0]:
@@ -198,13 +212,15 @@ def _compare(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
     with RunLock(out):
         trials = compare.Comparison(args.recipe, config, fields, judge, out, args.jobs, say)
         falls = args.seconds is not None and getattr(config, "decay", "constant") != "constant"
-        note = "The rate falls over --max-steps: a trial that its seconds end has not come down it." if falls else ""
+        notes = ["The rate falls over --max-steps: a trial that its seconds end has not come down it."] if falls else []
+        if args.seconds is not None and args.steps is None and hasattr(config, "max_steps"):
+            notes.append(f"The recipe's own --max-steps, {config.max_steps:,} unless varied, ends a trial, too.")
         chance = getattr(recipe, "CHANCE", {}).get(args.metric.rpartition("/")[2])
 
         def write() -> list[dict[str, Any]]:
             results = trials.so_far()
             command, missing = shlex.join(["jaxtrain", *argv]), len(trials.asked) - len(results)
-            print("\n" + comparison.write(out, results, judge, chance, command, missing, note))
+            print("\n" + comparison.write(out, results, judge, chance, command, missing, " ".join(notes)))
             print(f"written to {args.out}/compare.md, compare.json, compare.png and trials.jsonl")
             return results
 

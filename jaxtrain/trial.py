@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .callback import Callback, Callbacks
+from .callbacks import Checkpoint
 from .callbacks.early_stopping import Monitor
 from .callbacks.throughput import peak_rss_mb
 from .compilation_cache import use_compilation_cache
@@ -24,6 +25,7 @@ from .console import one_line
 from .devices import start as start_devices
 from .fidelity import load_recipe
 from .files import read_json, write_json
+from .loggers import TensorBoard
 from .run import Run
 from .strategies import names
 from .strategies.names import Entry
@@ -151,7 +153,10 @@ def run_trial(request: dict[str, Any], give_up: Callable[[dict[str, Any]], Any] 
         config = as_config(recipe.Config, request["config"])
         start_devices(getattr(config, "devices", 1))  # as a recipe does, before anything in make starts JAX
         fit, module, data = recipe.make(config)
-        fit.callbacks = Callbacks([*fit.callbacks, watch])
+        # Of what a trial leaves, metrics.jsonl and its last state are enough: what is written in the background while
+        # steps are under way takes time from them, and from some rules more than from others.
+        kept = [callback for callback in fit.callbacks if not isinstance(callback, Checkpoint | TensorBoard)]
+        fit.callbacks = Callbacks([*kept, watch])
         result = fit.run(module, data, config=config.saved())
         told.update(status=result.status, compile_seconds=result.summary["seconds"]["compile"])
         if result.status in ("interrupted", "terminated"):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from jaxtrain import cli
 from jaxtrain.cells import CellName
+from jaxtrain.config import ConfigError
 from jaxtrain.options import NetworkOptions, TrainingOptions, check_options
 
 
@@ -44,6 +45,8 @@ class Config(TrainingOptions, NetworkOptions):
 
     def __post_init__(self):
         check_options(self, counts=("digits", "val_batches"))
+        if self.stop_at is not None and not 0 < self.stop_at <= 1:
+            raise ConfigError(f"--stop-at {self.stop_at:g}: expected a part of 1, as 0.99 for 99 %, or none")
 
 
 CHANCE = {"accuracy": 1 / 8, "loss": math.log(8)}  # guessing among the eight digits

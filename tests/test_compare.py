@@ -3,12 +3,15 @@
 import json
 import math
 import shutil
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from jaxtrain import compare, comparison
 from jaxtrain.callbacks.early_stopping import Monitor
+from jaxtrain.fidelity import load_recipe
 from jaxtrain.files import RunLock
 from jaxtrain.tools import tool
 
@@ -93,7 +96,7 @@ def test_what_was_done_is_judged_anew(done, tmp_path):
     """Another target, or mode, asks for no other trial where a trial does not end there."""
     done = shutil.copytree(done, tmp_path / "out")
     argv = ["--seeds", "1", "--vary", "cell=lru,vanilla", "--stop-at", "none", "--rules", "bptt"]
-    for more, there in (["--target", "0"], 1), (["--target", "2"], 0), (["--target", "2", "--mode", "min"], 1):
+    for more, there in (["--target", "0"], 1), (["--target", "1"], 0), (["--target", "1", "--mode", "min"], 1):
         assert run(done, *argv, *more) == 0
         table = json.loads((done / "compare.json").read_text())["table"]
         assert [row["reached"] for row in table] == [there] * 4
@@ -233,6 +236,40 @@ def test_ctrl_c_leaves_a_table_of_what_is_there(tmp_path, monkeypatch, capsys):
     assert "Not whole" not in (out / "compare.md").read_text()
 
 
+def test_what_ends_a_trial_is_said_to_compare(tmp_path, monkeypatch):
+    """A recipe that stops by itself does so only where it is asked to."""
+    asked = []
+    untrained(monkeypatch, lambda trial, request: asked.append(request["config"]["stop_at"]) or {})
+    assert run(tmp_path / "a", "--seeds", "0") == 0 and set(asked) == {None}
+    asked.clear()
+    assert run(tmp_path / "b", "--seeds", "0", "--stop-at", "0.9", "--seconds", "5") == 0 and set(asked) == {0.9}
+    assert "--max-steps" not in (tmp_path / "b/compare.md").read_text(), "--steps was given"
+
+
+def test_a_trial_that_failed_may_be_asked_for_otherwise(tmp_path, monkeypatch):
+    untrained(monkeypatch, lambda trial, request: {"failed": "no row has 'accuracy'", "value": math.nan})
+    assert run(tmp_path / "out", "--metric", "accuracy") == 1
+    untrained(monkeypatch, lambda trial, request: {})
+    assert run(tmp_path / "out") == 0
+    assert "failed:" not in (tmp_path / "out/compare.md").read_text()
+
+
+@pytest.mark.parametrize("told", [{"status": "interrupted"}, {"status": "terminated"}, None])
+def test_a_trial_that_a_person_ends_is_missing(told, tmp_path, monkeypatch):
+    """Whether it had the time to say so or not."""
+
+    def ended(command, **_):
+        if told is not None:
+            Path(command[-1]).write_text(json.dumps({**told, "failed": "at step 3", "curve": []}))
+        return SimpleNamespace(returncode=0 if told else -signal.SIGINT, stdout="", stderr="")
+
+    monkeypatch.setattr(compare.subprocess, "run", ended)
+    judge = compare.Judge(Monitor("val/accuracy", "max"), None, None, None, False)
+    trials = compare.Comparison(Path(RECIPE), load_recipe(Path(RECIPE)).Config(), {}, judge, tmp_path, 1, str)
+    trials.run({"": {}}, compare.parse_rules("drtrl,bptt"), [0], [], [])
+    assert trials.so_far() == [] and len(trials.asked) == 2 and not (tmp_path / "trials.jsonl").exists()
+
+
 def test_results_are_sorted_by_steps_to_the_target_then_value():
     ordered = [trial(reached=[5, 1, 1], value=0.5), trial(reached=[9, 1, 1], value=1.0), trial(value=0.9),
                trial(value=0.1), trial(value=math.nan), trial(reached=[1, 1, 1], value=1.0, failed="x")]  # fmt: skip
@@ -335,6 +372,8 @@ def test_controls_have_the_same_color_in_every_figure():
         (["--vary", "seed=1,2"], "has no option --seed that can be varied"),
         (["--vary", "hidden=8", "--vary", "hidden=9"], "hidden comes twice; give all its values in one --vary"),
         (["--stop"], "say what is to be reached with --target"),
+        (["--target", "99"], "compare --target 99: val/accuracy is a part of 1; say 0.99 for 99 %"),
+        (["--vary", "cell=gru,lru", "--chrono", "9"], "--chrono: cell 'lru' has no gates"),
         (["--jobs", "0"], "compare --jobs 0: expected a positive number"),
         (["--seconds", "-1"], "compare --seconds -1: expected a positive number"),
         (["--seed", "3"], "--seed has no effect here; say --seeds"),

@@ -39,7 +39,7 @@ def test_the_example_runs_and_resumes(tmp_path, capsys, caplog):
     rows = (tmp_path / "checkpoints/integrator/metrics.jsonl").read_text()
     assert '"lr"' in rows and '"throughput/steps_per_s"' in rows
     execute(program, "README.md")
-    assert "already finished at step 200" in caplog.text
+    assert "already stopped at step 100: good enough" in caplog.text
 
 
 def test_the_spiking_example_learns(capsys):

@@ -33,7 +33,8 @@ class Curriculum(Callback):
     What is compared is the mean of the last ``over`` values of the present stage, or with ``ema`` a running mean that
     keeps that part of itself a step (a metric of training alone); it begins at ``restart``, and again at every stage
     (Benzing et al. 2019). A step whose metric weighs nothing, NaN, does not count. A stage of training metrics lasts
-    until the edge of its chunk: ``Fit(chunk=...)`` says how soon a new task begins.
+    until the edge of its chunk, or of the next where no other event is due there: ``Fit(chunk=...)`` says how soon a
+    new task begins, and so do the periods of validations and checkpoints.
 
     ``then``: after the last stage "stop" ends the run, "stay" goes on with it. The task's parameters stand in the rows
     of the record under ``task/``, and how many stages are passed under ``task/passed``. A new task that changes the

@@ -113,6 +113,8 @@ def test_an_lru_gets_its_poles_by_the_lag(call):
         ("copy_lru", "--hidden 0", "--hidden 0: expected a whole number, 1 or more"),
         ("copy_lru", "--lr 0", "--lr 0.0: expected a positive number"),
         ("copy_lru", "--pole-rate -1", "--pole-rate -1.0: expected a positive number"),
+        ("copy_lru", "--stop-at 99", "--stop-at 99: expected a part of 1, as 0.99 for 99 %, or none"),
+        ("copy_lru", "--preset short", "unknown preset 'short'; this recipe has none"),
         ("copy_lru", "--cell gru --r-min 0.5", "--r-min is of an LRU's poles, and has no effect with --cell gru"),
         ("copy_stream", "--warmup 20000", "--warmup 20000: expected a whole number below the 20000 updates of"),
         ("copy_lru", "--weight-decay -1", "--weight-decay -1.0: expected 0 or more"),

@@ -107,12 +107,12 @@ def test_an_option_that_a_recipe_has_since_then_had_its_default(done, tmp_path, 
     out = tmp_path / "out"
     out.mkdir()
     before = (done / "trials.jsonl").read_text()
-    (out / "trials.jsonl").write_text(before.replace('"max_phase": 6.283185307179586, ', ""))
+    (out / "trials.jsonl").write_text(before.replace('"mlp": 0, ', ""))
     assert (out / "trials.jsonl").read_text() != before
     assert run(out, "--rules", "bptt", *KEPT) == 0
     assert "4 of 4 trials were done before" in capsys.readouterr().out
-    assert run(out, "--rules", "bptt", *KEPT, "--max-phase", "3") == 2
-    assert "with --max-phase 6.28" in capsys.readouterr().err
+    assert run(out, "--rules", "bptt", *KEPT, "--mlp", "3") == 2
+    assert "with --mlp 0, not 3" in capsys.readouterr().err
 
 
 @pytest.mark.slow

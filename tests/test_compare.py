@@ -291,6 +291,7 @@ def test_a_trial_that_is_given_up_is_a_row(tmp_path, capsys):
         "import copy_lru\n"
         "from jaxtrain.callback import Callback, Callbacks\n"
         "class Hangs(Callback):\n"
+        "    rank = 'persist'\n"
         "    def on_chunk_start(self, run):\n"
         "        time.sleep(600)\n"
         "Config = copy_lru.Config\n"

@@ -1,0 +1,149 @@
+"""`python ...` as a child of a process that has imported everything already: a start costs no imports.
+
+`Popen` and `run` take what their namesakes of `subprocess` take, as far as tests use it, for commands that begin with
+`sys.executable`. The process that forks has imported JAX and made no backend, so its children begin as processes of
+their own do. What a program does before or while it imports JAX cannot be tested this way.
+"""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Self
+
+PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
+TimeoutExpired, CompletedProcess = subprocess.TimeoutExpired, subprocess.CompletedProcess
+
+PRELOADED = ["jax", "brainstate", "braintools", "braintrace", "optax", "orbax.checkpoint", "matplotlib.figure"]
+PRELOADED += ["tensorboardX.event_file_writer", "tqdm", "tyro", "jaxtrain.fit", "jaxtrain.loggers", "jaxtrain.cli"]
+PRELOADED += ["tests.small"]
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(PRELOADED)
+
+
+def _become(words: list[str], folder: str, environ: dict[str, str], streams: list[Connection]) -> None:
+    """What the interpreter does with its command line."""
+    for number, stream in enumerate(streams):
+        os.dup2(stream.fileno(), number)
+        stream.close()
+    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)
+    sys.stderr = open(2, "w", buffering=1, closefd=False)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environ)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if words[0] == "-u":
+        sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
+        words = words[1:]
+    first, sys.argv = words[0], words
+    sys.path[:0] = filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))
+    try:
+        if first == "-c":
+            sys.argv = ["-c", *words[2:]]
+            sys.path.insert(0, "")
+            exec(compile(words[1], "<string>", "exec"), sys.modules["__main__"].__dict__)
+        elif first == "-m":
+            sys.argv = words[1:]
+            sys.path.insert(0, folder)
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.path.insert(0, str(Path(first).parent))
+            runpy.run_path(first, run_name="__main__")
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        sys.stdout.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+class Popen:
+    """A process; its output is text where it goes to a pipe."""
+
+    def __init__(self, args: Sequence[Any], *, cwd: Any = None, env: Mapping[str, str] | None = None,
+                 stdout: Any = None, stderr: Any = None, text: bool = True):  # fmt: skip
+        self.args = [str(word) for word in args]
+        if self.args[0] != sys.executable:
+            raise ValueError(f"{self.args[0]}: expected {sys.executable}")
+        environ = dict(os.environ if env is None else env)
+        if changed := {n for n in {*environ, *os.environ} if n.startswith("JAX_") and environ.get(n) != os.environ.get(n)}:
+            raise ValueError(f"{sorted(changed)}: JAX has read them before the fork; use subprocess")
+        self.stdout, out = self._end(stdout, 1)
+        self.stderr, err = (None, os.dup(out)) if stderr == STDOUT else self._end(stderr, 2)
+        streams = [Connection(fd, readable=False) for fd in (os.open(os.devnull, os.O_RDONLY), out, err)]
+        self._process = _context.Process(target=_become, daemon=True,
+                                         args=(self.args[1:], str(cwd or Path.cwd()), environ, streams))  # fmt: skip
+        self._process.start()
+        for stream in streams:
+            stream.close()
+
+    @staticmethod
+    def _end(where: Any, own: int) -> tuple[Any, int]:
+        """What is read here, and the descriptor for the child."""
+        if where == PIPE:
+            reads, writes = os.pipe()
+            return open(reads), writes
+        if where == DEVNULL:
+            return None, os.open(os.devnull, os.O_WRONLY)
+        return None, os.dup(own if where is None else where.fileno())
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise TimeoutExpired(self.args, timeout or 0.0)
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str | None, str | None]:
+        with ThreadPoolExecutor(2) as pool:
+            texts = [pool.submit(stream.read if stream else lambda: None) for stream in (self.stdout, self.stderr)]
+            try:
+                self.wait(timeout)
+            except TimeoutExpired:
+                self.kill()
+                raise
+        return texts[0].result(), texts[1].result()
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.wait()
+
+
+def run(args: Sequence[Any], *, timeout: float = 300, capture_output: bool = False, check: bool = False, **options: Any):
+    """A `subprocess.CompletedProcess`."""
+    if capture_output:
+        options |= {"stdout": PIPE, "stderr": PIPE}
+    process = Popen(args, **options)
+    out, err = process.communicate(timeout)
+    assert process.returncode is not None
+    done = CompletedProcess(process.args, process.returncode, out, err)
+    if check:
+        done.check_returncode()
+    return done

@@ -1,0 +1,141 @@
+"""Twenty-two faults, one or more per group of modules: does `make test-all` notice each of them?
+
+python -m tests.mutations [NAME ...]     # applies each fault in a copy of the repository and runs the tests there
+
+`tests` of a mutation come first in the order of the run, so that a fault that is noticed is noticed soon; a fault that
+they miss is searched for by the rest of `test-all`. Prints one line per fault and exits with 1 if a fault was missed.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str = ""
+    """files, below tests/, that run first"""
+
+
+MUTATIONS = [
+    Mutation("a reverse segment forgets the trace before it", "strategies/influence.py",
+             "* state.value[:, place][:, None]", "* (0 * state.value[:, place][:, None])", "strategies/test_reverse.py"),
+    Mutation("a reset leaves the trace alone", "strategies/online.py",
+             "trace.value = where_lanes(mask, jax.tree.map(jnp.zeros_like, trace.value), trace.value)", "pass",
+             "strategies/test_online.py strategies/test_cadence.py"),
+    Mutation("a reset leaves hidden states alone", "strategies/base.py",
+             "self.hidden[name].value = where_lanes(mask, value, held[name])", "self.hidden[name].value = held[name]",
+             "strategies/test_base.py strategies/test_bptt.py"),
+    Mutation("a truncated window sees one step of the warm-up less", "strategies/tbptt.py",
+             "leaf[: warm - lead], warmup", "leaf[: warm - lead - 1], warmup", "strategies/test_tbptt.py"),
+    Mutation("every step draws the random numbers of the first", "program.py",
+             "fold_in(root, TRAIN, index)", "fold_in(root, TRAIN, 0)", "test_program.py test_loop.py test_fit.py"),
+    Mutation("a frozen seed goes on", "program.py", "new[LIVE] = bad == FINE", "new[LIVE] = bad == bad",
+             "test_lanes.py"),
+    Mutation("devices do not add up their gradients", "devices.py",
+             "jax.lax.psum(jnp.concatenate([jnp.ravel(part).astype(wide) for part in parts]), AXIS)",
+             "jnp.concatenate([jnp.ravel(part).astype(wide) for part in parts])", "test_devices.py"),
+    Mutation("an update whose weight is zero is applied", "optimizer.py",
+             "full & (self._weight.value > 0)", "full", "test_optimizer.py"),
+    Mutation("clipping enlarges small gradients", "optimizer.py",
+             "jnp.minimum(1.0, self._clip / jnp.maximum(norm, 1e-12))", "self._clip / jnp.maximum(norm, 1e-12)",
+             "test_optimizer.py"),
+    Mutation("rows ignore weights", "record.py",
+             "total[1] + weights[name][i].astype(np.float64)", "total[1] + (weights[name][i] > 0)", "test_record.py"),
+    Mutation("a replayed source is not advanced", "data.py",
+             'self._skip(position["batch"] - self.taken)', "self._skip(0)", "test_data.py"),
+    Mutation("a short last validation batch is left out", "passes.py",
+             "yield from (reader.read(number) for number in range(_end(reader)))",
+             "yield from (reader.read(number) for number in range(max(1, _end(reader) - 1)))", "test_passes.py"),
+    Mutation("validation draws the training batches", "datasets/copy.py",
+             "(self.seed, SPLITS.index(self.split), ", "(self.seed, 0, ", "datasets"),
+    Mutation("a file is not synced before it is renamed", "files.py", "            os.fsync(file.fileno())\n", "",
+             "test_files.py faults/test_walk.py"),
+    Mutation("a failed sync of a log is called a success at the next try", "loggers/appender.py",
+             "            os.lseek(file, self._safe, os.SEEK_SET)\n"
+             "            self.waiting, self._unsafe = self._unsafe + self.waiting, bytearray()\n", "",
+             "loggers/test_appender.py"),
+    Mutation("a leaf that differs from its digest is restored", "checkpoint.py",
+             'if leaf_digest(leaf) != meta["digests"][item].get(name):', "if False:",
+             "test_checkpoint_damage.py test_checkpoint.py"),
+    Mutation("a resumed run may have other data", "fit.py",
+             'refuse(saved.meta, described, ("strategy", "data"))', 'refuse(saved.meta, described, ("strategy",))',
+             "test_resume.py test_fit.py"),
+    Mutation("early stopping forgets on resume how long it has waited", "callbacks/early_stopping.py",
+             'self.best_step, self.waited = state["best_step"], state["waited"]',
+             'self.best_step, self.waited = state["best_step"], 0', "callbacks/test_early_stopping.py"),
+    Mutation("a second signal is ignored", "signals.py",
+             "        self._restore(number)\n\n    def _restore", "\n    def _restore", "test_signals.py"),
+    Mutation("a process believes itself instead of the first one", "processes.py",
+             "    return json.loads(_wait(_key(turn)))", "    _wait(_key(turn))\n    return value", "test_processes.py"),
+    Mutation("verify-resume compares no nested values", "verify.py",
+             "if isinstance(whole, dict) and isinstance(killed, dict):", "if whole == {} and killed == {}:",
+             "faults/test_verify.py"),
+    Mutation("rates are chosen by the worst result", "compare.py", "return min(rates, key=median)",
+             "return max(rates, key=median)", "test_compare.py"),
+]  # fmt: skip
+
+
+def tree(folder: Path) -> Path:
+    """A copy of what git tracks, as it is in the working tree."""
+    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    for name in names.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def noticed(mutation: Mutation, folder: Path) -> str | None:
+    """The first test that fails with the fault, or None."""
+    path = folder / "jaxtrain" / mutation.file
+    text = path.read_text()
+    assert text.count(mutation.old) == 1, f"{mutation.name}: found {text.count(mutation.old)} times in {path}"
+    path.write_text(text.replace(mutation.old, mutation.new))
+    first = [f"tests/{name}" for name in mutation.tests.split()]
+    try:
+        for chosen in (first, ["tests"]):
+            command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "2", "-m", "not long", *chosen]
+            done = subprocess.run(command, cwd=folder, env=environ(folder), capture_output=True, text=True)
+            failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+            if failed:
+                return failed[0].split(" ")[1]
+            assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        path.write_text(text)
+    return None
+
+
+def environ(folder: Path) -> dict[str, str]:
+    """The copy comes before an installed jaxtrain, and compiled programs are shared by all runs."""
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(folder), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}
+
+
+def main(names: list[str]) -> int:
+    chosen = [mutation for mutation in MUTATIONS if not names or any(name in mutation.name for name in names)]
+    missed = 0
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = tree(Path(temporary))
+        for mutation in chosen:
+            began = time.monotonic()
+            test = noticed(mutation, folder)
+            missed += test is None
+            print(f"{time.monotonic() - began:4.0f} s  {mutation.name}: {test or 'MISSED'}", flush=True)
+    print(f"{len(chosen) - missed} of {len(chosen)} noticed")
+    return missed > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,7 @@
-"""Of all tests: one CPU, compiled programs kept on disk so that the next run starts at once, and fixtures."""
+"""How all tests run: on one CPU device, with compiled programs kept on disk, however the tests were started."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,14 +12,35 @@ if os.environ.get("JAXTRAIN_TEST_CACHE") != "off":
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
+# Variables of the `make` that runs the tests: they would reach the `make` that a test runs.
+for name in ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "ARGS"):
+    os.environ.pop(name, None)
+
+# A shell starts background jobs with SIGINT ignored, and child processes would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 if str(Path(__file__).parents[1]) not in sys.path:
     sys.path.insert(0, str(Path(__file__).parents[1]))  # for tests.small, also where pytest is not run as a module
 
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["tests.kit.tiers", "tests.kit.costs"]
+
 settings.register_profile("jaxtrain", deadline=None)  # the first example of a test compiles
 settings.load_profile("jaxtrain")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--optimized", action="store_true", help="let XLA optimize machine code, as it does for users")
+
+
+def pytest_configure(config):
+    # Most of the time of the tests is compilation, and a quarter of that is LLVM's optimizer. What is bit for bit the
+    # same must be so in optimized code, too: the smoke tests and the long ones run with `--optimized`.
+    if not config.getoption("--optimized"):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import subprocess
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from jaxtrain.callbacks.early_stopping import Monitor
 from jaxtrain.fidelity import load_recipe
 from jaxtrain.files import RunLock
 from jaxtrain.tools import tool
+from tests.kit import forks
 
 RECIPE = str(Path(__file__).parents[1] / "recipes/copy_lru.py")
 TINY = ["--hidden", "6", "--width", "6", "--time-lag", "2", "--digits", "1", "--batch-size", "8", "--val-batches", "1",
@@ -21,6 +23,13 @@ TINY = ["--hidden", "6", "--width", "6", "--time-lag", "2", "--digits", "1", "--
 
 
 KEPT = ["--seeds", "1", "--vary", "cell=lru,vanilla", "--target", "0.05", "--stop-at", "none"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trials_are_forked():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "subprocess", forks)
+        yield
 
 
 def run(out, *argv):
@@ -39,7 +48,7 @@ def done(tmp_path_factory):
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_trial_is_a_row(done):
     table = json.loads((done / "compare.json").read_text())["table"]
     assert [(row["variant"], row["rule"]) for row in table] == [
@@ -54,7 +63,7 @@ def test_every_trial_is_a_row(done):
     assert (done / "compare.png").stat().st_size > 10_000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trial_is_the_recipe_by_itself(done):
     """Its record is that of `python recipes/copy_lru.py` with the same options, and what is told of it stands there."""
     import importlib.util
@@ -77,7 +86,7 @@ def test_a_trial_is_the_recipe_by_itself(done):
     assert [row["train/loss"] for row in by_itself] == [row["train/loss"] for row in rows]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_was_done_is_kept(done, tmp_path, capsys):
     done = shutil.copytree(done, tmp_path / "out")
     before = (done / "trials.jsonl").read_bytes()
@@ -91,7 +100,7 @@ def test_what_was_done_is_kept(done, tmp_path, capsys):
     assert (done / "trials.jsonl").read_bytes() == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_was_done_is_judged_anew(done, tmp_path):
     """Another target, or mode, asks for no other trial where a trial does not end there."""
     done = shutil.copytree(done, tmp_path / "out")
@@ -102,7 +111,7 @@ def test_what_was_done_is_judged_anew(done, tmp_path):
         assert [row["reached"] for row in table] == [there] * 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_option_that_a_recipe_has_since_then_had_its_default(done, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
@@ -115,7 +124,7 @@ def test_an_option_that_a_recipe_has_since_then_had_its_default(done, tmp_path, 
     assert "with --mlp 0, not 3" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trial_that_was_cut_short_begins_anew(tmp_path):
     """A directory without a result is what a kill leaves."""
     out = tmp_path / "out"
@@ -277,12 +286,13 @@ def test_results_are_sorted_by_steps_to_the_target_then_value():
 
 
 def test_a_process_that_dies_is_a_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "subprocess", subprocess)
     monkeypatch.setattr(compare.sys, "executable", "/bin/false")
     assert run(tmp_path / "out", "--seeds", "0") == 1, "every trial failed"
     assert {entry["failed"] for entry in results(tmp_path / "out")} == {"exit code 1"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trial_that_is_given_up_is_a_row(tmp_path, capsys):
     recipe = tmp_path / "hangs.py"
     recipe.write_text(

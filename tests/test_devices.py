@@ -20,7 +20,7 @@ def process(*command, **env):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_four_devices():
     flags = "--xla_force_host_platform_device_count=4"
     done = process("-m", "pytest", "-q", "-p", "no:cacheprovider", ROOT / "tests" / "on_four_devices.py",
@@ -42,7 +42,7 @@ def test_what_is_no_number_of_devices(devices):
         jt.Fit("bptt", max_steps=1, devices=devices)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_recipe_makes_its_devices(tmp_path):
     recipe = [ROOT / "recipes" / "copy_gru.py", "--strategy", "bptt", "--hidden", "4", "--time-lag", "3", "--digits"]
     recipe += ["2", "--max-steps", "2", "--no-progress", "--run-dir", tmp_path, "--warmup", "0"]

@@ -15,9 +15,10 @@ import jaxtrain as jt
 from jaxtrain.lanes import Lanes, as_seeds
 from jaxtrain.loggers.jsonl import read_rows
 from jaxtrain.state import flatten, parameters
+from tests.kit.tiers import longer
 from tests.small import CopyGRU, Linear, copies, lines
 
-STRATEGIES = ["bptt", "drtrl", jt.DRTRL(engine="trace"), "pp_prop", "uoro", jt.DRTRL(update_every=1, carry="carry")]
+STRATEGIES = ["drtrl", jt.DRTRL(update_every=1, carry="carry"), *longer("bptt", jt.DRTRL(engine="trace"), "pp_prop", "uoro")]
 
 
 class Random(Linear):
@@ -61,6 +62,7 @@ def mapped(request, monkeypatch):
     monkeypatch.setattr(Lanes, "__init__", init)
 
 
+@pytest.mark.cover
 @pytest.mark.usefixtures("mapped")
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: s if isinstance(s, str) else f"{s.engine} {s.carry}")
 def test_a_lane_is_the_run_of_its_seed(strategy, tmp_path):

@@ -104,7 +104,7 @@ def test_auto_without_a_job_says_so(monkeypatch):
 # ---------------------------------------------------------------------------------------------------- together
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_train_as_two_devices_of_one_and_each_goes_on_with_the_others_checkpoint(name, tmp_path):
     recipe, flags = RUNS[name]
@@ -131,7 +131,7 @@ def test_two_processes_train_as_two_devices_of_one_and_each_goes_on_with_the_oth
     np.testing.assert_allclose(rows(tmp_path / "other")[-1]["train/loss"], rows(cut)[-1]["train/loss"], rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_rank_that_is_killed_ends_the_other_and_the_same_command_goes_on(tmp_path):
     recipe, flags = RUNS["sequences"]
     flags = [*flags, "--max-steps", "400"]
@@ -156,7 +156,7 @@ def test_a_rank_that_is_killed_ends_the_other_and_the_same_command_goes_on(tmp_p
     assert untimed == truth
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sigterm_to_one_ends_both_with_a_checkpoint(tmp_path):
     recipe, flags = RUNS["sequences"]
     flags = [*flags, "--checkpoint-every", "100000"]
@@ -174,7 +174,7 @@ def test_sigterm_to_one_ends_both_with_a_checkpoint(tmp_path):
     assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_program_of_ones_own(tmp_path):
     """tests/two_processes.py: loggers, requests, forks, reading, errors that are caught, what is refused."""
     port = str(free_port())
@@ -184,7 +184,7 @@ def test_a_program_of_ones_own(tmp_path):
         assert all("fine" in text for text in group.texts)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_curriculum_in_a_fresh_directory(tmp_path):
     flags = ["--task", "digits", "--hidden", "8", "--batch-size", "8", "--threshold", "0", "--over", "2", "--max-steps",
              "12", "--validate-every", "6"]  # fmt: skip
@@ -241,7 +241,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("where", ["make", "data", "callback"])
 def test_an_error_in_one_process_ends_all_in_time(where, tmp_path):
     recipe = tmp_path / "recipe.py"
@@ -255,7 +255,7 @@ def test_an_error_in_one_process_ends_all_in_time(where, tmp_path):
             assert group.errors()[0] == ["process 0: error: process 1 failed: the disk of this one is broken"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("own", "texts"),
     [
@@ -298,7 +298,7 @@ def test_what_the_processes_cannot_do_is_one_line_in_each(own, texts, tmp_path):
     assert not list(tmp_path.glob("**/config.json"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_coordinator_that_is_missing_or_a_port_in_use_is_one_line():
     command = [sys.executable, str(COPY), "--processes", "2", "--process-timeout", "3", "--process"]
     with socket.socket() as taken:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.kit import forks
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 15
@@ -32,7 +33,7 @@ class Group:
         for words, path in zip(each, self._files, strict=True):
             command = [sys.executable, *words]
             with path.open("w") as file:
-                self.processes.append(subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=folder))
+                self.processes.append(forks.Popen(command, stdout=file, stderr=file, env=environment, cwd=folder))
 
     def wait(self, seconds: float = 240) -> list[int]:
         return [process.wait(seconds) for process in self.processes]

@@ -102,7 +102,7 @@ def test_peers_are_skipped_with_a_word(monkeypatch, capsys):
     assert capsys.readouterr().out == (f"skipped: {sys.executable} has no no_such_package; pip install -e '.[bench]'\n")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_step_time_compares_the_same_work(tmp_path):
     kept = tmp_path / "step_time.json"
     argv = ["--smoke", "--only", "gru", "lif", "all-scored", "--rounds", "1", "--turn", "0.001", "--json", kept]
@@ -116,7 +116,7 @@ def test_step_time_compares_the_same_work(tmp_path):
     assert "### all-scored: gru, hidden 8, 0 + 30 time steps, batch 4" in said and "### Judged" in said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_online_compares_the_same_work(tmp_path):
     kept = tmp_path / "online.json"
     said = run(BENCHMARKS / "online.py", "--smoke", "--rounds", "1", "--json", kept).stdout
@@ -128,7 +128,7 @@ def test_online_compares_the_same_work(tmp_path):
     assert "### gru: gru, hidden 6, 10 time steps and updates, batch 2" in said and "### Judged" in said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory_grows_with_the_sequence_under_bptt():
     argv = ["--times", "40", "400", "--strategies", "bptt", "--hidden", "16", "--batch", "2"]
     rows = [line.split(" | ") for line in run(BENCHMARKS / "memory.py", *argv).stdout.splitlines() if "| bptt" in line]
@@ -137,7 +137,7 @@ def test_memory_grows_with_the_sequence_under_bptt():
     assert float(long.strip(" |")) > 4 * float(short)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_start_is_told_part_by_part(tmp_path):
     kept = tmp_path / "start.json"
     run(BENCHMARKS / "start.py", "--repeats", "1", "--small", "--json", kept)

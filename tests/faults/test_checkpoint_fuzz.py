@@ -101,7 +101,7 @@ def cross(rng, folder, other):
 DAMAGE = [flip, flip, flip, flip, cut, cut, grow, zeros, drop, drop, swap, swap, swap_steps, swap_steps, cross]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_damaged_checkpoint_is_equal_or_named_and_skipped(pristine, tmp_path, seed, caplog):
     rng = random.Random(seed)
@@ -227,7 +227,7 @@ def put(value, path, text):
     value[last] = text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("which", ["config.json", "metadata"])
 def test_a_crafted_file_writes_nothing_outside_its_run(begun, tmp_path, which, monkeypatch):
     """Every text in it that could be a path is one that leads out of the run directory."""

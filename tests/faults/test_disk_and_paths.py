@@ -37,7 +37,7 @@ def says(text, words):
 
 
 @needs_library
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_disk_full_during_the_first_save(served, tmp_path):
     """One warning, and at the end nothing is missing. By its name: the saving thread's calls have no fixed number."""
     one, truth, _ = served
@@ -50,7 +50,7 @@ def test_a_disk_full_during_the_first_save(served, tmp_path):
 
 
 @needs_library
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("file,first,last", [("metrics.jsonl", 2, 4), ("tensorboard/events*", 1, 1)])
 def test_a_disk_full_for_the_logs_alone(served, tmp_path, file, first, last):
     one, truth, calls = served
@@ -62,7 +62,7 @@ def test_a_disk_full_for_the_logs_alone(served, tmp_path, file, first, last):
 
 
 @needs_library
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("file", ["metrics.jsonl", "tensorboard/events*"])
 def test_a_sync_of_the_logs_that_fails_once(served, tmp_path, file):
     one, truth, calls = served
@@ -74,7 +74,7 @@ def test_a_sync_of_the_logs_that_fails_once(served, tmp_path, file):
 
 
 @needs_library
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_disk_full_for_good_is_exit_code_1_and_the_run_goes_on_later(served, tmp_path):
     one, truth, calls = served
     begin = first(calls, "mkdir", "checkpoints/00000008")
@@ -88,7 +88,7 @@ def test_a_disk_full_for_good_is_exit_code_1_and_the_run_goes_on_later(served, t
 
 
 @needs_library
-@pytest.mark.slow
+@pytest.mark.long
 def test_rows_that_are_lost_for_good_are_an_error(served, tmp_path):
     one, _, _ = served
     run = one.run(tmp_path / "run", Fault("ENOSPC", 3, 10**9, "write", "metrics.jsonl"))

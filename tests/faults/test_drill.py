@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain.checkpoint import Store
+from tests.kit import forks
 from tests.small import (
     At,
     CopyGRU,
@@ -205,13 +205,11 @@ TINY = (
 ).split()
 
 
-def start(strategy: tuple[str, ...], run_dir: Path, log: Path, *more: str) -> subprocess.Popen:
+def start(strategy: tuple[str, ...], run_dir: Path, log: Path, *more: str) -> forks.Popen:
     command = [sys.executable, str(ROOT / "recipes" / "copy_gru.py"), "--strategy", *strategy, *TINY]
     command += ["--run-dir", str(run_dir), *more]
     with open(log, "ab") as file:
-        return subprocess.Popen(
-            command, cwd=log.parent, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": str(ROOT)}
-        )
+        return forks.Popen(command, cwd=log.parent, stdout=file, stderr=forks.STDOUT)
 
 
 def last_step(run_dir: Path) -> int:
@@ -220,7 +218,7 @@ def last_step(run_dir: Path) -> int:
     return path.read_bytes().count(b"\n") * 10 if path.exists() else 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", [("bptt",), ("drtrl", "--strategy.carry", "carry")], ids="-".join)
 def test_killed_again_and_again(tmp_path, strategy):
     log = tmp_path / "log"

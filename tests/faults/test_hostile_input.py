@@ -114,14 +114,14 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @OPTIONS
 @given(argv=lines)
 def test_any_command_line(here, capsys, argv):
     clear(*call([word.replace("/", "") for word in argv], capsys), argv)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @OPTIONS
 @given(
     content=st.one_of(
@@ -146,7 +146,7 @@ def test_any_config_file(here, capsys, content, toml, cut):
     clear(*call(["--config", str(path)], capsys), text[:cut])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @OPTIONS
 @given(data=st.binary(max_size=60), name=st.sampled_from(["file.json", "file.toml", "file", "file.yaml"]))
 def test_any_bytes_as_a_config_file(here, capsys, data, name):
@@ -168,7 +168,7 @@ def one_line(error: BaseException, what) -> None:
     assert cli._deliberate(error), (what, text)  # raised on purpose, not stumbled over
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(
     strategy=st.one_of(st.just("bptt"), scalars), options=st.dictionaries(st.sampled_from(NAMES), scalars, max_size=4)
@@ -180,7 +180,7 @@ def test_any_configuration_of_a_fit(strategy, options):
         one_line(error, (strategy, options))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=200, deadline=None)
 @given(name=st.sampled_from(["Checkpoint", "EarlyStopping", "GradientFidelity", "TensorBoard", "ProgressBar"]),
        given_=st.lists(scalars, max_size=3))  # fmt: skip
@@ -222,7 +222,7 @@ class Masked(Linear):
         return dataclasses.replace(super().phases(batch), weights=self.weights, reset=self.reset)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(
     x=array((3, 2, 2)),

@@ -39,7 +39,7 @@ def growth(seen: np.ndarray) -> np.ndarray:
     return np.polyfit(np.arange(len(settled)) * 10, settled, 1)[0] / (1, 1, 1024)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_saves_leave_nothing_behind(tmp_path):
     seen = np.array(json.loads(run("-m", "tests.faults.many_saves", tmp_path, SAVES)), float)
     half, found = len(seen) // 2, growth(seen)
@@ -51,7 +51,7 @@ def test_many_saves_leave_nothing_behind(tmp_path):
     assert found[2] < MOST
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_store_that_keeps_what_it_saved_is_found(tmp_path):
     """The bound of the test above is one that a real leak passes: one copy of the arrays a save."""
     found = growth(np.array(json.loads(run("-m", "tests.faults.many_saves", tmp_path, 200, "leak")), float))

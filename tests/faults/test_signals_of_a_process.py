@@ -4,13 +4,13 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
-import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.kit import forks
 from tests.small import result_of, rows
 
 ROOT = Path(__file__).parents[2]
@@ -32,10 +32,13 @@ class Config(cli.Options):
     strategy: cli.StrategyName = "bptt"
     stop_in: str = ""
     """the part of its life in which it waits"""
+    goes_on: str = ""
+    """a named pipe: it waits there until somebody writes"""
 
 
 def make(config):
     import time
+    from pathlib import Path
 
     import jaxtrain as jt
     from tests.faults import tiny
@@ -44,7 +47,9 @@ def make(config):
     def here(part):
         if config.stop_in == part:
             print(f"now in {{part}}", flush=True)
-            time.sleep(600 if part == "blocked" else 0.5)  # the signal comes meanwhile
+            if part == "blocked":
+                time.sleep(600)
+            Path(config.goes_on).read_text()  # a pipe without a writer, until the test has sent its signal
 
     begun = []  # examples of batches are asked for before
 
@@ -90,18 +95,26 @@ def recipe(tmp_path_factory):
     return path
 
 
-def run(recipe: Path, name: str, *flags: str) -> subprocess.Popen[str]:
+def run(recipe: Path, name: str, *flags: str) -> forks.Popen:
     command = [sys.executable, "-u", str(recipe), "--run-dir", str(recipe.parent / name), "--resume", "last", *flags]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pipe = recipe.parent / f"{name}.pipe"
+    if not pipe.exists():
+        os.mkfifo(pipe)
+    return forks.Popen([*command, "--goes-on", str(pipe)], stdout=forks.PIPE, stderr=forks.STDOUT)
 
 
-def ends(process: subprocess.Popen[str]) -> tuple[int, str]:
+def go_on(recipe: Path, name: str) -> None:
+    (recipe.parent / f"{name}.pipe").write_text("")
+
+
+def ends(process: forks.Popen) -> tuple[int, str]:
     """Its exit code, and what it said from now on."""
     text = process.communicate()[0]
+    assert process.returncode is not None and text is not None
     return process.returncode, text
 
 
-def until(process: subprocess.Popen[str], words: str) -> None:
+def until(process: forks.Popen, words: str) -> None:
     assert process.stdout is not None
     for line in process.stdout:
         if words in line:
@@ -113,15 +126,16 @@ TERM, INT = (signal.SIGTERM, "terminated", 143), (signal.SIGINT, "interrupted", 
 CASES = [("training", *TERM), ("training", *INT), ("validation", *TERM), ("saving", *TERM)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("part,number,status,code", CASES)
 def test_a_signal_in_any_part(recipe, part, number, status, code):
     name = f"{part}-{code}"
     process = run(recipe, name, "--stop-in", part)
     until(process, f"now in {part}")
     process.send_signal(number)
-    text = process.communicate()[0]
-    assert process.returncode == code, text
+    go_on(recipe, name)
+    found, text = ends(process)
+    assert found == code, text
     assert "Traceback" not in text, text
     assert f"ended {status}" in text
     result = result_of(recipe.parent / name)
@@ -133,7 +147,7 @@ def test_a_signal_in_any_part(recipe, part, number, status, code):
     same_as_whole(recipe.parent, name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("number,code", [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
 def test_a_signal_before_the_run_ends_the_process(recipe, number, code):
     """There is nothing to save yet; of an exit by SIGTERM a shell says 143."""
@@ -150,7 +164,7 @@ def same_as_whole(folder: Path, name: str) -> None:
     assert other["digest"] == whole["digest"] and rows(folder / name) == rows(folder / "whole")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "part,number,code", [("validation", TERM[0], -15), ("blocked", TERM[0], -15), ("blocked", INT[0], 130)]
 )
@@ -160,10 +174,11 @@ def test_a_second_signal_ends_at_once(recipe, part, number, code):
     until(process, f"now in {part}")
     process.send_signal(number)
     while process.poll() is None:  # a busy machine hears two at once as one
-        time.sleep(0.5)
         process.send_signal(number)
-    text = process.communicate()[0]
-    assert process.returncode in (code, -number), text  # a third one finds no handler any more
+        with suppress(forks.TimeoutExpired):
+            process.wait(0.1)
+    found, text = ends(process)
+    assert found in (code, -number), text  # a third one finds no handler any more
     assert ends(run(recipe, f"twice-{code}-{part}", "--stop-in", "nothing"))[0] == 0  # it would stop as it did before
     same_as_whole(recipe.parent, f"twice-{code}-{part}")
 
@@ -184,20 +199,17 @@ assert (result.status, result.step) == ("finished", 8)
 print("digest", result.digest)
 try:
     os.kill(os.getpid(), signal.SIGINT)
-    import time; time.sleep(5)
+    signal.pause()
 except KeyboardInterrupt:
     print("the notebook's own again")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_c_in_a_notebook(recipe):
     """A cell is code that the program around it executes, with Python's own handler: it gets a Result, and goes on."""
     cells = NOTEBOOK.replace("RUN", str(recipe.parent / "notebook"))
-    done = subprocess.run(
-        [sys.executable, "-c", "import code, sys; exec(compile(sys.stdin.read(), '<cell>', 'exec'), {})"],
-        input=cells, capture_output=True, text=True,
-    )  # fmt: skip
+    done = forks.run([sys.executable, "-c", cells], capture_output=True)
     assert done.returncode == 0, done.stderr
     assert "the notebook's own again" in done.stdout
     digest = re.search(r"digest (\w+)", done.stdout)
@@ -205,16 +217,16 @@ def test_ctrl_c_in_a_notebook(recipe):
     assert len(rows(recipe.parent / "notebook")) == 8
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_command_can_be_started_for_ever(recipe):
     """In an empty folder it starts fresh and says so; what is finished is not trained again, and stays as it is."""
     first = run(recipe, "again")
-    text = first.communicate()[0]
-    assert first.returncode == 0 and "holds no run yet, starting fresh" in text
+    code, text = ends(first)
+    assert code == 0 and "holds no run yet, starting fresh" in text
     before = (recipe.parent / "again" / "result.json").read_bytes()
     for _ in range(2):
         again = run(recipe, "again")
-        text = again.communicate()[0]
-        assert again.returncode == 0 and "already finished at step 8" in text
+        code, text = ends(again)
+        assert code == 0 and "already finished at step 8" in text
         assert (recipe.parent / "again" / "result.json").read_bytes() == before
     assert json.loads(before)["step"] == 8 and os.path.exists(recipe)

@@ -7,6 +7,7 @@ import pytest
 
 from jaxtrain import verify
 from jaxtrain.tools import tool
+from tests.kit import forks
 
 RECIPE = '''
 """A recipe as small as they get."""
@@ -60,6 +61,7 @@ if __name__ == "__main__":
 def recipe(tmp_path, monkeypatch, tmp_path_factory):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("temporary")))
+    monkeypatch.setattr(verify, "subprocess", forks)
     path = tmp_path / "recipe.py"
     path.write_text(RECIPE.format(root=str(Path(__file__).parents[2])))
     return path
@@ -70,7 +72,7 @@ def run(capsys, *argv):
     return code, capsys.readouterr()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_exact_recipe_and_one_that_forgets(recipe, tmp_path, capsys):
     code, said = run(capsys, recipe, "--kills", 3, "--keep", tmp_path / "kept")
     assert code == 0, said
@@ -107,7 +109,7 @@ def test_what_cannot_be_verified_is_one_line(recipe, capsys, argv, message):
     assert [path.name for path in recipe.parent.iterdir()] == ["recipe.py"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_cannot_be_read_is_said_to_be_left_out(recipe, tmp_path, capsys, monkeypatch):
     """Without tensorboard, a run that wrote for it: its points are not compared, and a line says so."""
     find = importlib.util.find_spec

@@ -28,7 +28,7 @@ def truth(served, tmp_path_factory):
     return reference(served, tmp_path_factory.mktemp("truth"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_broken_at_any_call_loses_nothing(served, truth, tmp_path):
     outcome, calls = truth
     faults = plan(calls)
@@ -98,7 +98,7 @@ def traced(log: Path, where: Path) -> Counter:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_library_sees_every_call_that_strace_sees(tmp_path):
     if not shutil.which("strace"):
         pytest.skip("needs strace")
@@ -144,7 +144,7 @@ def broken(tmp_path, mode, n):
     return done.returncode, found, done.stderr.decode()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_library_breaks_what_it_is_told_to(tmp_path):
     digits, letters = b"0123456789", b"abcdefghij"
     assert broken(tmp_path, "count", 0)[:2] == (0, {"g": b"#" * 10 + letters + b"last"})

@@ -1,89 +1,120 @@
-"""What each test costs in CPU seconds, by kind; `pytest --costs FILE` writes one line per test."""
+"""What each test costs in CPU seconds, by kind: the table of `make durations`, and the guard of `make test-all`.
 
-import json
+`pytest --costs FILE` writes minutes per test file. `pytest --guard` fails a test without a tier marker that takes more
+than `LIMIT` seconds. Both count seconds of a reference processor: a calibration loop tells how much faster or slower
+this one is.
+"""
+
 import resource
 import time
-from dataclasses import asdict, dataclass, field
+from collections import Counter, defaultdict
 from pathlib import Path
 
+import pytest
+
+from . import forks, tiers
+
+LIMIT = 10
 COMPILING = "/jax/core/compile/"  # tracing, lowering and the backend's compilation
+KINDS = ("compile", "run", "processes", "python")
+REFERENCE = 0.1
+"""CPU seconds of `calibrate` on the processor in whose seconds everything is told."""
 
 
-@dataclass
-class Cost:
-    """CPU seconds of one test; ``compile`` counts seconds of the clock, which one thread spends."""
+def calibrate() -> float:
+    """Seconds of the reference processor per second of this one."""
 
-    compile: float = 0.0
-    run: float = 0.0
-    child: float = 0.0
-    python: float = 0.0
+    def loop() -> float:
+        began, table = time.process_time(), {}
+        for i in range(400_000):
+            table[i % 1000] = str(i)
+        return time.process_time() - began
+
+    return REFERENCE / min(loop() for _ in range(3))
 
 
-@dataclass
+def _processes() -> float:
+    """CPU seconds of child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime + forks.cpu_seconds()
+
+
 class Meter:
-    """Reads the clocks of this process; tracing within tracing counts once."""
+    """CPU seconds of this process and its children since `start`, by kind.
 
-    spans: list[tuple[float, float]] = field(default_factory=list)
+    Compilation is told by JAX in seconds of the clock, which one thread spends. What else a test that compiles does is
+    its run; a test that compiles nothing is pure Python.
+    """
 
-    def heard(self, name: str, seconds: float, **_) -> None:
+    def __init__(self) -> None:
+        self._spans: list[tuple[float, float]] = []
+
+    def on_duration(self, name: str, seconds: float, **_) -> None:
         if name.startswith(COMPILING):
             end = time.monotonic()
-            while self.spans and self.spans[-1][0] >= end - seconds:
-                self.spans.pop()
-            self.spans.append((end - seconds, end))
+            while self._spans and self._spans[-1][0] >= end - seconds:
+                self._spans.pop()  # tracing within tracing counts once
+            self._spans.append((end - seconds, end))
 
     def start(self) -> None:
-        self.spans.clear()
-        self.cpu, self.children = time.process_time(), _children()
+        self._spans.clear()
+        self._cpu, self._children = time.process_time(), _processes()
 
-    def read(self) -> Cost:
-        cpu = time.process_time() - self.cpu
-        compiling = min(sum(end - begin for begin, end in self.spans), cpu)
-        cost = Cost(compile=compiling, child=_children() - self.children)
-        if self.spans:
-            cost.run = cpu - compiling
-        else:
-            cost.python = cpu
-        return cost
-
-
-def _children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    def read(self) -> dict[str, float]:
+        cpu = time.process_time() - self._cpu
+        compiling = min(sum(end - begin for begin, end in self._spans), cpu)
+        rest = "run" if self._spans else "python"
+        return {"compile": compiling, rest: cpu - compiling, "processes": _processes() - self._children}
 
 
 class Costs:
-    """Notes the cost of every test in its teardown report; the controller writes them."""
+    def __init__(self, table: Path | None, guards: bool):
+        self.table, self.guards, self.meter = table, guards, Meter()
+        self.files: dict[str, Counter[str]] = defaultdict(Counter)
 
-    def __init__(self, path: Path | None):
-        self.path, self.meter, self.lines = path, Meter(), []
-
-    def pytest_sessionstart(self, session):
+    def pytest_sessionstart(self):
         import jax
 
-        jax.monitoring.register_event_duration_secs_listener(self.meter.heard)
+        jax.monitoring.register_event_duration_secs_listener(self.meter.on_duration)
+        self.scale = calibrate()
 
-    def pytest_runtest_logstart(self, nodeid, location):
+    def pytest_runtest_logstart(self):
         self.meter.start()
 
-    def pytest_runtest_makereport(self, item, call):
-        if call.when == "teardown":
-            item.user_properties.append(("cost", asdict(self.meter.read())))
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self, item):
+        result = yield
+        cost = {kind: seconds * self.scale for kind, seconds in self.meter.read().items()}
+        item.user_properties.append(("cost", cost))
+        if self.guards and tiers.of(item) == "quick" and (total := sum(cost.values())) > LIMIT:
+            pytest.fail(
+                f"{total:.1f} CPU seconds: a test without a tier marker may take {LIMIT}; make it cheaper, or mark it "
+                "`full` (left out by `make test`) or `long`",
+                pytrace=False,
+            )
+        return result
 
     def pytest_runtest_logreport(self, report):
-        costs = dict(report.user_properties)
-        if report.when == "teardown" and "cost" in costs:
-            self.lines.append({"test": report.nodeid, **costs["cost"]})
+        if report.when == "teardown" and (cost := dict(report.user_properties).get("cost")):
+            self.files[report.nodeid.partition("::")[0]].update({"tests": 1, **cost})
 
     def pytest_sessionfinish(self, session):
-        if self.path is not None and not hasattr(session.config, "workerinput"):
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+        if self.table is None or hasattr(session.config, "workerinput"):
+            return
+        lines = ["\t".join(("file", "tests", *KINDS, "all"))]
+        files = {**dict(sorted(self.files.items())), "all": sum(self.files.values(), Counter())}
+        for name, cost in files.items():
+            minutes = [cost[kind] / 60 for kind in KINDS]
+            lines.append("\t".join((name, str(cost["tests"]), *(f"{m:.1f}" for m in [*minutes, sum(minutes)]))))
+        self.table.write_text("\n".join(lines) + "\n")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--costs", type=Path, metavar="FILE", help="write the CPU seconds of every test to FILE")
+    parser.addoption("--costs", type=Path, metavar="FILE", help="write the CPU minutes of every test file to FILE")
+    parser.addoption("--guard", action="store_true", help=f"fail unmarked tests of more than {LIMIT} CPU seconds")
 
 
 def pytest_configure(config):
-    if config.getoption("--costs") is not None or hasattr(config, "workerinput"):
-        config.pluginmanager.register(Costs(config.getoption("--costs")), "costs")
+    table, guards = config.getoption("--costs"), config.getoption("--guard")
+    if table is not None or guards:
+        config.pluginmanager.register(Costs(table, guards), "costs")

@@ -5,7 +5,9 @@
 their own do. What a program does before or while it imports JAX cannot be tested this way.
 """
 
+import logging
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import runpy
 import signal
@@ -25,6 +27,9 @@ PRELOADED = ["jax", "brainstate", "braintools", "braintrace", "optax", "orbax.ch
 PRELOADED += ["tensorboardX.event_file_writer", "tqdm", "tyro", "jaxtrain.fit", "jaxtrain.loggers", "jaxtrain.cli"]
 PRELOADED += ["tests.small"]
 
+# Threads of a numerical library would begin at import, and a process with threads cannot be forked safely.
+FORKS_WITH = {"OPENBLAS_NUM_THREADS": "1"}
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOADED)
 
@@ -36,6 +41,7 @@ def _become(words: list[str], folder: str, environ: dict[str, str], streams: lis
         stream.close()
     sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)
     sys.stderr = open(2, "w", buffering=1, closefd=False)
+    logging.root.handlers.clear()  # of the process that forks
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environ)
@@ -64,6 +70,25 @@ def _become(words: list[str], folder: str, environ: dict[str, str], streams: lis
         os.kill(os.getpid(), signal.SIGINT)
 
 
+def _start_server() -> None:
+    before = dict(os.environ)
+    os.environ.update(FORKS_WITH)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def cpu_seconds() -> float:
+    """What ended children have used so far; 0 where none was started."""
+    server = multiprocessing.forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    if server is None or not Path(f"/proc/{server}/stat").exists():
+        return 0.0
+    fields = Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")  # cutime and cstime
+
+
 class Popen:
     """A process; its output is text where it goes to a pipe."""
 
@@ -73,8 +98,10 @@ class Popen:
         if self.args[0] != sys.executable:
             raise ValueError(f"{self.args[0]}: expected {sys.executable}")
         environ = dict(os.environ if env is None else env)
-        if changed := {n for n in {*environ, *os.environ} if n.startswith("JAX_") and environ.get(n) != os.environ.get(n)}:
+        names = {name for name in (*environ, *os.environ) if name.startswith("JAX_")}
+        if changed := {name for name in names if environ.get(name) != os.environ.get(name)}:
             raise ValueError(f"{sorted(changed)}: JAX has read them before the fork; use subprocess")
+        _start_server()
         self.stdout, out = self._end(stdout, 1)
         self.stderr, err = (None, os.dup(out)) if stderr == STDOUT else self._end(stderr, 2)
         streams = [Connection(fd, readable=False) for fd in (os.open(os.devnull, os.O_RDONLY), out, err)]

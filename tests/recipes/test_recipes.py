@@ -196,7 +196,7 @@ def test_every_rule_begins_with_the_same_values_and_batches(name, sizes):
             np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_lru_solves_the_copying_task(call):
     """With as many units as learning needs, a random recurrence falls behind, also in ten times the steps."""
     solve = lambda *argv: call("copy_lru", "--no-progress", "--seed", 100, *argv)[0]  # noqa: E731
@@ -211,14 +211,14 @@ def test_an_lru_solves_the_copying_task(call):
     assert outcome("control")["val"]["accuracy"] < 0.98
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bits_grow_longer(call):
     argv = "--preset lru --no-progress --seed 100 --max-steps 600 --run-dir run".split()
     assert call("copy_curriculum", *argv)[0] == 0
     assert rows("run")[-1]["task/length"] >= 6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_integrator_is_learned(call):
     assert call("integrator", *"--no-progress --seed 100 --max-steps 400 --run-dir run".split())[0] == 0
     assert json.loads(Path("run/result.json").read_text())["val"]["loss"] < 0.05

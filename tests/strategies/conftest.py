@@ -2,7 +2,6 @@
 
 import warnings
 from dataclasses import replace
-from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +15,9 @@ import saiunit as u
 
 import jaxtrain
 from jaxtrain.module import Objective, Phases, check_phases
-from jaxtrain.state import Functional, lasting, name_of, parameters, set_key, strengthen
+from jaxtrain.state import Functional, lasting, name_of, parameters, set_key, strengthen, strong
+
+_programs: dict[Any, Any] = {}
 
 N_IN, N, N_OUT, B = 3, 6, 2, 3
 WARM, LEARN = 5, 4
@@ -71,7 +72,9 @@ class Spiking(brainstate.nn.Module):
 
 
 class Task(jaxtrain.Module):
-    """Squared error, one loss a lane."""
+    """Squared error, one loss a lane. ``kind``: the arguments of ``task`` that made it."""
+
+    kind: Any = None
 
     def __init__(self, model):
         self.model = model
@@ -80,19 +83,44 @@ class Task(jaxtrain.Module):
         return jnp.square(forward(x) - y).mean(-1)
 
 
-class Drive:
-    """A learner in a compiled program whose ``update`` hands out what it was given."""
+def plain(x):
+    return x
 
-    def __init__(self, strategy, module, phases: Phases, encode=lambda x: x):
+
+class Drive:
+    """A learner in a compiled program whose ``update`` hands out what it was given.
+
+    The program is compiled once per worker for each strategy, kind of ``task`` and shape of batch; every Drive begins
+    with the parameters of its own module and with the learner's first values.
+    """
+
+    def __init__(self, strategy, module, phases: Phases, encode=plain):
+        key = self._kind(strategy, module, phases, encode)
+        known = _programs.get(key) or self._compile(strategy, module, phases, encode)
+        if key is not None:
+            _programs[key] = known
+        self.learner, self._call, first = known
+        own = {name: state.value for name, state in {**parameters(module.model), **lasting(module.model)}.items()}
+        self._values = {**first, **{name: strong(value) for name, value in own.items()}}
+
+    def _kind(self, strategy, module, phases: Phases, encode) -> Any:
+        """What the program depends on; None where it may depend on more."""
+        if type(module) is not Task or module.kind is None or encode is not plain or strategy.name == "dni":
+            return None
+        leaves, tree = jax.tree.flatten(phases)
+        return type(self), strategy, module.kind, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+
+    def _compile(self, strategy, module, phases: Phases, encode) -> tuple[Any, Any, dict[str, Any]]:
+        """The learner, the program, and the values that it begins with."""
         with brainstate.environ.context(**module.environ, fit=True):
             strengthen(parameters(module.model).values())
             self.learner = strategy.bind(Objective(module, encode), check_phases(phases))
             lasts = {f"learner/{name}": state for name, state in self.learner.states().items()}
             named = {**parameters(module.model), **lasting(module.model), **lasts}
             strengthen([*lasts.values(), *self.learner.scratch()])
-            self._values = {name: state.value for name, state in named.items()}
+            values = {name: state.value for name, state in named.items()}
             functional = Functional(self._step, named, self.learner.scratch(), phases)
-        self._call = jax.jit(functional)
+        return self.learner, jax.jit(functional), values
 
     def _key(self, phases: Phases) -> jax.Array:
         return KEY
@@ -138,7 +166,7 @@ def drawn(phases: Phases, i: int) -> Phases:
     return replace(phases, extras={"draw": jnp.broadcast_to(data, (*phases.sizes[1:], *data.shape))})
 
 
-def learn(strategy, module, phases: Phases, encode=lambda x: x) -> dict[str, Any]:
+def learn(strategy, module, phases: Phases, encode=plain) -> dict[str, Any]:
     return Drive(strategy, module, phases, encode).grads(phases)
 
 
@@ -150,7 +178,7 @@ def task(cell: str = "gru", seed: int = 0, **kwargs) -> Task:
         for state in parameters(model).values():  # biases too, so that no gradient vanishes by symmetry
             state.value = jax.tree.map(lambda leaf: leaf + 0.1 * brainstate.random.randn(*leaf.shape), state.value)
     made = Task(model)
-    made.environ = environ
+    made.environ, made.kind = environ, (cell, *sorted(kwargs.items()))
     return made
 
 
@@ -205,14 +233,10 @@ def by_hand(model, phases: Phases, loss, *, vjp="multi-step", vmap=False, window
         return brainstate.transform.jit(run)(phases, weights)
 
 
-@cache
-def _drive(strategy, cell: str) -> Drive:
-    return Drive(strategy, task(cell), sequences())
-
-
 def drive_of(strategy, cell: str = "gru") -> Drive:
-    """A strategy on ``task(cell)`` and ``sequences()``, compiled once for all tests; "auto" is "batched" there."""
-    return _drive(replace(strategy, batching="batched") if strategy.batching == "auto" else strategy, cell)
+    """A strategy on ``task(cell)`` and ``sequences()``; "auto" is "batched" there."""
+    strategy = replace(strategy, batching="batched") if strategy.batching == "auto" else strategy
+    return Drive(strategy, task(cell), sequences())
 
 
 def grads_of(strategy, cell: str = "gru") -> dict[str, Any]:

@@ -80,6 +80,7 @@ def by_hand(lab, cell, phases, every, algorithm, options, window=None):
 MULTI = {"vjp_method": "multi-step"}
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("every", [1, 2, 4, 6])  # 4: the last piece is shorter
 @pytest.mark.parametrize(
     "cell,strategy,algorithm,options",
@@ -170,6 +171,7 @@ def test_refusals(lab):
 # ---------------------------------------------------------------------------------------------------- carried state
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("cell", ["gru", "lru"])
 @pytest.mark.parametrize(
     "name,options",

@@ -138,7 +138,7 @@ def stream(lab, strategy, path, steps, *more, resume="never"):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in ("drtrl", "uoro") else [pytest.mark.slow]) for name in STREAMS]
+    "name", [pytest.param(name, marks=[] if name in ("drtrl", "uoro") else [pytest.mark.long]) for name in STREAMS]
 )
 def test_a_stream_that_is_terminated_goes_on_bit_for_bit(lab, tmp_path, name):
     """A signal in the third step; resumed, everything is that of the stream that was never cut."""
@@ -177,7 +177,7 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_names_are_the_same_in_another_process():
     root = str(Path(__file__).parents[2])
     told = []

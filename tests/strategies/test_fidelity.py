@@ -153,6 +153,7 @@ class Noisy(brainstate.nn.Module):
         return self.net(x)
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("options", [{}, {"own": True}, {"running": True}], ids=["noise", "own noise", "running means"])
 @pytest.mark.parametrize("strategy", [BPTT(), DRTRL(), DRTRL(engine="trace")], ids=["bptt", "drtrl", "trace"])
 def test_noise_and_running_statistics_are_the_same_for_both(lab, strategy, options):
@@ -174,6 +175,7 @@ class Begun(Noisy):
         return super().update(x + self.u.value)
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("carry", ["carry", "reset"])
 @pytest.mark.parametrize("strategy", [DRTRL(), DRTRL(engine="trace"), TBPTT(window=4)], ids=["drtrl", "trace", "tbptt"])
 def test_a_random_beginning_is_the_same_for_both(lab, strategy, carry):

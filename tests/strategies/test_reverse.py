@@ -16,6 +16,7 @@ from jaxtrain.module import Objective
 from jaxtrain.program import Program
 from jaxtrain.state import parameters
 from jaxtrain.strategies.reverse import ReverseLearner
+from tests.kit.tiers import longer
 from tests.strategies.conftest import CELLS
 
 VARIANTS = [
@@ -44,10 +45,8 @@ def label(strategy: DRTRL) -> str:
     return "-".join(f"{key}={value}" for key, value in strategy.config().items() if known.get(key, value) != value)
 
 
-SLOW_CELLS = [pytest.param(cell, marks=pytest.mark.slow) for cell in ("mgu", "minigru", "vanilla", "lif")]
-
-
-@pytest.mark.parametrize("cell", ["gru", "lstm", "lru", *SLOW_CELLS])
+@pytest.mark.cover
+@pytest.mark.parametrize("cell", ["gru", "lstm", "lru", "mgu", "minigru", "vanilla", "lif"])
 @pytest.mark.parametrize("strategy", VARIANTS, ids=label)
 def test_gradient_is_the_traces(lab, cell, strategy):
     drive = lab.Drive(reverse(strategy), lab.task(cell), lab.sequences())
@@ -88,7 +87,7 @@ def stack(lab, cells):
     return lab.Task(model)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @settings(max_examples=15, deadline=None)
 @given(
@@ -115,7 +114,9 @@ def test_any_network_pieces_and_weights(lab, cells, warm, time, window, segment,
     lab.same(grads, lab.learn(traced(strategy), stack(lab, cells), phases), 2e-5)
 
 
-@pytest.mark.parametrize("strategy", [DRTRL(), DRTRL(segment=2, window=2), DRTRL(vjp="single-step")], ids=label)
+@pytest.mark.parametrize(
+    "strategy", [DRTRL(segment=2, window=2), *longer(DRTRL(), DRTRL(vjp="single-step"))], ids=label
+)
 def test_two_layers_with_weights_and_resets(lab, strategy):
     rng = np.random.default_rng(3)
     phases = lab.sequences(
@@ -126,7 +127,7 @@ def test_two_layers_with_weights_and_resets(lab, strategy):
     lab.same(grads, lab.learn(traced(strategy), stack(lab, ("gru", "lru")), phases))
 
 
-@pytest.mark.parametrize("cell", ["gru", "lru"])
+@pytest.mark.parametrize("cell", ["gru", *longer("lru")])
 def test_a_regulariser_on_weights_and_on_hidden_states(lab, cell):
     class Regularised(lab.Task):
         def learning_step(self, forward, x, y):
@@ -237,7 +238,7 @@ class Noisy(brainstate.nn.Module):
         return self.net(x - self.mean.value + 0.1 * brainstate.random.randn(*x.shape))
 
 
-@pytest.mark.parametrize("strategy", [DRTRL(), DRTRL(window=3), DRTRL(segment=2)], ids=label)
+@pytest.mark.parametrize("strategy", [DRTRL(window=3), *longer(DRTRL(), DRTRL(segment=2))], ids=label)
 def test_noise_and_running_statistics(lab, strategy):
     """The windows, differentiated by themselves, meet the same random numbers and statistics as the way to them."""
     pair = [lab.Drive(s, lab.Task(Noisy(lab)), lab.sequences()) for s in (reverse(strategy), traced(strategy))]
@@ -281,7 +282,8 @@ def updates(lab, strategy, batches, cell="gru"):
     return {name: values[name] for name in parameters(module.model)}
 
 
-@pytest.mark.parametrize("cell", ["gru", pytest.param("lstm", marks=pytest.mark.slow), "lru"])
+@pytest.mark.cover
+@pytest.mark.parametrize("cell", ["gru", "lstm", "lru"])
 @pytest.mark.parametrize("every", [1, 2, "sequence"])
 def test_updates_within_carried_streams(lab, cell, every):
     """Weights that move within a sequence, hidden states and traces that go on, lanes that begin anew."""

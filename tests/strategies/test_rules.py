@@ -78,12 +78,6 @@ CASES = {
     "etrace-kappa": Case(ETrace(**KAPPA), braintrace.ETraceConfig(**KAPPA), MULTI),
     "etrace-sparse": Case(ETrace(**SPARSE), braintrace.ETraceConfig(**SPARSE), MULTI, True),
 }  # fmt: skip
-FAST = {
-    "gru": CASES.keys(), "lif": {"pp_prop", "eprop-random", "uoro", "three_factor"}, "lru": {"snap"},
-    "lstm": {"eprop-kappa"}, "minigru": {"dni"},
-}  # fmt: skip
-
-
 @contextmanager
 def at_work(module):
     with warnings.catch_warnings(), brainstate.environ.context(**module.environ, fit=True):
@@ -178,14 +172,9 @@ def synthesiser_of(learner) -> Callable:
     return attach
 
 
-@pytest.mark.parametrize(
-    "cell,name",
-    [
-        pytest.param(cell, name, marks=[] if name in FAST[cell] else [pytest.mark.slow])
-        for cell in ("gru", "lstm", "minigru", "lru", "lif")
-        for name in CASES
-    ],
-)
+@pytest.mark.cover
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("cell", ["gru", "lstm", "minigru", "lru", "lif"])
 def test_gradient_is_braintraces_over_three_sequences(lab, cell, name):
     case = CASES[name]
     sequences = three_sequences(lab, case)
@@ -213,10 +202,9 @@ WINDOWS = {
 }
 
 
-@pytest.mark.parametrize(
-    "cell,name", [pytest.param(c, n, marks=[] if c == "gru" else [pytest.mark.slow]) for c in ("gru", "lru", "lif")
-                  for n in WINDOWS]
-)  # fmt: skip
+@pytest.mark.cover
+@pytest.mark.parametrize("name", WINDOWS)
+@pytest.mark.parametrize("cell", ["gru", "lru", "lif"])
 def test_a_window_is_braintraces(lab, cell, name):
     case = WINDOWS[name]
     sequences = three_sequences(lab, case)
@@ -225,7 +213,7 @@ def test_a_window_is_braintraces(lab, cell, name):
         lab.same(drive.grads(phases), loop(phases))
 
 
-@pytest.mark.parametrize("cell", ["gru", pytest.param("lif", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cell", ["gru", pytest.param("lif", marks=pytest.mark.long)])
 def test_a_window_of_pp_prop_is_braintraces_with_its_counter_put_right(lab, cell):
     """pp-prop's trace is a mean that begins at zero, and is divided by 1 - decay^n after n time steps. braintrace
     counts its calls instead (its limitation F-30), and one too many where it contracts the trace at a window's entry;

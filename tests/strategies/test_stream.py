@@ -109,21 +109,21 @@ def recall_of(*args, **kwargs):
     return [row["train/accuracy"] for row in train(*args, **kwargs)[0].history]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_lru_learns_the_stream_online():
     """99 % recall (of 800 symbols in a row) within 20,000 time steps; the published best of others is 16 %."""
     recall = recall_of(ONLINE)
     assert recall[0] < 0.5 and max(recall) >= 0.99 and np.mean(recall[-5:]) > 0.97, recall
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_lru_learns_from_unaligned_lanes():
     """Ten times as many updates, each on the recall of a lane or two: it gets there, and is less steady."""
     recall = recall_of(ONLINE, data=Recall(offset=True))
     assert recall[0] < 0.5 and max(recall) >= 0.99 and np.mean(recall[-5:]) > 0.95, recall
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_controls_do_not():
     """The same network whose recurrence stays random comes to 95 %; one whose states begin anew with every batch, as
     long as half a delay, to chance."""
@@ -133,7 +133,7 @@ def test_controls_do_not():
     assert max(reset) < 0.2, reset
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_resumed_in_the_middle_of_the_stream_bit_for_bit(tmp_path):
     whole, straight = train(ONLINE, 600, tmp_path / "whole")
     train(ONLINE, 400, tmp_path / "parts")
@@ -157,7 +157,7 @@ class Memory(jt.Callback):
             self.resident.append(int(file.read().split()[1]) * resource.getpagesize())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", [ONLINE, PPProp(update_every=1, carry="carry")], ids=["drtrl", "pp_prop"])
 def test_memory_is_flat(strategy):
     """Forty thousand time steps in chunks: the same arrays after each, and no growth of the process."""

@@ -42,7 +42,7 @@ def values(task):
 
 
 @pytest.mark.parametrize("batching", ["batched", "vmap"])
-@pytest.mark.parametrize("cell", ["gru", pytest.param("lstm", marks=pytest.mark.slow), "lif"])
+@pytest.mark.parametrize("cell", ["gru", pytest.param("lstm", marks=pytest.mark.long), "lif"])
 def test_a_window_over_the_whole_sequence_is_bptt(lab, cell, batching):
     phases = lab.sequences()
     got = lab.learn(TBPTT(window=lab.WARM + lab.LEARN, batching=batching), lab.task(cell), phases)

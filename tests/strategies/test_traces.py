@@ -26,6 +26,7 @@ from jaxtrain import (
 from jaxtrain.metrics import Mean
 from jaxtrain.module import Objective, Phases
 from jaxtrain.strategies.cadence import Cadence
+from tests.kit.tiers import longer
 from tests.strategies.test_rules import LEAK, OTTT, rewarded
 
 LANE, HALF = 1, 4
@@ -120,7 +121,7 @@ class Noisy(brainstate.nn.Module):
         return self.net(x - self.mean.value)
 
 
-@pytest.mark.parametrize("what", ["noise", "noise of the module", "running means"])
+@pytest.mark.parametrize("what", ["noise", *longer("noise of the module", "running means")])
 def test_a_window_puts_back_what_it_goes_over_twice(lab, what):
     """It is differentiated, then the trace goes over it: with the same noise, and the means of its entry. On an LRU
     D-RTRL is exact, so it is BPTT's gradient."""
@@ -148,14 +149,16 @@ def test_a_window_puts_back_what_it_goes_over_twice(lab, what):
     [
         BPTT(),
         TBPTT(window=2),
-        DRTRL(),
-        DRTRL(window=2),
         DRTRL(segment=3),
-        DRTRL(engine="trace"),
-        DRTRL(engine="trace", window=2),
         DRTRL(engine="trace", window=3),
-        DRTRL(engine="trace", vjp="single-step"),
-        PPProp(window=2),
+        *longer(
+            DRTRL(),
+            DRTRL(window=2),
+            DRTRL(engine="trace"),
+            DRTRL(engine="trace", window=2),
+            DRTRL(engine="trace", vjp="single-step"),
+            PPProp(window=2),
+        ),
     ],
     ids=str,
 )
@@ -177,18 +180,20 @@ def test_a_regulariser_of_the_weights_is_exact(lab, strategy):
 
 EVERY = [
     BPTT(),
-    TBPTT(window=2),
-    DRTRL(),
-    DRTRL(window=3),
     DRTRL(segment=2, window=2),
     DRTRL(engine="trace", batching="vmap"),
-    DRTRL(engine="trace", window=3),
-    PPProp(window=2),
     EProp(kappa=0.8),
-    OSTLRecurrent(),
-    SnAp(),
     UORO(),
-    DNI(fit_epochs=2),
+    *longer(
+        TBPTT(window=2),
+        DRTRL(),
+        DRTRL(window=3),
+        DRTRL(engine="trace", window=3),
+        PPProp(window=2),
+        OSTLRecurrent(),
+        SnAp(),
+        DNI(fit_epochs=2),
+    ),
 ]
 
 

@@ -1,0 +1,144 @@
+"""The tiers of tests, and the record of when each long test ran.
+
+A test without a marker is quick: `make test` runs it. `full`: from `make test-all` on. `long`: `make test-long` alone.
+`cover`, on a test with a product of parameters: a few combinations, in which every value occurs, belong to the tier that
+the test has otherwise; all others are long. `longer(*values)` makes some values of one parameter long.
+
+`--long-record FILE` keeps, per long test, the day of its last success and its seconds. With `--long-budget SECONDS`
+only those run that ran longest ago and together take no longer.
+"""
+
+import collections
+import datetime
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MARKERS = {
+    "full": "left out by `make test`, for its time or because other quick tests cover the same",
+    "long": "run by `make test-long` alone: exhaustive products and walks, fuzzers, leaks, long streams",
+}
+COVER = "of a product of parameters, leave all but a few combinations, in which every value occurs, to `make test-long`"
+UNKNOWN = ("0000-00-00", 60.0)
+"""Day and seconds of a test that has no entry."""
+
+
+def of(item: pytest.Item) -> str:
+    """"quick", "full" or "long"."""
+    found = [name for name in MARKERS if item.get_closest_marker(name)]
+    if "long" in found:
+        return "long"  # of a file that is full as a whole
+    return found[0] if found else "quick"
+
+
+def longer(*values: Any) -> list[Any]:
+    """Values of a parameter that are left to `make test-long`."""
+    return [pytest.param(value, marks=pytest.mark.long) for value in values]
+
+
+def cover(items: list[Any]) -> list[Any]:
+    """A few of these items of one test in which every value of every parameter occurs, and evenly often."""
+    values = {item: [(name, id(value)) for name, value in item.callspec.params.items()] for item in items}
+    missing = {value for own in values.values() for value in own}
+    used: collections.Counter[Any] = collections.Counter()
+    chosen = []
+    while missing:
+        best = max(items, key=lambda item: (len(missing & {*values[item]}), -sum(used[value] for value in values[item])))
+        chosen.append(best)
+        missing -= {*values[best]}
+        used.update(values[best])
+    return chosen
+
+
+class Record:
+    """The long tests by their last success, in a file of lines `day, seconds, test`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.entries: dict[str, tuple[str, float]] = {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                day, seconds, test = line.split("\t")
+                self.entries[test] = day, float(seconds)
+        self.seconds: dict[str, float] = {}
+
+    def chosen(self, items: list[pytest.Item], budget: float, today: str) -> list[pytest.Item]:
+        """Those that ran longest ago; of the same day another choice every day."""
+
+        def age(item: pytest.Item):
+            return self.entries.get(item.nodeid, UNKNOWN)[0], hashlib.sha256((today + item.nodeid).encode()).digest()
+
+        kept = set()
+        for item in sorted(items, key=age):
+            seconds = self.entries.get(item.nodeid, UNKNOWN)[1]
+            if seconds <= budget:
+                kept.add(item)
+                budget -= seconds
+        return [item for item in items if item in kept]
+
+    def pytest_runtest_logreport(self, report):
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+        if report.when == "call" and report.passed and "long" in report.keywords:
+            self.entries[report.nodeid] = _today(), 0.0
+
+    def pytest_sessionfinish(self, session):
+        if hasattr(session.config, "workerinput"):
+            return
+        for test, (day, seconds) in self.entries.items():
+            self.entries[test] = day, self.seconds.get(test, seconds)
+        kept = sorted((test, entry) for test, entry in self.entries.items() if _exists(test))
+        lines = [f"{day}\t{seconds:.0f}\t{test}\n" for test, (day, seconds) in kept]
+        self.path.write_text("".join(lines))
+
+
+def _exists(test: str) -> bool:
+    path, *_, function = test.split("::")
+    return Path(path).exists() and f"def {function.partition('[')[0]}(" in Path(path).read_text()
+
+
+def _today() -> str:
+    return os.environ["TESTS_TODAY"]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long-record", type=Path, metavar="FILE", help="when long tests passed last; is kept up to date")
+    parser.addoption("--long-budget", type=float, metavar="SECONDS", help="run as many long tests, the oldest first")
+
+
+def pytest_configure(config):
+    for name, text in MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {text}")
+    config.addinivalue_line("markers", f"cover: {COVER}")
+    # In the environment, so that all workers choose the same tests around midnight.
+    os.environ.setdefault("TESTS_TODAY", datetime.date.today().isoformat())
+    if (path := config.getoption("--long-record")) is not None:
+        config.pluginmanager.register(Record(path), "long-record")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config, items):
+    products = collections.defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("cover"):
+            products[item.nodeid.partition("[")[0]].append(item)
+    for product in products.values():
+        few = cover([item for item in product if of(item) != "long"])
+        for item in product:
+            if item not in few:
+                item.add_marker("long")
+    result = yield  # which deselects by -m
+    _keep_within_budget(config, items)
+    return result
+
+
+def _keep_within_budget(config, items):
+    budget = config.getoption("--long-budget")
+    if budget is None:
+        return
+    record = config.pluginmanager.get_plugin("long-record") or pytest.fail("--long-budget needs --long-record")
+    kept = record.chosen([item for item in items if of(item) == "long"], budget, _today())
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept

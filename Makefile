@@ -3,16 +3,20 @@ VENV ?= .venv
 VERSIONS ?= 3.14 3.13 3.12
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# A worker a core, four at most, each file in one of them: ARGS="-n 0" runs all in one process, as a debugger needs.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# One worker per core, four at most; an idle one takes tests from another. ARGS="-n 0" runs all in one process, as a
+# debugger needs.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 BENCHMARKS := step_time online memory overhead seeds devices start peers
 
 .DEFAULT_GOAL := help
-.PHONY: help copy test test-all lint bench clean which-python venv
+.PHONY: help copy test test-all test-long smoke durations lint bench clean which-python venv
 
 help:
 	@echo "make copy [ARGS='...']   train a GRU on the copying task with D-RTRL (ARGS='--help' shows the options)"
-	@echo "make test [ARGS='...']   the tests, without the slow ones; make test-all runs every one"
+	@echo "make test [ARGS='...']   the quick tests (5 minutes on two cores)"
+	@echo "make test-all            these and all others but the long ones (20 minutes)"
+	@echo "make test-long           exhaustive products and walks, fuzzers, leaks, long streams (90 minutes)"
+	@echo "make durations           make test-all, and write the CPU minutes of each test file to tests/durations.tsv"
 	@echo "make lint                ruff and pyright"
 	@echo "make bench               the benchmarks, onto docs/performance.md; BENCHMARKS='start memory' chooses, ARGS='...'"
 	@echo "                         goes to each"
@@ -23,10 +27,20 @@ copy: $(READY)
 	$(BIN)/python recipes/copy_gru.py --strategy drtrl --preset short $(ARGS)
 
 test: $(READY)
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not full and not long" $(ARGS)
 
 test-all: $(READY)
-	$(PYTEST) $(ARGS)
+	$(PYTEST) -m "not long" --guard $(ARGS)
+
+test-long: $(READY)
+	$(PYTEST) -m long --optimized --long-record tests/long.tsv $(ARGS)
+
+# What another Python or another version of a dependency breaks first; compiled as for users.
+smoke: $(READY)
+	$(PYTEST) --optimized tests/test_smoke.py tests/test_readme.py tests/faults/test_release.py $(ARGS)
+
+durations: $(READY)
+	$(PYTEST) -m "not long" --costs tests/durations.tsv $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ python -m tests.mutations [NAME ...]     # applies each fault in a copy of the r
 they miss is searched for by the rest of `test-all`. Prints one line per fault and exits with 1 if a fault was missed.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,8 @@ class Mutation:
 
 MUTATIONS = [
     Mutation("a reverse segment forgets the trace before it", "strategies/influence.py",
-             "* state.value[:, place][:, None]", "* (0 * state.value[:, place][:, None])", "strategies/test_reverse.py"),
+             "* state.value[:, place][:, None]", "* (0 * state.value[:, place][:, None])",
+             "strategies/test_reverse.py"),
     Mutation("a reset leaves the trace alone", "strategies/online.py",
              "trace.value = where_lanes(mask, jax.tree.map(jnp.zeros_like, trace.value), trace.value)", "pass",
              "strategies/test_online.py strategies/test_cadence.py"),
@@ -77,7 +79,8 @@ MUTATIONS = [
     Mutation("a second signal is ignored", "signals.py",
              "        self._restore(number)\n\n    def _restore", "\n    def _restore", "test_signals.py"),
     Mutation("a process believes itself instead of the first one", "processes.py",
-             "    return json.loads(_wait(_key(turn)))", "    _wait(_key(turn))\n    return value", "test_processes.py"),
+             "    return json.loads(_wait(_key(turn)))", "    _wait(_key(turn))\n    return value",
+             "test_processes.py"),
     Mutation("verify-resume compares no nested values", "verify.py",
              "if isinstance(whole, dict) and isinstance(killed, dict):", "if whole == {} and killed == {}:",
              "faults/test_verify.py"),
@@ -118,8 +121,6 @@ def noticed(mutation: Mutation, folder: Path) -> str | None:
 
 def environ(folder: Path) -> dict[str, str]:
     """The copy comes before an installed jaxtrain, and compiled programs are shared by all runs."""
-    import os
-
     return {**os.environ, "PYTHONPATH": str(folder), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}
 
 

@@ -3,8 +3,8 @@
 import json
 import math
 import shutil
-import subprocess
 import signal
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 

@@ -18,7 +18,8 @@ from jaxtrain.state import flatten, parameters
 from tests.kit.tiers import longer
 from tests.small import CopyGRU, Linear, copies, lines
 
-STRATEGIES = ["drtrl", jt.DRTRL(update_every=1, carry="carry"), *longer("bptt", jt.DRTRL(engine="trace"), "pp_prop", "uoro")]
+STREAM = jt.DRTRL(update_every=1, carry="carry")
+STRATEGIES = ["drtrl", STREAM, *longer("bptt", jt.DRTRL(engine="trace"), "pp_prop", "uoro")]
 
 
 class Random(Linear):

@@ -38,20 +38,21 @@ class Config(cli.Options):
 
 def make(config):
     import time
-    from pathlib import Path
 
     import jaxtrain as jt
     from tests.faults import tiny
     from tests.small import Lines, LinesOf, line
 
     def here(part):
-        if config.stop_in == part:
+        if part and config.stop_in == part and part not in seen:
+            seen.append(part)
             print(f"now in {{part}}", flush=True)
             if part == "blocked":
                 time.sleep(600)
-            Path(config.goes_on).read_text()  # a pipe without a writer, until the test has sent its signal
+            with open(config.goes_on, "rb", buffering=0) as pipe:
+                pipe.read(1)  # until the test has sent its signal
 
-    begun = []  # examples of batches are asked for before
+    seen, begun = [], []  # examples of batches are asked for before
 
     class Train(Lines):
         def batch(self, step):
@@ -92,19 +93,30 @@ def recipe(tmp_path_factory):
     path.write_text(RECIPE)
     assert ends(run(path, "whole"))[0] == 0
     assert result_of(path.parent / "whole")["status"] == "finished"
-    return path
+    yield path
+    while PIPES:
+        os.close(PIPES.popitem()[1])
 
 
-def run(recipe: Path, name: str, *flags: str) -> forks.Popen:
-    command = [sys.executable, "-u", str(recipe), "--run-dir", str(recipe.parent / name), "--resume", "last", *flags]
+def run(recipe: Path, name: str, stop_in: str = "nothing") -> forks.Popen:
+    """``stop_in`` is always given: a resumed run would wait where it did before."""
+    command = [sys.executable, "-u", str(recipe), "--run-dir", str(recipe.parent / name), "--resume", "last"]
     pipe = recipe.parent / f"{name}.pipe"
     if not pipe.exists():
         os.mkfifo(pipe)
-    return forks.Popen([*command, "--goes-on", str(pipe)], stdout=forks.PIPE, stderr=forks.STDOUT)
+        PIPES[name] = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)  # so that the recipe can open it, too
+    command += ["--stop-in", stop_in, "--goes-on", str(pipe)]
+    return forks.Popen(command, stdout=forks.PIPE, stderr=forks.STDOUT)
 
 
-def go_on(recipe: Path, name: str) -> None:
-    (recipe.parent / f"{name}.pipe").write_text("")
+PIPES: dict[str, int] = {}
+
+
+def signalled(process: forks.Popen, name: str, number: int) -> tuple[int, str]:
+    """How a process ends that gets a signal where it waits, and then may go on."""
+    process.send_signal(number)
+    os.write(PIPES[name], b".")
+    return ends(process)
 
 
 def ends(process: forks.Popen) -> tuple[int, str]:
@@ -130,11 +142,9 @@ CASES = [("training", *TERM), ("training", *INT), ("validation", *TERM), ("savin
 @pytest.mark.parametrize("part,number,status,code", CASES)
 def test_a_signal_in_any_part(recipe, part, number, status, code):
     name = f"{part}-{code}"
-    process = run(recipe, name, "--stop-in", part)
+    process = run(recipe, name, part)
     until(process, f"now in {part}")
-    process.send_signal(number)
-    go_on(recipe, name)
-    found, text = ends(process)
+    found, text = signalled(process, name, number)
     assert found == code, text
     assert "Traceback" not in text, text
     assert f"ended {status}" in text
@@ -151,10 +161,9 @@ def test_a_signal_in_any_part(recipe, part, number, status, code):
 @pytest.mark.parametrize("number,code", [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
 def test_a_signal_before_the_run_ends_the_process(recipe, number, code):
     """There is nothing to save yet; of an exit by SIGTERM a shell says 143."""
-    process = run(recipe, f"start-{code}", "--stop-in", "start-up")
+    process = run(recipe, f"start-{code}", "start-up")
     until(process, "now in start-up")
-    process.send_signal(number)
-    found, text = ends(process)
+    found, text = signalled(process, f"start-{code}", number)
     assert found == code and "Traceback" not in text
     assert not (recipe.parent / f"start-{code}" / "config.json").exists()
 
@@ -170,7 +179,7 @@ def same_as_whole(folder: Path, name: str) -> None:
 )
 def test_a_second_signal_ends_at_once(recipe, part, number, code):
     """Also where the data blocks, and the first signal waits to be heard."""
-    process = run(recipe, f"twice-{code}-{part}", "--stop-in", part)
+    process = run(recipe, f"twice-{code}-{part}", part)
     until(process, f"now in {part}")
     process.send_signal(number)
     while process.poll() is None:  # a busy machine hears two at once as one
@@ -179,7 +188,7 @@ def test_a_second_signal_ends_at_once(recipe, part, number, code):
             process.wait(0.1)
     found, text = ends(process)
     assert found in (code, -number), text  # a third one finds no handler any more
-    assert ends(run(recipe, f"twice-{code}-{part}", "--stop-in", "nothing"))[0] == 0  # it would stop as it did before
+    assert ends(run(recipe, f"twice-{code}-{part}"))[0] == 0
     same_as_whole(recipe.parent, f"twice-{code}-{part}")
 
 

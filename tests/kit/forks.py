@@ -102,6 +102,7 @@ class Popen:
         if changed := {name for name in names if environ.get(name) != os.environ.get(name)}:
             raise ValueError(f"{sorted(changed)}: JAX has read them before the fork; use subprocess")
         _start_server()
+        self.stdout = self.stderr = None
         self.stdout, out = self._end(stdout, 1)
         self.stderr, err = (None, os.dup(out)) if stderr == STDOUT else self._end(stderr, 2)
         streams = [Connection(fd, readable=False) for fd in (os.open(os.devnull, os.O_RDONLY), out, err)]
@@ -147,7 +148,13 @@ class Popen:
             except TimeoutExpired:
                 self.kill()
                 raise
+        self._close()
         return texts[0].result(), texts[1].result()
+
+    def _close(self) -> None:
+        for stream in (self.stdout, self.stderr):
+            if stream is not None:
+                stream.close()
 
     def send_signal(self, number: int) -> None:
         if self.returncode is None:
@@ -161,16 +168,16 @@ class Popen:
 
     def __exit__(self, *_: Any) -> None:
         self.wait()
+        self._close()
+
+    __del__ = _close
 
 
-def run(args: Sequence[Any], *, timeout: float = 300, capture_output: bool = False, check: bool = False, **options: Any):
+def run(args: Sequence[Any], *, timeout: float = 300, capture_output: bool = False, **options: Any) -> Any:
     """A `subprocess.CompletedProcess`."""
     if capture_output:
         options |= {"stdout": PIPE, "stderr": PIPE}
     process = Popen(args, **options)
     out, err = process.communicate(timeout)
     assert process.returncode is not None
-    done = CompletedProcess(process.args, process.returncode, out, err)
-    if check:
-        done.check_returncode()
-    return done
+    return CompletedProcess(process.args, process.returncode, out, err)

@@ -1,8 +1,8 @@
 """The tiers of tests, and the record of when each long test ran.
 
 A test without a marker is quick: `make test` runs it. `full`: from `make test-all` on. `long`: `make test-long` alone.
-`cover`, on a test with a product of parameters: a few combinations, in which every value occurs, belong to the tier that
-the test has otherwise; all others are long. `longer(*values)` makes some values of one parameter long.
+`cover`, on a test with a product of parameters: a few combinations, in which every value occurs, stay in the tier of
+the test; all others are long. `longer(*values)` makes some values of one parameter long.
 
 `--long-record FILE` keeps, per long test, the day of its last success and its seconds. With `--long-budget SECONDS`
 only those run that ran longest ago and together take no longer.
@@ -46,7 +46,8 @@ def cover(items: list[Any]) -> list[Any]:
     used: collections.Counter[Any] = collections.Counter()
     chosen = []
     while missing:
-        best = max(items, key=lambda item: (len(missing & {*values[item]}), -sum(used[value] for value in values[item])))
+        gain = {item: (len(missing & {*own}), -sum(used[value] for value in own)) for item, own in values.items()}
+        best = max(items, key=lambda item: gain[item])  # noqa: B023
         chosen.append(best)
         missing -= {*values[best]}
         used.update(values[best])

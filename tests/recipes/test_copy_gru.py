@@ -2,9 +2,7 @@
 
 import importlib.util
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 
 import jaxtrain
 import jaxtrain.tools
+from tests.kit import forks
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "copy_gru.py"
 TINY = "--time-lag 5 --digits 2 --batch-size 4 --hidden 8".split()

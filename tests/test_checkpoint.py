@@ -238,6 +238,7 @@ def test_the_refusal_of_a_path_is_still_needed(tmp_path, opened, name, monkeypat
 # Nothing is left behind
 
 
+@pytest.mark.full
 def test_many_saves_leave_no_descriptors_or_threads(tmp_path):
     before = threading.active_count()
     store = Store(tmp_path, last=2, best=1)

@@ -69,6 +69,7 @@ def test_training_past_an_unreadable_step(tmp_path, opened, caplog):
     assert store.steps() == [40]
 
 
+@pytest.mark.full
 def test_flipped_bits(tmp_path, opened):
     source = tmp_path / "source"
     put(opened(source), 7)

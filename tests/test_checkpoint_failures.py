@@ -111,6 +111,7 @@ def test_close_raises_what_the_save_raised(tmp_path, monkeypatch):
     assert store.steps() == [1] and threading.active_count() <= threads
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("warnings", ["error"])
 def test_killed_and_orderly_ends(tmp_path, warnings):
     code = (

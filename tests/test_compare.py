@@ -48,7 +48,7 @@ def done(tmp_path_factory):
     return out
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_every_trial_is_a_row(done):
     table = json.loads((done / "compare.json").read_text())["table"]
     assert [(row["variant"], row["rule"]) for row in table] == [
@@ -63,7 +63,7 @@ def test_every_trial_is_a_row(done):
     assert (done / "compare.png").stat().st_size > 10_000
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_a_trial_is_the_recipe_by_itself(done):
     """Its record is that of `python recipes/copy_lru.py` with the same options, and what is told of it stands there."""
     import importlib.util
@@ -86,7 +86,7 @@ def test_a_trial_is_the_recipe_by_itself(done):
     assert [row["train/loss"] for row in by_itself] == [row["train/loss"] for row in rows]
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_what_was_done_is_kept(done, tmp_path, capsys):
     done = shutil.copytree(done, tmp_path / "out")
     before = (done / "trials.jsonl").read_bytes()
@@ -100,7 +100,7 @@ def test_what_was_done_is_kept(done, tmp_path, capsys):
     assert (done / "trials.jsonl").read_bytes() == before
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_what_was_done_is_judged_anew(done, tmp_path):
     """Another target, or mode, asks for no other trial where a trial does not end there."""
     done = shutil.copytree(done, tmp_path / "out")
@@ -111,7 +111,7 @@ def test_what_was_done_is_judged_anew(done, tmp_path):
         assert [row["reached"] for row in table] == [there] * 4
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_an_option_that_a_recipe_has_since_then_had_its_default(done, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
@@ -124,7 +124,7 @@ def test_an_option_that_a_recipe_has_since_then_had_its_default(done, tmp_path, 
     assert "with --mlp 0, not 3" in capsys.readouterr().err
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_a_trial_that_was_cut_short_begins_anew(tmp_path):
     """A directory without a result is what a kill leaves."""
     out = tmp_path / "out"
@@ -292,7 +292,7 @@ def test_a_process_that_dies_is_a_result(tmp_path, monkeypatch):
     assert {entry["failed"] for entry in results(tmp_path / "out")} == {"exit code 1"}
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_a_trial_that_is_given_up_is_a_row(tmp_path, capsys):
     recipe = tmp_path / "hangs.py"
     recipe.write_text(

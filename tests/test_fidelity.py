@@ -10,6 +10,8 @@ import pytest
 from jaxtrain import cli, fidelity
 from jaxtrain.tools import tool
 
+pytestmark = pytest.mark.full
+
 RECIPE = str(Path(__file__).parents[1] / "recipes/copy_gru.py")
 TINY = ["--hidden", "6", "--time-lag", "3", "--digits", "2", "--batch-size", "4"]
 

@@ -89,6 +89,7 @@ def test_save_and_validate(tmp_path):
     assert seen == [(6, ["val/loss"]), (6, "00000006"), (9, ["val/loss"]), (9, "00000009")]
 
 
+@pytest.mark.full
 def test_retask_recompiles_openly_and_resumes_exactly(tmp_path, caplog):
     def run(name, *more, steps=10):
         data = copies()

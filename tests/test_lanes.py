@@ -63,6 +63,7 @@ def mapped(request, monkeypatch):
     monkeypatch.setattr(Lanes, "__init__", init)
 
 
+@pytest.mark.full
 @pytest.mark.cover
 @pytest.mark.usefixtures("mapped")
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: s if isinstance(s, str) else f"{s.engine} {s.carry}")
@@ -299,6 +300,7 @@ def test_a_frozen_seed_stays_frozen_under_another_policy(tmp_path):
     assert result.metrics["skipped_fraction"] == 0
 
 
+@pytest.mark.full
 def test_a_validation_draws_as_the_seed_does_that_the_module_holds():
     make = lambda: CopyGRU(noise=0.5)  # noqa: E731
     fit, module, data = jt.Fit("bptt", seeds=[3, 0], max_steps=2), make(), copies()

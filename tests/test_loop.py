@@ -219,6 +219,7 @@ def test_the_state_before_a_step_is_donated():
 # -------------------------------------------------------------------------------------------- chunks and observers
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("module,data", [(Linear, lines), (CopyGRU, copies)])
 def test_chunks_do_not_change_the_numbers(module, data):
     results = []
@@ -232,6 +233,7 @@ def test_chunks_do_not_change_the_numbers(module, data):
         assert digest == results[0][0] and history == results[0][1] and same(params, results[0][2])
 
 
+@pytest.mark.full
 def test_observers_change_nothing(tmp_path):
     def run(callbacks, **options):
         module = CopyGRU(noise=0.1)

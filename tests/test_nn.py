@@ -44,6 +44,7 @@ def cosine(module, strategy="drtrl"):
     return {key.removeprefix("fidelity/cosine/"): value for key, value in row.items() if "fidelity/cosine/" in key}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("cell", nn.CELLS)
 def test_every_cell_in_a_stack(cell):
     network = made(cell=cell, layers=2, width=6, mlp=5)
@@ -54,6 +55,7 @@ def test_every_cell_in_a_stack(cell):
     assert plain.readout.in_size[-1] == (10 if cell == "lru" else 8)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("cell", nn.GATES)
 def test_chrono_gates_keep_for_as_long_as_they_say(cell):
     """A gate that keeps a part f of a unit's state a time step remembers for 1 / (1 - f) time steps."""
@@ -117,6 +119,7 @@ def test_learned_states_are_where_a_sequence_begins(cell):
     assert (second != first).any()
 
 
+@pytest.mark.full
 def test_learned_states_have_a_trace():
     """Their credit reaches across the whole sequence: exact on an LRU, and zero without a trace."""
     module = Copy(cell="lru", learned_state=True)

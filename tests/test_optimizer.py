@@ -116,6 +116,7 @@ def made(name):
     return getattr(bo, name)(**({"base_optimizer": optax.sgd(1e-2)} if name == "Lookahead" else {"lr": 1e-2}))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", PLAIN)
 def test_every_plain_braintools_optimizer(name):
     wanted, _ = by_hand(made(name), GRADS[:3])

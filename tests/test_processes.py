@@ -13,7 +13,11 @@ import numpy as np
 import pytest
 
 from jaxtrain import processes
+from tests.kit import forks
+from tests.kit.tiers import longer
 from tests.together import ROOT, Group, free_port, running, started
+
+pytestmark = pytest.mark.full
 
 COPY = ROOT / "recipes" / "copy_gru.py"
 STREAM = ROOT / "recipes" / "copy_stream.py"
@@ -32,7 +36,7 @@ SMALL = [
     "20",
 ]
 RUNS = {
-    "sequences": (COPY, ["--strategy", "drtrl", *SMALL, "--chunk", "5", "--checkpoint-every", "20"]),
+    "sequences": (COPY, ["--strategy", "bptt", *SMALL, "--chunk", "5", "--checkpoint-every", "20"]),
     "stream": (STREAM, ["--strategy", "drtrl", "--hidden", "8", "--batch-size", "4", "--checkpoint-every", "20"]),
 }
 
@@ -47,7 +51,7 @@ def digest(run_dir: Path) -> str:
 
 def alone(recipe: Path, flags: list[str], folder: Path) -> str:
     command = [sys.executable, str(recipe), "--no-progress", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=240)
+    done = forks.run(command, capture_output=True, cwd=folder, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -104,8 +108,7 @@ def test_auto_without_a_job_says_so(monkeypatch):
 # ---------------------------------------------------------------------------------------------------- together
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ["sequences", *longer("stream")])
 def test_two_processes_train_as_two_devices_of_one_and_each_goes_on_with_the_others_checkpoint(name, tmp_path):
     recipe, flags = RUNS[name]
     alone(recipe, [*flags, "--devices", "2", "--max-steps", "40", "--run-dir", "devices"], tmp_path)
@@ -131,7 +134,6 @@ def test_two_processes_train_as_two_devices_of_one_and_each_goes_on_with_the_oth
     np.testing.assert_allclose(rows(tmp_path / "other")[-1]["train/loss"], rows(cut)[-1]["train/loss"], rtol=1e-4)
 
 
-@pytest.mark.long
 def test_a_rank_that_is_killed_ends_the_other_and_the_same_command_goes_on(tmp_path):
     recipe, flags = RUNS["sequences"]
     flags = [*flags, "--max-steps", "400"]
@@ -156,7 +158,6 @@ def test_a_rank_that_is_killed_ends_the_other_and_the_same_command_goes_on(tmp_p
     assert untimed == truth
 
 
-@pytest.mark.long
 def test_sigterm_to_one_ends_both_with_a_checkpoint(tmp_path):
     recipe, flags = RUNS["sequences"]
     flags = [*flags, "--checkpoint-every", "100000"]
@@ -174,7 +175,6 @@ def test_sigterm_to_one_ends_both_with_a_checkpoint(tmp_path):
     assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
 
 
-@pytest.mark.long
 def test_a_program_of_ones_own(tmp_path):
     """tests/two_processes.py: loggers, requests, forks, reading, errors that are caught, what is refused."""
     port = str(free_port())
@@ -241,8 +241,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("where", ["make", "data", "callback"])
+@pytest.mark.parametrize("where", ["make", *longer("data", "callback")])
 def test_an_error_in_one_process_ends_all_in_time(where, tmp_path):
     recipe = tmp_path / "recipe.py"
     recipe.write_text(ALONE.format(root=str(ROOT)))
@@ -255,7 +254,6 @@ def test_an_error_in_one_process_ends_all_in_time(where, tmp_path):
             assert group.errors()[0] == ["process 0: error: process 1 failed: the disk of this one is broken"]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("own", "texts"),
     [
@@ -298,7 +296,6 @@ def test_what_the_processes_cannot_do_is_one_line_in_each(own, texts, tmp_path):
     assert not list(tmp_path.glob("**/config.json"))
 
 
-@pytest.mark.long
 def test_a_coordinator_that_is_missing_or_a_port_in_use_is_one_line():
     command = [sys.executable, str(COPY), "--processes", "2", "--process-timeout", "3", "--process"]
     with socket.socket() as taken:

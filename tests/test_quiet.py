@@ -117,7 +117,7 @@ def test_logging_of_the_program_around_it_is_left_alone(tmp_path, words):
     assert run.stderr == "" and run.stdout.splitlines() == ["one line", f"{theirs}another", f"{theirs}the last"]
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_what_outlives_a_failed_read_is_silent(tmp_path, opened, caplog, capfd):
     """TensorStore reports when it likes, the garbage collector too: many failed reads, one after the other."""
     for trial in range(60):

@@ -64,6 +64,7 @@ def held(scale, time=3):
     return pytest.approx(np.abs(scale * line(0, time=time)[0]).sum(), rel=1e-2)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("task", [{}, {"time": 5}, {"kind": "float16"}], ids=["same shapes", "shapes", "dtypes"])
 def test_everything_follows_the_task(tmp_path, task):
     whole, seen = curriculum(tmp_path / "whole", scale=2.0, length=3, **task)

@@ -4,6 +4,8 @@ import json
 import math
 from pathlib import Path
 
+import pytest
+
 from jaxtrain import cli
 from jaxtrain.fidelity import load_recipe
 from tests.commands import RECIPES, ROOT
@@ -38,6 +40,7 @@ def test_summary_of_several_seeds(fit, call):
     assert lines[3] == "seeds   3, 4; frozen since something was not finite: 4" and lines[4].startswith("run ")
 
 
+@pytest.mark.full
 def test_a_recipe_says_what_its_seeds_came_to(fit, capsys):
     recipe = load_recipe(RECIPES / "copy_gru.py")
     argv = "--seed 5 --seeds 2 --hidden 4 --time-lag 2 --digits 2 --batch-size 4 --max-steps 4 --log-every 2"

@@ -61,6 +61,7 @@ class History(jt.Callback):
         self.validations.append(metrics["val/absolute"])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("strategy", ["bptt", "drtrl", jt.DRTRL(window=3)])
 def test_regression_on_a_plain_list(strategy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

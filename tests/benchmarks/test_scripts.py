@@ -43,6 +43,7 @@ def test_help_comes_without_jax(script):
     assert f"python benchmarks/{script}" in done.stdout and "--json" in done.stdout
 
 
+@pytest.mark.full
 def test_help_of_overhead():
     assert "--cases" in run(BENCHMARKS / "overhead.py", "--help").stdout
 

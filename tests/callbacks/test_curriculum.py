@@ -208,6 +208,7 @@ def curriculum(run_dir, *more, monitor, threshold, stages=(1, 2, 5), max_steps=4
     return fit.run(module, Noise(), resume="last"), leaves(module), callback.advances
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("monitor", ["train/loss", "val/loss"])
 def test_killed_and_resumed_at_every_checkpoint_it_is_the_same_run(tmp_path, monitor):
     # Noise to be fitted: its loss is about the variance, 1, and what is averaged falls under the threshold by chance.
@@ -225,6 +226,7 @@ def test_killed_and_resumed_at_every_checkpoint_it_is_the_same_run(tmp_path, mon
         assert found == advances
 
 
+@pytest.mark.full
 def test_twenty_stages_compile_a_program_a_length(no_compilation_cache, caplog):
     caplog.set_level(logging.INFO)
 

@@ -39,6 +39,7 @@ class Stepped(jt.Callback):
             run.log({"probed": run.step})
 
 
+@pytest.mark.full
 def test_values_stand_in_a_row_of_their_own_step(tmp_path):
     """Also where no row is due: neither lost where the next probe comes before the next row, nor put on a later one."""
 

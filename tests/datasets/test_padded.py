@@ -32,6 +32,7 @@ def test_where_everything_is():
     assert batch.reset[7].all() and batch.reset.sum() == 4
 
 
+@pytest.mark.full
 @pytest.mark.cover
 @pytest.mark.parametrize("strategy", ["drtrl", jt.DRTRL(engine="trace"), "bptt", "readout_only"], ids=str)
 @pytest.mark.parametrize("task", [(3, 3), (0, 4), (1, 1)])

@@ -119,6 +119,7 @@ def test_the_module():
         assert StreamDataModule(StreamCopy(2, 3), **{**dict(lanes=3, piece=5, seed=4), **change}).identity() != identity
 
 
+@pytest.mark.full
 @pytest.mark.cover
 @pytest.mark.parametrize("every", [1, 3, 5])
 @pytest.mark.parametrize("episodes", [StreamCopy(1, 6), Adding(9), AnBn(3)], ids=lambda task: type(task).__name__)

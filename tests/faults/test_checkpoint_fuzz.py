@@ -258,6 +258,7 @@ def test_a_crafted_file_writes_nothing_outside_its_run(begun, tmp_path, which, m
     assert ends == {"went on", "refused"}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "config.json", "result.json", ".config.json.tmp"])
 def test_links_in_a_run_directory_are_not_written_through(begun, tmp_path, name):
     outside = tmp_path / "mine"

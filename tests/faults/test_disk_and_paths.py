@@ -101,6 +101,7 @@ def test_rows_that_are_lost_for_good_are_an_error(served, tmp_path):
 # ------------------------------------------------------------------------------------------ folders and paths
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "name", ["with spaces", "öäü-中文-🙂", "quote'\"quote", "-dash", "a=b,c;d", "x" * 200, "..dots"]
 )
@@ -111,6 +112,7 @@ def test_any_name_of_a_directory(tmp_path, name):
     assert came_to(run)["result"]["step"] == 8 and jt.load(run, Noisy()).model is not None
 
 
+@pytest.mark.full
 def test_relative_paths_and_home(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

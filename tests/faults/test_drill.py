@@ -14,6 +14,7 @@ import pytest
 import jaxtrain as jt
 from jaxtrain.checkpoint import Store
 from tests.kit import forks
+from tests.kit.tiers import longer
 from tests.small import (
     At,
     CopyGRU,
@@ -77,6 +78,7 @@ CASES = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_in_three_parts_equals_the_run_at_once(tmp_path, case):
     module, data, options = CASES[case]
@@ -93,6 +95,7 @@ def test_a_run_in_three_parts_equals_the_run_at_once(tmp_path, case):
         assert rows(tmp_path / "whole")[-1]["lr"] == pytest.approx(0.02 * 0.5**3)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("cut", [1, 5, 9])
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_a_signal_at_any_step(tmp_path, cut, chunk):
@@ -122,6 +125,7 @@ class Signalling(LinesOf):
         return super().batch(step)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("log_every", [1, 5])
 @pytest.mark.parametrize("when,at", [(1, 5), (2, 10), (3, 12)])
 def test_a_signal_during_validation(tmp_path, when, at, log_every):
@@ -166,6 +170,7 @@ def test_ctrl_c(tmp_path):
     assert result_of(tmp_path)["status"] == "interrupted"
 
 
+@pytest.mark.full
 def test_tensorboard_shows_every_step_once(tmp_path):
     def one(name, *more):
         return part(CopyGRU(), copies(), tmp_path / name, 12, jt.TensorBoard(), *more)
@@ -218,8 +223,8 @@ def last_step(run_dir: Path) -> int:
     return path.read_bytes().count(b"\n") * 10 if path.exists() else 0
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("strategy", [("bptt",), ("drtrl", "--strategy.carry", "carry")], ids="-".join)
+@pytest.mark.full
+@pytest.mark.parametrize("strategy", [("drtrl", "--strategy.carry", "carry"), *longer(("bptt",))], ids="-".join)
 def test_killed_again_and_again(tmp_path, strategy):
     log = tmp_path / "log"
     began = time.monotonic()

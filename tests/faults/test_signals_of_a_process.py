@@ -138,7 +138,7 @@ TERM, INT = (signal.SIGTERM, "terminated", 143), (signal.SIGINT, "interrupted", 
 CASES = [("training", *TERM), ("training", *INT), ("validation", *TERM), ("saving", *TERM)]
 
 
-@pytest.mark.long
+@pytest.mark.full
 @pytest.mark.parametrize("part,number,status,code", CASES)
 def test_a_signal_in_any_part(recipe, part, number, status, code):
     name = f"{part}-{code}"
@@ -157,7 +157,7 @@ def test_a_signal_in_any_part(recipe, part, number, status, code):
     same_as_whole(recipe.parent, name)
 
 
-@pytest.mark.long
+@pytest.mark.full
 @pytest.mark.parametrize("number,code", [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
 def test_a_signal_before_the_run_ends_the_process(recipe, number, code):
     """There is nothing to save yet; of an exit by SIGTERM a shell says 143."""
@@ -173,7 +173,7 @@ def same_as_whole(folder: Path, name: str) -> None:
     assert other["digest"] == whole["digest"] and rows(folder / name) == rows(folder / "whole")
 
 
-@pytest.mark.long
+@pytest.mark.full
 @pytest.mark.parametrize(
     "part,number,code", [("validation", TERM[0], -15), ("blocked", TERM[0], -15), ("blocked", INT[0], 130)]
 )
@@ -214,7 +214,7 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_ctrl_c_in_a_notebook(recipe):
     """A cell is code that the program around it executes, with Python's own handler: it gets a Result, and goes on."""
     cells = NOTEBOOK.replace("RUN", str(recipe.parent / "notebook"))
@@ -226,7 +226,7 @@ def test_ctrl_c_in_a_notebook(recipe):
     assert len(rows(recipe.parent / "notebook")) == 8
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_the_same_command_can_be_started_for_ever(recipe):
     """In an empty folder it starts fresh and says so; what is finished is not trained again, and stays as it is."""
     first = run(recipe, "again")

@@ -72,7 +72,7 @@ def run(capsys, *argv):
     return code, capsys.readouterr()
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_an_exact_recipe_and_one_that_forgets(recipe, tmp_path, capsys):
     code, said = run(capsys, recipe, "--kills", 3, "--keep", tmp_path / "kept")
     assert code == 0, said

@@ -162,6 +162,7 @@ def test_the_library_breaks_what_it_is_told_to(tmp_path):
     assert (code, list(found)) == (1, ["a/f"]) and "[Errno 5] Input/output error" in said
 
 
+@pytest.mark.full
 def test_a_kind_is_a_pattern_for_all_files_of_its_kind():
     name = "917329b3ebb0e7b625fb277c3c8b83a9"
     assert Call("open", f"checkpoints/00000004/params/d/{name}").kind() == "checkpoints/*/params/d/*"

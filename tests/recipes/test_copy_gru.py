@@ -62,6 +62,7 @@ def test_a_run(call, strategy):
     assert jaxtrain.tools.tool(["info", str(run)]) == 0
 
 
+@pytest.mark.full
 def test_a_run_goes_on_and_forks(call):
     call("--max-steps", 20, "--seed", 3)
     code, out, _ = call("--resume", "last", "--max-steps", 40)
@@ -77,6 +78,7 @@ def test_a_run_goes_on_and_forks(call):
     assert code == 1 and err.startswith("error: ") and len(err.splitlines()) == 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("cell", ["lstm", "mgu", "mini_gru", "lru", "vanilla"])
 def test_other_cells(call, cell):
     code, out, err = call("--cell", cell, "--max-steps", 5, "--layers", 2)
@@ -84,6 +86,7 @@ def test_other_cells(call, cell):
     assert rows("checkpoints/copy_gru/0001-drtrl-seed0")[-1]["grad_norm"] > 0
 
 
+@pytest.mark.full
 def test_dry_run(call, caplog):
     code, _, err = call("--dry-run", "--layers", 2)
     assert (code, err) == (0, "") and not list(Path().iterdir())
@@ -129,7 +132,7 @@ def test_it_learns(call):
     assert rows("checkpoints/copy_gru/0001-drtrl-seed0")[-1]["val/accuracy"] > 0.5
 
 
-@pytest.mark.long
+@pytest.mark.full
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals(tmp_path, number, code):
     command = [sys.executable, RECIPE, *TINY, "--max-steps", "1000000", "--run-dir", "run"]

@@ -52,7 +52,10 @@ def rows(run_dir):
     return [{k: v for k, v in json.loads(line).items() if not k.startswith(timed)} for line in lines]
 
 
-@pytest.mark.parametrize("which", TINY)
+@pytest.mark.parametrize(
+    "which",
+    [which if which in ("copy_lru", "integrator") else pytest.param(which, marks=pytest.mark.full) for which in TINY],
+)
 def test_a_run_and_its_second_half(call, which):
     name = which.partition("-")[0]
     argv = [*QUICK, *TINY[which].split()]
@@ -91,6 +94,7 @@ def test_update_every_of_a_stream(call):
     assert made(strategy_fields=given) == jaxtrain.DRTRL(window=2, update_every=4, carry="carry")
 
 
+@pytest.mark.full
 def test_an_lru_gets_its_poles_by_the_lag(call):
     recipe = load_recipe(RECIPES / "copy_lru.py")
 
@@ -135,6 +139,7 @@ def test_a_mistake_is_one_line(call, name, argv, said):
     assert code in (1, 2) and said in err and len(err.splitlines()) == 1, err
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "options",
     [
@@ -163,6 +168,7 @@ def test_every_option_has_an_effect(options):
     assert digest_of(**options) != digest_of(**without)
 
 
+@pytest.mark.full
 def test_the_same_options_have_the_same_effect():
     assert trained(width=5, mlp=5, layers=2) == trained(width=5, mlp=5, layers=2)
 
@@ -179,6 +185,7 @@ def trained(**changes):
 digest_of = cache(trained)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name,sizes", [
     ("copy_gru", dict(hidden=6, batch_size=4, time_lag=3, digits=2)),
     ("copy_stream", dict(hidden=6, width=5, mlp=4, batch_size=4, piece=6)),

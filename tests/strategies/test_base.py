@@ -19,6 +19,8 @@ from jaxtrain.state import Functional, parameters
 from jaxtrain.strategies import rule as rules_of
 from jaxtrain.strategies.base import choose_batching
 
+pytestmark = pytest.mark.full
+
 both = pytest.mark.parametrize("strategy", [BPTT(), DRTRL()], ids=["bptt", "drtrl"])
 three = pytest.mark.parametrize("strategy", [BPTT(), DRTRL(), DRTRL(window=3)], ids=["bptt", "drtrl", "window"])
 

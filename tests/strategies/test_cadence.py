@@ -17,6 +17,8 @@ from jaxtrain.program import Program
 from jaxtrain.state import name_of, parameters
 from tests.small import leaves, same
 
+pytestmark = pytest.mark.full
+
 T = 6
 
 

@@ -20,6 +20,8 @@ from jaxtrain.program import Program
 from jaxtrain.state import is_key
 from tests.small import At, kill, leaves, result_of, rows, same
 
+pytestmark = pytest.mark.full
+
 RULES = {
     "drtrl": DRTRL(carry="carry"),
     "drtrl-vmap": DRTRL(carry="carry", batching="vmap"),

@@ -10,6 +10,8 @@ from jaxtrain import DNI
 from tests.strategies.test_rule_limits import Counting, bind
 from tests.strategies.test_rules import CASES, at_work, compiled
 
+pytestmark = pytest.mark.full
+
 
 def test_dni_refuses_a_hidden_state_of_whole_numbers(lab):
     """braintrace adds a synthetic gradient to the gradient of every hidden state."""

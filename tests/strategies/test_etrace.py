@@ -8,6 +8,8 @@ import pytest
 
 from jaxtrain import ETrace
 
+pytestmark = pytest.mark.full
+
 ELSEWHERE = {"random_projection", "modulatory", "bootstrapped"}
 """What needs more than a gradient: uoro, three_factor, dni."""
 

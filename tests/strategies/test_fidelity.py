@@ -16,6 +16,8 @@ from jaxtrain.state import parameters
 from jaxtrain.strategies.fidelity import _compare
 from tests.small import leaves, same
 
+pytestmark = pytest.mark.full
+
 
 class Sequences:
     """Batch ``step``: five time steps of warm-up and four scored ones."""

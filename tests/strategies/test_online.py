@@ -16,6 +16,8 @@ from jaxtrain.module import Objective
 from jaxtrain.state import name_of, parameters
 from jaxtrain.strategies import rule as rules_of
 
+pytestmark = pytest.mark.full
+
 CELLS = ("gru", "lstm", "mgu", "minigru", "lru", "vanilla")
 
 

@@ -19,6 +19,8 @@ from jaxtrain.strategies.reverse import ReverseLearner
 from tests.kit.tiers import longer
 from tests.strategies.conftest import CELLS
 
+pytestmark = pytest.mark.full
+
 VARIANTS = [
     DRTRL(),
     DRTRL(vjp="single-step"),

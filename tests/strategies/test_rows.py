@@ -26,6 +26,8 @@ from jaxtrain import (
 from jaxtrain.module import Objective, check_phases
 from jaxtrain.state import parameters
 
+pytestmark = pytest.mark.full
+
 UNITS, TIME = 4, 6
 CHAINED = "reaches the hidden state only through another weight, so no trace of it is kept: "
 PARTLY = "one of its ways into the hidden state passes through another weight, and only the direct one is traced: "

@@ -25,6 +25,8 @@ from jaxtrain import (
 from jaxtrain.cli import guarded
 from jaxtrain.strategies import names, register
 
+pytestmark = pytest.mark.full
+
 
 def test_wrong_fields_are_refused():
     for make, message in (

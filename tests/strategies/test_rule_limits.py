@@ -28,6 +28,8 @@ from jaxtrain.state import parameters
 from jaxtrain.strategies import rule as rules_of
 from tests.strategies.test_rules import CASES, LEAK, at_work, compiled, rewarded, three_sequences
 
+pytestmark = pytest.mark.full
+
 
 def bind(lab, strategy, model=None, phases=None):
     return strategy.bind(Objective(lab.Task(model or lab.task().model), lambda x: x), phases or lab.sequences())

@@ -14,6 +14,8 @@ import jaxtrain as jt
 from jaxtrain import DRTRL, PPProp, ReadoutOnly
 from tests.small import leaves, result_of, rows, same
 
+pytestmark = pytest.mark.full
+
 SYMBOLS, DELAY, VOCABULARY, LANES, PIECE = 5, 40, 8, 8, 20
 EPISODE = 2 * SYMBOLS + DELAY
 STEPS = 20_000 // PIECE

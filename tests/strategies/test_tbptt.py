@@ -9,6 +9,8 @@ from jaxtrain import BPTT, TBPTT
 from jaxtrain.module import Objective, Phases
 from jaxtrain.state import parameters
 
+pytestmark = pytest.mark.full
+
 
 def affine(p, x):
     return x @ p["weight"] + p["bias"]

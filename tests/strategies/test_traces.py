@@ -29,6 +29,8 @@ from jaxtrain.strategies.cadence import Cadence
 from tests.kit.tiers import longer
 from tests.strategies.test_rules import LEAK, OTTT, rewarded
 
+pytestmark = pytest.mark.full
+
 LANE, HALF = 1, 4
 
 

@@ -38,7 +38,7 @@ def start(tmp_path: Path, *argv: str) -> tuple[int, int, str]:
     return int(misses), int(hits), done.stderr
 
 
-@pytest.mark.full
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ["reverse", "trace"])
 def test_a_second_start_compiles_nothing_and_a_torn_entry_is_made_anew(tmp_path, engine):
     argv = ("--strategy", "drtrl", "--strategy.engine", engine)

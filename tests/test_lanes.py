@@ -19,7 +19,7 @@ from tests.kit.tiers import longer
 from tests.small import CopyGRU, Linear, copies, lines
 
 STREAM = jt.DRTRL(update_every=1, carry="carry")
-STRATEGIES = ["drtrl", STREAM, *longer("bptt", jt.DRTRL(engine="trace"), "pp_prop", "uoro")]
+STRATEGIES = [STREAM, *longer("drtrl", "bptt", jt.DRTRL(engine="trace"), "pp_prop", "uoro")]
 
 
 class Random(Linear):

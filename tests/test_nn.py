@@ -9,6 +9,7 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain import nn
+from tests.kit.tiers import longer
 from tests.small import copies
 
 
@@ -98,7 +99,7 @@ def test_poles_lie_in_their_ring():
         assert r_max**memory == pytest.approx(math.exp(-0.1), rel=0.02)
 
 
-@pytest.mark.parametrize("cell", ["lru", "gru", "lstm"])
+@pytest.mark.parametrize("cell", ["lru", *longer("gru", "lstm")])
 def test_learned_states_are_where_a_sequence_begins(cell):
     network = made(cell=cell, learned_state=True)
     layer = network.rnn.layers[0]
@@ -131,7 +132,7 @@ def test_learned_states_have_a_trace():
         assert cosine(Copy(cell="lru", learned_state=True), jt.DRTRL(engine=engine)) == pytest.approx(exact, abs=1e-4)
 
 
-@pytest.mark.parametrize("cell", ["lru", "mini_gru"])
+@pytest.mark.parametrize("cell", ["lru", *longer("mini_gru")])
 def test_learned_states_come_back_at_a_reset(cell):
     network = made(cell=cell, learned_state=True)
     x = jnp.ones((2, 10))

@@ -158,6 +158,7 @@ def test_a_rank_that_is_killed_ends_the_other_and_the_same_command_goes_on(tmp_p
     assert untimed == truth
 
 
+@pytest.mark.long
 def test_sigterm_to_one_ends_both_with_a_checkpoint(tmp_path):
     recipe, flags = RUNS["sequences"]
     flags = [*flags, "--checkpoint-every", "100000"]

@@ -47,6 +47,7 @@ def test_the_spiking_example_learns(capsys):
     assert float(capsys.readouterr().out.split()[-1]) > 0.9
 
 
+@pytest.mark.full
 def test_the_strategies_page_runs(capsys, monkeypatch):
     monkeypatch.setattr(names, "REGISTRY", dict(names.REGISTRY))
     programs = blocks("docs/strategies.md")

@@ -37,7 +37,7 @@ class Rewarded(CopyGRU):
         return super().learning_step(forward, x, y)
 
 
-@pytest.mark.full
+@pytest.mark.long
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_trains(name):
     module = Rewarded()

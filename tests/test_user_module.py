@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import jaxtrain as jt
+from tests.kit.tiers import longer
 from tests.small import Linear, Lines, leaves, same
 
 T, B = 6, 4
@@ -62,7 +63,7 @@ class History(jt.Callback):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("strategy", ["bptt", "drtrl", jt.DRTRL(window=3)])
+@pytest.mark.parametrize("strategy", ["drtrl", *longer("bptt", jt.DRTRL(window=3))])
 def test_regression_on_a_plain_list(strategy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     history, module = History(), Regression()

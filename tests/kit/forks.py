@@ -5,6 +5,7 @@
 their own do. What a program does before or while it imports JAX cannot be tested this way.
 """
 
+import atexit
 import logging
 import multiprocessing
 import multiprocessing.forkserver
@@ -68,6 +69,8 @@ def _become(words: list[str], folder: str, environ: dict[str, str], streams: lis
         sys.stdout.flush()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        atexit._run_exitfuncs()  # which multiprocessing leaves out
 
 
 def _start_server() -> None:

@@ -35,8 +35,9 @@ def of(item: pytest.Item) -> str:
 
 
 def longer(*values: Any) -> list[Any]:
-    """Values of a parameter that are left to `make test-long`."""
-    return [pytest.param(value, marks=pytest.mark.long) for value in values]
+    """Values of a parameter, or tuples of values of several, that are left to `make test-long`."""
+    each = (value if isinstance(value, tuple) else (value,) for value in values)
+    return [pytest.param(*value, marks=pytest.mark.long) for value in each]
 
 
 def cover(items: list[Any]) -> list[Any]:

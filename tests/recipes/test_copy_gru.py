@@ -12,6 +12,7 @@ import pytest
 import jaxtrain
 import jaxtrain.tools
 from tests.kit import forks
+from tests.kit.tiers import longer
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "copy_gru.py"
 TINY = "--time-lag 5 --digits 2 --batch-size 4 --hidden 8".split()
@@ -79,7 +80,7 @@ def test_a_run_goes_on_and_forks(call):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("cell", ["lstm", "mgu", "mini_gru", "lru", "vanilla"])
+@pytest.mark.parametrize("cell", ["lru", "vanilla", *longer("lstm", "mgu", "mini_gru")])
 def test_other_cells(call, cell):
     code, out, err = call("--cell", cell, "--max-steps", 5, "--layers", 2)
     assert (code, err) == (0, "") and "finished at step 5" in out

@@ -13,6 +13,7 @@ import jaxtrain
 from jaxtrain.callback import Callbacks
 from jaxtrain.fidelity import load_recipe
 from jaxtrain.state import parameters
+from tests.kit.tiers import longer
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 QUICK = "--log-every 2 --checkpoint-every 4 --no-progress --hidden 6 --batch-size 4".split()
@@ -28,6 +29,9 @@ TINY = {
     "copy_stream-anbn": "--task anbn --piece 6 --chunk 2 --most 3 --width 5 --mlp 4",
     "integrator": "--time 8 --validate-every 4 --decay constant",
 }
+
+TIERS = {"copy_lru": [], "integrator": [], "copy_stream": pytest.mark.full, "copy_curriculum-gru": pytest.mark.full}
+"""Each recipe once; the other tasks and presets are long."""
 
 
 @pytest.fixture
@@ -54,7 +58,7 @@ def rows(run_dir):
 
 @pytest.mark.parametrize(
     "which",
-    [which if which in ("copy_lru", "integrator") else pytest.param(which, marks=pytest.mark.full) for which in TINY],
+    [pytest.param(which, marks=TIERS.get(which, pytest.mark.long)) for which in TINY],
 )
 def test_a_run_and_its_second_half(call, which):
     name = which.partition("-")[0]
@@ -188,7 +192,7 @@ digest_of = cache(trained)
 @pytest.mark.full
 @pytest.mark.parametrize("name,sizes", [
     ("copy_gru", dict(hidden=6, batch_size=4, time_lag=3, digits=2)),
-    ("copy_stream", dict(hidden=6, width=5, mlp=4, batch_size=4, piece=6)),
+    *longer(("copy_stream", dict(hidden=6, width=5, mlp=4, batch_size=4, piece=6))),
 ])  # fmt: skip
 def test_every_rule_begins_with_the_same_values_and_batches(name, sizes):
     recipe, begun = load_recipe(RECIPES / f"{name}.py"), []

@@ -8,6 +8,7 @@ import pytest
 from jaxtrain import BPTT, DRTRL
 from jaxtrain.module import Phases
 from jaxtrain.state import parameters
+from tests.kit.tiers import longer
 
 
 def affine(p, x):
@@ -48,6 +49,7 @@ def truth(lab):
     return jax.jit(jax.grad(gru_loss))(values(lab.task()), whole(phases), phases.targets)
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize("batching", ["batched", "vmap"])
 def test_gradient_is_the_true_one(lab, truth, batching, remat):
@@ -104,7 +106,7 @@ def numpy_loss(params, x, y):
     return total
 
 
-@pytest.mark.parametrize("cell", ["lstm", "lru"])
+@pytest.mark.parametrize("cell", ["lru", *longer("lstm")])
 def test_remat_and_batching_change_nothing(lab, cell):
     plain = lab.grads_of(BPTT(), cell)
     lab.same(lab.grads_of(BPTT(remat=True), cell), plain)
@@ -130,7 +132,7 @@ def test_report(lab):
 # ------------------------------------------------------------------- what is called D-RTRL is not BPTT, and where it is
 
 
-@pytest.mark.parametrize("cell", ["gru", "vanilla"])
+@pytest.mark.parametrize("cell", ["gru", *longer("vanilla")])
 def test_drtrl_is_not_bptt(lab, cell):
     """Negative control: recurrent mixing is dropped, so where it matters the gradients differ."""
     for strategy in (DRTRL(), DRTRL(vjp="single-step")):
@@ -138,7 +140,7 @@ def test_drtrl_is_not_bptt(lab, cell):
         assert 0.3 < cosine < 0.999
 
 
-@pytest.mark.parametrize("warm", [0, 5])
+@pytest.mark.parametrize("warm", [5, *longer(0)])
 def test_drtrl_is_bptt_where_the_recurrence_is_diagonal(lab, warm):
     """A linear recurrent unit mixes nothing over time: D-RTRL is exact on it, at any lag."""
     phases = lab.sequences(warm=warm)

@@ -15,6 +15,7 @@ from jaxtrain import BPTT, DRTRL, TBPTT, OSTLFeedforward, PPProp, ReadoutOnly
 from jaxtrain.module import Objective, Phases
 from jaxtrain.program import Program
 from jaxtrain.state import name_of, parameters
+from tests.kit.tiers import longer
 from tests.small import leaves, same
 
 pytestmark = pytest.mark.full
@@ -126,7 +127,7 @@ def test_tbptt_updates_are_one_window_after_another(lab):
     assert updates == 3
 
 
-@pytest.mark.parametrize("strategy", [DRTRL(update_every=2), TBPTT(window=2, update_every=2), ReadoutOnly(2)])
+@pytest.mark.parametrize("strategy", [DRTRL(update_every=2), *longer(TBPTT(window=2, update_every=2), ReadoutOnly(2))])
 def test_what_weighs_nothing_makes_no_update(lab, strategy):
     weights = jnp.ones((T, lab.B)).at[2:4].set(0)
     phases = lab.sequences(warm=4, time=T, weights=weights)
@@ -236,8 +237,7 @@ class Stream:
     "strategy",
     [
         DRTRL(carry="carry", update_every=1),
-        PPProp(carry="carry", update_every=2),
-        TBPTT(window=2, carry="carry", update_every=2),
+        *longer(PPProp(carry="carry", update_every=2), TBPTT(window=2, carry="carry", update_every=2)),
     ],
     ids=["drtrl", "pp_prop", "tbptt"],
 )

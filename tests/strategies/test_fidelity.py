@@ -14,6 +14,7 @@ from jaxtrain import BPTT, DRTRL, TBPTT, UORO, PPProp
 from jaxtrain.callbacks import GradientFidelity
 from jaxtrain.state import parameters
 from jaxtrain.strategies.fidelity import _compare
+from tests.kit.tiers import longer
 from tests.small import leaves, same
 
 pytestmark = pytest.mark.full
@@ -52,8 +53,8 @@ def cosines(row):
 
 @pytest.mark.parametrize(
     "cell,strategy",
-    [("gru", BPTT()), ("gru", TBPTT(window=9)), ("lru", DRTRL()), ("lru", DRTRL(batching="vmap"))],
-    ids=["bptt", "tbptt", "lru", "lru-vmap"],
+    [("gru", TBPTT(window=9)), ("lru", DRTRL()), *longer(("gru", BPTT()), ("lru", DRTRL(batching="vmap")))],
+    ids=["tbptt", "lru", "bptt", "lru-vmap"],
 )
 def test_an_exact_rule_reports_one(lab, cell, strategy):
     task, rows = run(lab, strategy, cell)
@@ -104,8 +105,8 @@ def test_values_are_those_of_the_gradients(lab):
 
 @pytest.mark.parametrize(
     "strategy",
-    [DRTRL(), PPProp(update_every=2, carry="carry"), UORO(), TBPTT(window=2, carry="carry")],
-    ids=["drtrl", "pp_prop-carry", "uoro", "tbptt-carry"],
+    [PPProp(update_every=2, carry="carry"), *longer(DRTRL(), UORO(), TBPTT(window=2, carry="carry"))],
+    ids=["pp_prop-carry", "drtrl", "uoro", "tbptt-carry"],
 )
 def test_weights_are_bitwise_the_same_with_it_and_without_it(lab, strategy):
     data = Sequences(lab, warm=0)
@@ -236,7 +237,7 @@ def warnings_of(caplog):
     return [record.getMessage() for record in caplog.records if "exactly zero" in record.getMessage()]
 
 
-@pytest.mark.parametrize("strategy", [BPTT(), DRTRL(), DRTRL(update_every=2)], ids=["bptt", "drtrl", "online"])
+@pytest.mark.parametrize("strategy", [DRTRL(update_every=2), *longer(BPTT(), DRTRL())], ids=["online", "bptt", "drtrl"])
 def test_an_unexpected_zero_is_named_after_the_first_update(lab, caplog, strategy):
     task = task_of(lab)
     task.model = Dead(lab)
@@ -246,7 +247,7 @@ def test_an_unexpected_zero_is_named_after_the_first_update(lab, caplog, strateg
     assert text.startswith("step 1: the gradient of gate is exactly zero")
 
 
-@pytest.mark.parametrize("strategy", [BPTT(), DRTRL(), PPProp(), DRTRL(update_every=2)])
+@pytest.mark.parametrize("strategy", [DRTRL(), *longer(BPTT(), PPProp(), DRTRL(update_every=2))])
 def test_a_healthy_model_draws_no_warning(lab, caplog, strategy):
     with caplog.at_level(logging.WARNING, logger="jaxtrain"):
         run(lab, strategy, every=None)

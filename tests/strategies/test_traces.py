@@ -63,8 +63,13 @@ RESETTABLE = {
     "readout_only": ReadoutOnly(),
 }
 
+RESET_IN_SHORT = {"bptt", "tbptt", "drtrl-pieces", "drtrl-trace", "eprop-kappa", "ostl_recurrent", "snap"}
+"""A rule of each kind of trace; the others are long."""
 
-@pytest.mark.parametrize("name", RESETTABLE)
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in RESET_IN_SHORT else pytest.mark.long) for name in RESETTABLE]
+)
 def test_a_lane_that_is_reset_is_the_lane_alone_from_fresh(lab, name):
     """Whatever came before the reset, nothing is left of it: hidden states, traces, filters."""
     drive = lab.Drive(RESETTABLE[name], rewarded(lab.task()), halves(lab, 0, 1, 0, False))

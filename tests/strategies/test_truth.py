@@ -13,6 +13,7 @@ import pytest
 import jaxtrain as jt
 from jaxtrain import BPTT, DRTRL, TBPTT, EProp, OSTLFeedforward, ReadoutOnly, SnAp
 from jaxtrain.state import parameters
+from tests.kit.tiers import longer
 from tests.small import leaves
 
 
@@ -31,7 +32,7 @@ def cosine(lab, strategy, cell, phases, **kwargs):
     return lab.cosine(recurrent(lab.learn(strategy, lab.task(cell, **kwargs), phases)), recurrent(truth))
 
 
-@pytest.mark.parametrize("lag", [0, 10, 50])
+@pytest.mark.parametrize("lag", [10, *longer(0, 50)])
 def test_drtrl_is_exact_on_a_diagonal_recurrence_and_only_there(lab, lag):
     phases = delayed(lab, lag)
     truth = lab.learn(BPTT(), lab.task("lru"), phases)
@@ -52,7 +53,7 @@ def test_truncation_loses_what_lies_before_the_window(lab):
     assert cosine(lab, TBPTT(window=2), "lru", phases) < 0.9
 
 
-@pytest.mark.parametrize("cell", ["gru", "vanilla"])
+@pytest.mark.parametrize("cell", ["gru", *longer("vanilla")])
 def test_random_feedback_is_far_below_symmetric(lab, cell):
     phases = lab.sequences(time=8)
     symmetric = cosine(lab, EProp(), cell, phases)
@@ -97,7 +98,7 @@ def moved(lab, task, strategy, optimizer, batches) -> set[str]:
     return {name for name in before if before[name].tobytes() != after[name].tobytes()}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "braintools", "registered", "groups"])
+@pytest.mark.parametrize("optimizer", ["adamw", "groups", *longer("braintools", "registered")])
 def test_weight_decay_leaves_alone_what_a_rule_does_not_train(lab, optimizer):
     """The control's recurrence, the reset gate under a single-step rule, three_factor's readout."""
     batches = [batch_of(lab.sequences(seed)) for seed in range(4)]
@@ -130,6 +131,7 @@ def test_a_parameter_that_only_the_loss_reads_is_trained(lab):
         assert "scale" in moved(lab, task, strategy, "adam", [batch_of(lab.sequences(seed)) for seed in range(4)])
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 @pytest.mark.parametrize("cell", ["gru", "lru"])
 def test_readout_only_trains_only_the_readout(lab, cell, optimizer):

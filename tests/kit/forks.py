@@ -97,6 +97,8 @@ class Popen:
 
     def __init__(self, args: Sequence[Any], *, cwd: Any = None, env: Mapping[str, str] | None = None,
                  stdout: Any = None, stderr: Any = None, text: bool = True):  # fmt: skip
+        self.stdout: Any = None
+        self.stderr: Any = None
         self.args = [str(word) for word in args]
         if self.args[0] != sys.executable:
             raise ValueError(f"{self.args[0]}: expected {sys.executable}")
@@ -105,7 +107,6 @@ class Popen:
         if changed := {name for name in names if environ.get(name) != os.environ.get(name)}:
             raise ValueError(f"{sorted(changed)}: JAX has read them before the fork; use subprocess")
         _start_server()
-        self.stdout = self.stderr = None
         self.stdout, out = self._end(stdout, 1)
         self.stderr, err = (None, os.dup(out)) if stderr == STDOUT else self._end(stderr, 2)
         streams = [Connection(fd, readable=False) for fd in (os.open(os.devnull, os.O_RDONLY), out, err)]

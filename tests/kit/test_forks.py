@@ -36,7 +36,8 @@ def test_it_has_no_backend_no_thread_and_the_environment_that_it_is_given(tmp_pa
     code = """
 import os, jax
 from jax._src import xla_bridge
-print(len(xla_bridge._backends), len(os.listdir("/proc/self/task")), os.getcwd() == os.environ["HERE"], jax.device_count())
+state = len(xla_bridge._backends), len(os.listdir("/proc/self/task")), os.getcwd() == os.environ["HERE"]
+print(*state, jax.device_count())
 """
     environ = {**os.environ, "HERE": str(tmp_path), "XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
     done = forks.run([sys.executable, "-c", code], capture_output=True, cwd=tmp_path, env=environ)

@@ -1,4 +1,4 @@
-"""How all tests run: on one CPU device, with compiled programs kept on disk, however the tests were started."""
+"""Common setup: one CPU device, compiled programs cached on disk, independence of how the tests were started."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ if os.environ.get("JAXTRAIN_TEST_CACHE") != "off":
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
-# Variables of the `make` that runs the tests: they would reach the `make` that a test runs.
+# Set by a `make` that runs the tests; a `make` that a test runs must not inherit them.
 for name in ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "ARGS"):
     os.environ.pop(name, None)
 
@@ -37,8 +37,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # Most of the time of the tests is compilation, and a quarter of that is LLVM's optimizer. What is bit for bit the
-    # same must be so in optimized code, too: the smoke tests and the long ones run with `--optimized`.
+    # Compilation takes most of the time of the tests, and LLVM's optimizer a quarter of that. Bit-for-bit equality must
+    # also hold for optimized code: the smoke tests and the long tests run with `--optimized`.
     if not config.getoption("--optimized"):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 

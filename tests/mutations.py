@@ -1,9 +1,9 @@
-"""Twenty-two faults, one or more per group of modules: does `make test-all` notice each of them?
+"""Twenty-two faults, at least one per group of modules: does `make test-all` notice each of them?
 
 python -m tests.mutations [NAME ...]     # applies each fault in a copy of the repository and runs the tests there
 
-`tests` of a mutation come first in the order of the run, so that a fault that is noticed is noticed soon; a fault that
-they miss is searched for by the rest of `test-all`. Prints one line per fault and exits with 1 if a fault was missed.
+The `tests` of a mutation run first, since they are the likely ones to fail; if they pass, all of `test-all` runs. The
+program prints one line per fault and exits with 1 if a fault was missed.
 """
 
 import os
@@ -25,7 +25,7 @@ class Mutation:
     old: str
     new: str
     tests: str = ""
-    """files, below tests/, that run first"""
+    """files below tests/ that run first"""
 
 
 MUTATIONS = [
@@ -120,7 +120,7 @@ def noticed(mutation: Mutation, folder: Path) -> str | None:
 
 
 def environ(folder: Path) -> dict[str, str]:
-    """The copy comes before an installed jaxtrain, and compiled programs are shared by all runs."""
+    """Import the copy rather than the installed package, and share compiled programs between the runs."""
     return {**os.environ, "PYTHONPATH": str(folder), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}
 
 

@@ -1,8 +1,7 @@
 """What each test costs in CPU seconds, by kind: the table of `make durations`, and the guard of `make test-all`.
 
 `pytest --costs FILE` writes minutes per test file. `pytest --guard` fails a test without a tier marker that takes more
-than `LIMIT` seconds. Both count seconds of a reference processor: a calibration loop tells how much faster or slower
-this one is.
+than `LIMIT` seconds. Both scale CPU seconds to a reference processor by means of a calibration loop.
 """
 
 import resource
@@ -18,11 +17,11 @@ LIMIT = 10
 COMPILING = "/jax/core/compile/"  # tracing, lowering and the backend's compilation
 KINDS = ("compile", "run", "processes", "python")
 REFERENCE = 0.1
-"""CPU seconds of `calibrate` on the processor in whose seconds everything is told."""
+"""CPU seconds of the calibration loop on the reference processor."""
 
 
 def calibrate() -> float:
-    """Seconds of the reference processor per second of this one."""
+    """Seconds on the reference processor per second on this one."""
 
     def loop() -> float:
         began, table = time.process_time(), {}
@@ -42,8 +41,8 @@ def _processes() -> float:
 class Meter:
     """CPU seconds of this process and its children since `start`, by kind.
 
-    Compilation is told by JAX in seconds of the clock, which one thread spends. What else a test that compiles does is
-    its run; a test that compiles nothing is pure Python.
+    JAX reports compilation in wall-clock seconds of one thread. The rest of a test that compiles counts as "run"; a
+    test that compiles nothing is pure Python.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
-"""`python ...` as a child of a process that has imported everything already: a start costs no imports.
+"""Start `python ...` by forking a process that has already imported everything, which saves the imports.
 
-`Popen` and `run` take what their namesakes of `subprocess` take, as far as tests use it, for commands that begin with
-`sys.executable`. The process that forks has imported JAX and made no backend, so its children begin as processes of
-their own do. What a program does before or while it imports JAX cannot be tested this way.
+`Popen` and `run` take the arguments of their namesakes in `subprocess` that the tests use, for commands that begin with
+`sys.executable`. The forking process has imported JAX but has no backend and no threads, so a child behaves like a new
+process. Use `subprocess` to test what a program does before or while it imports JAX.
 """
 
 import atexit
@@ -28,7 +28,7 @@ PRELOADED = ["jax", "brainstate", "braintools", "braintrace", "optax", "orbax.ch
 PRELOADED += ["tensorboardX.event_file_writer", "tqdm", "tyro", "jaxtrain.fit", "jaxtrain.loggers", "jaxtrain.cli"]
 PRELOADED += ["tests.small"]
 
-# Threads of a numerical library would begin at import, and a process with threads cannot be forked safely.
+# OpenBLAS would start threads at import, and a process with threads cannot be forked safely.
 FORKS_WITH = {"OPENBLAS_NUM_THREADS": "1"}
 
 _context = multiprocessing.get_context("forkserver")
@@ -36,7 +36,7 @@ _context.set_forkserver_preload(PRELOADED)
 
 
 def _become(words: list[str], folder: str, environ: dict[str, str], streams: list[Connection]) -> None:
-    """What the interpreter does with its command line."""
+    """Do what the interpreter does with its command line."""
     for number, stream in enumerate(streams):
         os.dup2(stream.fileno(), number)
         stream.close()
@@ -84,7 +84,7 @@ def _start_server() -> None:
 
 
 def cpu_seconds() -> float:
-    """What ended children have used so far; 0 where none was started."""
+    """CPU seconds of all children that have ended."""
     server = multiprocessing.forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     if server is None or not Path(f"/proc/{server}/stat").exists():
         return 0.0
@@ -93,7 +93,7 @@ def cpu_seconds() -> float:
 
 
 class Popen:
-    """A process; its output is text where it goes to a pipe."""
+    """A forked process. What it writes to a pipe is read as text."""
 
     def __init__(self, args: Sequence[Any], *, cwd: Any = None, env: Mapping[str, str] | None = None,
                  stdout: Any = None, stderr: Any = None, text: bool = True):  # fmt: skip
@@ -118,7 +118,7 @@ class Popen:
 
     @staticmethod
     def _end(where: Any, own: int) -> tuple[Any, int]:
-        """What is read here, and the descriptor for the child."""
+        """The readable end of a pipe, if any, and the descriptor for the child."""
         if where == PIPE:
             reads, writes = os.pipe()
             return open(reads), writes

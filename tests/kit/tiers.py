@@ -1,11 +1,11 @@
-"""The tiers of tests, and the record of when each long test ran.
+"""The tiers of tests, and the record of when each long test last passed.
 
-A test without a marker is quick: `make test` runs it. `full`: from `make test-all` on. `long`: `make test-long` alone.
-`cover`, on a test with a product of parameters: a few combinations, in which every value occurs, stay in the tier of
-the test; all others are long. `longer(*values)` makes some values of one parameter long.
+A test without a marker is quick and runs in `make test`. `full` tests also need `make test-all`, and `long` tests
+`make test-long`. `cover` thins out a product of parameters: a few combinations in which every value occurs stay in the
+tier of the test, and the others become long. `longer(*values)` makes some values of a parameter long.
 
-`--long-record FILE` keeps, per long test, the day of its last success and its seconds. With `--long-budget SECONDS`
-only those run that ran longest ago and together take no longer.
+`--long-record FILE` keeps the day on which each long test last passed, and its seconds. `--long-budget SECONDS` selects
+the long tests that passed longest ago, as many as fit.
 """
 
 import collections
@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 MARKERS = {
-    "full": "left out by `make test`, for its time or because other quick tests cover the same",
-    "long": "run by `make test-long` alone: exhaustive products and walks, fuzzers, leaks, long streams",
+    "full": "left out by `make test`",
+    "long": "run by `make test-long` only: full products, fault walks, fuzzers, leak tests, training to a score",
 }
-COVER = "of a product of parameters, leave all but a few combinations, in which every value occurs, to `make test-long`"
+COVER = "make all combinations of the parameters long, except a few in which every value occurs"
 UNKNOWN = ("0000-00-00", 60.0)
 """Day and seconds of a test that has no entry."""
 
@@ -30,7 +30,7 @@ def of(item: pytest.Item) -> str:
     """"quick", "full" or "long"."""
     found = [name for name in MARKERS if item.get_closest_marker(name)]
     if "long" in found:
-        return "long"  # of a file that is full as a whole
+        return "long"  # in a file whose `pytestmark` is full
     return found[0] if found else "quick"
 
 
@@ -41,7 +41,7 @@ def longer(*values: Any) -> list[Any]:
 
 
 def cover(items: list[Any]) -> list[Any]:
-    """A few of these items of one test in which every value of every parameter occurs, and evenly often."""
+    """A few of the items of one test, in which every value of every parameter occurs, and evenly often."""
     values = {item: [(name, id(value)) for name, value in item.callspec.params.items()] for item in items}
     missing = {value for own in values.values() for value in own}
     used: collections.Counter[Any] = collections.Counter()
@@ -56,7 +56,7 @@ def cover(items: list[Any]) -> list[Any]:
 
 
 class Record:
-    """The long tests by their last success, in a file of lines `day, seconds, test`."""
+    """When each long test last passed, in a file of lines `day, seconds, test`."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -68,7 +68,7 @@ class Record:
         self.seconds: dict[str, float] = {}
 
     def chosen(self, items: list[pytest.Item], budget: float, today: str) -> list[pytest.Item]:
-        """Those that ran longest ago; of the same day another choice every day."""
+        """The items that passed longest ago. The order within a day changes daily, so that all get their turn."""
 
         def age(item: pytest.Item):
             return self.entries.get(item.nodeid, UNKNOWN)[0], hashlib.sha256((today + item.nodeid).encode()).digest()

@@ -31,6 +31,7 @@ def test_every_python_block_of_the_readme_is_run_here():
     assert len(blocks("README.md")) == 2
 
 
+@pytest.mark.quick
 def test_the_example_runs_and_resumes(tmp_path, capsys, caplog):
     program = blocks("README.md")[0].replace("max_epochs=5", "max_epochs=2")
     execute(program, "README.md")
@@ -42,6 +43,7 @@ def test_the_example_runs_and_resumes(tmp_path, capsys, caplog):
     assert "already stopped at step 100: good enough" in caplog.text
 
 
+@pytest.mark.quick
 def test_the_spiking_example_learns(capsys):
     execute(blocks("README.md")[1], "README.md")
     assert float(capsys.readouterr().out.split()[-1]) > 0.9

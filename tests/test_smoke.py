@@ -48,6 +48,7 @@ def test_every_strategy_trains(name):
     assert all(jnp.isfinite(leaf).all() for leaf in leaves(module).values())
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", ["bptt", "tbptt", "drtrl", "pp_prop"])
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, name):
     def run(where, *callbacks):

@@ -133,6 +133,7 @@ class Signalling(LinesOf):
 
 
 @pytest.mark.full
+@pytest.mark.cover
 @pytest.mark.parametrize("log_every", [1, 5])
 @pytest.mark.parametrize("when,at", [(1, 5), (2, 10), (3, 12)])
 def test_a_signal_during_validation(tmp_path, when, at, log_every):

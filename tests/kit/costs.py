@@ -86,12 +86,12 @@ class Costs:
         cost = {kind: seconds * self.scale for kind, seconds in self.meter.read().items()}
         item.user_properties.append(("cost", cost))
         total = sum(cost.values())
-        if self.guards and tiers.of(item) == "quick" and total > LIMIT:
+        if self.guards and tiers.of(item) is None and total > LIMIT:
             total *= min(1.0, calibrate() / self.scale)  # the machine may have become slower
-        if self.guards and tiers.of(item) == "quick" and total > LIMIT:
+        if self.guards and tiers.of(item) is None and total > LIMIT:
             pytest.fail(
                 f"{total:.1f} CPU seconds: a test without a tier marker may take {LIMIT}; make it cheaper, or mark it "
-                "`full` (left out by `make test`) or `long`",
+                "`full` or `long`",
                 pytrace=False,
             )
         return result

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 MARKERS = {
+    "quick": "run by `make test`, although it may take longer than an unmarked test",
     "full": "left out by `make test`",
     "long": "run by `make test-long` only: full products, fault walks, fuzzers, leak tests, training to a score",
 }
@@ -26,12 +27,9 @@ UNKNOWN = ("0000-00-00", 60.0)
 """Day and seconds of a test that has no entry."""
 
 
-def of(item: pytest.Item) -> str:
-    """"quick", "full" or "long"."""
-    found = [name for name in MARKERS if item.get_closest_marker(name)]
-    if "long" in found:
-        return "long"  # in a file whose `pytestmark` is full
-    return found[0] if found else "quick"
+def of(item: pytest.Item) -> str | None:
+    """"quick", "full" or "long"; None without a marker. In a file whose `pytestmark` is full, a test may be long."""
+    return next((name for name in reversed(MARKERS) if item.get_closest_marker(name)), None)
 
 
 def longer(*values: Any) -> list[Any]:

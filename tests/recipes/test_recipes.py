@@ -30,7 +30,12 @@ TINY = {
     "integrator": "--time 8 --validate-every 4 --decay constant",
 }
 
-TIERS = {"copy_lru": [], "integrator": [], "copy_stream": pytest.mark.full, "copy_curriculum-gru": pytest.mark.full}
+TIERS = {
+    "copy_lru": pytest.mark.quick,
+    "integrator": pytest.mark.quick,
+    "copy_stream": pytest.mark.full,
+    "copy_curriculum-gru": pytest.mark.full,
+}
 """Each recipe once; the other tasks and presets are long."""
 
 

@@ -10,6 +10,8 @@ from jaxtrain.module import Phases
 from jaxtrain.state import parameters
 from tests.kit.tiers import longer
 
+pytestmark = pytest.mark.full
+
 
 def affine(p, x):
     return x @ p["weight"] + p["bias"]

@@ -12,6 +12,8 @@ import saiunit as u
 import jaxtrain as jt
 from jaxtrain import DRTRL, TBPTT, PPProp
 
+pytestmark = pytest.mark.full
+
 RULES = {"drtrl": DRTRL(), "pp_prop": PPProp(decay=0.5), "tbptt": TBPTT(window=10), "online": DRTRL(update_every=5)}
 
 

@@ -172,6 +172,7 @@ def synthesiser_of(learner) -> Callable:
     return attach
 
 
+@pytest.mark.quick
 @pytest.mark.cover
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("cell", ["gru", "lstm", "minigru", "lru", "lif"])
@@ -202,6 +203,7 @@ WINDOWS = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.cover
 @pytest.mark.parametrize("name", WINDOWS)
 @pytest.mark.parametrize("cell", ["gru", "lru", "lif"])

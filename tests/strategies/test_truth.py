@@ -16,6 +16,8 @@ from jaxtrain.state import parameters
 from tests.kit.tiers import longer
 from tests.small import leaves
 
+pytestmark = pytest.mark.full
+
 
 def delayed(lab, lag: int):
     """Five inputs, then ``lag`` time steps of silence, then four that are scored."""

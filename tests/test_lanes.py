@@ -18,6 +18,8 @@ from jaxtrain.state import flatten, parameters
 from tests.kit.tiers import longer
 from tests.small import CopyGRU, Linear, copies, lines
 
+pytestmark = pytest.mark.full
+
 STREAM = jt.DRTRL(update_every=1, carry="carry")
 STRATEGIES = [STREAM, *longer("drtrl", "bptt", jt.DRTRL(engine="trace"), "pp_prop", "uoro")]
 
@@ -63,7 +65,6 @@ def mapped(request, monkeypatch):
     monkeypatch.setattr(Lanes, "__init__", init)
 
 
-@pytest.mark.full
 @pytest.mark.cover
 @pytest.mark.usefixtures("mapped")
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: s if isinstance(s, str) else f"{s.engine} {s.carry}")
@@ -300,7 +301,6 @@ def test_a_frozen_seed_stays_frozen_under_another_policy(tmp_path):
     assert result.metrics["skipped_fraction"] == 0
 
 
-@pytest.mark.full
 def test_a_validation_draws_as_the_seed_does_that_the_module_holds():
     make = lambda: CopyGRU(noise=0.5)  # noqa: E731
     fit, module, data = jt.Fit("bptt", seeds=[3, 0], max_steps=2), make(), copies()

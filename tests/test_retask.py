@@ -7,6 +7,8 @@ import pytest
 import jaxtrain as jt
 from tests.small import At, CopyGRU, Linear, Lines, copies, kill, line, rows
 
+pytestmark = pytest.mark.full
+
 
 class Scaled(jt.DataModule):
     """Batches and their number an epoch follow the task; their shapes follow it where it says ``time`` or ``wide``."""
@@ -64,7 +66,6 @@ def held(scale, time=3):
     return pytest.approx(np.abs(scale * line(0, time=time)[0]).sum(), rel=1e-2)
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("task", [{}, {"time": 5}, {"kind": "float16"}], ids=["same shapes", "shapes", "dtypes"])
 def test_everything_follows_the_task(tmp_path, task):
     whole, seen = curriculum(tmp_path / "whole", scale=2.0, length=3, **task)

@@ -13,6 +13,8 @@ import jaxtrain as jt
 from tests.kit.tiers import longer
 from tests.small import Linear, Lines, leaves, same
 
+pytestmark = pytest.mark.full
+
 T, B = 6, 4
 
 
@@ -62,7 +64,6 @@ class History(jt.Callback):
         self.validations.append(metrics["val/absolute"])
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("strategy", ["drtrl", *longer("bptt", jt.DRTRL(window=3))])
 def test_regression_on_a_plain_list(strategy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -6,6 +6,8 @@ from jaxtrain.callbacks import GradientFidelity
 from jaxtrain.period import Period
 from tests.small import CopyGRU, copies, rows
 
+pytestmark = pytest.mark.full
+
 VALUES = {
     "": {"cosine": 0.9, "norm_ratio": 0.5, "sign_agreement": 0.75},
     "rnn.Wh.weight": {"cosine": 0.8, "norm_ratio": 0.4, "sign_agreement": 0.5},
@@ -39,7 +41,6 @@ class Stepped(jt.Callback):
             run.log({"probed": run.step})
 
 
-@pytest.mark.full
 def test_values_stand_in_a_row_of_their_own_step(tmp_path):
     """Also where no row is due: neither lost where the next probe comes before the next row, nor put on a later one."""
 

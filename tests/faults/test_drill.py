@@ -242,7 +242,7 @@ def test_killed_again_and_again(tmp_path, strategy):
     rng = random.Random(strategy[0])
     killed = []
     # Some at a moment of the start-up, by the clock; the others once the record has passed a step.
-    moments = [("clock", rng.uniform(0.2, whole - seconds)), ("clock", rng.uniform(whole - seconds, whole))]
+    moments = [("clock", rng.uniform(0.0, whole - seconds)), ("clock", rng.uniform(whole - seconds, whole))]
     moments += [("step", step + rng.randrange(60)) for step in (20, 150, 300, 450)]
     for kind, moment in moments:
         process = start(strategy, tmp_path / "B", log, "--resume", "last")

@@ -121,7 +121,7 @@ def signalled(process: forks.Popen, name: str, number: int) -> tuple[int, str]:
 
 def ends(process: forks.Popen) -> tuple[int, str]:
     """Its exit code, and what it said from now on."""
-    text = process.communicate()[0]
+    text = process.communicate(timeout=120)[0]
     assert process.returncode is not None and text is not None
     return process.returncode, text
 
@@ -218,7 +218,8 @@ except KeyboardInterrupt:
 def test_ctrl_c_in_a_notebook(recipe):
     """A cell is code that the program around it executes, with Python's own handler: it gets a Result, and goes on."""
     cells = NOTEBOOK.replace("RUN", str(recipe.parent / "notebook"))
-    done = forks.run([sys.executable, "-c", cells], capture_output=True)
+    program = f"exec(compile({cells!r}, '<cell>', 'exec'), {{}})"
+    done = forks.run([sys.executable, "-c", program], capture_output=True)
     assert done.returncode == 0, done.stderr
     assert "the notebook's own again" in done.stdout
     digest = re.search(r"digest (\w+)", done.stdout)

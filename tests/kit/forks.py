@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
@@ -149,7 +150,7 @@ class Popen:
             texts = [pool.submit(stream.read if stream else lambda: None) for stream in (self.stdout, self.stderr)]
             try:
                 self.wait(timeout)
-            except TimeoutExpired:
+            except BaseException:  # also an interrupt: the readers wait until the process has ended
                 self.kill()
                 raise
         self._close()
@@ -162,7 +163,8 @@ class Popen:
 
     def send_signal(self, number: int) -> None:
         if self.returncode is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # it has ended since then
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)

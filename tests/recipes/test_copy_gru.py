@@ -47,6 +47,7 @@ def rows(run_dir):
     return [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("strategy", ["drtrl", "bptt"])
 def test_a_run(call, strategy):
     code, out, err = call("--strategy", strategy, "--max-steps", 20)

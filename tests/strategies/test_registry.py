@@ -15,6 +15,8 @@ from jaxtrain.strategies.base import Batching, Network, choose_batching, input_o
 from jaxtrain.strategies.bptt import BPTTLearner
 from tests.small import Linear, Lines, leaves, same
 
+pytestmark = pytest.mark.full
+
 ALL = {
     "bptt", "tbptt", "drtrl", "pp_prop", "eprop", "ostl_recurrent", "ostl_feedforward", "snap", "uoro", "three_factor",
     "dni", "etrace", "readout_only",

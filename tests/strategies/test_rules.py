@@ -215,6 +215,7 @@ def test_a_window_is_braintraces(lab, cell, name):
         lab.same(drive.grads(phases), loop(phases))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("cell", ["gru", pytest.param("lif", marks=pytest.mark.long)])
 def test_a_window_of_pp_prop_is_braintraces_with_its_counter_put_right(lab, cell):
     """pp-prop's trace is a mean that begins at zero, and is divided by 1 - decay^n after n time steps. braintrace

@@ -140,7 +140,8 @@ def stream(lab, strategy, path, steps, *more, resume="never"):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in ("drtrl", "uoro", "dni") else [pytest.mark.long]) for name in STREAMS]
+    "name",
+    [pytest.param(name, marks=[] if name in ("drtrl", "uoro", "dni") else [pytest.mark.long]) for name in STREAMS],
 )
 def test_a_stream_that_is_terminated_goes_on_bit_for_bit(lab, tmp_path, name):
     """A signal in the third step; resumed, everything is that of the stream that was never cut."""

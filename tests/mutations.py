@@ -34,7 +34,7 @@ MUTATIONS = [
              "strategies/test_reverse.py"),
     Mutation("a reset leaves the trace alone", "strategies/online.py",
              "trace.value = where_lanes(mask, jax.tree.map(jnp.zeros_like, trace.value), trace.value)", "pass",
-             "strategies/test_online.py strategies/test_cadence.py"),
+             "strategies/test_traces.py strategies/test_cadence.py"),
     Mutation("a reset leaves hidden states alone", "strategies/base.py",
              "self.hidden[name].value = where_lanes(mask, value, held[name])", "self.hidden[name].value = held[name]",
              "strategies/test_base.py strategies/test_bptt.py"),

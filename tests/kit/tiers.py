@@ -81,7 +81,8 @@ class Record:
 
     def pytest_runtest_logreport(self, report):
         self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
-        if report.when == "call" and report.passed and "long" in report.keywords:
+        done = report.skipped or (report.when == "call" and report.passed)
+        if done and "long" in report.keywords:
             self.entries[report.nodeid] = _today(), 0.0
 
     def pytest_sessionfinish(self, session):

@@ -108,7 +108,7 @@ def test_auto_without_a_job_says_so(monkeypatch):
 # ---------------------------------------------------------------------------------------------------- together
 
 
-@pytest.mark.parametrize("name", ["stream", *longer("sequences")])
+@pytest.mark.parametrize("name", ["sequences", *longer("stream")])
 def test_two_processes_train_as_two_devices_of_one_and_each_goes_on_with_the_others_checkpoint(name, tmp_path):
     recipe, flags = RUNS[name]
     alone(recipe, [*flags, "--devices", "2", "--max-steps", "40", "--run-dir", "devices"], tmp_path)
@@ -158,6 +158,7 @@ def test_a_rank_that_is_killed_ends_the_other_and_the_same_command_goes_on(tmp_p
     assert untimed == truth
 
 
+@pytest.mark.long
 def test_sigterm_to_one_ends_both_with_a_checkpoint(tmp_path):
     recipe, flags = RUNS["sequences"]
     flags = [*flags, "--checkpoint-every", "100000"]

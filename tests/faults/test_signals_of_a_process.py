@@ -15,11 +15,8 @@ from tests.small import result_of, rows
 
 ROOT = Path(__file__).parents[2]
 RECIPE = f'''
-import signal
 import sys
 from dataclasses import dataclass
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 
 sys.path.insert(0, {str(ROOT)!r})
 from jaxtrain import cli

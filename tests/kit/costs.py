@@ -85,16 +85,19 @@ class Costs:
         result = yield
         cost = {kind: seconds * self.scale for kind, seconds in self.meter.read().items()}
         item.user_properties.append(("cost", cost))
-        total = sum(cost.values())
-        if self.guards and tiers.of(item) is None and total > LIMIT:
-            total *= min(1.0, calibrate() / self.scale)  # the machine may have become slower
-        if self.guards and tiers.of(item) is None and total > LIMIT:
+        if self.guards and tiers.of(item) is None:
+            self._guard(sum(cost.values()))
+        return result
+
+    def _guard(self, seconds: float) -> None:
+        if seconds > LIMIT:
+            seconds *= min(1.0, calibrate() / self.scale)  # the machine may have become slower
+        if seconds > LIMIT:
             pytest.fail(
-                f"{total:.1f} CPU seconds: a test without a tier marker may take {LIMIT}; make it cheaper, or mark it "
-                "`full` or `long`",
+                f"{seconds:.1f} CPU seconds: a test without a tier marker may take {LIMIT}; make it cheaper, or mark "
+                "it `full` or `long`",
                 pytrace=False,
             )
-        return result
 
     def pytest_runtest_logreport(self, report):
         if report.when == "teardown" and (cost := dict(report.user_properties).get("cost")):

@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
 
-PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
+PIPE, STDOUT = subprocess.PIPE, subprocess.STDOUT
 TimeoutExpired, CompletedProcess = subprocess.TimeoutExpired, subprocess.CompletedProcess
 
 PRELOADED = ["jax", "brainstate", "braintools", "braintrace", "optax", "orbax.checkpoint", "matplotlib.figure"]
@@ -123,8 +123,6 @@ class Popen:
         if where == PIPE:
             reads, writes = os.pipe()
             return open(reads), writes
-        if where == DEVNULL:
-            return None, os.open(os.devnull, os.O_WRONLY)
         return None, os.dup(own if where is None else where.fileno())
 
     @property

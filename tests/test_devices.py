@@ -44,6 +44,7 @@ def test_what_is_no_number_of_devices(devices):
         jt.Fit("bptt", max_steps=1, devices=devices)
 
 
+@pytest.mark.long
 def test_a_recipe_makes_its_devices(tmp_path):
     recipe = [ROOT / "recipes" / "copy_gru.py", "--strategy", "bptt", "--hidden", "4", "--time-lag", "3", "--digits"]
     recipe += ["2", "--max-steps", "2", "--no-progress", "--run-dir", tmp_path, "--warmup", "0"]

@@ -35,6 +35,7 @@ def test_a_table_of_cells_by_rules(tmp_path, capsys, caplog):
         assert page.count(f"\n(1) {reward['failed']}\n") == 1, "the reason is too long for a cell"
 
 
+@pytest.mark.long
 def test_a_stream_has_the_gradient_of_bptt_but_not_its_time(tmp_path, capsys):
     """Its recipe trains by no BPTT; a piece's gradient, weights held fixed, is compared with BPTT's nevertheless."""
     recipe = RECIPE.replace("copy_gru", "copy_stream")

@@ -120,7 +120,7 @@ def test_learned_states_are_where_a_sequence_begins(cell):
     assert (second != first).any()
 
 
-@pytest.mark.full
+@pytest.mark.long
 def test_learned_states_have_a_trace():
     """Their credit reaches across the whole sequence: exact on an LRU, and zero without a trace."""
     module = Copy(cell="lru", learned_state=True)

@@ -134,6 +134,7 @@ def test_two_processes_train_as_two_devices_of_one_and_each_goes_on_with_the_oth
     np.testing.assert_allclose(rows(tmp_path / "other")[-1]["train/loss"], rows(cut)[-1]["train/loss"], rtol=1e-4)
 
 
+@pytest.mark.long
 def test_a_rank_that_is_killed_ends_the_other_and_the_same_command_goes_on(tmp_path):
     recipe, flags = RUNS["sequences"]
     flags = [*flags, "--max-steps", "400"]
@@ -176,6 +177,7 @@ def test_sigterm_to_one_ends_both_with_a_checkpoint(tmp_path):
     assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
 
 
+@pytest.mark.long
 def test_a_program_of_ones_own(tmp_path):
     """tests/two_processes.py: loggers, requests, forks, reading, errors that are caught, what is refused."""
     port = str(free_port())

@@ -11,6 +11,7 @@ import pytest
 import jaxtrain as jt
 from jaxtrain.callbacks import Curriculum
 from jaxtrain.datasets.padded import padded
+from tests.kit.tiers import longer
 from tests.small import At, Linear, Lines, count_compiles, kill, leaves, line, rows, same
 
 LAGS = [{"time_lag": lag} for lag in (1, 2, 3)]
@@ -209,7 +210,7 @@ def curriculum(run_dir, *more, monitor, threshold, stages=(1, 2, 5), max_steps=4
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("monitor", ["train/loss", "val/loss"])
+@pytest.mark.parametrize("monitor", ["train/loss", *longer("val/loss")])
 def test_killed_and_resumed_at_every_checkpoint_it_is_the_same_run(tmp_path, monitor):
     # Noise to be fitted: its loss is about the variance, 1, and what is averaged falls under the threshold by chance.
     options = {"monitor": monitor, "threshold": 1.0 if monitor == "train/loss" else 1.2}

@@ -34,7 +34,6 @@ TIERS = {
     "copy_lru": pytest.mark.quick,
     "integrator": pytest.mark.quick,
     "copy_stream": pytest.mark.full,
-    "copy_curriculum-gru": pytest.mark.full,
 }
 """Each recipe once; the other tasks and presets are long."""
 
@@ -176,7 +175,7 @@ def test_every_option_has_an_effect(options):
     assert digest_of(**options) != digest_of(**without)
 
 
-@pytest.mark.full
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{"width": 5, "mlp": 5, "layers": 2}, *longer(*OPTIONS)], ids=str)
 def test_the_same_options_have_the_same_effect(options):
     assert trained(**options) == trained(**options)
@@ -194,7 +193,7 @@ def trained(**changes):
 digest_of = cache(trained)
 
 
-@pytest.mark.full
+@pytest.mark.long
 @pytest.mark.parametrize("name,sizes", [
     ("copy_gru", dict(hidden=6, batch_size=4, time_lag=3, digits=2)),
     *longer(("copy_stream", dict(hidden=6, width=5, mlp=4, batch_size=4, piece=6))),

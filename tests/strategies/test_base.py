@@ -71,8 +71,7 @@ def rest_of(lab):
     [
         (BPTT(batching="batched"), "bptt"),
         (DRTRL(batching="vmap"), "drtrl"),
-        (DRTRL(window=3), "window"),
-        *longer((BPTT(batching="vmap"), "bptt"), (DRTRL(batching="batched"), "drtrl")),
+        *longer((DRTRL(window=3), "window"), (BPTT(batching="vmap"), "bptt"), (DRTRL(batching="batched"), "drtrl")),
     ],
     ids=["bptt", "drtrl-vmap", "window", "bptt-vmap", "drtrl"],
 )
@@ -224,7 +223,7 @@ class Scalar(OneLane):
         return self.rnn(x).sum() * self.out.value.sum()
 
 
-@pytest.mark.parametrize("model", [OneLane, Scalar])
+@pytest.mark.parametrize("model", [OneLane, *longer(Scalar)])
 def test_a_model_for_one_lane_is_mapped(lab, model):
     def loss(out, y):
         return lab.squared(out[..., None] if model is Scalar else out, y)

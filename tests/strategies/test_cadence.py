@@ -181,9 +181,7 @@ def test_refusals(lab):
     [
         ("drtrl", {}),
         ("drtrl", {"batching": "vmap"}),
-        ("drtrl", {"window": 2}),
-        ("pp_prop", {}),
-        ("tbptt", {"window": 2}),
+        *longer(("drtrl", {"window": 2}), ("pp_prop", {}), ("tbptt", {"window": 2})),
     ],
     ids=["drtrl", "vmap", "window", "pp_prop", "tbptt"],
 )

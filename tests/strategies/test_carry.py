@@ -211,6 +211,7 @@ def test_uoro_clears_the_hidden_side_of_a_lane(lab):
             assert all(leaf.all() for leaf in jax.tree.leaves(state.value))
 
 
+@pytest.mark.long
 def test_uoro_is_unbiased_in_a_stream_whose_lanes_are_reset(lab):
     """The mean over draws of two carried sequences, one lane of which begins anew in the second, becomes D-RTRL's
     gradient on an LRU, which is BPTT's; without the reset it is another one."""

@@ -67,6 +67,7 @@ def test_an_exact_rule_reports_one(lab, cell, strategy):
         assert row["fidelity/sign_agreement"] > 0.98
 
 
+@pytest.mark.long
 def test_what_a_rule_leaves_out_shows(lab):
     rows = run(lab, DRTRL(vjp="single-step"))[1]
     for row in rows.values():
@@ -125,6 +126,7 @@ def test_totals_alone(lab):
     assert tags == {"fidelity/cosine", "fidelity/norm_ratio", "fidelity/sign_agreement"}
 
 
+@pytest.mark.long
 def test_a_carried_stream_is_compared_from_fresh_states(lab):
     """Whatever the stream carries, both gradients begin anew: on an LRU they agree, and a reset rule says the same."""
     data = Sequences(lab, warm=0)

@@ -11,6 +11,7 @@ import saiunit as u
 
 import jaxtrain as jt
 from jaxtrain import DRTRL, TBPTT, PPProp
+from tests.kit.tiers import longer
 
 pytestmark = pytest.mark.full
 
@@ -97,8 +98,9 @@ class Trials:
 
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize(
-    "module,data,steps,tag", [(Integrator, Sums, 150, "train/error"), (Decision, Trials, 60, "train/loss")],
-    ids=["integrator", "cogtask"],
+    "module,data,steps,tag",
+    [(Decision, Trials, 60, "train/loss"), *longer((Integrator, Sums, 150, "train/error"))],
+    ids=["cogtask", "integrator"],
 )  # fmt: skip
 def test_the_same_flag_trains_a_foreign_module(module, data, steps, tag, name):
     fit = jt.Fit(RULES[name], max_steps=steps, log_every=steps // 10, clip=1.0)

@@ -134,6 +134,7 @@ class TwoLayers(brainstate.nn.Module):
         return self.out(self.layers(x))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("window", [1, *longer(2)])
 def test_two_layers(lab, phases, window):
     def model():

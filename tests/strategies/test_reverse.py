@@ -129,7 +129,8 @@ def test_two_layers_with_weights_and_resets(lab, strategy):
     lab.same(grads, lab.learn(traced(strategy), stack(lab, ("gru", "lru")), phases))
 
 
-@pytest.mark.parametrize("cell", ["gru", *longer("lru")])
+@pytest.mark.long
+@pytest.mark.parametrize("cell", ["gru", "lru"])
 def test_a_regulariser_on_weights_and_on_hidden_states(lab, cell):
     class Regularised(lab.Task):
         def learning_step(self, forward, x, y):

@@ -25,6 +25,7 @@ from jaxtrain import (
 )
 from jaxtrain.module import Objective, check_phases
 from jaxtrain.state import parameters
+from tests.kit.tiers import longer
 
 pytestmark = pytest.mark.full
 
@@ -112,7 +113,10 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("strategy", RULES, ids=str)
+SHORT = [DRTRL(), DRTRL(window=3), DRTRL(vjp="single-step"), DRTRL(engine="trace", window=4), PPProp(window=3), EProp()]
+
+
+@pytest.mark.parametrize("strategy", [*SHORT, *longer(*(rule for rule in RULES if rule not in SHORT))], ids=str)
 def test_what_is_said_is_what_the_gradient_has(lab, strategy):
     phases = lab.sequences(time=TIME)
     e, v, reach, more = RULES[strategy]

@@ -128,6 +128,7 @@ class Noisy(brainstate.nn.Module):
         return self.net(x - self.mean.value)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", ["noise", *longer("noise of the module", "running means")])
 def test_a_window_puts_back_what_it_goes_over_twice(lab, what):
     """It is differentiated, then the trace goes over it: with the same noise, and the means of its entry. On an LRU

@@ -24,7 +24,7 @@ SECONDS = 100
 """How long a process may be silent before it counts as dead."""
 _SLICE_MS, _KEPT = 1000, 1000
 _FAILED, _LEFT = "jaxtrain/failed", "jaxtrain/left/"
-_LEAVE = 5
+_LEAVE = 20
 """Seconds that the others have to say why they end."""
 _run, _turns = 0, itertools.count()
 _polls = itertools.count(1)

@@ -9,23 +9,12 @@ from typing import Any, ClassVar, Literal
 
 import brainstate
 import jax
-import jax.numpy as jnp
 
 from ..config import ConfigError, coerce, field_types, is_plain, spell
 from ..metrics import Metrics, sum_over_time
 from ..module import Objective, Phases, weights_of
-from ..state import (
-    State,
-    add_to,
-    create_hidden,
-    fresh_hidden,
-    gradient,
-    lasting,
-    parameters,
-    short_term,
-    where_lanes,
-    wide_zeros,
-)
+from ..state import State, add_to, create_hidden, gradient, lasting, parameters, wide_zeros
+from .network import Network, model_over_batch
 
 Batching = Literal["auto", "batched", "vmap"]
 Update = Callable[[dict[str, Any], Any, Metrics], Metrics]
@@ -81,42 +70,6 @@ class Strategy(ABC):
         """The strategy with what every "auto" became in an earlier part of the run."""
         names = [field.name for field in fields(self) if field.init]
         return replace(self, **{name: auto[name] for name in names if name in auto and getattr(self, name) == "auto"})
-
-
-class Network:
-    """The model over a batch: ``network(x)``, ``(B, ...) -> (B, ...)``, whether its states carry the batch axis
-    themselves (``batched``) or it is written for one lane and mapped (``vmap``)."""
-
-    def __init__(self, model, batching: Literal["batched", "vmap"]):
-        self.model = model
-        self.vmapped = batching == "vmap"
-        self.hidden = short_term(model)
-        self._created = {name: state.value for name, state in self.hidden.items()}
-        self._call = brainstate.nn.Vmap(model, vmap_states="new") if self.vmapped else model
-
-    def __call__(self, x) -> Any:
-        return self._call(x)
-
-    def reset(self, batch_size: int) -> None:
-        """Hidden states as ``init_state`` makes them."""
-        for name, value in self._fresh(batch_size).items():
-            self.hidden[name].value = value
-
-    def reset_lanes(self, mask: jax.Array) -> None:
-        """Hidden states as ``init_state`` makes them in the lanes where ``mask`` (B,) is set."""
-        held = {name: state.value for name, state in self.hidden.items()}  # making fresh ones writes the states
-        for name, value in self._fresh(mask.shape[0]).items():
-            if any(jnp.shape(leaf)[:1] != mask.shape for leaf in jax.tree.leaves(held[name])):
-                raise ValueError(
-                    f"Phases.reset clears lanes, but the hidden state {name!r} has no axis of {mask.size} lanes"
-                )
-            self.hidden[name].value = where_lanes(mask, value, held[name])
-
-    def _fresh(self, batch_size: int) -> dict[str, Any]:
-        # A state that init_state does not make anew keeps the value it was created with.
-        for name, state in self.hidden.items():
-            state.value = self._created[name]
-        return fresh_hidden(self.model, batch_size, self.vmapped)
 
 
 class Learner(ABC):
@@ -289,7 +242,7 @@ def choose_batching(wanted: Batching, model, u: Any, batch_size: int) -> Literal
     chosen: Literal["batched", "vmap"] | None = None
     try:
         chosen = _choose_batching(wanted, model, u, batch_size)
-        timeless = not _reads_time(Network(model, chosen), u)
+        timeless = not _reads_time(model_over_batch(model, chosen), u)
     except KeyError as error:
         if "'t' not found" not in str(error):
             raise
@@ -335,8 +288,7 @@ def _choose_batching(wanted: Batching, model, u: Any, batch_size: int) -> Litera
     if wanted == "auto" and not lasting(model):
         try:
             create_hidden(model, batch_size, True)
-            network = Network(model, "vmap")
-            brainstate.transform.StatefulFunction(network).make_jaxpr(u)
+            brainstate.transform.StatefulFunction(model_over_batch(model, "vmap")).make_jaxpr(u)
             return "vmap"
         except Exception:  # noqa: S110 - what went wrong with a batch is the error to show, and is raised below
             pass

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import brainstate
@@ -18,46 +19,41 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from ..module import Objective
-from ..state import State, name_of
-from .base import Network
+from ..state import SHORT, State, name_of, states_of
+from .equations import ELEMENTWISE, Irreversible, bind, follow, origins, read
+from .independence import compare, way
+from .memory import find_memory
+from .network import Network, along
 
 DENSE = ("etp_mm", "etp_mv")
 EMBEDDING = ("etp_emb", "etp_emb_v")
-ELEMENTWISE = "etp_elemwise"
 BATCHED = ("etp_mm", "etp_emb")
 """Primitives whose input carries an axis of lanes; the others take one lane's."""
 REVERSIBLE = (*DENSE, *EMBEDDING, ELEMENTWISE, "etp_gmm", "etp_gmv", "etp_lora_mm", "etp_lora_mv")
-
-POINTWISE = frozenset(
-    "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp conj convert_element_type copy copy_p "
-    "cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt heaviside_surrogate_gradient imag integer_pow "
-    "is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or pow real rem round rsqrt select_n "
-    "sign sin sinh sqrt square stop_gradient sub tan tanh xor".split()
-)
-RESHAPES = frozenset(("broadcast_in_dim", "expand_dims", "reshape", "squeeze"))
-
-
-class Irreversible(Exception):
-    """What in a model keeps the reverse form from giving D-RTRL's gradient."""
 
 
 class Relation:
     """One operation whose weights are traced: ``y = primitive(x, weights)``, and the hidden states that it reaches."""
 
-    def __init__(self, found: Any, equation: Any, trained: bool):
+    def __init__(self, found: Any, equation: Any, groups: set[int], trained: bool):
         self.equation, self.name = equation, found.primitive.name
         self.y_var, self.x_var = found.y_var, found.x_var
         self.paths = {name_of(path) for path in found.trainable_paths.values()}
-        self.groups = {group.index for group in found.hidden_groups}
+        self.groups, self.direct = groups, False
         own = {id(var) for var in found.trainable_vars.values()}
         self.places = [i for i, var in enumerate(equation.invars) if id(var) in own]
         self.x_place = next((i for i, var in enumerate(equation.invars) if var is found.x_var), None)
         self.trained = trained
         self.batched = self.name in BATCHED
 
+    def attach(self, memory: frozenset[int]) -> None:
+        """``direct``: it reaches readout memory alone, through which reverse mode goes by itself."""
+        self.direct = bool(self.groups) and self.groups <= memory
+        self.groups = self.groups if self.direct else self.groups - memory
+
     def alone(self, weights: list[Any]) -> Any:
         """``y`` of an element-wise weight."""
-        return _bind(self.equation, weights)[0]
+        return bind(self.equation, weights)[0]
 
     def product(self, x: Any, weights: list[Any]) -> Any:
         """``y`` for inputs with one further leading axis, ``(N, ...)``."""
@@ -66,7 +62,7 @@ class Relation:
             operands = [x if place == self.x_place else None for place in range(len(self.equation.invars))]
             for place, weight in zip(self.places, weights, strict=True):
                 operands[place] = weight
-            return _bind(self.equation, operands)[0]
+            return bind(self.equation, operands)[0]
 
         return one(x) if self.batched else jax.vmap(one)(x)
 
@@ -78,10 +74,14 @@ class Cut:
     of relations, so that their cotangents are those of ``y``. ``alone(u, nudges)`` is the single-step rule's step.
     """
 
-    def __init__(self, objective: Objective, network: Network, u: Any, trained: Iterable[str], *, lanes: bool = False):
-        """``lanes=True``: a batched model is compiled for one lane and mapped, so that every relation has lanes."""
+    def __init__(self, objective: Objective, network: Network, u: Any, trained: Iterable[str], *, lanes: bool = False,
+                 memory: bool = False):  # fmt: skip
+        """``lanes=True``: a batched model is compiled for one sequence and mapped, so that every relation has a batch
+        axis. ``memory=True``: finds the groups of hidden states that are readout memory. Raises Irreversible where the
+        model does not fit."""
         self.network, self.mapped, self._as_batch = network, network.vmapped or lanes, lanes and not network.vmapped
         self.lanes = jax.tree.leaves(u)[0].shape[0]
+        self._axes = network.axes(self.lanes) if self.mapped else {}
         graph, self._out_tree = self._compile(objective, u)
         self.report = braintrace.CompilationReport(graph)
         info: Any = graph.module_info
@@ -89,14 +89,26 @@ class Cut:
         self.jaxpr, self.consts = closed.jaxpr, closed.consts
         self.states: list[State] = list(info.compiled_model_states)
         self.names = [name_of(info.state_id_to_path[id(state)]) for state in self.states]
-        self.groups = {group.index: [name_of(path) for path in group.hidden_paths] for group in graph.hidden_groups}
         self._outs, self._state_outs = info.num_var_out, info.num_var_state
+        self.groups = self._differentiable(graph)
         self._hidden_of = {name: index for index, names in self.groups.items() for name in names}
         self._number_variables()
         self.relations = self._relations(graph, set(trained))
+        reached = {group for r in self.relations if r.trained for group in r.groups}
+        self.memory = find_memory(self.jaxpr, self._short, self.groups, reached) if memory else frozenset()
+        for relation in self.relations:
+            relation.attach(self.memory)
         self._by_y = {id(r.y_var): i for i, r in enumerate(self.relations)}
         self._weight_equations = self._behind_weights()
-        self._check()
+        self.traced = [name for name, group in self._hidden_of.items() if group not in self.memory]
+        direct = {group for r in self.relations if r.direct for group in r.groups}
+        self._credited = [*self.traced, *(name for name, group in self._hidden_of.items() if group in direct)]
+        for r in self.relations:
+            if r.trained and not r.direct and r.name not in REVERSIBLE:
+                raise Irreversible(f"{', '.join(sorted(r.paths))} acts by {r.name}, which has no reverse form here")
+        self.check(group for group in self.groups if group not in self.memory)
+        if self.mapped:
+            self._try(u)
 
     # ----------------------------------------------------------------------------------------------- compiling
 
@@ -105,13 +117,14 @@ class Cut:
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)[cut], u)
 
     def _compile(self, objective: Objective, u: Any) -> tuple[Any, Any]:
-        """braintrace's graph of the model, for the whole batch or for one lane, and the tree of what a call returns."""
+        """braintrace's graph of the model, for the whole batch or for one sequence, and the tree of what a call
+        returns."""
         example = self._example(u)
         held = {name: state.value for name, state in self.network.hidden.items()}
         try:
             if self.mapped:
                 for name, state in self.network.hidden.items():
-                    state.value = jax.tree.map(lambda leaf: leaf[:1] if self._as_batch else leaf[0], held[name])
+                    state.value = self._first(held[name], self._axes[name])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 graph = braintrace.compile_etrace_graph(objective.model, example, include_hidden_perturb=False)
@@ -121,21 +134,47 @@ class Cut:
             for name, state in self.network.hidden.items():
                 state.value = held[name]
 
+    def _first(self, value: Any, axes: list[int | None]) -> Any:
+        """What the first sequence has of a hidden state."""
+        keep = slice(0, 1) if self._as_batch else 0
+        return along(lambda leaf, axis: leaf[(slice(None),) * axis + (keep,)], value, axes)
+
+    def _differentiable(self, graph: Any) -> dict[int, list[str]]:
+        """The hidden states of each group, without those of whole numbers or flags."""
+        values = dict(zip(self.names, (state.value for state in self.states), strict=True))
+        inexact = {
+            name for name, value in values.items()
+            if all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(value))
+        }  # fmt: skip
+        groups = {
+            g.index: [name_of(path) for path in g.hidden_paths if name_of(path) in inexact] for g in graph.hidden_groups
+        }
+        return {index: names for index, names in groups.items() if names}
+
+    def units_of(self, name: str) -> int | None:
+        """How many units a hidden state ``(B, ...)`` has; None where its batch axis is not the first."""
+        (leaf,) = jax.tree.leaves(self.network.hidden[name].value)
+        first = self._axes[name] == [0] if self.mapped else leaf.shape[:1] == (self.lanes,)
+        return leaf.size // self.lanes if first else None
+
     def _number_variables(self) -> None:
-        """Which invars are a state's leaves: ``{id(var): (state name, leaf)}``, and the outvars of hidden states."""
+        """The variables of each state's leaves, before and after the time step; which are a parameter's leaves,
+        ``{id(var): (name, leaf)}``."""
         sizes = [len(jax.tree.leaves(state.value)) for state in self.states]
-        invars = self.jaxpr.invars[len(self.jaxpr.invars) - sum(sizes) :]
-        outvars = self.jaxpr.outvars[self._outs : self._outs + self._state_outs]
-        self._params, self._inputs, self._news = {}, {}, {}
-        first = 0
-        for name, state, size in zip(self.names, self.states, sizes, strict=True):
-            own = slice(first, first + size)
-            if isinstance(state, brainstate.ParamState):
-                self._params |= {id(var): (name, leaf) for leaf, var in enumerate(invars[own])}
-            elif isinstance(state, brainstate.HiddenState):
-                self._inputs |= {id(var): name for var in invars[own]}
-                self._news[name] = list(outvars[own])
-            first += size
+        invars = iter(self.jaxpr.invars[len(self.jaxpr.invars) - sum(sizes) :])
+        outvars = iter(self.jaxpr.outvars[self._outs : self._outs + self._state_outs])
+        self._variables = [
+            (state, name, list(islice(invars, size)), list(islice(outvars, size)))
+            for state, name, size in zip(self.states, self.names, sizes, strict=True)
+        ]
+        self._params = {
+            id(var): (name, leaf)
+            for state, name, ins, _ in self._variables
+            if isinstance(state, brainstate.ParamState)
+            for leaf, var in enumerate(ins)
+        }
+        self._short = {name: (ins, outs) for state, name, ins, outs in self._variables if isinstance(state, SHORT)}
+        self._state_axes = [self._axes.get(name, [None] * len(ins)) for _, name, ins, _ in self._variables]
 
     def _relations(self, graph: Any, trained: set[str]) -> list[Relation]:
         equations = {id(e.outvars[0]): e for e in self.jaxpr.eqns if len(e.outvars) == 1}
@@ -144,7 +183,8 @@ class Cut:
             if found.control_flow_context is not None or id(found.y_var) not in equations:
                 raise Irreversible("a traced weight acts within a loop inside the time step")
             paths = {name_of(path) for path in found.trainable_paths.values()}
-            relations.append(Relation(found, equations[id(found.y_var)], bool(paths & trained)))
+            groups = {group.index for group in found.hidden_groups} & self.groups.keys()
+            relations.append(Relation(found, equations[id(found.y_var)], groups, bool(paths & trained)))
         return relations
 
     def _behind_weights(self) -> list[Any]:
@@ -173,9 +213,9 @@ class Cut:
         env = {id(var): params[name][leaf] for var, (name, leaf) in self._named_params()}
         env |= {id(var): const for var, const in zip(self.jaxpr.constvars, self.consts, strict=True)}
         for equation in self._weight_equations:
-            outs = _bind(equation, [_read(env, var) for var in equation.invars])
+            outs = bind(equation, [read(env, var) for var in equation.invars])
             env |= {id(var): out for var, out in zip(equation.outvars, outs, strict=True)}
-        return [[_read(env, r.equation.invars[place]) for place in r.places] for r in self.relations]
+        return [[read(env, r.equation.invars[place]) for place in r.places] for r in self.relations]
 
     def _named_params(self):
         return [(var, self._params[id(var)]) for var in self.jaxpr.invars if id(var) in self._params]
@@ -194,39 +234,66 @@ class Cut:
 
     def alone(self, u: Any, nudges: dict[str, Any]) -> Any:
         """One time step whose output depends on the parameters only where they do not act through the new hidden
-        states, and on ``nudges``, which are added to the new hidden states: braintrace's single-step rule."""
+        states of traced groups, and on ``nudges``, which are added to these: braintrace's single-step rule. Readout
+        memory goes on from its own past."""
 
         def run(u, values, _, nudges):
+            if self._as_batch:
+                nudges = {name: along(jnp.expand_dims, value, self._axes[name]) for name, value in nudges.items()}
             frozen = self._env(jax.lax.stop_gradient(u), [jax.lax.stop_gradient(value) for value in values])
             self._evaluate(frozen, {}, {}, cut=False, hidden=nudges)
             env = self._env(u, values)
             self._evaluate(env, {}, {}, cut=False, given=frozen)
             return *self._results(env), None
 
-        if self._as_batch:
-            nudges = jax.tree.map(lambda leaf: leaf[:, None], nudges)
-        return self._over_lanes(run, u, {}, nudges)[0]
+        axes = {
+            name: jax.tree.structure(nudge).unflatten(self._axes[name]) for name, nudge in nudges.items() if self.mapped
+        }
+        return self._over_lanes(run, u, {}, nudges, axes)[0]
 
-    def _over_lanes(self, run: Any, u: Any, weights: Any, nudges: Any) -> tuple[Any, Any]:
-        values = [state.value for state in self.states]
+    def _over_lanes(self, run: Any, u: Any, weights: Any, nudges: Any, nudge_axes: Any = 0) -> tuple[Any, Any]:
+        """``run`` for the whole batch, or for each sequence with what is its own; the new values go to the States."""
+        leaves, tree = jax.tree.flatten([state.value for state in self.states])
         if not self.mapped:
-            out, new, seen = run(u, values, weights, nudges)
+            out, new, seen = run(u, tree.unflatten(leaves), weights, nudges)
         else:
-            own = [0 if isinstance(state, brainstate.HiddenState) else None for state in self.states]
-            call: Any = jax.vmap(run, in_axes=(0, own, None, 0), out_axes=(0, own, 0))
-            if self._as_batch:
-                one = lambda tree: jax.tree.map(lambda leaf: leaf[:, None], tree)  # noqa: E731
-                values = [one(value) if axis == 0 else value for value, axis in zip(values, own, strict=True)]
-                out, new, seen = call(one(u), values, weights, nudges)
-                drop = lambda tree: jax.tree.map(lambda leaf: leaf[:, 0], tree)  # noqa: E731
-                out, new = drop(out), [drop(v) if a == 0 else v for v, a in zip(new, own, strict=True)]
-            else:
-                out, new, seen = call(u, values, weights, nudges)
+            axes = [axis for own in self._state_axes for axis in own]
+            keep = lambda leaf, axis: leaf  # noqa: E731
+            add, drop = (jnp.expand_dims, jnp.squeeze) if self._as_batch else (keep, keep)
+
+            def one(u, leaves, weights, nudges):
+                u = jax.tree.map(lambda leaf: add(leaf, 0), u)
+                out, new, seen = run(u, tree.unflatten(along(add, leaves, axes)), weights, nudges)
+                return jax.tree.map(lambda leaf: drop(leaf, 0), out), along(drop, jax.tree.leaves(new), axes), seen
+
+            call: Any = jax.vmap(one, in_axes=(0, axes, None, nudge_axes), out_axes=(0, axes, 0))
+            out, new, seen = call(u, leaves, weights, nudges)
+            new = tree.unflatten(new)
         for name, state, value in zip(self.names, self.states, new, strict=True):
             if not isinstance(state, brainstate.ParamState):
-                # Credit goes back in time through hidden states alone.
-                state.value = value if name in self._hidden_of else jax.lax.stop_gradient(value)
+                # Credit goes back in time through the hidden states of traced groups alone.
+                state.value = value if name in self._credited else jax.lax.stop_gradient(value)
         return out, seen
+
+    def _try(self, u: Any) -> None:
+        """Raise Irreversible where a time step cannot be taken one sequence at a time, or is another one then."""
+        states = sum(len(ins) for *_, ins, _ in self._variables)
+        own = [*self.jaxpr.invars[: len(self.jaxpr.invars) - states]]
+        each = list(zip(self._variables, self._state_axes, strict=True))
+        for (*_, ins, _), axes in each:
+            own += [var for var, axis in zip(ins, axes, strict=True) if axis is not None]
+        found = origins(self.jaxpr, dict.fromkeys(map(id, own), ""))
+        for (_, name, _, outs), axes in each:
+            if any(axis is None and found(var) for var, axis in zip(outs, axes, strict=True)):
+                raise Irreversible(f"the sequences share the state {name!r}, which each of them changes")
+        model = self.network.model
+        one_by_one = way(lambda u: self.step(u, {}, {})[0], model, u)
+        if self._as_batch:
+            kept = {name: s.value for name, s in states_of(model).items() if name not in self.network.hidden}
+            begin = {name: state.value for name, state in self.network.hidden.items()}
+            reason = compare(way(self.network, model, u), one_by_one, kept, begin, u)
+            if reason:
+                raise Irreversible(reason)
 
     # ---------------------------------------------------------------------------------------------- evaluating
 
@@ -240,10 +307,10 @@ class Cut:
 
         ``hidden``: what to add to new hidden states. ``given``: an environment whose new hidden states are taken.
         """
-        news = {id(var): name for name, (var, *_) in self._news.items()}
+        news = {id(self._short[name][1][0]): name for name in self.traced}
         seen = {}
         for equation in self.jaxpr.eqns:
-            operands = [_read(env, var) for var in equation.invars]
+            operands = [read(env, var) for var in equation.invars]
             number = self._by_y.get(id(equation.outvars[0])) if len(equation.outvars) == 1 else None
             if number is not None:
                 relation = self.relations[number]
@@ -255,7 +322,7 @@ class Cut:
                 if number in weights:
                     for place, weight in zip(relation.places, weights[number], strict=True):
                         operands[place] = weight
-            outs = _bind(equation, operands)
+            outs = bind(equation, operands)
             if number is not None and number in nudges:
                 outs = [outs[0] + nudges[number]]
             for var, out in zip(equation.outvars, outs, strict=True):
@@ -268,22 +335,21 @@ class Cut:
         return seen
 
     def _results(self, env: dict[int, Any]) -> tuple[Any, list[Any]]:
-        outs = [_read(env, var) for var in self.jaxpr.outvars[: self._outs + self._state_outs]]
+        outs = [read(env, var) for var in self.jaxpr.outvars[: self._outs + self._state_outs]]
         out, new = self._out_tree.unflatten(outs)
         return out, list(new)
 
     # ------------------------------------------------------------------------------------------------ checking
 
-    def _check(self) -> None:
-        """Raise Irreversible where the cut step's derivative is not block-diagonal as braintrace takes it to be.
+    def check(self, groups: Iterable[int]) -> None:
+        """Raise Irreversible where the cut step's derivative of these groups' hidden states is not block-diagonal as
+        braintrace takes it to be.
 
-        Follows, along the equations that the new hidden states need, which hidden states (by group) and which
-        relations a value depends on.
+        Follows, along the equations that their new values need, which hidden states (by group) and which relations a
+        value depends on.
         """
-        for r in self.relations:
-            if r.trained and r.name not in REVERSIBLE:
-                raise Irreversible(f"{', '.join(sorted(r.paths))} acts by {r.name}, which has no reverse form here")
-        needed = {id(var) for news in self._news.values() for var in news if not isinstance(var, Literal)}
+        news = {name: self._short[name][1] for group in groups for name in self.groups[group]}
+        needed = {id(var) for outs in news.values() for var in outs if not isinstance(var, Literal)}
         path = []
         for equation in reversed(self.jaxpr.eqns):
             if any(id(var) in needed for var in equation.outvars):
@@ -294,18 +360,19 @@ class Cut:
                 else:
                     needed |= {id(var) for var in equation.invars if not isinstance(var, Literal)}
         depends: dict[int, frozenset] = {
-            var: frozenset((("hidden", self._hidden_of.get(name, name)),)) for var, name in self._inputs.items()
+            id(var): frozenset((("hidden", self._hidden_of[name]),))
+            for name in self._credited
+            for var in self._short[name][0]
         }
         for equation in path[::-1]:
             number = self._by_y.get(id(equation.outvars[0]))
             if number is not None:
                 depends[id(equation.outvars[0])] = frozenset((("relation", number),))
                 continue
-            _follow(equation, depends)
-        shapes = {name: news[0].aval.shape for name, news in self._news.items()}
-        for name, news in self._news.items():
-            group = self._hidden_of.get(name, name)
-            for kind, number in frozenset().union(*(depends.get(id(var), frozenset()) for var in news)):
+            follow(equation, depends)
+        for name, outs in news.items():
+            group, shape = self._hidden_of[name], outs[0].aval.shape
+            for kind, number in frozenset().union(*(depends.get(id(var), frozenset()) for var in outs)):
                 if kind == "hidden" and number != group:
                     raise Irreversible(f"the hidden state {name!r} depends on one of another group, not by a weight")
                 if kind == "relation":
@@ -313,64 +380,8 @@ class Cut:
                     y = relation.y_var.aval.shape
                     if group not in relation.groups:
                         raise Irreversible(f"{sorted(relation.paths)} reaches {name!r}, which braintrace leaves out")
-                    if y not in (shapes[name], shapes[name][1:]):
+                    if y not in (shape, shape[1:]):
                         raise Irreversible(
                             f"{', '.join(sorted(relation.paths))} gives {y} where the hidden state {name!r} has "
-                            f"{shapes[name]}: positions are mixed between the two"
+                            f"{shape}: positions are mixed between the two"
                         )
-
-
-def _follow(equation: Any, depends: dict[int, frozenset]) -> None:
-    """Write what an equation's results depend on, refusing one that mixes positions."""
-    ins = [(var, depends[id(var)]) for var in equation.invars if not isinstance(var, Literal) and id(var) in depends]
-    if not ins:
-        return
-    name = equation.primitive.name
-    inner = next((equation.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in equation.params), None)
-    if inner is not None and name not in ("scan", "while", "cond"):
-        body = getattr(inner, "jaxpr", inner)
-        if len(body.invars) != len(equation.invars):
-            raise Irreversible(f"{name} within the time step cannot be followed")
-        within = {
-            id(to): depends[id(var)]
-            for var, to in zip(equation.invars, body.invars, strict=True)
-            if not isinstance(var, Literal) and id(var) in depends
-        }
-        for sub in body.eqns:
-            _follow(sub, within)
-        for var, out in zip(equation.outvars, body.outvars, strict=True):
-            if not isinstance(out, Literal) and id(out) in within:
-                depends[id(var)] = within[id(out)]
-        return
-    for var, _ in ins:
-        for out in equation.outvars:
-            suffix = _plain(var.aval.shape)
-            fits = name in POINTWISE or name in RESHAPES
-            if not fits or out.aval.shape[len(out.aval.shape) - len(suffix) :] != suffix:
-                raise Irreversible(f"{name} mixes positions on the way from a weight or a hidden state to the next one")
-            if name == "broadcast_in_dim":
-                dims, rank = equation.params["broadcast_dimensions"], len(out.aval.shape)
-                if tuple(dims) != tuple(range(rank - len(dims), rank)):
-                    raise Irreversible("an axis is put in on the way from a weight or a hidden state to the next one")
-    union = frozenset().union(*(of for _, of in ins))
-    for out in equation.outvars:
-        depends[id(out)] = union
-
-
-def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
-    while shape[:1] == (1,):
-        shape = shape[1:]
-    return shape
-
-
-def _read(env: dict[int, Any], var: Any) -> Any:
-    return var.val if isinstance(var, Literal) else env[id(var)]
-
-
-def _bind(equation: Any, operands: list[Any]) -> list[Any]:
-    primitive = equation.primitive
-    made = primitive.get_bind_params(equation.params)  # jax < 0.11 returns (functions, params), later the params alone
-    functions, params = made if isinstance(made, tuple) else ((), made)
-    with equation.ctx.manager:
-        out = primitive.bind(*functions, *operands, **params)
-    return list(out) if primitive.multiple_results else [out]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from ..console import one_line
 from ..module import Objective, Phases
 from ..state import draws_random
 from .base import Learner, Network, choose_batching, input_of, trained
-from .cut import ELEMENTWISE, Cut, Irreversible
+from .cut import Cut
+from .equations import ELEMENTWISE, Irreversible
 from .reverse import ReverseLearner
 from .rule import WindowedRule
 
@@ -28,6 +30,10 @@ class DRTRL(WindowedRule):
     piece it carries a trace, so that memory does not grow with the length of the sequence. "auto" takes "reverse"
     wherever the model allows it. ``segment``: "sequence" makes the whole sequence one piece.
 
+    ``readout_memory``: whether reverse mode also goes back through what lies between the traced units and the loss and
+    has a past of its own (a leaky readout, scores summed over time, a delay), exactly within a segment. A second
+    recurrent layer is no such memory. It needs the reverse engine.
+
     On a GRU the reset gate's weight ``Wr`` acts on the hidden state only through ``Wh``, so no trace of it is kept:
     ``vjp="single-step"`` leaves its gradient exactly zero, the default ``vjp="multi-step"`` gives it the credit that
     lies within a window. See ``WindowedRule`` and ``OnlineRule`` for the other fields.
@@ -40,6 +46,7 @@ class DRTRL(WindowedRule):
     name: ClassVar[str] = "drtrl"
     engine: Literal["auto", "reverse", "trace"] = "auto"
     segment: int | Literal["auto", "sequence"] = "auto"
+    readout_memory: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -49,6 +56,10 @@ class DRTRL(WindowedRule):
             )
         if self.engine == "trace" and self.segment != "auto":
             raise ValueError(f"DRTRL(engine='trace', segment={self.segment!r}): a trace has no segments; drop one")
+        if self.engine == "trace" and self.readout_memory:
+            raise ValueError(
+                "DRTRL(engine='trace', readout_memory=True): a trace does not go through readout memory; drop one"
+            )
 
     def rule(self) -> tuple[Any, dict[str, Any]]:
         return "d_rtrl", {"vjp_method": self.vjp}
@@ -60,8 +71,13 @@ class DRTRL(WindowedRule):
         try:
             return self._reverse(objective, example)
         except Irreversible as reason:
+            model = type(objective.model).__name__
+            if self.readout_memory:
+                raise ValueError(
+                    f"DRTRL(readout_memory=True) does not fit {model}, which needs a trace: {reason}; use "
+                    "readout_memory=False"
+                ) from None
             if self.engine == "reverse":
-                model = type(objective.model).__name__
                 raise ValueError(f"DRTRL(engine='reverse') does not fit {model}: {reason}; use engine='auto'") from None
             learner = super().bind(objective, example)
             learner.notes.append(f"engine: a trace, since {reason}")
@@ -73,19 +89,25 @@ class DRTRL(WindowedRule):
         names, random = list(trained(objective)), draws_random(network, x)
 
         def cut(lanes: bool) -> Cut:
-            if random and (lanes or network.vmapped):
+            mapped = lanes or network.vmapped
+            if random and mapped:
                 raise Irreversible("the model draws random numbers, which lanes mapped one by one would share")
-            return Cut(objective, network, x, names, lanes=lanes)
+            try:
+                return Cut(objective, network, x, names, lanes=lanes, memory=self.readout_memory)
+            except Exception as error:
+                if isinstance(error, Irreversible) or not mapped:
+                    raise
+                raise Irreversible(f"it cannot be taken one sequence at a time ({one_line(error)})") from error
 
         made, time = cut(lanes=False), example.sizes[0] + example.sizes[1]
         segment = None
         if self._pieces(time):
             segment = SEGMENT if self.segment in ("auto", "sequence") else self.segment
             if not network.vmapped and any(r.trained and r.name == ELEMENTWISE for r in made.relations):
-                made = cut(lanes=True)  # a weight without inputs has no axis of lanes of its own
+                made = cut(lanes=True)  # a weight without inputs has no batch axis of its own
         return ReverseLearner(
             objective, network, made, x, window=min(self.window, example.sizes[1]), single=self.vjp == "single-step",
-            cadence=self.cadence(), segment=segment, reach=self.reach(example.sizes[1]),
+            cadence=self.cadence(), segment=segment, reach=self.reach(example.sizes[1]), memory=self.readout_memory,
         )  # fmt: skip
 
     def _pieces(self, time: int) -> bool:

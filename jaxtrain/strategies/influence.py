@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from ..state import SHORT, State
-from .cut import DENSE, EMBEDDING, Cut, Irreversible, Relation
+from .cut import DENSE, EMBEDDING, Cut, Relation
+from .equations import Irreversible
 
 
 class Influence:
@@ -21,7 +22,10 @@ class Influence:
     def __init__(self, cut: Cut):
         self.cut = cut
         self.relations = {i: r for i, r in enumerate(cut.relations) if r.trained}
-        self.depth = max(len(names) for names in cut.groups.values())
+        # Of readout memory, nothing has made sure yet that its derivative is block-diagonal.
+        cut.check(sorted({group for r in self.relations.values() if r.direct for group in r.groups}))
+        self.groups = {group for r in self.relations.values() for group in r.groups}
+        self.depth = max((len(cut.groups[group]) for group in self.groups), default=1)
         self.states: dict[str, State] = {}
         for i, relation in self.relations.items():
             reason = self._unfit(relation)
@@ -35,8 +39,9 @@ class Influence:
         if relation.name not in (*DENSE, *EMBEDDING) and relation.x_place is not None:
             return f"no trace is kept for {relation.name}"
         lanes = self.cut.mapped or relation.y_var.aval.shape[:1] == (self.cut.lanes,)
-        if not lanes or len(self._units(relation)) != 1:
-            return "its result has other axes than lanes and units"
+        units, names = self._units(relation), self.cut.groups[next(iter(relation.groups))]
+        if not lanes or len(units) != 1 or any(self.cut.units_of(name) != units[0] for name in names):
+            return "it or the hidden state that it acts on has other axes than sequences and units"
         return ""
 
     def _units(self, relation: Relation) -> tuple[int, ...]:
@@ -60,11 +65,11 @@ class Influence:
     # ------------------------------------------------------------------------------------------------- forward
 
     def basis(self, hidden: dict[str, Any]) -> dict[str, Any]:
-        """Cotangents that ask for one hidden state of every group at a time, stacked: ``(depth, B, ...)``."""
+        """Cotangents that ask for one hidden state of every traced group at a time, stacked: ``(depth, B, ...)``."""
         made = {}
-        for names in self.cut.groups.values():
+        for group, names in self.cut.groups.items():
             for place, name in enumerate(names):
-                chosen = jnp.arange(self.depth) == place
+                chosen = (jnp.arange(self.depth) == place) & (group in self.groups)
                 made[name] = jax.tree.map(
                     lambda leaf, chosen=chosen: jnp.broadcast_to(
                         chosen.reshape(-1, *(1,) * leaf.ndim), (self.depth, *leaf.shape)

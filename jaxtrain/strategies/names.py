@@ -70,6 +70,7 @@ DRTRL = {
     **WINDOWED,
     "engine": Field(Literal["auto", "reverse", "trace"], "auto", "going back in cut time steps, or a trace carried"),
     "segment": Field(int | Literal["auto", "sequence"], "auto", "time steps whose activations are kept at once"),
+    "readout_memory": Field(bool, False, "credit also through what a leaky readout, a sum or a delay remembers"),
 }
 PP_PROP = {
     **WINDOWED,

@@ -29,8 +29,10 @@ class ReverseLearner(Learner):
     """
 
     def __init__(self, objective: Objective, network: Network, cut: Cut, x: Any, *, window: int, single: bool,
-                 cadence: Cadence = SEQUENCE, segment: int | None = None, reach: Reach = ONE_STEP):  # fmt: skip
-        """``segment``: time steps a piece; None takes the whole sequence as one."""
+                 cadence: Cadence = SEQUENCE, segment: int | None = None, reach: Reach = ONE_STEP,
+                 memory: bool = False):  # fmt: skip
+        """``segment``: time steps a piece; None takes the whole sequence as one. ``memory``: windows come one after
+        another, and credit goes back from each to the one before through every state that is not of a traced group."""
         super().__init__(objective, network)
         self.cut, self.window, self.single, self.reach = cut, window, single, reach
         self.cadence, self.carried, self.segment = cadence, cadence.carried, segment
@@ -39,14 +41,21 @@ class ReverseLearner(Learner):
         self.influence = None if segment is None else Influence(cut)
         self.own = {} if self.influence is None else self.influence.states
         chosen = [i for i, r in enumerate(cut.relations) if r.trained]
-        # Weights of the nudged relations get their gradient from all time steps at once, the others' is added up by
-        # reverse mode time step by time step.
+        # Weights of the nudged relations get their gradient from all time steps at once, the live ones' is added up by
+        # reverse mode time step by time step, and those of readout memory have theirs from the windows.
         products = (*DENSE, *EMBEDDING)
-        self._nudged = [i for i in chosen if self.influence is not None or cut.relations[i].name in products]
-        self._live = [i for i in chosen if i not in self._nudged]
+        self._direct = [i for i in chosen if cut.relations[i].direct]
+        past = [i for i in chosen if i not in self._direct]
+        self._nudged = chosen if self.influence is not None else [i for i in past if cut.relations[i].name in products]
+        self._live = [i for i in past if i not in self._nudged]
         self._hidden = {n: network.hidden[n] for names in cut.groups.values() for n in names}
-        others = [state for name, state in network.hidden.items() if name not in self._hidden]
+        self._traced = {n: s for n, s in self._hidden.items() if n in cut.traced}
+        rest = {n: s for n, s in network.hidden.items() if n not in self._traced}
+        self._memory = rest if memory else {}
+        others = [] if memory else rest.values()
         self._others = [*others, *lasting(objective.model).values(), brainstate.random.DEFAULT]
+        if memory:
+            self.notes.append(self._say_memory())
 
     # ------------------------------------------------------------------------------------------------ learning
 
@@ -97,11 +106,12 @@ class ReverseLearner(Learner):
         # Nothing needs the steps of the last window but what goes on, and the single-step rule's own step.
         through = time if go_on or self.single or lasting(self.objective.model) else last
         chain = _Chain(self, warm, sequences, through, weights)
-        grads, cotangents, metrics = self._windows(chain, sequences)
-        deltas, live, entry = chain.back(*cotangents)
+        grads, (entries, news, begin), metrics = self._windows(chain, warm, sequences)
+        deltas, live, entry = chain.back(entries, news)
+        entry |= begin
         found = [jax.tree.map(jnp.zeros_like, weight) for weight in weights]
         for i in self._nudged:
-            if chain.steps:
+            if chain.steps and i not in self._direct:
                 found[i] = self._from_all_steps(i, chain.inputs.get(i), deltas[i], weights[i])
         for i in self._live:
             found[i] = live[i]
@@ -135,50 +145,81 @@ class ReverseLearner(Learner):
         x = merge(x, len(relation.x_var.aval.shape) - batched)
         return jax.vjp(lambda w: relation.product(x, w), weights)[1](merge(delta, units - batched))[0]
 
-    def _windows(self, chain: _Chain, sequences: Any) -> tuple[dict[str, Any], tuple[Any, Any], Metrics]:
-        """Each window by itself: gradients of the parameters, cotangents of the hidden states at the entries (and, for
-        the single-step rule, of the new hidden states), and metrics."""
+    def _windows(self, chain: _Chain, warm: Any, sequences: Any) -> tuple[dict[str, Any], tuple[Any, Any], Metrics]:
+        """Gradients of the parameters, cotangents of the hidden states at the windows' entries (and, for the
+        single-step rule, of the new hidden states), and metrics.
+
+        Each window is by itself, but for what readout memory hands from one to the next.
+        """
         time = jax.tree.leaves(sequences)[0].shape[0]
         count, rest = divmod(time, self.window)
+        lead, cut = chain.lead, time - rest
         params = {name: state.value for name, state in self._params.items()}
-        leaves = {name: jax.tree.leaves(state.value)[0] for name, state in self._hidden.items() if self.single}
-        nudges = {name: jnp.zeros((time, *leaf.shape), leaf.dtype) for name, leaf in leaves.items()}
+        begin = {name: state.value for name, state in self._memory.items() if name in self._hidden}
+        leaves = {name: jax.tree.leaves(state.value)[0] for name, state in self._traced.items() if self.single}
+        nudges = {name: jnp.zeros((lead + time, *leaf.shape), leaf.dtype) for name, leaf in leaves.items()}
 
-        def total(params, hidden, nudges):
-            def part(which: slice, tiles: Any) -> tuple[jax.Array, Metrics]:
-                at, others = jax.tree.map(lambda leaf: leaf[which], (hidden, chain.others))
-                losses, metrics = self._side_by_side(params, at, others, tiles, nudges)
-                return losses.sum(), sum_over_time(metrics)
+        def score_window(tile, nudge):
+            return score(self.objective, self._forward(nudge), tile, self._reset)
 
-            cut = time - rest
+        def warm_step(tile, nudge):
+            self._reset(tile[1])
+            self.objective.warmup(self._forward(nudge), tile[0])
+
+        def total(params, hidden, nudges, begin):
+            memory = {name: state.value for name, state in self._memory.items()} | begin
+
+            def part(run: Any, which: slice, tiles: Any) -> Any:
+                nonlocal memory
+                at = jax.tree.map(lambda leaf: leaf[which], (hidden, chain.others))
+                given = jax.tree.map(lambda leaf: leaf[which], nudges)
+                call = self._call(run, params, tiles, given)
+                if not self._memory:
+                    return jax.vmap(lambda *xs: call({}, *xs)[1])(*at, tiles, given)
+                memory, found = jax.lax.scan(lambda memory, xs: call(memory, *xs), memory, (*at, tiles, given))
+                return found
+
+            if lead:
+                part(warm_step, slice(lead), warm)
             parts = []
             if count:
                 tiled = lambda leaf: leaf[:cut].reshape(-1, self.window, *leaf.shape[1:])  # noqa: E731
-                parts.append(part(slice(count), jax.tree.map(tiled, sequences)))
+                parts.append(part(score_window, slice(lead, lead + count), jax.tree.map(tiled, sequences)))
             if rest:
-                parts.append(part(slice(count, None), jax.tree.map(lambda leaf: leaf[cut:][None], sequences)))
-            return jax.tree.map(lambda *leaves: sum(leaves), *parts)
+                last = jax.tree.map(lambda leaf: leaf[cut:][None], sequences)
+                parts.append(part(score_window, slice(lead + count, None), last))
+            found = [(losses.sum(), sum_over_time(metrics)) for losses, metrics in parts]
+            return jax.tree.map(lambda *leaves: sum(leaves), *found)
 
-        grads, metrics = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(params, chain.hidden, nudges)
+        grads, metrics = jax.grad(total, argnums=(0, 1, 2, 3), has_aux=True)(params, chain.hidden, nudges, begin)
         return grads[0], grads[1:], metrics
 
-    def _side_by_side(self, params, hidden, others, tiles, nudges) -> tuple[jax.Array, Metrics]:
-        """Losses and metrics of windows, ``(windows, ...)``."""
+    def _forward(self, nudge: Any) -> Any:
+        return (lambda u: self.cut.alone(u, nudge)) if self.single else self.network
 
-        def window(tile, nudge):
-            forward = (lambda u: self.cut.alone(u, nudge)) if self.single else self.network
-            return score(self.objective, forward, tile, self._reset)
-
+    def _call(self, run: Any, params: Any, tiles: Any, nudges: Any) -> Any:
+        """``call(memory, hidden, others, tile, nudge) -> (memory, result)``: ``run`` from the States at its entry."""
         first = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)  # noqa: E731
-        states, call = pure(window, first(tiles), first(nudges))
+        states, pure_run = pure(run, first(tiles), first(nudges))
+        place = {id(state): i for i, state in enumerate(states)}
 
-        def one(hidden, others, tile, nudge):
+        def call(memory, hidden, others, tile, nudge):
             given = {id(self._params[name]): value for name, value in params.items()}
-            given |= {id(self._hidden[name]): value for name, value in hidden.items()}
+            given |= {id(self._traced[name]): value for name, value in hidden.items()}
             given |= {id(state): value for state, value in zip(self._others, others, strict=True)}
-            return call([given.get(id(state), state.value) for state in states], tile, nudge)[1]
+            given |= {id(self._memory[name]): value for name, value in memory.items()}
+            new, result = pure_run([given.get(id(state), state.value) for state in states], tile, nudge)
+            after = {n: new[place[id(s)]] if id(s) in place else memory[n] for n, s in self._memory.items()}
+            return after, result
 
-        return jax.vmap(one)(hidden, others, tiles, nudges)
+        return call
+
+    def _say_memory(self) -> str:
+        names = [n for n, s in self._memory.items() if jnp.issubdtype(jax.tree.leaves(s.value)[0].dtype, jnp.inexact)]
+        if not names:
+            return "readout_memory: the model has none, so nothing else is trained than without it"
+        across = " within a segment" if self.segment else ""
+        return f"readout_memory: credit goes{across} through {', '.join(names)}"
 
     # -------------------------------------------------------------------------------------------------- report
 
@@ -197,7 +238,8 @@ class ReverseLearner(Learner):
 class _Chain:
     """Cut steps over a warm-up and scored time steps, run once, with their reverse kept.
 
-    ``hidden``, ``others``: what the windows' entries hold, ``(windows, ...)``. ``inputs``: of the nudged relations,
+    ``hidden``, ``others``: what the windows' entries hold, ``(lead + windows, ...)``; ``lead``: steps of the warm-up
+    that are a window each, all of them where there is readout memory. ``inputs``: of the nudged relations,
     ``(steps, ...)``.
     """
 
@@ -206,6 +248,7 @@ class _Chain:
         ahead = jax.tree.map(lambda leaf: leaf[:through], sequences)
         warm_steps = 0 if warm[0] is None else jax.tree.leaves(warm[0])[0].shape[0]
         self.steps = warm_steps + through
+        self.lead = warm_steps if learner._memory and sequences is not None else 0
         time = 0 if sequences is None else jax.tree.leaves(sequences)[0].shape[0]
         starts = range(0, time, learner.window)
         within = len([start for start in starts if start < through])
@@ -216,7 +259,7 @@ class _Chain:
             for i in learner._nudged
         }
         live = {i: weights[i] for i in learner._live}
-        hidden = list(learner._hidden.values())
+        kept = [*learner._traced.values(), *learner._others]
 
         def run(warm, ahead, nudges, live):
             def forward(u, nudge, seen):
@@ -224,8 +267,16 @@ class _Chain:
                 seen.append(found)
                 return out
 
-            def warm_step(x, mask, nudge):
+            def begin(mask) -> list[Any]:
+                entry = [state.value for state in kept]
                 learner._reset(mask)
+                return entry
+
+            def news() -> list[Any]:
+                return [state.value for state in learner._traced.values()] if learner.single else []
+
+            def warm_step(x, mask, nudge):
+                entry = begin(mask)
                 seen: list[Any] = []
                 learner.objective.warmup(lambda u: forward(u, nudge, seen), x)
                 if len(seen) != 1:
@@ -233,29 +284,26 @@ class _Chain:
                         f"warmup_step called forward {len(seen)} times; DRTRL(engine='reverse') needs one call a time "
                         "step: use engine='trace'"
                     )
-                return seen[0]
+                return (seen[0], entry, news()) if self.lead else (seen[0], [], [])
 
             def scored_step(x, y, w, extras, mask, nudge):
-                entry = [state.value for state in (*hidden, *learner._others)]
-                learner._reset(mask)
+                entry = begin(mask)
                 seen: list[Any] = []
                 learner.objective.learn(lambda u: forward(u, nudge, seen), x, y, w, extras)
-                return seen[0], entry, [state.value for state in hidden] if learner.single else []
+                return seen[0], entry, news()
 
             head = jax.tree.map(lambda leaf: leaf[:warm_steps], nudges)
             tail = jax.tree.map(lambda leaf: leaf[warm_steps:], nudges)
-            seen = []
-            entries: list[list[Any]] = [[] for _ in (*hidden, *learner._others)]
-            news: list[Any] = []
+            found = []
             if warm_steps:
-                seen.append(brainstate.transform.for_loop(warm_step, *warm, head))
+                found.append(brainstate.transform.for_loop(warm_step, *warm, head))
             if through:
-                found, entry, new = brainstate.transform.for_loop(scored_step, *ahead, tail)
-                seen.append(found)
-                entries = [[jax.tree.map(lambda leaf: leaf[:: learner.window], e)] for e in entry]
-                news = new
-            inputs = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *seen)
-            return inputs, entries, news
+                seen, entry, new = brainstate.transform.for_loop(scored_step, *ahead, tail)
+                found.append((seen, jax.tree.map(lambda leaf: leaf[:: learner.window], entry), new))
+            inputs = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(seen for seen, _, _ in found))
+            entries = [[parts[i] for _, parts, _ in found if parts] for i in range(len(kept))]
+            after = [[parts[i] for _, _, parts in found if parts] for i in range(len(learner._traced))]
+            return inputs, entries, [_join(parts) for parts in after if parts]
 
         self._states: list[State] = []
         call: Any = None
@@ -273,13 +321,14 @@ class _Chain:
             new, (inputs, entries, news) = call(now, warm, ahead, nudges, live)
             end = lambda state: new[place[id(state)]] if id(state) in place else state.value  # noqa: E731
             if self._ends:
-                for parts, state in zip(entries, (*hidden, *learner._others), strict=True):
+                for parts, state in zip(entries, kept, strict=True):
                     parts.append(jax.tree.map(lambda leaf: leaf[None], end(state)))
-            joined = [jax.tree.map(lambda *leaves: _join(leaves), *parts) if parts else None for parts in entries]
-            at = dict(zip(learner._hidden, joined[: len(hidden)], strict=True))
-            after = dict(zip(learner._hidden, news, strict=True)) if news else {}
+            joined = [_join(parts) if parts else None for parts in entries]
+            traced, others = joined[: len(learner._traced)], joined[len(learner._traced) :]
+            at = dict(zip(learner._traced, traced, strict=True))
+            after = dict(zip(learner._traced, news, strict=True)) if news else {}
             ends = {name: end(state) for name, state in learner._hidden.items()}
-            return (at, after, ends), (inputs, joined[len(hidden) :], new)
+            return (at, after, ends), (inputs, others, new)
 
         begin = {name: state.value for name, state in learner._hidden.items()}
         self._pull: Any = None
@@ -289,7 +338,7 @@ class _Chain:
         else:
             self._live = live
             one = lambda value: jax.tree.map(lambda leaf: leaf[None], value)  # noqa: E731
-            self.hidden, self.inputs, self._new = {n: one(v) for n, v in begin.items()}, {}, []
+            self.hidden, self.inputs, self._new = {n: one(begin[n]) for n in learner._traced}, {}, []
             self.others = [one(state.value) for state in learner._others]
 
     def back(self, entries: dict[str, Any], news: dict[str, Any]) -> tuple[Any, Any, Any]:
@@ -316,5 +365,6 @@ class _Chain:
                 state.value = value
 
 
-def _join(leaves: tuple[Any, ...]) -> Any:
-    return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
+def _join(parts: list[Any]) -> Any:
+    """Values one after another along the leading axis."""
+    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)

@@ -17,6 +17,7 @@ from ..module import Objective, Phases
 from ..state import draws_random, lasting, parameters
 from .base import Batching, Learner, Strategy, choose_batching, input_of
 from .cadence import Cadence, Carry, UpdateEvery, check_cadence, check_length
+from .independence import dependence
 from .online import OnlineLearner, compile_rule
 from .rows import ONE_STEP, Reach
 
@@ -96,10 +97,12 @@ class OnlineRule(Strategy):
         batching = choose_batching(wanted, objective.model, x, batch_size)
         if not (wanted == "auto" and batching == "batched" and self._prefers_lanes(objective, x)):
             return self._bind(objective, example, x, batching)
-        try:
-            return self._bind(objective, example, x, "vmap")
-        except Exception as error:  # mapping is only faster: states made in __init__, say, take a batch alone
-            reason = one_line(error)
+        reason = dependence(objective.model, x, batch_size)
+        if not reason:
+            try:
+                return self._bind(objective, example, x, "vmap")
+            except Exception as error:  # mapping is only faster: states made in __init__, say, take a batch alone
+                reason = one_line(error)
         learner = self._bind(objective, example, x, "batched")
         learner.notes.append(f"batching: batched, since the model cannot be mapped over lanes ({reason})")
         return learner

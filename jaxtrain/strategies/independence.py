@@ -1,0 +1,136 @@
+"""Whether a model over a batch treats every sequence by itself: one time step on random values, taken in two ways."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..console import one_line
+from ..state import SHORT, create_hidden, fresh_hidden, is_key, pure, seeded, states_of
+from .network import Network, along
+
+Way = Callable[[dict[str, Any], Any], dict[str, Any]]
+"""``way(values, u)``: the output of a time step, under "the output", and the new hidden states by name."""
+DRAWS = 3
+"""A unit so close to its threshold that rounding decides may differ in one draw; a model that mixes sequences differs
+in all."""
+
+
+def dependence(model, u: Any, batch_size: int) -> str:
+    """Why a model with batched hidden states is another one when it is mapped over sequences; "" where it is not.
+
+    Leaves the model with the hidden states of the mapped one.
+    """
+    try:
+        with seeded(0):
+            batched, begin = Network(model, "batched"), fresh_hidden(model, batch_size, False)
+            axes, kept = batched.axes(batch_size), _values(model)
+            first = way(batched, model, u)
+        with seeded(0):
+            create_hidden(model, batch_size, True)
+        with seeded(0):
+            mapped_begin = fresh_hidden(model, batch_size, True)
+            second = way(Network(model, "vmap"), model, u)
+
+        def ahead(values: dict[str, Any]) -> dict[str, Any]:
+            """Hidden states with the batch axis first, where mapping puts it."""
+            move = lambda leaf, axis: jnp.moveaxis(leaf, axis, 0)  # noqa: E731
+            return {name: along(move, value, axes[name]) for name, value in values.items() if name in axes}
+
+        for name, value in ahead(begin).items():
+            if not all(jax.tree.leaves(_alike(value, mapped_begin[name]))):
+                return f"init_state makes other values of {name!r} without a batch axis"
+
+        def mapped(values: dict[str, Any], u: Any) -> dict[str, Any]:
+            return second({**values, **ahead(values)}, u)
+
+        def over_batch(values: dict[str, Any], u: Any) -> dict[str, Any]:
+            found = first(values, u)
+            return {**found, **ahead(found)}
+
+        return compare(over_batch, mapped, kept, {name: begin[name] for name in axes}, u)
+    except Exception as error:  # mapping is only faster: whatever it runs into is a reason against it
+        return one_line(error)
+
+
+def way(call: Callable, model, u: Any) -> Way:
+    """A call that runs the model on its States, as a function of their values by name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "ETP primitive .* was decomposed")
+        states, run = pure(call, u)
+    names = {id(state): name for name, state in states_of(model).items()}
+
+    def step(values: dict[str, Any], u: Any) -> dict[str, Any]:
+        new, out = run([values.get(names.get(id(state), ""), state.value) for state in states], u)
+        ours = zip(states, new, strict=True)
+        return {
+            "the output": out,
+            **{names[id(state)]: value for state, value in ours if isinstance(state, SHORT) and id(state) in names},
+        }
+
+    return step
+
+
+def compare(first: Way, second: Way, kept: dict[str, Any], begin: dict[str, Any], u: Any) -> str:
+    """What two ways to take a time step differ in, on random inputs and hidden states; "" where they agree.
+
+    ``kept``: values of States that stay as they are. ``begin``: of the hidden states, around which they are drawn.
+    """
+
+    @jax.jit
+    def agree(key: jax.Array, kept: dict[str, Any]) -> dict[str, jax.Array]:
+        inputs, hidden = jax.random.split(key)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), u)
+        values, x = {**kept, **_drawn(hidden, begin)}, _drawn(inputs, zeros)
+        ours, theirs = first(values, x), second(values, x)
+        every = lambda tree: jax.tree.reduce(jnp.logical_and, tree, jnp.asarray(True))  # noqa: E731
+        return {name: every(_alike(value, theirs[name])) for name, value in ours.items()}
+
+    wrong: list[str] = []
+    with warnings.catch_warnings(), jax.default_matmul_precision("highest"):
+        warnings.filterwarnings("ignore", "ETP primitive .* was decomposed")
+        for draw in range(DRAWS):
+            wrong = [name for name, same in agree(jax.random.key(draw), kept).items() if not same]
+            if not wrong:
+                return ""
+    return f"a time step over the batch gives another value of {wrong[0]} than one sequence at a time"
+
+
+def _values(model) -> dict[str, Any]:
+    return {name: state.value for name, state in states_of(model).items() if not isinstance(state, SHORT)}
+
+
+def _drawn(key: jax.Array, value: Any) -> Any:
+    """Random values like ``value``, around it and as large as it is."""
+
+    def one(number: int, leaf: Any) -> Any:
+        own = jax.random.fold_in(key, number)
+        if is_key(leaf):
+            return leaf
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return leaf + (1 + jnp.abs(leaf)) * jax.random.normal(own, leaf.shape, leaf.dtype)
+        return (leaf + jax.random.bernoulli(own, 0.5, leaf.shape)).astype(leaf.dtype)
+
+    leaves, tree = jax.tree.flatten(value)
+    return tree.unflatten([one(number, leaf) for number, leaf in enumerate(leaves)])
+
+
+def _alike(a: Any, b: Any) -> Any:
+    """Leaf by leaf, whether two values are the same but for rounding."""
+
+    def one(a: Any, b: Any) -> jax.Array:
+        if a.shape != b.shape:
+            return jnp.asarray(False)
+        if is_key(a):
+            return (jax.random.key_data(a) == jax.random.key_data(b)).all()
+        same = (a == b) | ((a != a) & (b != b))
+        if not jnp.issubdtype(a.dtype, jnp.inexact):
+            return same.all()
+        size = jnp.max(jnp.where(jnp.isfinite(b), jnp.abs(b), 0), initial=0)
+        return (same | (jnp.abs(a - b) <= 100 * jnp.finfo(a.dtype).eps * size)).all()
+
+    return jax.tree.map(one, a, b)

@@ -1,0 +1,80 @@
+"""A model over a batch of sequences: its hidden states, their beginning, and where they have the batch axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import brainstate
+import jax
+import jax.numpy as jnp
+
+from ..state import UNCLEAR, batch_axes, fresh_hidden, short_term, where_lanes
+
+
+def model_over_batch(model, batching: Literal["batched", "vmap"]) -> Callable:
+    """One time step of a batch: the model itself, or mapped over sequences."""
+    return brainstate.nn.Vmap(model, vmap_states="new") if batching == "vmap" else model
+
+
+def along(change: Callable[[Any, int], Any], value: Any, axes: list[int | None]) -> Any:
+    """A value with ``change(leaf, axis)`` in place of each leaf that has a batch axis."""
+    leaves, tree = jax.tree.flatten(value)
+    changed = [leaf if axis is None else change(leaf, axis) for leaf, axis in zip(leaves, axes, strict=True)]
+    return tree.unflatten(changed)
+
+
+class Network:
+    """The model over a batch: ``network(x)``, ``(B, ...) -> (B, ...)``, whether its states carry the batch axis
+    themselves (``batched``) or it is written for one lane and mapped (``vmap``)."""
+
+    def __init__(self, model, batching: Literal["batched", "vmap"]):
+        self.model = model
+        self.vmapped = batching == "vmap"
+        self.hidden = short_term(model)
+        self._created = {name: state.value for name, state in self.hidden.items()}
+        self._call = model_over_batch(model, batching)
+        self._axes = batch_axes(model, self.vmapped)
+
+    def __call__(self, x) -> Any:
+        return self._call(x)
+
+    def reset(self, batch_size: int) -> None:
+        """Hidden states as ``init_state`` makes them."""
+        for name, value in self._fresh(batch_size).items():
+            self.hidden[name].value = value
+
+    def reset_lanes(self, mask: jax.Array) -> None:
+        """Hidden states as ``init_state`` makes them in the sequences where ``mask`` (B,) is set; a state that all
+        sequences share stays as it is. Raises ValueError for a state whose batch axis is unclear."""
+        held = {name: state.value for name, state in self.hidden.items()}  # making fresh ones writes the states
+        axes = self.axes(mask.shape[0])
+        for name, value in self._fresh(mask.shape[0]).items():
+            self.hidden[name].value = where_lanes(mask, value, held[name], axes[name])
+
+    def axes(self, batch_size: int) -> dict[str, list[int | None]]:
+        """The batch axis of each leaf of each hidden state, None where all sequences share it (``state.batch_axes``).
+
+        Of a model that makes its states for one batch size it is axis 0, where that is as long as the batch. Raises
+        ValueError for a state whose shape follows the batch size without one axis for it.
+        """
+        found = {}
+        for name, state in self.hidden.items():
+            shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(state.value)]
+            if self._axes is None:
+                found[name] = [0 if shape[:1] == (batch_size,) else None for shape in shapes]
+                continue
+            found[name] = self._axes[name]
+            for shape, axis in zip(shapes, found[name], strict=True):
+                if axis == UNCLEAR or (axis is not None and shape[axis] != batch_size):
+                    raise ValueError(
+                        f"the hidden state {name!r} of {type(self.model).__name__} has shape {shape} for "
+                        f"{batch_size} sequences; let init_state(batch_size) give it one axis of batch_size"
+                    )
+        return found
+
+    def _fresh(self, batch_size: int) -> dict[str, Any]:
+        # A state that init_state does not make anew keeps the value it was created with.
+        for name, state in self.hidden.items():
+            state.value = self._created[name]
+        return fresh_hidden(self.model, batch_size, self.vmapped)

@@ -1,0 +1,44 @@
+"""All that a learner hands to ``update`` over several batches, however often it does."""
+
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtrain.metrics import Metrics
+from jaxtrain.module import Objective, check_phases
+from jaxtrain.state import Functional, lasting, parameters, set_key, strengthen, strong
+from jaxtrain.strategies.base import trained, zeros_like_parameters
+
+
+def sums(lab, strategy, module, batches: list[Any]) -> tuple[dict[str, Any], list[dict[str, float]], list[str]]:
+    """The sum of the gradients over all batches, the weights held fixed; each batch's mean metrics; the notes."""
+    with brainstate.environ.context(**module.environ, fit=True), brainstate.random.seed_context(1):
+        strengthen(parameters(module.model).values())
+        learner = strategy.bind(Objective(module, lambda x: x), check_phases(batches[0]))
+        zeros = zeros_like_parameters(trained(learner.objective))
+        total = {f"sum/{name}": brainstate.LongTermState(value) for name, value in zeros.items()}
+        lasts = {f"learner/{name}": state for name, state in learner.states().items()}
+        named = {**parameters(module.model), **lasting(module.model), **lasts, **total}
+        strengthen([*lasts.values(), *learner.scratch()])
+
+        def step(phases, number) -> Metrics:
+            set_key(jax.random.fold_in(lab.KEY, number))
+
+            def update(grads, weight, metrics):
+                for name, grad in grads.items():
+                    state = total[f"sum/{name}"]
+                    state.value = jax.tree.map(jnp.add, state.value, grad)
+                return metrics
+
+            return learner.learn(phases, update)
+
+        values = {name: strong(state.value) for name, state in named.items()}
+        call = jax.jit(Functional(step, named, learner.scratch(), batches[0], jnp.int32(0)))
+        means = []
+        for number, phases in enumerate(batches):
+            values, metrics = call(values, phases, jnp.int32(number))
+            means.append({name: float(np.sum(mean.num) / np.sum(mean.weight)) for name, mean in metrics.items()})
+    return {name: values[f"sum/{name}"] for name in zeros}, means, learner.notes

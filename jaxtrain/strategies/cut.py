@@ -57,7 +57,7 @@ class Relation:
 
     def alone(self, weights: list[Any]) -> Any:
         """``y`` of an element-wise weight."""
-        return _bind(self.equation, weights)[0]
+        return bind(self.equation, weights)[0]
 
     def product(self, x: Any, weights: list[Any]) -> Any:
         """``y`` for inputs with one further leading axis, ``(N, ...)``."""
@@ -66,7 +66,7 @@ class Relation:
             operands = [x if place == self.x_place else None for place in range(len(self.equation.invars))]
             for place, weight in zip(self.places, weights, strict=True):
                 operands[place] = weight
-            return _bind(self.equation, operands)[0]
+            return bind(self.equation, operands)[0]
 
         return one(x) if self.batched else jax.vmap(one)(x)
 
@@ -173,9 +173,9 @@ class Cut:
         env = {id(var): params[name][leaf] for var, (name, leaf) in self._named_params()}
         env |= {id(var): const for var, const in zip(self.jaxpr.constvars, self.consts, strict=True)}
         for equation in self._weight_equations:
-            outs = _bind(equation, [_read(env, var) for var in equation.invars])
+            outs = bind(equation, [read(env, var) for var in equation.invars])
             env |= {id(var): out for var, out in zip(equation.outvars, outs, strict=True)}
-        return [[_read(env, r.equation.invars[place]) for place in r.places] for r in self.relations]
+        return [[read(env, r.equation.invars[place]) for place in r.places] for r in self.relations]
 
     def _named_params(self):
         return [(var, self._params[id(var)]) for var in self.jaxpr.invars if id(var) in self._params]
@@ -243,7 +243,7 @@ class Cut:
         news = {id(var): name for name, (var, *_) in self._news.items()}
         seen = {}
         for equation in self.jaxpr.eqns:
-            operands = [_read(env, var) for var in equation.invars]
+            operands = [read(env, var) for var in equation.invars]
             number = self._by_y.get(id(equation.outvars[0])) if len(equation.outvars) == 1 else None
             if number is not None:
                 relation = self.relations[number]
@@ -255,7 +255,7 @@ class Cut:
                 if number in weights:
                     for place, weight in zip(relation.places, weights[number], strict=True):
                         operands[place] = weight
-            outs = _bind(equation, operands)
+            outs = bind(equation, operands)
             if number is not None and number in nudges:
                 outs = [outs[0] + nudges[number]]
             for var, out in zip(equation.outvars, outs, strict=True):
@@ -268,7 +268,7 @@ class Cut:
         return seen
 
     def _results(self, env: dict[int, Any]) -> tuple[Any, list[Any]]:
-        outs = [_read(env, var) for var in self.jaxpr.outvars[: self._outs + self._state_outs]]
+        outs = [read(env, var) for var in self.jaxpr.outvars[: self._outs + self._state_outs]]
         out, new = self._out_tree.unflatten(outs)
         return out, list(new)
 
@@ -363,11 +363,11 @@ def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _read(env: dict[int, Any], var: Any) -> Any:
+def read(env: dict[int, Any], var: Any) -> Any:
     return var.val if isinstance(var, Literal) else env[id(var)]
 
 
-def _bind(equation: Any, operands: list[Any]) -> list[Any]:
+def bind(equation: Any, operands: list[Any]) -> list[Any]:
     primitive = equation.primitive
     made = primitive.get_bind_params(equation.params)  # jax < 0.11 returns (functions, params), later the params alone
     functions, params = made if isinstance(made, tuple) else ((), made)

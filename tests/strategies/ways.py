@@ -273,7 +273,7 @@ def none(*names: str) -> tuple[str, ...]:
 
 FINE: Expected = {"inp.weight": "yes", "out.weight": "yes"}
 _READ: Expected = {"out.weight": "yes"}
-GATED = {"n": (HIDDEN, number)}
+CHAIN: Expected = {**FINE, "inp.weight": lost("only through another weight"), "mid.weight": "yes"}
 _MODELS: dict[str, tuple[Callable, dict[str, Any], dict[str, tuple[int, int]], Expected]] = {
     "plain": (plain, {}, {}, FINE),
     "delayed": (delayed, {"line": (SHORT, line(UNITS))}, {}, {**_READ, "inp.weight": none("line")}),
@@ -321,10 +321,8 @@ _MODELS: dict[str, tuple[Callable, dict[str, Any], dict[str, tuple[int, int]], E
     "mask": (masked, {"mask": (SHORT, units)}, {}, FINE),
     "flag": (flagged, {"n": (SHORT, number)}, {}, FINE),
     "skip": (skipping, {}, {"extra": (IN, OUT)}, {**FINE, "extra.weight": "yes"}),
-    "chain": (chained, {}, {"mid": (UNITS, UNITS)}, {**FINE, "inp.weight": lost("only through another weight"), "mid.weight": "yes"}),
-    "chain and direct": (
-        chained_and_direct, {}, {"mid": (UNITS, UNITS)}, {**FINE, "inp.weight": lost("only through another weight"), "mid.weight": "yes"}
-    ),
+    "chain": (chained, {}, {"mid": (UNITS, UNITS)}, CHAIN),
+    "chain and direct": (chained_and_direct, {}, {"mid": (UNITS, UNITS)}, CHAIN),
     "element-wise": (elementwise, {}, {}, {**FINE, "a": "yes"}),
     "without braintrace": (untraced, {}, {}, {**FINE, "free": lost("by no operation of braintrace")}),
     "branch": (branching, {}, {}, FINE),

@@ -9,19 +9,8 @@ from typing import Any
 import jax
 
 from .module import Phases
-from .state import State, parameters_behind
+from .state import State
 from .strategies.base import Learner, Row, scored
-
-
-def rows(learner: Learner, phases: Phases) -> list[Row]:
-    """What the rule does to each parameter; one that no loss depends on is not trained by any rule."""
-    objective, network = learner.objective, learner.network
-    score = lambda first: objective.learn(network, *first)[0]  # noqa: E731
-    used = parameters_behind(score, network.model, _first(scored(phases)[:4]), hidden=False)
-    if phases.warmup is not None:
-        warm_up = lambda x: objective.warmup(network, x)  # noqa: E731
-        used |= parameters_behind(warm_up, network.model, _first(phases.warmup), hidden=True)
-    return [row if row.name in used else Row(row.name, "no", "the model never uses it") for row in learner.report()]
 
 
 def time_steps(learner: Learner, phases: Phases) -> Any:

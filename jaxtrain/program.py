@@ -18,7 +18,7 @@ from .lanes import LIVE, Lanes
 from .metrics import Mean, Metrics, Pending
 from .module import Module, Objective, check_phases
 from .optimizer import Optimizer
-from .preflight import compiled_memory, describe_parameters, flops, rows, time_steps
+from .preflight import compiled_memory, describe_parameters, flops, time_steps
 from .state import (
     Functional,
     attributes_kept,
@@ -97,7 +97,7 @@ class Program:
             self._share = self.devices.share(module, self.example)
             share = check_phases(module.phases(self._share))
             self.learner: Learner = self.strategy.bind(self.objective, share)
-            self.rows = rows(self.learner, share)
+            self.rows = self.learner.report(share)
             self.optimizer = self._optimizer(clip, accumulate)
             self._kept = lasting(module.model)
             self.parameters = list(parameters(module.model))

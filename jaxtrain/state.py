@@ -223,13 +223,13 @@ def traced(call: Callable, *args: Any) -> Any:
     return StatefulFunction(call, return_only_write=False).make_jaxpr(*args).get_jaxpr(*args)
 
 
-def parameters_behind(call: Callable, model, x: Any, *, hidden: bool) -> set[str]:
-    """Names of the parameters that a call of the model uses, for its new hidden states or (``hidden=False``) at all."""
+def parameters_behind(call: Callable, model, x: Any) -> set[str]:
+    """Names of the parameters that a call of the model uses for its new short-term states."""
     stateful = StatefulFunction(call, return_only_write=False).make_jaxpr(x)
     closed: Any = stateful.get_jaxpr(x)
     states = stateful.get_states(x)
     sizes = [len(jax.tree.leaves(state.value)) for state in states]
-    wanted = [not hidden] * (len(closed.jaxpr.outvars) - sum(sizes))
+    wanted = [False] * (len(closed.jaxpr.outvars) - sum(sizes))
     for state, size in zip(states, sizes, strict=True):
         wanted += [isinstance(state, SHORT)] * size
     # Traced once more, since brainstate's jaxpr does not name its arguments as the elimination expects.

@@ -90,12 +90,12 @@ class Learner(ABC):
         """Traced: one batch of sequences; calls ``update`` and returns the metrics of the scored time steps."""
 
     @abstractmethod
-    def report(self) -> list[Row]:
-        """What the rule does to each parameter, before step 0."""
+    def report(self, phases: Phases) -> list[Row]:
+        """What the rule does to each parameter, before step 0. ``phases``: an example of a batch."""
 
     def trace_bytes(self) -> int:
         """Memory of everything that the rule carries along beside the model's hidden states."""
-        return sum(row.bytes for row in self.report())
+        return 0
 
     def resolved(self) -> dict[str, Any]:
         """What every ``auto`` of the strategy became."""

@@ -26,6 +26,8 @@ from .base import (
     trained,
     warm_up,
 )
+from .flow import Flow
+from .rows import describe_window
 
 
 @dataclass(frozen=True)
@@ -70,5 +72,6 @@ class BPTTLearner(Learner):
         grads, metrics = gradient(loss, self._params)()
         return update(grads, total_weight(phases), metrics)
 
-    def report(self) -> list[Row]:
-        return [Row(name) for name in self._params]
+    def report(self, phases: Phases) -> list[Row]:
+        warm, time, _ = phases.sizes
+        return describe_window(self._params, Flow.of(self, phases), warm + time, "the sequence")

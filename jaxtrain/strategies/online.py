@@ -14,10 +14,11 @@ import saiunit as u
 
 from ..metrics import Metrics
 from ..module import Objective, Phases
-from ..state import SHORT, State, gradient, is_key, name_of, parameters_behind, states_of, where_lanes
+from ..state import SHORT, State, gradient, is_key, name_of, states_of, where_lanes
 from .base import Learner, Network, Row, Update, score, score_by_step, trained, warm_up, zeros_like_parameters
 from .cadence import SEQUENCE, Cadence, over_tiles
-from .rows import ONE_STEP, Reach, describe
+from .flow import Flow
+from .rows import NO_START, ONE_STEP, Reach, Traces, describe
 
 
 def compile_rule(objective: Objective, x: Any, batch_size: int, vmapped: bool, algorithm: Any, **options: Any):
@@ -54,7 +55,6 @@ class OnlineLearner(Learner):
         super().__init__(objective, Network(objective.model, "vmap" if rule is not self.inner else "batched"))
         self.window, self.cadence, self.carried = window, cadence, cadence.carried
         self._params = trained(objective)
-        self._acting = parameters_behind(self.network, objective.model, x, hidden=True)
         self.own = owned_states(rule, self.inner, objective.model)
         # Zeros are made inside the program: a trace is too large to be one of its constants.
         self._initial = {
@@ -188,11 +188,20 @@ class OnlineLearner(Learner):
 
     # -------------------------------------------------------------------------------------------------- report
 
-    def report(self) -> list[Row]:
+    def report(self, phases: Phases) -> list[Row]:
         single = self.inner.vjp_method == "single-step"
         return describe(
-            self._params, self.inner.report, self._trace_bytes(), self._acting, single=single, reach=self.reach
-        )
+            self._params, Flow.of(self, phases), self.traces(), window=self.window, single=single, reach=self.reach,
+            start=NO_START,
+        )  # fmt: skip
+
+    def traces(self) -> Traces:
+        states: dict[str, frozenset[str]] = {}
+        for relation in self.inner.graph.hidden_param_op_relations:
+            names = {name_of(path) for group in relation.hidden_groups for path in group.hidden_paths}
+            for path in relation.trainable_paths.values():
+                states[name_of(path)] = states.get(name_of(path), frozenset()) | names
+        return Traces.of(self.inner.report, states, self._trace_bytes())
 
     def trace_bytes(self) -> int:
         return sum(nbytes(state) for state in self._traces().values())

@@ -23,6 +23,8 @@ from .base import (
     zeros_like_parameters,
 )
 from .cadence import Cadence, Carry, UpdateEvery, check_cadence, check_length
+from .flow import Flow
+from .rows import UNUSED
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class _Learner(Learner):
         super().__init__(objective, network)
         self._cadence, self._params = cadence, trained(objective)
         self.carried = cadence.carried
-        acting = parameters_behind(network, objective.model, x, hidden=True)
+        acting = parameters_behind(network, objective.model, x)
         self._read: dict[str, State] = {name: s for name, s in self._params.items() if name not in acting}
         if not self._read:
             raise ValueError(
@@ -82,6 +84,12 @@ class _Learner(Learner):
         grads, metrics = score_by_step(self.objective, forward, sequences, self._read, self._reset)
         return {**zeros_like_parameters(self._params), **grads}, metrics
 
-    def report(self) -> list[Row]:
-        why = "not read out: the control keeps its initial value"
-        return [Row(name) if name in self._read else Row(name, "no", why) for name in self._params]
+    def report(self, phases: Phases) -> list[Row]:
+        why, used = "not read out: the control keeps its initial value", Flow.of(self, phases).loss
+
+        def row(name: str) -> Row:
+            if name not in self._read:
+                return Row(name, "no", why)
+            return Row(name) if name in used else Row(name, "no", UNUSED)
+
+        return [row(name) for name in self._params]

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 
 from ..metrics import Metrics, sum_over_time
 from ..module import Objective, Phases, total_weight
-from ..state import State, lasting, parameters, parameters_behind, pure
+from ..state import State, lasting, parameters, pure
 from .base import Learner, Network, Row, Update, score, scored, split_reset, trained, zeros_like_parameters
 from .cadence import SEQUENCE, Cadence, over_tiles
 from .cut import DENSE, EMBEDDING, Cut
+from .flow import Flow
 from .influence import Influence
-from .rows import ONE_STEP, Reach, describe
+from .rows import NO_START, ONE_STEP, Reach, Traces, describe
 
 
 class ReverseLearner(Learner):
@@ -37,7 +38,6 @@ class ReverseLearner(Learner):
         self.cut, self.window, self.single, self.reach = cut, window, single, reach
         self.cadence, self.carried, self.segment = cadence, cadence.carried, segment
         self._params = trained(objective)
-        self._acting = parameters_behind(network, objective.model, x, hidden=True)
         self.influence = None if segment is None else Influence(cut)
         self.own = {} if self.influence is None else self.influence.states
         chosen = [i for i, r in enumerate(cut.relations) if r.trained]
@@ -223,13 +223,25 @@ class ReverseLearner(Learner):
 
     # -------------------------------------------------------------------------------------------------- report
 
-    def report(self) -> list[Row]:
+    def report(self, phases: Phases) -> list[Row]:
+        return describe(
+            self._params, Flow.of(self, phases), self.traces(), window=self.window, single=self.single,
+            reach=self.reach, start=NO_START,
+        )  # fmt: skip
+
+    def traces(self) -> Traces:
+        states: dict[str, frozenset[str]] = {}
         sizes: dict[str, int] = {}
         for i, relation in enumerate(self.cut.relations):
+            names = frozenset(name for group in relation.groups for name in self.cut.groups[group])
+            kept = self.own.get(f"influence{i}")
             for name in relation.paths:
-                state = self.own.get(f"influence{i}")
-                sizes[name] = sizes.get(name, 0) + (0 if state is None else state.value.nbytes)
-        return describe(self._params, self.cut.report, sizes, self._acting, single=self.single, reach=self.reach)
+                states[name] = states.get(name, frozenset()) | names
+                sizes[name] = sizes.get(name, 0) + (0 if kept is None else kept.value.nbytes)
+        return Traces.of(self.cut.report, states, sizes)
+
+    def trace_bytes(self) -> int:
+        return sum(state.value.nbytes for state in self.own.values())
 
     def resolved(self) -> dict[str, Any]:
         return {**super().resolved(), "engine": "reverse", "segment": self.segment or "sequence"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import brainstate
@@ -246,17 +246,18 @@ class _ThreeFactorLearner(OnlineLearner):
     def _warm_forward(self, x):
         return self.rule(x, modulator=0.0)
 
-    def report(self) -> list[Row]:
-        traced = self._trace_bytes()
+    def report(self, phases: Phases) -> list[Row]:
+        traces = self.traces()
         why = "no trace of it is kept, and the loss's own gradient is not used: its gradient is exactly zero"
         partly = f"{PARTLY}: the other has no credit"  # and no field of this rule gives it any
 
-        def row(row: Row) -> Row:
-            if row.name not in traced:
-                return Row(row.name, "no", why)
-            return row if row.trains == "yes" else replace(row, why=partly)
+        def row(name: str) -> Row:
+            if name not in traces.states:
+                return Row(name, "no", why)
+            size = traces.sizes.get(name, 0)
+            return Row(name, "in part", partly, size) if name in traces.partial else Row(name, "yes", "", size)
 
-        return [row(given) for given in super().report()]
+        return [row(name) for name in self._params]
 
 
 Recursion = Literal["jacobian", "scalar_leak", "none"]

@@ -28,7 +28,9 @@ from .base import (
     warm_up,
     zeros_like_parameters,
 )
-from .cadence import Cadence, Carry, UpdateEvery, check_cadence, check_length, over_tiles
+from .cadence import SEQUENCE, Cadence, Carry, UpdateEvery, check_cadence, check_length, over_tiles
+from .flow import Flow, initial_values
+from .rows import NO_START, describe_window
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ class TBPTT(Strategy):
             )
         batching = choose_batching(self.batching, objective.model, input_of(objective, example), batch_size)
         cadence = Cadence(self.update_every, self.carry == "carry")
-        learner = _Learner(objective, Network(objective.model, batching), self.window, cadence)
+        network = Network(objective.model, batching)
+        start = cadence == SEQUENCE and warm < self.window and any(initial_values(network, batch_size).values())
+        learner = _Learner(objective, network, self.window, cadence, start)
         if self.window == warm + time:
             across = "; nothing goes back from one sequence to the one before" if cadence.carried else ""
             whole = f"the whole sequence of {self.window} time steps"
@@ -87,23 +91,25 @@ class TBPTT(Strategy):
 
 
 class _Learner(Learner):
-    def __init__(self, objective: Objective, network: Network, window: int, cadence: Cadence):
+    def __init__(self, objective: Objective, network: Network, window: int, cadence: Cadence, start: bool):
+        """``start``: differentiate what begins a sequence with its first window."""
         super().__init__(objective, network)
+        self._start = start
         self._params = trained(objective)
         self._window, self._cadence, self.carried = window, cadence, cadence.carried
 
     def learn(self, phases: Phases, update: Update) -> Metrics:
         warm, _, batch = phases.sizes
-        if not self.carried:
-            self.restart(batch)
         lead = warm % self._window
-        if lead:
+        if not (self.carried or self._start):
+            self.restart(batch)
+        if lead or self._start:
             return self._led(phases, lead, update)
         warm_up(self.objective, self.network, phases, self._reset)
         return self._cadence.drive(phases, self._gradients, update)
 
     def _led(self, phases: Phases, lead: int, update: Update) -> Metrics:
-        """A sequence in which one window begins in the warm-up and ends among the scored time steps."""
+        """A sequence whose first window with a loss begins before the scored time steps."""
         warm, time, _ = phases.sizes
         warmup = (phases.warmup, split_reset(phases)[0])
         self._evolve(*jax.tree.map(lambda leaf: leaf[: warm - lead], warmup))
@@ -117,7 +123,7 @@ class _Learner(Learner):
         return update(grads, total_weight(phases), metrics)
 
     def _evolve(self, inputs: Any, masks: Any) -> None:
-        if jax.tree.leaves(inputs)[0].shape[0]:
+        if any(leaf.shape[0] for leaf in jax.tree.leaves(inputs)):
             evolve(self.objective, self.network, inputs, masks, self._reset)
 
     def _gradients(self, sequences: Any) -> tuple[dict[str, Any], Metrics]:
@@ -129,10 +135,13 @@ class _Learner(Learner):
 
         def loss():
             if lead is not None:
+                if self._start:
+                    self.restart(jax.tree.leaves(sequences)[0].shape[1])
                 self._evolve(*lead)
             return score(self.objective, self.network, sequences, self._reset)
 
         return gradient(loss, self._params)()
 
-    def report(self) -> list[Row]:
-        return [Row(name) for name in self._params]
+    def report(self, phases: Phases) -> list[Row]:
+        start = "" if self._start else f"{NO_START} and a window longer than the warm-up"
+        return describe_window(self._params, Flow.of(self, phases), self._window, "a window", start)

@@ -291,7 +291,8 @@ def test_wrong_words_are_refused(lab):
 
     for strategy in (BPTT(), DRTRL()):
         with pytest.raises(ValueError, match=r"^nothing to train: the model's parameters are \['out.weight', "):
-            bind(strategy, Frozen(lab.task().model), lab.sequences()).report()  # BPTT binds, to read a frozen model
+            # BPTT binds, to read a frozen model.
+            bind(strategy, Frozen(lab.task().model), lab.sequences()).report(lab.sequences())
 
 
 def test_configuration_and_what_auto_became():

@@ -127,7 +127,7 @@ def test_remat_stores_less(lab):
 
 
 def test_report(lab):
-    rows = lab.Drive(BPTT(), lab.task(), lab.sequences()).learner.report()
+    rows = lab.Drive(BPTT(), lab.task(), lab.sequences()).learner.report(lab.sequences())
     assert {row.name: (row.trains, row.bytes) for row in rows} == dict.fromkeys(values(lab.task()), ("yes", 0))
 
 

@@ -129,6 +129,6 @@ def test_shape_of_braintraces_graph(lab):
         assert all(var in equation.invars for var in relation.trainable_vars.values())
     assert [r.paths for r in learner.cut.relations] == [{"rnn.Wz.weight"}, {"rnn.Wh.weight"}]
     assert isinstance(learner.cut, Cut)
-    assert {row.name: row.trains for row in learner.report()} == {
+    assert {row.name: row.trains for row in learner.report(phases)} == {
         "rnn.Wz.weight": "yes", "rnn.Wr.weight": "in part", "rnn.Wh.weight": "yes", "out.weight": "yes"
     }  # fmt: skip

@@ -205,7 +205,7 @@ def test_a_gru_is_reported(lab, phases):
     for vjp, gate in (("single-step", "no"), ("multi-step", "in part")):
         for batching in ("batched", "vmap"):
             learner = DRTRL(vjp=vjp, batching=batching, engine="trace").bind(Objective(lab.task(), lambda x: x), phases)
-            rows = {row.name: row for row in learner.report()}
+            rows = {row.name: row for row in learner.report(phases)}
             trains = {name: row.trains for name, row in rows.items()}
             assert trains == {
                 "rnn.Wz.weight": "yes", "rnn.Wr.weight": gate, "rnn.Wh.weight": "yes", "out.weight": "yes"
@@ -225,7 +225,7 @@ def test_a_gru_is_reported(lab, phases):
 def test_other_cells_are_reported(lab, phases):
     def trains(cell):
         learner = DRTRL(vjp="single-step").bind(Objective(lab.task(cell), lambda x: x), phases)
-        return {row.name: row.trains for row in learner.report()}
+        return {row.name: row.trains for row in learner.report(phases)}
 
     assert trains("mgu") == {"rnn.Wf.weight": "in part", "rnn.Wh.weight": "yes", "out.weight": "yes"}
     for cell in ("minigru", "lstm", "lru", "vanilla"):
@@ -237,7 +237,7 @@ def test_report_holds_what_the_gradient_shows(lab, phases):
     for cell in CELLS:
         drive = lab.drive_of(DRTRL(vjp="single-step"), cell)
         grads = drive.grads(phases)
-        for row in drive.learner.report():
+        for row in drive.learner.report(phases):
             moves = any(leaf.any() for leaf in lab.flat({"": grads[row.name]}).values())
             assert moves == (row.trains != "no"), (cell, row)
 
@@ -249,7 +249,7 @@ def test_only_trained_parameters_have_gradients_and_rows(lab, phases):
 
     for strategy in (DRTRL(), DRTRL(window=2), BPTT()):
         drive = lab.Drive(strategy, Frozen(lab.task().model), phases)
-        assert list(drive.grads(phases)) == ["out.weight"] == [row.name for row in drive.learner.report()]
+        assert list(drive.grads(phases)) == ["out.weight"] == [row.name for row in drive.learner.report(phases)]
 
 
 # ------------------------------------------------------------------------------------------- choices, private parts

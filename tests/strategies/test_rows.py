@@ -121,7 +121,7 @@ def test_what_is_said_is_what_the_gradient_has(lab, strategy):
     phases = lab.sequences(time=TIME)
     e, v, reach, more = RULES[strategy]
     drive = lab.Drive(strategy, task(lab), phases)
-    grads, rows = drive.grads(phases), {row.name: row for row in drive.learner.report()}
+    grads, rows = drive.grads(phases), {row.name: row for row in drive.learner.report(phases)}
     chained, partly = rows["e.weight"], rows["v.weight"]
     assert (rows["u.weight"].trains, rows["u.weight"].why, rows["out.weight"].trains) == ("yes", "", "yes")
     exact = lab.learn(BPTT(), task(lab), phases)
@@ -160,7 +160,7 @@ def test_what_is_advised_within_a_sequence_of_updates_can_be_had(lab, engine):
 
     def said(**fields):
         learner = DRTRL(engine=engine, **fields).bind(Objective(task(lab), lambda x: x), check_phases(phases))
-        return {row.name: row.why for row in learner.report()}["e.weight"].partition(": ")[2]
+        return {row.name: row.why for row in learner.report(phases)}["e.weight"].partition(": ")[2]
 
     multiple = "A larger window, of which update_every is a multiple, gives it more"
     without = "strategy='bptt', which has no update_every,"
@@ -200,7 +200,7 @@ def test_a_layer_before_the_recurrence_is_named(lab, kind, engine):
         (DRTRL(engine=engine, window=2), "in part", f"its credit lies {within(2)}. {LARGER}"),
     ):
         drive = lab.Drive(strategy, lab.Task(Read(lab, kind)), phases)
-        row = next(row for row in drive.learner.report() if row.name == "layer.weight")
+        row = next(row for row in drive.learner.report(phases) if row.name == "layer.weight")
         assert (row.trains, row.why) == (trains, CHAINED + ending)
         grads = lab.flat({"": drive.grads(phases)["layer.weight"]}).values()
         assert any(leaf.any() for leaf in grads) is (trains != "no")
@@ -214,8 +214,9 @@ def test_what_a_rule_has_no_field_for_is_not_advised(lab):
         def rule(self):
             return "d_rtrl", {"vjp_method": "single-step"}
 
-    learner = Own().bind(Objective(task(lab), lambda x: x), lab.sequences())
-    rows = {row.name: row.why for row in learner.report()}
+    phases = lab.sequences()
+    learner = Own().bind(Objective(task(lab), lambda x: x), phases)
+    rows = {row.name: row.why for row in learner.report(phases)}
     elsewhere = "Use drtrl with vjp='multi-step', or tbptt"
     assert rows["e.weight"] == f"{CHAINED}its gradient is exactly zero. {elsewhere}"
     assert rows["v.weight"] == f"{PARTLY}the other has no credit. {elsewhere}"
@@ -224,7 +225,7 @@ def test_what_a_rule_has_no_field_for_is_not_advised(lab):
 def test_dni_estimates_what_comes_later_for_what_has_no_trace_at_all(lab):
     phases = lab.sequences(time=TIME)
     drive = lab.Drive(DNI(fit_epochs=3), task(lab), phases)
-    grads, rows = drive.grads(phases), {row.name: row.why for row in drive.learner.report()}
+    grads, rows = drive.grads(phases), {row.name: row.why for row in drive.learner.report(phases)}
     wanted = truth(lab, phases, 1)
     assert rows["e.weight"] == f"{CHAINED}its credit lies within one time step. Of what comes later it has the " + (
         "synthesiser's estimate"
@@ -242,7 +243,7 @@ def test_a_reward_reaches_the_direct_way_alone(lab):
 
     phases = replace(lab.sequences(), extras={"reward": jnp.ones((lab.LEARN, lab.B))})
     learner = ThreeFactor().bind(Objective(Rewarded(task(lab).model), lambda x: x), phases)
-    assert {row.name: (row.trains, row.why) for row in learner.report() if row.name == "v.weight"} == {
+    assert {row.name: (row.trains, row.why) for row in learner.report(phases) if row.name == "v.weight"} == {
         "v.weight": ("in part", f"{PARTLY}the other has no credit")
     }
 
@@ -267,5 +268,5 @@ def test_uoro_is_unbiased_where_there_is_a_trace_and_only_there(lab):
         assert abs(ratio[0] / 1000 / ratio[1] - 1) < 0.1
     lab.same(of(first, "rnn.Wr.weight"), of(diagonal, "rnn.Wr.weight"))
     assert lab.cosine(of(total, "rnn.Wr.weight"), of(exact, "rnn.Wr.weight")) < 0.99
-    row = next(row for row in drive.learner.report() if row.name == "rnn.Wr.weight")
+    row = next(row for row in drive.learner.report(phases) if row.name == "rnn.Wr.weight")
     assert row.trains == "in part" and row.why.endswith(f"its credit lies within one time step. {ELSEWHERE}")

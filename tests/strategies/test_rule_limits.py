@@ -220,7 +220,7 @@ def test_upstream_a_trace_is_float32_and_its_model_must_be(lab, name):
 def test_rows_add_up_to_the_traces(lab, cell, name):
     """A trace that several parameters share is counted once; random numbers and counters are no traces."""
     learner = CASES[name].strategy.bind(Objective(lab.task(cell), lambda x: x), lab.sequences())
-    total = sum(row.bytes for row in learner.report())
+    total = sum(row.bytes for row in learner.report(lab.sequences()))
     assert (
         total
         == learner.trace_bytes()

@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_refused(lab):
         bind(window=2, update_every=2)
     with pytest.raises(ValueError, match=r"has only 4 time steps; give 4 or less, or 'sequence'$"):
         bind(window=5, update_every=5)
-    assert bind(window=9).report()[0].trains == "yes"
+    assert bind(window=9).report(lab.sequences())[0].trains == "yes"
 
 
 def test_a_window_over_the_whole_sequence_is_called_bptt(lab):

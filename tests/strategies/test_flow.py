@@ -1,0 +1,66 @@
+"""The report before step 0 against the gradient itself: "no" is exactly zero, "yes" is every way, "in part" some."""
+
+import numpy as np
+import pytest
+
+from jaxtrain import BPTT, DNI, DRTRL, TBPTT, UORO, EProp, OSTLFeedforward, OSTLRecurrent, PPProp, ReadoutOnly, SnAp
+from tests.strategies.ways import MODELS, NONE, build, expected
+
+RULES = [
+    BPTT(), TBPTT(3), DRTRL(), DRTRL(engine="trace"), DRTRL(window=3), DRTRL(vjp="single-step"), DRTRL(carry="carry"),
+    DRTRL(segment=3), PPProp(), EProp(), EProp(vjp="multi-step"), EProp(kappa=0.5), EProp(feedback="random"),
+    OSTLRecurrent(), OSTLFeedforward(), SnAp(), UORO(), DNI(fit_epochs=2), ReadoutOnly(),
+]  # fmt: skip
+TIME = 7
+
+
+@pytest.fixture(scope="module")
+def driven(lab):
+    """The rows and the gradients of three batches: ``driven(model, strategy)``."""
+    batches = [lab.sequences(seed, warm=0, time=TIME) for seed in range(3)]
+    known = {}
+
+    def drive(name, strategy):
+        if (name, strategy) not in known:
+            made = lab.Drive(strategy, lab.Task(build(name)), batches[0])
+            rows = {row.name: row for row in made.learner.report(batches[0])}
+            known[name, strategy] = rows, [made.grads(phases) for phases in batches]
+        return known[name, strategy]
+
+    return drive
+
+
+def largest(lab, grads, name):
+    return max(np.abs(leaf).max() for g in grads for leaf in lab.flat({"": g[name]}).values())
+
+
+@pytest.mark.full
+@pytest.mark.cover
+@pytest.mark.parametrize("strategy", RULES, ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_no_is_exactly_zero_and_everything_else_is_not(lab, driven, name, strategy):
+    rows, grads = driven(name, strategy)
+    assert rows.keys() == grads[0].keys()
+    for parameter, row in rows.items():
+        assert (largest(lab, grads, parameter) > 0) == (row.trains != "no"), row
+        assert row.why or row.trains == "yes"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", MODELS)
+def test_yes_is_all_credit_and_in_part_names_where_it_is_lost(lab, driven, name):
+    """The units are diagonal: where every way is credited, D-RTRL's gradient is BPTT's."""
+    rows, (grads, *_) = driven(name, DRTRL())
+    exact = driven(name, BPTT())[1][0]
+    for parameter, wanted in expected(name).items():
+        row, (got, true) = rows[parameter], ({"": g[parameter]} for g in (grads, exact))
+        if isinstance(wanted, str):
+            assert row.trains == wanted, row
+        else:
+            assert row.trains == ("no" if NONE in wanted else "in part"), row
+            assert all(state in row.why for state in wanted if state != NONE), row
+        if row.trains == "in part":
+            with pytest.raises(AssertionError):
+                lab.same(got, true)
+        elif row.trains == "yes":
+            lab.same(got, true)

@@ -18,7 +18,7 @@ from ..state import SHORT, State, gradient, is_key, name_of, states_of, where_la
 from .base import Learner, Network, Row, Update, score, score_by_step, trained, warm_up, zeros_like_parameters
 from .cadence import SEQUENCE, Cadence, over_tiles
 from .flow import Flow
-from .rows import NO_START, ONE_STEP, Reach, Traces, describe
+from .rows import ONE_STEP, Reach, Traces, describe
 
 
 def compile_rule(objective: Objective, x: Any, batch_size: int, vmapped: bool, algorithm: Any, **options: Any):
@@ -191,17 +191,17 @@ class OnlineLearner(Learner):
     def report(self, phases: Phases) -> list[Row]:
         single = self.inner.vjp_method == "single-step"
         return describe(
-            self._params, Flow.of(self, phases), self.traces(), window=self.window, single=single, reach=self.reach,
-            start=NO_START,
-        )  # fmt: skip
+            self._params, Flow.of(self, phases), self.traces(), window=self.window, single=single, reach=self.reach
+        )
 
     def traces(self) -> Traces:
-        states: dict[str, frozenset[str]] = {}
-        for relation in self.inner.graph.hidden_param_op_relations:
-            names = {name_of(path) for group in relation.hidden_groups for path in group.hidden_paths}
+        graph = self.inner.graph
+        groups: dict[str, set[int]] = {}
+        for relation in graph.hidden_param_op_relations:
             for path in relation.trainable_paths.values():
-                states[name_of(path)] = states.get(name_of(path), frozenset()) | names
-        return Traces.of(self.inner.report, states, self._trace_bytes())
+                groups.setdefault(name_of(path), set()).update(group.index for group in relation.hidden_groups)
+        names = {group.index: [name_of(path) for path in group.hidden_paths] for group in graph.hidden_groups}
+        return Traces.of(self.inner.report, groups, names, self._trace_bytes())
 
     def trace_bytes(self) -> int:
         return sum(nbytes(state) for state in self._traces().values())

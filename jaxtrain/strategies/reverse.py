@@ -17,7 +17,7 @@ from .cadence import SEQUENCE, Cadence, over_tiles
 from .cut import DENSE, EMBEDDING, Cut
 from .flow import Flow
 from .influence import Influence
-from .rows import NO_START, ONE_STEP, Reach, Traces, describe
+from .rows import ONE_STEP, Reach, Traces, describe
 
 
 class ReverseLearner(Learner):
@@ -225,20 +225,19 @@ class ReverseLearner(Learner):
 
     def report(self, phases: Phases) -> list[Row]:
         return describe(
-            self._params, Flow.of(self, phases), self.traces(), window=self.window, single=self.single,
-            reach=self.reach, start=NO_START,
-        )  # fmt: skip
+            self._params, Flow.of(self, phases), self.traces(), window=self.window, single=self.single, reach=self.reach
+        )
 
     def traces(self) -> Traces:
-        states: dict[str, frozenset[str]] = {}
+        groups: dict[str, set[int]] = {}
         sizes: dict[str, int] = {}
         for i, relation in enumerate(self.cut.relations):
-            names = frozenset(name for group in relation.groups for name in self.cut.groups[group])
             kept = self.own.get(f"influence{i}")
             for name in relation.paths:
-                states[name] = states.get(name, frozenset()) | names
+                groups.setdefault(name, set()).update(relation.groups)
                 sizes[name] = sizes.get(name, 0) + (0 if kept is None else kept.value.nbytes)
-        return Traces.of(self.cut.report, states, sizes)
+        start = self.segment is None
+        return Traces.of(self.cut.report, groups, self.cut.groups, sizes, memory=frozenset(self._memory), start=start)
 
     def trace_bytes(self) -> int:
         return sum(state.value.nbytes for state in self.own.values())

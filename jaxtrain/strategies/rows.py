@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..state import name_of
@@ -42,33 +42,43 @@ class Reach:
 
 
 ONE_STEP = Reach()
-NO_START = "Use bptt, or tbptt with carry='reset'"
+START = "Use bptt, tbptt, or drtrl with engine='reverse', each with carry='reset' and update_every='sequence'"
 """What trains an initial state."""
 
 
 @dataclass(frozen=True)
 class Traces:
-    """The traces that a rule keeps.
+    """What a rule keeps of the past for each parameter.
 
     Attributes:
         states: for each traced parameter, the hidden states that its trace belongs to.
+        groups: hidden states whose credit is carried together.
         sizes: bytes of trace of each traced parameter.
         chained: parameters that reach a hidden state only through another weight.
         partial: traced parameters that also reach it through another weight.
+        memory: states through which credit goes back without a trace.
+        start: whether the beginning of a sequence has credit.
     """
 
-    states: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    chained: frozenset[str] = frozenset()
-    partial: frozenset[str] = frozenset()
+    states: Mapping[str, frozenset[str]]
+    groups: tuple[frozenset[str], ...]
+    sizes: Mapping[str, int]
+    chained: frozenset[str]
+    partial: frozenset[str]
+    memory: frozenset[str] = frozenset()
+    start: bool = False
 
     @staticmethod
-    def of(report: Any, states: Mapping[str, frozenset[str]], sizes: Mapping[str, int]) -> Traces:
-        """``report``: braintrace's own."""
+    def of(report: Any, groups: Mapping[str, set[int]], names: Mapping[int, Iterable[str]], sizes: Mapping[str, int],
+           **more: Any) -> Traces:  # fmt: skip
+        """``report``: braintrace's own. ``groups``: of each traced parameter. ``names``: of each group's states."""
         chained = "relation_excluded_weight_to_weight"
         excluded = frozenset(name_of(path) for path, why in report.excluded_weights if why == chained)
         partial = [d.weight_path for d in report.diagnostics if d.kind.value == "relation_partial_path"]
-        return Traces(states, sizes, excluded, frozenset(name_of(path) for path in partial if path))
+        together = {group: frozenset(states) for group, states in names.items()}
+        states = {name: frozenset().union(*(together[g] for g in own)) for name, own in groups.items()}
+        direct = frozenset(name_of(path) for path in partial if path)
+        return Traces(states, tuple(together.values()), sizes, excluded, direct, **more)
 
 
 def describe_window(params: Iterable[str], flow: Flow, steps: int, what: str, start: str = "") -> list[Row]:
@@ -77,58 +87,60 @@ def describe_window(params: Iterable[str], flow: Flow, steps: int, what: str, st
     Args:
         start: what would train an initial state; empty where the rule does.
     """
-    inside = flow.within(steps)
+    inside, late = flow.within(steps), f"more than the {steps} time steps of {what} later"
 
-    def row(name: str) -> Row:
-        begun = flow.begins(name)
-        if not begun and name not in flow.within(None):
-            return Row(name, "no", UNUSED)
+    def by_steps(name: str) -> Row:
         if name in inside:
-            return _without_start(Row(name), begun, start)
-        if begun & inside and not start:
             return Row(name)
-        if begun and start and name not in flow.within(None):
-            return _without_start(Row(name, "no"), begun, start)
-        late = f"more than the {steps} time steps of {what} later"
-        return Row(name, "no", f"acts on the loss by {_listed(flow.through(name) | begun)} alone, {late}")
+        return Row(name, "no", f"acts on the loss by {_listed(flow.through(name))} alone, {late}")
 
-    return [row(name) for name in params]
+    def by_start(name: str, begun: frozenset[str]) -> Row:
+        makes = f"makes the initial value of {_listed(begun)}"
+        if start:
+            return Row(name, "no", f"{makes}, and has no credit for that. {start}")
+        return Row(name) if begun & inside else Row(name, "no", f"{makes}, which acts on the loss {late}")
+
+    return [_both(name, flow, by_steps, by_start) for name in params]
 
 
-def _without_start(row: Row, begun: frozenset[str], start: str) -> Row:
-    """What becomes of a parameter's row where it also makes (or, with "no", only makes) the initial states ``begun``,
-    and ``start`` says what would train them; where it is empty, the rule does."""
-    if not begun or not start:
-        return row
-    makes = f"makes the initial value of {_listed(begun)}"
-    if row.trains == "no":
-        return Row(row.name, "no", f"{makes}: its gradient is exactly zero. {start}", row.bytes)
-    return Row(row.name, "in part", f"{makes}, and has no credit for that. {start}", row.bytes)
+def _both(name: str, flow: Flow, by_steps: Callable[[str], Row], by_start: Callable[[str, frozenset[str]], Row]) -> Row:
+    """The row of a parameter by its use in time steps, in the initial states, or in both."""
+    begun = flow.begins(name)
+    rows = [by_steps(name)] if name in flow.within(None) else []
+    rows += [by_start(name, begun)] if begun else []
+    if not rows:
+        return Row(name, "no", UNUSED)
+    kinds = {row.trains for row in rows}
+    trains = kinds.pop() if len(kinds) == 1 else "in part"
+    reasons = [row.why for row in rows if row.why and (row.trains != "yes" or len(rows) == 1)]
+    return Row(name, trains, "; ".join(reasons), rows[0].bytes)
 
 
 def describe(
-    params: Iterable[str], flow: Flow, traces: Traces, *, window: int, single: bool, reach: Reach, start: str = "",
-) -> list[Row]:  # fmt: skip
+    params: Iterable[str], flow: Flow, traces: Traces, *, window: int, single: bool, reach: Reach
+) -> list[Row]:
     """Rows of a rule with traces.
 
     Args:
         window: scored time steps that are differentiated together.
         single: whether the rule holds what it does not trace constant.
         reach: what to say of credit without a trace.
-        start: what would train an initial state; empty where the rule does.
     """
     inside = flow.output if single else flow.within(window)
     direct = flow.direct if single else inside
     grouped = frozenset().union(*traces.states.values())
+    # What feeds back into the traced states is no memory behind them.
+    memory = frozenset(name for name in traces.memory if not flow.after([name]) & (grouped - traces.memory))
+    inside |= memory & flow.within(None)
+    more = reach.anyway if single else reach.more
 
-    def ways(name: str) -> Row:
-        """By its use in time steps."""
+    def by_steps(name: str) -> Row:
         size, through = traces.sizes.get(name, 0), flow.through(name)
         if not through:
             return Row(name, "yes", "reaches the output without the hidden state: exact at every time step")
         carried = traces.states.get(name, frozenset()) & through
-        lost = through - carried
-        some = name in direct or bool(carried & inside)
+        lost = through - carried - memory
+        some = name in direct or bool((carried | (flow.into(name) & memory)) & inside)
         if some and not lost and name not in traces.partial:
             return Row(name, "yes", "", size)
         if name in traces.partial and some and lost <= grouped:
@@ -140,7 +152,6 @@ def describe(
             what = "reaches the hidden state only through another weight, so no trace of it is kept"
         else:
             what = "reaches the hidden state by no operation of braintrace (braintrace.nn), so no trace of it is kept"
-        more = reach.anyway if single else reach.more
         if not some:
             return Row(name, "no", f"{what}: its gradient is exactly zero. {more}", size)
         if carried:
@@ -148,21 +159,18 @@ def describe(
         within = "one time step, beside the hidden state" if single else reach.within
         return Row(name, "in part", f"{what}: its credit lies within {within}. {reach.besides or more}", size)
 
-    def row(name: str) -> Row:
-        begun, stepping = flow.begins(name), name in flow.within(None)
-        if not stepping and not begun:
-            return Row(name, "no", UNUSED)
-        if not begun:
-            return ways(name)
-        if not stepping:
-            return _without_start(Row(name, "no" if start else "yes"), begun, start)
-        found = ways(name)
-        if found.trains != "no":
-            return _without_start(found, begun, start)
-        alone = f"has credit for the initial value of {_listed(begun)} alone: {found.why}"
-        return found if start else Row(name, "in part", alone, found.bytes)
+    def by_start(name: str, begun: frozenset[str]) -> Row:
+        makes = f"makes the initial value of {_listed(begun)}"
+        if not traces.start:
+            return Row(name, "no", f"{makes}, and has no credit for that. {START}")
+        carried = memory.union(*(group for group in traces.groups if group & begun))
+        lost = (begun | flow.after(begun)) & flow.within(None) - carried
+        some = bool(begun & carried and (begun | flow.after(begun)) & carried & inside)
+        if some and not lost:
+            return Row(name)
+        return Row(name, "in part" if some else "no", f"{makes}; its credit does not pass {_listed(lost)}. {more}")
 
-    return [row(name) for name in params]
+    return [_both(name, flow, by_steps, by_start) for name in params]
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -30,7 +30,7 @@ from .base import (
 )
 from .cadence import SEQUENCE, Cadence, Carry, UpdateEvery, check_cadence, check_length, over_tiles
 from .flow import Flow, initial_values
-from .rows import NO_START, describe_window
+from .rows import START, describe_window
 
 
 @dataclass(frozen=True)
@@ -143,5 +143,5 @@ class _Learner(Learner):
         return gradient(loss, self._params)()
 
     def report(self, phases: Phases) -> list[Row]:
-        start = "" if self._start else f"{NO_START} and a window longer than the warm-up"
+        start = "" if self._start else f"{START}; a window of tbptt must be longer than the warm-up"
         return describe_window(self._params, Flow.of(self, phases), self._window, "a window", start)

@@ -81,7 +81,7 @@ class Cut:
         model does not fit."""
         self.network, self.mapped, self._as_batch = network, network.vmapped or lanes, lanes and not network.vmapped
         self.lanes = jax.tree.leaves(u)[0].shape[0]
-        self._axes = network.axes(self.lanes) if self.mapped else {}
+        self._axes, self._through = network.axes(self.lanes) if self.mapped else {}, memory
         graph, self._out_tree = self._compile(objective, u)
         self.report = braintrace.CompilationReport(graph)
         info: Any = graph.module_info
@@ -230,7 +230,7 @@ class Cut:
             seen = self._evaluate(env, weights, nudges, cut=True)
             return *self._results(env), seen
 
-        return self._over_lanes(run, u, weights, nudges)
+        return self._over_lanes(run, u, weights, nudges, through=False)
 
     def alone(self, u: Any, nudges: dict[str, Any]) -> Any:
         """One time step whose output depends on the parameters only where they do not act through the new hidden
@@ -249,9 +249,11 @@ class Cut:
         axes = {
             name: jax.tree.structure(nudge).unflatten(self._axes[name]) for name, nudge in nudges.items() if self.mapped
         }
-        return self._over_lanes(run, u, {}, nudges, axes)[0]
+        return self._over_lanes(run, u, {}, nudges, nudge_axes=axes, through=self._through)[0]
 
-    def _over_lanes(self, run: Any, u: Any, weights: Any, nudges: Any, nudge_axes: Any = 0) -> tuple[Any, Any]:
+    def _over_lanes(
+        self, run: Any, u: Any, weights: Any, nudges: Any, *, through: bool, nudge_axes: Any = 0
+    ) -> tuple[Any, Any]:
         """``run`` for the whole batch, or for each sequence with what is its own; the new values go to the States."""
         leaves, tree = jax.tree.flatten([state.value for state in self.states])
         if not self.mapped:
@@ -271,8 +273,8 @@ class Cut:
             new = tree.unflatten(new)
         for name, state, value in zip(self.names, self.states, new, strict=True):
             if not isinstance(state, brainstate.ParamState):
-                # Credit goes back in time through the hidden states of traced groups alone.
-                state.value = value if name in self._credited else jax.lax.stop_gradient(value)
+                # Else credit goes back in time through the hidden states of traced groups alone.
+                state.value = value if through or name in self._credited else jax.lax.stop_gradient(value)
         return out, seen
 
     def _try(self, u: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import brainstate
@@ -189,9 +190,10 @@ class OnlineLearner(Learner):
     # -------------------------------------------------------------------------------------------------- report
 
     def report(self, phases: Phases) -> list[Row]:
-        single = self.inner.vjp_method == "single-step"
+        single, again = self.inner.vjp_method == "single-step", self.window > 1 and phases.reset is not None
         return describe(
-            self._params, Flow.of(self, phases), self.traces(), window=self.window, single=single, reach=self.reach
+            self._params, Flow.of(self, phases), replace(self.traces(), again=again), window=self.window, single=single,
+            reach=self.reach,
         )
 
     def traces(self) -> Traces:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import brainstate
@@ -11,13 +13,17 @@ import jax.numpy as jnp
 
 from ..metrics import Metrics, sum_over_time
 from ..module import Objective, Phases, total_weight
-from ..state import State, lasting, parameters, pure
+from ..state import add_to, lasting, parameters, pure
 from .base import Learner, Network, Row, Update, score, scored, split_reset, trained, zeros_like_parameters
 from .cadence import SEQUENCE, Cadence, over_tiles
+from .chain import Chain
 from .cut import DENSE, EMBEDDING, Cut
-from .flow import Flow
+from .flow import Flow, initial_values
 from .influence import Influence
 from .rows import ONE_STEP, Reach, Traces, describe
+
+Pull = Callable[[dict[str, Any]], dict[str, Any]]
+"""From cotangents of initial states, by name, to gradients of parameters."""
 
 
 class ReverseLearner(Learner):
@@ -38,6 +44,8 @@ class ReverseLearner(Learner):
         self.cut, self.window, self.single, self.reach = cut, window, single, reach
         self.cadence, self.carried, self.segment = cadence, cadence.carried, segment
         self._params = trained(objective)
+        made = frozenset().union(*initial_values(network, cut.lanes).values())
+        self._starts = {name: state for name, state in self._params.items() if name in made}
         self.influence = None if segment is None else Influence(cut)
         self.own = {} if self.influence is None else self.influence.states
         chosen = [i for i, r in enumerate(cut.relations) if r.trained]
@@ -66,12 +74,13 @@ class ReverseLearner(Learner):
             return self._learn(phases, update)
 
     def _learn(self, phases: Phases, update: Update) -> Metrics:
-        if not self.carried:
-            self.restart(phases.sizes[2])
         warm = (phases.warmup, split_reset(phases)[0])
         if self.segment is None:
-            grads, metrics = self._piece(warm, scored(phases), go_on=False)
+            begin = self._begin(phases.sizes[2])
+            grads, metrics = self._piece(warm, scored(phases), go_on=False, begin=begin)
             return update(grads, total_weight(phases), metrics)
+        if not self.carried:
+            self.restart(phases.sizes[2])
         if phases.warmup is not None:
             over_tiles(warm, self.segment, lambda tile: (self._go_on(tile), {}), {})
         return self.cadence.drive(phases, self._gradients, update)
@@ -80,6 +89,39 @@ class ReverseLearner(Learner):
         super().restart(batch_size)
         for state in self.own.values():
             state.value = jnp.zeros_like(state.value)
+
+    def _begin(self, batch_size: int) -> Pull:
+        """Restart; gives the way from cotangents of initial states to gradients of the parameters that make them."""
+        if not self._starts:
+            self.restart(batch_size)
+            return lambda entry: {}
+        states, call = pure(lambda: self.restart(batch_size))
+        before, place = [state.value for state in states], {id(state): i for i, state in enumerate(states)}
+        made = {n: s for n, s in (self._hidden | self._memory).items() if id(s) in place and _moves(s.value)}
+
+        def restart(starts: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+            now = list(before)
+            for name, value in starts.items():
+                now[place[id(self._starts[name])]] = value
+            new, _ = call(now)
+            return {name: new[place[id(state)]] for name, state in made.items()}, new
+
+        values = {name: state.value for name, state in self._starts.items()}
+        initial, pull, new = jax.vjp(restart, values, has_aux=True)
+        for state, value in zip(states, new, strict=True):
+            state.value = value
+        zeros = jax.tree.map(jnp.zeros_like, initial)
+        return lambda entry: pull({name: entry.get(name, zero) for name, zero in zeros.items()})[0]
+
+    @contextmanager
+    def starting(self, starts: dict[str, Any]) -> Iterator[None]:
+        """Other values of the parameters that make initial states."""
+        before = {name: self._starts[name].value for name in starts}
+        for name, value in starts.items():
+            self._starts[name].value = value
+        yield
+        for name, value in before.items():
+            self._starts[name].value = value
 
     def _gradients(self, sequences: Any) -> tuple[dict[str, Any], Metrics]:
         assert self.segment is not None
@@ -91,24 +133,27 @@ class ReverseLearner(Learner):
 
     def _go_on(self, warm: tuple[Any, Any]) -> dict[str, Any]:
         """Hidden states and the trace to the end of some time steps without a loss."""
-        chain = _Chain(self, warm, None, 0, self._weights()[0])
+        chain = Chain(self, warm, None, 0, self._weights()[0])
         self._advance(chain)
         return {}
 
-    def _piece(self, warm: tuple[Any, Any], sequences: Any, *, go_on: bool) -> tuple[dict[str, Any], Metrics]:
+    def _piece(self, warm: tuple[Any, Any], sequences: Any, *, go_on: bool,
+               begin: Pull = lambda entry: {}) -> tuple[dict[str, Any], Metrics]:  # fmt: skip
         """Gradients of ``sum(w * loss)`` and metrics of scored time steps after a warm-up (which may be None).
 
-        ``go_on``: bring States and the trace to the end.
+        ``go_on``: bring States and the trace to the end. ``begin``: gradients from cotangents of the initial states.
         """
         weights, to_parameters = self._weights()
         time = jax.tree.leaves(sequences)[0].shape[0]
         last = (time - 1) // self.window * self.window
         # Nothing needs the steps of the last window but what goes on, and the single-step rule's own step.
         through = time if go_on or self.single or lasting(self.objective.model) else last
-        chain = _Chain(self, warm, sequences, through, weights)
-        grads, (entries, news, begin), metrics = self._windows(chain, warm, sequences)
-        deltas, live, entry = chain.back(entries, news)
-        entry |= begin
+        chain = Chain(self, warm, sequences, through, weights)
+        grads, (entries, news, memory), metrics = self._windows(chain, warm, sequences)
+        deltas, live, entry, again = chain.back(entries, news)
+        entry |= memory
+        for more in (again, begin(entry)):
+            grads |= {name: add_to(grads[name], grad) for name, grad in more.items()}
         found = [jax.tree.map(jnp.zeros_like, weight) for weight in weights]
         for i in self._nudged:
             if chain.steps and i not in self._direct:
@@ -130,7 +175,7 @@ class ReverseLearner(Learner):
         values = {name: jax.tree.leaves(state.value) for name, state in parameters(self.objective.model).items()}
         return jax.vjp(self.cut.weights, values)
 
-    def _advance(self, chain: _Chain, trace: bool = True) -> None:
+    def _advance(self, chain: Chain, trace: bool = True) -> None:
         if self.influence is not None and trace:
             self.influence.advance(chain.inputs, *chain.factors(self.influence))
         chain.finish()
@@ -145,7 +190,7 @@ class ReverseLearner(Learner):
         x = merge(x, len(relation.x_var.aval.shape) - batched)
         return jax.vjp(lambda w: relation.product(x, w), weights)[1](merge(delta, units - batched))[0]
 
-    def _windows(self, chain: _Chain, warm: Any, sequences: Any) -> tuple[dict[str, Any], tuple[Any, Any], Metrics]:
+    def _windows(self, chain: Chain, warm: Any, sequences: Any) -> tuple[dict[str, Any], tuple[Any, Any], Metrics]:
         """Gradients of the parameters, cotangents of the hidden states at the windows' entries (and, for the
         single-step rule, of the new hidden states), and metrics.
 
@@ -155,7 +200,7 @@ class ReverseLearner(Learner):
         count, rest = divmod(time, self.window)
         lead, cut = chain.lead, time - rest
         params = {name: state.value for name, state in self._params.items()}
-        begin = {name: state.value for name, state in self._memory.items() if name in self._hidden}
+        begin = {name: state.value for name, state in self._memory.items() if _moves(state.value)}
         leaves = {name: jax.tree.leaves(state.value)[0] for name, state in self._traced.items() if self.single}
         nudges = {name: jnp.zeros((lead + time, *leaf.shape), leaf.dtype) for name, leaf in leaves.items()}
 
@@ -225,10 +270,11 @@ class ReverseLearner(Learner):
 
     def report(self, phases: Phases) -> list[Row]:
         return describe(
-            self._params, Flow.of(self, phases), self.traces(), window=self.window, single=self.single, reach=self.reach
-        )
+            self._params, Flow.of(self, phases), self.traces(phases.reset is not None), window=self.window,
+            single=self.single, reach=self.reach,
+        )  # fmt: skip
 
-    def traces(self) -> Traces:
+    def traces(self, resets: bool) -> Traces:
         groups: dict[str, set[int]] = {}
         sizes: dict[str, int] = {}
         for i, relation in enumerate(self.cut.relations):
@@ -236,8 +282,10 @@ class ReverseLearner(Learner):
             for name in relation.paths:
                 groups.setdefault(name, set()).update(relation.groups)
                 sizes[name] = sizes.get(name, 0) + (0 if kept is None else kept.value.nbytes)
-        start = self.segment is None
-        return Traces.of(self.cut.report, groups, self.cut.groups, sizes, memory=frozenset(self._memory), start=start)
+        return Traces.of(
+            self.cut.report, groups, self.cut.groups, sizes, memory=frozenset(self._memory),
+            start=self.segment is None, again=resets,
+        )  # fmt: skip
 
     def trace_bytes(self) -> int:
         return sum(state.value.nbytes for state in self.own.values())
@@ -246,136 +294,6 @@ class ReverseLearner(Learner):
         return {**super().resolved(), "engine": "reverse", "segment": self.segment or "sequence"}
 
 
-class _Chain:
-    """Cut steps over a warm-up and scored time steps, run once, with their reverse kept.
-
-    ``hidden``, ``others``: what the windows' entries hold, ``(lead + windows, ...)``; ``lead``: steps of the warm-up
-    that are a window each, all of them where there is readout memory. ``inputs``: of the nudged relations,
-    ``(steps, ...)``.
-    """
-
-    def __init__(self, learner: ReverseLearner, warm: tuple[Any, Any], sequences: Any, through: int, weights: list):
-        self.learner, cut = learner, learner.cut
-        ahead = jax.tree.map(lambda leaf: leaf[:through], sequences)
-        warm_steps = 0 if warm[0] is None else jax.tree.leaves(warm[0])[0].shape[0]
-        self.steps = warm_steps + through
-        self.lead = warm_steps if learner._memory and sequences is not None else 0
-        time = 0 if sequences is None else jax.tree.leaves(sequences)[0].shape[0]
-        starts = range(0, time, learner.window)
-        within = len([start for start in starts if start < through])
-        self._ends = len(starts) > within  # the last window begins where the chain ends
-        lanes = (cut.lanes,) if cut.mapped else ()
-        nudges = {
-            i: jnp.zeros((self.steps, *lanes, *cut.relations[i].y_var.aval.shape), cut.relations[i].y_var.aval.dtype)
-            for i in learner._nudged
-        }
-        live = {i: weights[i] for i in learner._live}
-        kept = [*learner._traced.values(), *learner._others]
-
-        def run(warm, ahead, nudges, live):
-            def forward(u, nudge, seen):
-                out, found = cut.step(u, live, nudge)
-                seen.append(found)
-                return out
-
-            def begin(mask) -> list[Any]:
-                entry = [state.value for state in kept]
-                learner._reset(mask)
-                return entry
-
-            def news() -> list[Any]:
-                return [state.value for state in learner._traced.values()] if learner.single else []
-
-            def warm_step(x, mask, nudge):
-                entry = begin(mask)
-                seen: list[Any] = []
-                learner.objective.warmup(lambda u: forward(u, nudge, seen), x)
-                if len(seen) != 1:
-                    raise ValueError(
-                        f"warmup_step called forward {len(seen)} times; DRTRL(engine='reverse') needs one call a time "
-                        "step: use engine='trace'"
-                    )
-                return (seen[0], entry, news()) if self.lead else (seen[0], [], [])
-
-            def scored_step(x, y, w, extras, mask, nudge):
-                entry = begin(mask)
-                seen: list[Any] = []
-                learner.objective.learn(lambda u: forward(u, nudge, seen), x, y, w, extras)
-                return seen[0], entry, news()
-
-            head = jax.tree.map(lambda leaf: leaf[:warm_steps], nudges)
-            tail = jax.tree.map(lambda leaf: leaf[warm_steps:], nudges)
-            found = []
-            if warm_steps:
-                found.append(brainstate.transform.for_loop(warm_step, *warm, head))
-            if through:
-                seen, entry, new = brainstate.transform.for_loop(scored_step, *ahead, tail)
-                found.append((seen, jax.tree.map(lambda leaf: leaf[:: learner.window], entry), new))
-            inputs = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(seen for seen, _, _ in found))
-            entries = [[parts[i] for _, parts, _ in found if parts] for i in range(len(kept))]
-            after = [[parts[i] for _, _, parts in found if parts] for i in range(len(learner._traced))]
-            return inputs, entries, [_join(parts) for parts in after if parts]
-
-        self._states: list[State] = []
-        call: Any = None
-        if self.steps:
-            self._states, call = pure(run, warm, ahead, nudges, live)
-        values = [state.value for state in self._states]
-        place = {id(state): i for i, state in enumerate(self._states)}
-        missing = [name for name, state in learner._hidden.items() if id(state) not in place]
-        assert not self.steps or not missing, missing
-
-        def pull_through(nudges, live, given):
-            now = list(values)
-            for name, state in learner._hidden.items():
-                now[place[id(state)]] = given[name]
-            new, (inputs, entries, news) = call(now, warm, ahead, nudges, live)
-            end = lambda state: new[place[id(state)]] if id(state) in place else state.value  # noqa: E731
-            if self._ends:
-                for parts, state in zip(entries, kept, strict=True):
-                    parts.append(jax.tree.map(lambda leaf: leaf[None], end(state)))
-            joined = [_join(parts) if parts else None for parts in entries]
-            traced, others = joined[: len(learner._traced)], joined[len(learner._traced) :]
-            at = dict(zip(learner._traced, traced, strict=True))
-            after = dict(zip(learner._traced, news, strict=True)) if news else {}
-            ends = {name: end(state) for name, state in learner._hidden.items()}
-            return (at, after, ends), (inputs, others, new)
-
-        begin = {name: state.value for name, state in learner._hidden.items()}
-        self._pull: Any = None
-        if self.steps:
-            outs, self._pull, aux = jax.vjp(pull_through, nudges, live, begin, has_aux=True)
-            (self.hidden, self._after, self._end), (self.inputs, self.others, self._new) = outs, aux
-        else:
-            self._live = live
-            one = lambda value: jax.tree.map(lambda leaf: leaf[None], value)  # noqa: E731
-            self.hidden, self.inputs, self._new = {n: one(begin[n]) for n in learner._traced}, {}, []
-            self.others = [one(state.value) for state in learner._others]
-
-    def back(self, entries: dict[str, Any], news: dict[str, Any]) -> tuple[Any, Any, Any]:
-        """From cotangents of the entries and of the new hidden states: those of nudges, live weights, and the hidden
-        states at the beginning."""
-        if self._pull is None:
-            return {}, jax.tree.map(jnp.zeros_like, self._live), jax.tree.map(lambda leaf: leaf[0], entries)
-        after = {
-            name: jax.tree.unflatten(jax.tree.structure(value), jax.tree.leaves(news.get(name)))
-            for name, value in self._after.items()
-        }
-        return self._pull((entries, after, jax.tree.map(jnp.zeros_like, self._end)))
-
-    def factors(self, influence: Influence) -> tuple[Any, Any]:
-        """How the relations' outputs, and the hidden states at the beginning, act on those at the end."""
-        zeros = jax.tree.map(jnp.zeros_like, (self.hidden, self._after))
-        deltas, _, carried = jax.vmap(lambda ends: self._pull((*zeros, ends)))(influence.basis(self._end))
-        return deltas, carried
-
-    def finish(self) -> None:
-        """Leave the States as they are after the last step."""
-        for state, value in zip(self._states, self._new, strict=True):
-            if not isinstance(state, brainstate.ParamState):
-                state.value = value
-
-
-def _join(parts: list[Any]) -> Any:
-    """Values one after another along the leading axis."""
-    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+def _moves(value: Any) -> bool:
+    """Whether a value has a derivative."""
+    return all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(value))

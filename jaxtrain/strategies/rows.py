@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..state import name_of
@@ -58,6 +58,7 @@ class Traces:
         partial: traced parameters that also reach it through another weight.
         memory: states through which credit goes back without a trace.
         start: whether the beginning of a sequence has credit.
+        again: whether a beginning by ``Phases.reset`` has some.
     """
 
     states: Mapping[str, frozenset[str]]
@@ -67,6 +68,7 @@ class Traces:
     partial: frozenset[str]
     memory: frozenset[str] = frozenset()
     start: bool = False
+    again: bool = False
 
     @staticmethod
     def of(report: Any, groups: Mapping[str, set[int]], names: Mapping[int, Iterable[str]], sizes: Mapping[str, int],
@@ -81,11 +83,14 @@ class Traces:
         return Traces(states, tuple(together.values()), sizes, excluded, direct, **more)
 
 
-def describe_window(params: Iterable[str], flow: Flow, steps: int, what: str, start: str = "") -> list[Row]:
+def describe_window(
+    params: Iterable[str], flow: Flow, steps: int, what: str, start: str = "", again: bool = False
+) -> list[Row]:
     """Rows of a rule that differentiates ``steps`` time steps (``what``) together and keeps no trace.
 
     Args:
         start: what would train an initial state; empty where the rule does.
+        again: whether a beginning by ``Phases.reset`` has credit all the same.
     """
     inside, late = flow.within(steps), f"more than the {steps} time steps of {what} later"
 
@@ -97,10 +102,15 @@ def describe_window(params: Iterable[str], flow: Flow, steps: int, what: str, st
     def by_start(name: str, begun: frozenset[str]) -> Row:
         makes = f"makes the initial value of {_listed(begun)}"
         if start:
-            return Row(name, "no", f"{makes}, and has no credit for that. {start}")
+            return _again(Row(name, "no", f"{makes}, and has no credit for that. {start}"), again)
         return Row(name) if begun & inside else Row(name, "no", f"{makes}, which acts on the loss {late}")
 
     return [_both(name, flow, by_steps, by_start) for name in params]
+
+
+def _again(row: Row, again: bool) -> Row:
+    """The row of a rule that credits beginnings by ``Phases.reset`` within its windows or segments."""
+    return replace(row, trains="in part", why=f"{row.why}. Only resets near the loss have some") if again else row
 
 
 def _both(name: str, flow: Flow, by_steps: Callable[[str], Row], by_start: Callable[[str, frozenset[str]], Row]) -> Row:
@@ -162,7 +172,7 @@ def describe(
     def by_start(name: str, begun: frozenset[str]) -> Row:
         makes = f"makes the initial value of {_listed(begun)}"
         if not traces.start:
-            return Row(name, "no", f"{makes}, and has no credit for that. {START}")
+            return _again(Row(name, "no", f"{makes}, and has no credit for that. {START}"), traces.again)
         carried = memory.union(*(group for group in traces.groups if group & begun))
         lost = (begun | flow.after(begun)) & flow.within(None) - carried
         some = bool(begun & carried and (begun | flow.after(begun)) & carried & inside)

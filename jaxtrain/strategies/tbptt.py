@@ -144,4 +144,5 @@ class _Learner(Learner):
 
     def report(self, phases: Phases) -> list[Row]:
         start = "" if self._start else f"{START}; a window of tbptt must be longer than the warm-up"
-        return describe_window(self._params, Flow.of(self, phases), self._window, "a window", start)
+        flow, again = Flow.of(self, phases), phases.reset is not None
+        return describe_window(self._params, flow, self._window, "a window", start, again)

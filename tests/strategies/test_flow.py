@@ -3,13 +3,27 @@
 import numpy as np
 import pytest
 
-from jaxtrain import BPTT, DNI, DRTRL, TBPTT, UORO, EProp, OSTLFeedforward, OSTLRecurrent, PPProp, ReadoutOnly, SnAp
+from jaxtrain import (
+    BPTT,
+    DNI,
+    DRTRL,
+    TBPTT,
+    UORO,
+    EProp,
+    OSTLFeedforward,
+    OSTLRecurrent,
+    PPProp,
+    ReadoutOnly,
+    SnAp,
+)
+from tests.kit.tiers import longer
 from tests.strategies.ways import MODELS, NONE, build, expected
 
 RULES = [
-    BPTT(), TBPTT(3), DRTRL(), DRTRL(engine="trace"), DRTRL(window=3), DRTRL(vjp="single-step"), DRTRL(carry="carry"),
-    DRTRL(segment=3), PPProp(), EProp(), EProp(vjp="multi-step"), EProp(kappa=0.5), EProp(feedback="random"),
-    OSTLRecurrent(), OSTLFeedforward(), SnAp(), UORO(), DNI(fit_epochs=2), ReadoutOnly(),
+    BPTT(), TBPTT(3), DRTRL(), DRTRL(engine="trace"), DRTRL(window=3), DRTRL(vjp="single-step"),
+    DRTRL(carry="carry"), DRTRL(segment=3), DRTRL(readout_memory=True), PPProp(), EProp(), EProp(vjp="multi-step"),
+    EProp(kappa=0.5), EProp(feedback="random"), OSTLRecurrent(), OSTLFeedforward(), SnAp(), UORO(), DNI(fit_epochs=2),
+    ReadoutOnly(),
 ]  # fmt: skip
 TIME = 7
 
@@ -46,21 +60,45 @@ def test_no_is_exactly_zero_and_everything_else_is_not(lab, driven, name, strate
         assert row.why or row.trains == "yes"
 
 
+EXACT = [DRTRL(), *longer(*(DRTRL(vjp=vjp, readout_memory=memory) for vjp, memory in (
+    ("single-step", False), ("multi-step", True), ("single-step", True)
+)))]  # fmt: skip
+
+
 @pytest.mark.full
+@pytest.mark.parametrize("strategy", EXACT, ids=str)
 @pytest.mark.parametrize("name", MODELS)
-def test_yes_is_all_credit_and_in_part_names_where_it_is_lost(lab, driven, name):
+def test_yes_is_all_credit_and_in_part_is_not(lab, driven, name, strategy):
     """The units are diagonal: where every way is credited, D-RTRL's gradient is BPTT's."""
-    rows, (grads, *_) = driven(name, DRTRL())
+    rows, (grads, *_) = driven(name, strategy)
     exact = driven(name, BPTT())[1][0]
-    for parameter, wanted in expected(name).items():
-        row, (got, true) = rows[parameter], ({"": g[parameter]} for g in (grads, exact))
-        if isinstance(wanted, str):
-            assert row.trains == wanted, row
-        else:
-            assert row.trains == ("no" if NONE in wanted else "in part"), row
-            assert all(state in row.why for state in wanted if state != NONE), row
+    for parameter, row in rows.items():
+        got, true = ({"": g[parameter]} for g in (grads, exact))
         if row.trains == "in part":
             with pytest.raises(AssertionError):
                 lab.same(got, true)
         elif row.trains == "yes":
             lab.same(got, true)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", MODELS)
+def test_the_place_where_credit_is_lost_is_named(driven, name):
+    rows, _ = driven(name, DRTRL())
+    for parameter, wanted in expected(name).items():
+        row = rows[parameter]
+        if isinstance(wanted, str):
+            assert row.trains == wanted, row
+        else:
+            assert row.trains == ("no" if NONE in wanted else "in part"), row
+            assert all(state in row.why for state in wanted if state != NONE), row
+
+
+READOUTS = ["leaky readout", "leaky hidden readout", "delayed", "delayed, hidden", "ring", "copy", "delayed and direct"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", READOUTS)
+def test_readout_memory_recovers_what_is_lost_behind_the_units(driven, name):
+    rows, _ = driven(name, DRTRL(readout_memory=True))
+    assert {rows[parameter].trains for parameter in ("inp.weight", "out.weight")} == {"yes"}, rows

@@ -301,12 +301,12 @@ _MODELS: dict[str, tuple[Callable, dict[str, Any], dict[str, tuple[int, int]], E
     "integer": (as_integers, {}, {}, {**_READ, "inp.weight": "no"}),
     "straight through": (straight_through, {}, {}, FINE),
     "surrogate": (spiking, {}, {}, FINE),
-    "learned start": (plain, {"h": (HIDDEN, learned)}, {}, {**FINE, "start": none("h")}),
+    "learned start": (plain, {"h": (HIDDEN, learned)}, {}, {**FINE, "start": "yes"}),
     "learned start of a memory": (
         readout, {"r": (SHORT, lambda m, lead: learned(m, lead)[..., :OUT])}, {},
         {"inp.weight": lost("r"), "out.weight": lost("r"), "start": none("r")},
     ),
-    "learned start, used too": (started, {"h": (HIDDEN, learned)}, {}, {**FINE, "start": lost("h")}),
+    "learned start, used too": (started, {"h": (HIDDEN, learned)}, {}, {**FINE, "start": lost("no operation")}),
     "environment": (acting, {"e": (SHORT, number)}, {}, FINE),
     "smooth environment": (moving, {"e": (SHORT, number)}, {}, {"inp.weight": lost("e"), "out.weight": lost("e")}),
     "two memories": (

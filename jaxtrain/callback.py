@@ -49,6 +49,10 @@ class Callback:
     """
 
     rank: ClassVar[str] = "decide"
+    live: ClassVar[bool] = False
+    """Whether it reads the model (``run.module``, ``params``, ``predict``, ``validate``) in ``on_chunk_start``,
+    ``on_chunk_end`` or ``on_row``: the run then keeps a copy of the values of ``run.step`` there, which takes a copy to
+    the host a chunk, and waits for it. At event edges they are there anyway."""
 
     probe_every: Period | int | str | None = None
     """How often ``probe`` runs, in steps or epochs; None (the default): never."""
@@ -325,6 +329,11 @@ class _AsItWas:
         self._run, self.step, self.metrics = run, run.step, dict(run.metrics)
 
     def __getattr__(self, name: str) -> Any:
+        if name in ("module", "params", "predict", "validate") and self.step != self._run.step:
+            raise RuntimeError(
+                f"run.{name} of an event of step {self.step} that waited until step {self._run.step}: its values are "
+                "gone; read the model where no event waits, in a callback of another rank than 'record'"
+            )
         return getattr(self._run, name)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from . import preflight, processes
 from .agreement import first_difference
+from .alone import alone, refuse_in_use, under_way
 from .callback import Callback, Callbacks
 from .callbacks.checkpoint import Checkpoint, best_of, kept_by
 from .callbacks.periods import optional_period
@@ -24,15 +25,16 @@ from .evaluating import Kind, evaluate, predict, read
 from .files import as_json, jsonable, read_json, write_json
 from .lanes import as_seeds, is_seed
 from .loading import build_each, require_module
-from .loop import Loop, summarize
+from .loop import Loop
 from .module import Module
+from .outcome import summarize
 from .passes import Passes
 from .period import Period
 from .program import NonFinite, Program
 from .record import Recorder
 from .resume import CHECKPOINTS, Origin, absolute, chosen, describe, log_changes, opened, refuse_unlike_runs
 from .resume import refuse_differences as refuse
-from .run import NonFiniteError, Result, Run, Status, versions
+from .run import NonFiniteError, Result, Run, Status, recorded
 from .schedule import Schedule
 from .signals import Signals
 from .sources import Spec
@@ -112,6 +114,7 @@ class Fit:
 
     # ------------------------------------------------------------------------------------------------ training
 
+    @alone("Fit.run")
     def run(self, module: Module, data: Any, *, resume: str | int | Path = "never",
             config: dict[str, Any] | None = None, dry_run: bool = False) -> Result:  # fmt: skip
         """Train, and return a ``Result``; never exits the process.
@@ -122,6 +125,7 @@ class Fit:
         ``dry_run``: compile, report, and return without training or writing anything.
         """
         started = time.perf_counter()
+        refuse_in_use(module, "Fit.run", self.callbacks)
         processes.begin()
         with processes.watched(), opened(self.run_dir, resume, write=not dry_run) as origin:
             data = as_data(data)
@@ -133,8 +137,10 @@ class Fit:
                 log.info("%s", line)
             if dry_run:
                 return Result("finished", loop.run.step, "dry run", report=report)
+            preflight.refuse_beyond_memory(report)
             self._latest = origin.run_dir
-            return self._train(loop, origin, report, started)
+            with under_way(loop.live):
+                return self._train(loop, origin, report, started)
 
     def _train(self, loop: Loop, origin: Origin, report: dict[str, Any], started: float) -> Result:
         run, saved = loop.run, origin.saved
@@ -220,20 +226,9 @@ class Fit:
             before = origin.config or {}
             devices = (before.get("fit") or {}).get("devices", 1) * before.get("processes", 1)
             program.learner.notes.extend(program.devices.notes(devices))
-        record = {
-            "schema": 1,
-            "config": jsonable(config),
-            "fit": self._settings(),
-            "strategy": described["strategy"],
-            "module": type(module).__name__,
-            "initial": initial,
-            "data": described["data"],
-            "auto": program.auto,
-            "versions": versions(),
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "parent": origin.parent,
-            "processes": processes.count(),
-        }
+        record = recorded(
+            config, self._settings(), described, program.auto, type(module).__name__, initial, origin.parent
+        )
         refuse_unlike_runs(record, self.callbacks, program, feed, val)
         self._prepare(program, val)
         schedule = self._schedule(program.chunk, feed.length)  # made now, since its clock starts
@@ -243,7 +238,7 @@ class Fit:
         run = Run(
             module=module, callbacks=self.callbacks, recorder=Recorder(self.log_every), config=record,
             run_dir=origin.run_dir, max_steps=schedule.total, epoch_length=feed.length,
-            batch_size=program.phases.sizes[2], params=lambda: loop.program.host_parameters(),
+            batch_size=program.phases.sizes[2], params=lambda: loop.live.params(), fit=self,
         )  # fmt: skip
         run.forked, run.task = origin.forked, data.task
         loop = Loop(
@@ -266,8 +261,10 @@ class Fit:
         chunk = auto.get("chunk", "auto") if self.chunk == "auto" else self.chunk
         return self.strategy.resolve(auto), chunk
 
+    @alone("Fit.program")
     def program(self, module: Module, data: DataModule, example: Any) -> Program:
         """The programs of a built module under this Fit's strategy, for batches like ``example``; nothing runs yet."""
+        refuse_in_use(module, "Fit.program")
         return self._program(module, data, self.strategy, self.chunk, example)
 
     def _program(self, module: Module, data: DataModule, strategy: Strategy, chunk: int | Literal["auto"],
@@ -356,6 +353,7 @@ class Fit:
 
     # ---------------------------------------------------------------------------------------------- evaluating
 
+    @alone("Fit.validate")
     def validate(self, module: Module, data: Any, *, checkpoint: str | int | Path | None = None) -> dict[str, float]:
         """Metrics over the validation data, ``{"val/loss": ...}``, weighted as in training.
 
@@ -365,10 +363,12 @@ class Fit:
         """
         return self._evaluate(module, data, "val", checkpoint)
 
+    @alone("Fit.test")
     def test(self, module: Module, data: Any, *, checkpoint: str | int | Path | None = None) -> dict[str, float]:
         """Metrics over the test data, ``{"test/loss": ...}``; see ``validate``."""
         return self._evaluate(module, data, "test", checkpoint)
 
+    @alone("Fit.predict")
     def predict(self, module: Module, data: Any, *, checkpoint: str | int | Path | None = None) -> Any:
         """Outputs of ``predict_step`` over the learning phase of every batch: time-major, ``(T_l, N, ...)``.
 
@@ -387,7 +387,9 @@ class Fit:
         set_up(data)
         source = getattr(data, f"{name}_data")() if whole else data.train_data()
         saved = None if checkpoint is None else chosen(checkpoint, self._latest)
-        return read(module, self.strategy, data, source, name, kind=kind, seed=self._held, saved=saved)
+        return read(
+            module, self.strategy, data, source, name, kind=kind, seed=self._held, saved=saved, bare=not whole
+        )
 
 
 def _count(value: Any, name: str, required: bool = False) -> Any:

@@ -8,14 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from . import __version__
+from . import __version__, processes
+from .files import jsonable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .callback import Callbacks
+    from .fit import Fit
+    from .live import Live
     from .module import Module
     from .record import Recorder
 
@@ -80,6 +83,10 @@ class Requests:
 class Run:
     """A callback's view of a run.
 
+    ``module``, ``params``, ``predict`` and ``validate`` have the values of ``step``. They are there in every event at an
+    event edge, in ``on_fit_start``, ``on_restore`` and ``on_fit_end``; in ``on_chunk_start``, ``on_chunk_end`` and the
+    rows of these the program may hold a later step's, which is a RuntimeError unless a callback sets ``live``.
+
     ``step``: train batches completed whose metrics have been delivered. ``metrics``: the last value of every tag, below
     ``lanes/`` a list, a number of each seed. ``run_dir``: None without one. ``restored_step``: the step a resumed run
     started from, else None. ``config``: what config.json holds. ``last_validation``: the step of the last complete
@@ -88,8 +95,9 @@ class Run:
 
     def __init__(self, *, module: Module, callbacks: Callbacks, recorder: Recorder, config: dict[str, Any],
                  run_dir: Path | None, max_steps: int | None, epoch_length: int | None, batch_size: int,
-                 params: Callable[[], dict[str, Any]]):  # fmt: skip
-        self.module = module
+                 params: Callable[[], dict[str, Any]], fit: Fit | None = None):  # fmt: skip
+        self.own_module, self._fit = module, fit
+        self.live: Live | None = None
         self.callbacks = callbacks
         self.recorder = recorder
         self.config = config
@@ -147,17 +155,67 @@ class Run:
         """Save a checkpoint at the next event edge; ``run.score``, if set at that step, ranks it."""
         self.requests.save = True
 
-    def validate(self) -> None:
-        """Validate at the next event edge."""
-        self.requests.validate = True
+    @overload
+    def validate(self) -> None: ...
+    @overload
+    def validate(self, data: Any) -> dict[str, Any]: ...
+    def validate(self, data: Any = None) -> dict[str, Any] | None:
+        """Validate at the next event edge. Given ``data``, do it now and return the metrics, as ``Fit.validate`` with
+        the values of ``step``; see ``predict``. Of several seeds these are means, and under ``lanes/`` each."""
+        if data is None:
+            self.requests.validate = True
+            return None
+        assert self._fit is not None
+        return self._fit.validate(self.own_module, data)
 
     def retask(self, **params: Any) -> None:
         """Change the data module's ``task`` at the next event edge (a curriculum)."""
         self.requests.task = {**(self.requests.task or {}), **params}
 
+    @property
+    def module(self) -> Module:
+        """The module, its model given the values of ``step``; of several seeds, those of the first that is not frozen.
+
+        Ask for it anew in every event: a handle from an earlier one has that one's values, until it is handed to
+        ``Fit.predict``, ``validate`` or ``test``, which read it as ``run.predict`` does.
+        """
+        if self.live is not None:
+            self.live.show()
+        return self.own_module
+
     def params(self) -> dict[str, Any]:
-        """A host copy of the parameters, name -> pytree of numpy arrays, at the last dispatched step."""
+        """A host copy of the parameters at ``step``, name -> pytree of numpy arrays; of several seeds with an axis of
+        seeds first."""
         return self._params()
+
+    def predict(self, data: Any) -> Any:
+        """As ``Fit.predict`` with the values of ``step``; of several seeds, by the first that is not frozen.
+
+        The run's own compiled programs do it, made once for each shape of batch. Of several processes each may call
+        this by itself.
+        """
+        assert self._fit is not None
+        return self._fit.predict(self.own_module, data)
+
+
+
+def recorded(config: Any, settings: dict[str, Any], described: dict[str, Any], auto: dict[str, Any], module: str,
+             initial: str, parent: dict[str, Any] | None) -> dict[str, Any]:  # fmt: skip
+    """What config.json holds of a run."""
+    return {
+        "schema": 1,
+        "config": jsonable(config),
+        "fit": settings,
+        "strategy": described["strategy"],
+        "module": module,
+        "initial": initial,
+        "data": described["data"],
+        "auto": auto,
+        "versions": versions(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "parent": parent,
+        "processes": processes.count(),
+    }
 
 
 def versions() -> dict[str, str]:

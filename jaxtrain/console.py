@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TextIO
 
 from . import processes
 
@@ -31,13 +33,49 @@ class _Console(logging.Handler):
                     handler.handle(record)
             return
         text = f"{processes.who()}{record.levelname.lower()}: " * warning + self.format(record)
-        stream = sys.stderr if warning else sys.stdout
+        try:
+            self._write(text, sys.stderr if warning else sys.stdout)
+        except BrokenPipeError:  # a run does not end for the sake of who reads along, as `| head`
+            if not deaf():
+                raise
+
+    def _write(self, text: str, stream: TextIO) -> None:
         tqdm = sys.modules.get("tqdm")
         if tqdm is None:
             print(text, file=stream, flush=True)
         else:
             tqdm.tqdm.write(text, file=stream)
             stream.flush()
+
+
+def heard(work: Callable[[], int]) -> int:
+    """``work()``'s exit code, or that of its SystemExit (``--help``, usage). What it printed is flushed, and nothing is
+    said where nobody reads any more, as after ``| head``: Python would say it at the exit, at length."""
+    code = 0
+    try:
+        try:
+            code = work()
+        except SystemExit as leaving:
+            code = leaving.code if isinstance(leaving.code, int) else 1
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not deaf():
+            raise
+    return code
+
+
+def deaf() -> bool:
+    """Whether nobody reads stdout or stderr any more; what is written there from now on goes nowhere."""
+    closed = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            closed = True
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+    return closed
 
 
 def warn_of_foreign(cls: type, names: Mapping[str, str]) -> None:

@@ -320,7 +320,8 @@ class Program:
         parts = [jax.tree.leaves(whole[name]) for name in self.optimizer.names]
         live = jnp.stack([sum((leaf != 0).any().astype(jnp.float32) for leaf in part) for part in parts])
         said = {BAD: Mean(counts, jnp.float32(1)), DEAD: Mean(live, jnp.float32(1))}
-        return {**metrics, **self.optimizer.update(grads, weight), **said}
+        loss = metrics["loss"].num if self.optimizer.wants_loss else 0.0
+        return {**metrics, **self.optimizer.update(grads, weight, loss), **said}
 
     def _evaluate_step(self, root, index, batch) -> Metrics:
         set_key(self.devices.fold(fold_in(root, EVALUATE, index)))

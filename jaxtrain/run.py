@@ -10,8 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+import numpy as np
+
 from . import __version__, processes
+from .console import log
 from .files import jsonable
+from .signals import exit_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 Status = Literal["finished", "stopped", "interrupted", "terminated", "failed"]
 PACKAGES = ("jax", "brainstate", "braintools", "braintrace", "numpy", "orbax-checkpoint")
 EXIT_CODES = {"finished": 0, "stopped": 0, "failed": 1, "interrupted": 130, "terminated": 143}
+"""Of a run that a signal ended it is that of the signal, where ``reason`` names one."""
 
 
 class NonFiniteError(FloatingPointError):
@@ -35,8 +40,8 @@ class NonFiniteError(FloatingPointError):
 class Result:
     """What ``fit.run`` returns.
 
-    ``status``: finished, stopped (by a callback or the clock), interrupted (Ctrl-C) or terminated (SIGTERM); a run that
-    failed raises, and says "failed" in result.json.
+    ``status``: finished, stopped (by a callback or the clock), interrupted (Ctrl-C) or terminated (by another signal,
+    which ``reason`` names); a run that failed raises, and says "failed" in result.json.
     ``history``: the rows of the record that this process wrote. ``metrics``: the last value of every tag, below
     ``lanes/`` a list, a number of each seed.
     ``saved``: whether the newest state is on disk (None without a run directory). ``report``: the pre-flight report.
@@ -57,8 +62,12 @@ class Result:
 
     @property
     def exit_code(self) -> int:
-        """0, 130 (Ctrl-C) or 143 (SIGTERM) as the status says; 1 where the newest state is not on disk."""
-        return 1 if self.saved is False else EXIT_CODES[self.status]
+        """0, or 128 and the number of the signal that ended the run (130 of Ctrl-C, 143 of SIGTERM, 138 of SIGUSR1);
+        1 where the newest state is not on disk."""
+        if self.saved is False:
+            return 1
+        by_signal = self.status in ("interrupted", "terminated") and self.reason is not None
+        return exit_code(self.reason) if by_signal and self.reason else EXIT_CODES[self.status]
 
     def __repr__(self) -> str:
         why = f" ({self.reason})" if self.reason else ""
@@ -146,6 +155,19 @@ class Run:
     def figure(self, tag: str, figure: Any) -> None:
         """Hand a matplotlib figure to the loggers under ``tag`` at this step."""
         self.callbacks("on_figure", self, tag, figure)
+
+    def histogram(self, tag: str, values: Any) -> None:
+        """Hand an array of numbers to the loggers under ``tag`` at this step: how its values are distributed. Those
+        that are not finite are left out, with a warning."""
+        array = np.ravel(np.asarray(values))
+        if array.dtype.kind in "cOUSmM":
+            raise TypeError(f"run.histogram({tag!r}): got {array.dtype}; expected an array of real numbers")
+        array = array.astype(np.float64)
+        finite = array[np.isfinite(array)]
+        if (left_out := len(array) - len(finite)) > 0:
+            log.warning("step %d: %d of %d values of %s are not finite", self.step, left_out, len(array), tag)
+        if len(finite):
+            self.callbacks("on_histogram", self, tag, finite)
 
     def stop(self, reason: str) -> None:
         """End the run at the next event edge, after a validation and a save."""

@@ -15,8 +15,8 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-from .callbacks import GradientFidelity
 from .alone import alone
+from .callbacks import GradientFidelity
 from .config import ConfigError, coerce
 from .console import log, one_line
 from .data import Feed, as_data

@@ -22,14 +22,14 @@ from .console import log
 from .data import DataModule, Feed, as_data, begin_task, change_task, set_up
 from .devices import as_devices
 from .evaluating import Kind, evaluate, predict, read
-from .files import as_json, jsonable, read_json, write_json
+from .files import as_json, read_json, write_json
 from .lanes import as_seeds, is_seed
 from .loading import build_each, require_module
 from .loop import Loop
 from .module import Module
 from .outcome import summarize
 from .passes import Passes
-from .period import Period
+from .period import Period, count
 from .program import NonFinite, Program
 from .record import Recorder
 from .resume import CHECKPOINTS, Origin, absolute, chosen, describe, log_changes, opened, refuse_unlike_runs
@@ -80,8 +80,8 @@ class Fit:
         if not isinstance(self.strategy, Strategy):
             hint = f"; did you mean {strategy.__name__}()?" if isinstance(strategy, type) else ""
             raise TypeError(f"Fit(strategy={strategy!r}): expected a name or a jaxtrain.Strategy object{hint}")
-        self.max_steps = _count(max_steps, "max_steps")
-        self.max_epochs = _count(max_epochs, "max_epochs")
+        self.max_steps = count(max_steps, "max_steps")
+        self.max_epochs = count(max_epochs, "max_epochs")
         self.max_time = optional_period(max_time, "Fit", "max_time")
         if self.max_time is not None and self.max_time.unit != "time":
             raise ValueError(f"Fit(max_time={max_time!r}): expected a time, as '30min' or '2h'")
@@ -92,11 +92,11 @@ class Fit:
         if not is_seed(seed):
             raise ValueError(f"Fit(seed={seed!r}): expected a whole number from 0 to 2**32 - 1")
         self.clip = None if clip is None else float(clip)
-        self.accumulate = _count(accumulate, "accumulate", required=True)
+        self.accumulate = count(accumulate, "accumulate", required=True)
         if self.max_steps is not None and self.max_steps < self.accumulate:
             raise ValueError(f"Fit(accumulate={accumulate}, max_steps={max_steps}): no update would be made")
-        self.chunk: int | Literal["auto"] = "auto" if chunk == "auto" else _count(chunk, "chunk", required=True)
-        self.log_every = _count(log_every, "log_every", required=True)
+        self.chunk: int | Literal["auto"] = "auto" if chunk == "auto" else count(chunk, "chunk", required=True)
+        self.log_every = count(log_every, "log_every", required=True)
         self.validate_every = optional_period(validate_every, "Fit", "validate_every")
         self.seed, self.seeds = seed, as_seeds(seeds, seed)
         self.devices = as_devices(devices)
@@ -387,15 +387,4 @@ class Fit:
         set_up(data)
         source = getattr(data, f"{name}_data")() if whole else data.train_data()
         saved = None if checkpoint is None else chosen(checkpoint, self._latest)
-        return read(
-            module, self.strategy, data, source, name, kind=kind, seed=self._held, saved=saved, bare=not whole
-        )
-
-
-def _count(value: Any, name: str, required: bool = False) -> Any:
-    if value is None and not required:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-        least = "below 2**31" if isinstance(value, int) and value > 1 else "1 or more"
-        raise ValueError(f"Fit({name}={value!r}): expected a whole number, {least}")
-    return value
+        return read(module, self.strategy, data, source, name, kind=kind, seed=self._held, saved=saved, bare=not whole)

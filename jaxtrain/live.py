@@ -1,4 +1,4 @@
-"""What callbacks read of a run under way: its module, parameters and predictions with the values of its present step."""
+"""What callbacks read of a run under way: module, parameters and predictions with the values of its present step."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .alone import alone, runs
 from .lanes import LIVE
 from .loading import LASTING
 from .metrics import Pending
-from .module import Module, check_phases
+from .module import check_phases
 from .program import PREDICT, Program
-from .sources import Counted, DataError
+from .sources import DataError
 from .state import fold_in, seeded, set_key, states_of, strong
 
 if TYPE_CHECKING:

@@ -28,8 +28,8 @@ from .schedule import Schedule
 from .signals import Signals
 
 OTHER_DATA = (
-    "%s data: batch %d is not the one that the run had before step %d: the source gives others each time it is started, "
-    "so the run goes on, but not as if it was never stopped (some samples may come twice in this epoch, others never). "
+    "%s data: batch %d is not the one that the run had before step %d: the source gives others each time it starts, so "
+    "the run goes on, but not as if it was never stopped (some samples may come twice in this epoch, others never). "
     "Seed its shuffle, or give it state_dict() and load_state_dict()"
 )
 ALONE = 10

@@ -15,7 +15,6 @@ from .module import Phases
 from .state import State, parameters_behind
 from .strategies.base import Learner, Row, scored
 
-
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 
 

@@ -244,10 +244,10 @@ class Program:
         """
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.values)):
             return self._seed
-        values = jax.tree.map(processes.whole, values or self.values)
+        held = jax.tree.map(processes.whole, values or self.values)
         put_back(self._objects)
-        seed, values = (self._seed, values) if self.lanes is None else self.lanes.first_live(values)
-        self._assign(values)
+        seed, held = (self._seed, held) if self.lanes is None else self.lanes.first_live(held)
+        self._assign(held)
         return seed
 
     def _assign(self, values: dict[str, Any]) -> None:
@@ -255,8 +255,8 @@ class Program:
             self._named[name].value = strong(values[name])  # through the host: a copy on the device would compile
 
     def host_parameters(self, values: dict[str, Any] | None = None) -> dict[str, Any]:
-        values = values or self.values
-        return jax.tree.map(np.array, jax.device_get({name: values[name] for name in self.parameters}))
+        held = values or self.values
+        return jax.tree.map(np.array, jax.device_get({name: held[name] for name in self.parameters}))
 
     @property
     def auto(self) -> dict[str, Any]:

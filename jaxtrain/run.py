@@ -92,9 +92,10 @@ class Requests:
 class Run:
     """A callback's view of a run.
 
-    ``module``, ``params``, ``predict`` and ``validate`` have the values of ``step``. They are there in every event at an
-    event edge, in ``on_fit_start``, ``on_restore`` and ``on_fit_end``; in ``on_chunk_start``, ``on_chunk_end`` and the
-    rows of these the program may hold a later step's, which is a RuntimeError unless a callback sets ``live``.
+    ``module``, ``params``, ``predict`` and ``validate`` have the values of ``step``. They are there in every event at
+    an event edge, in ``on_fit_start``, ``on_restore`` and ``on_fit_end``; in ``on_chunk_start``, ``on_chunk_end`` and
+    the ``on_row`` of steps within a chunk the program may hold those of a later step, which is a RuntimeError unless a
+    callback sets ``live``.
 
     ``step``: train batches completed whose metrics have been delivered. ``metrics``: the last value of every tag, below
     ``lanes/`` a list, a number of each seed. ``run_dir``: None without one. ``restored_step``: the step a resumed run
@@ -218,7 +219,6 @@ class Run:
         """
         assert self._fit is not None
         return self._fit.predict(self.own_module, data)
-
 
 
 def recorded(config: Any, settings: dict[str, Any], described: dict[str, Any], auto: dict[str, Any], module: str,

@@ -11,6 +11,7 @@ from . import processes
 ALWAYS = (signal.SIGTERM, signal.SIGINT)
 UNLESS_TAKEN = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 """What a terminal that closes and batch systems send before the end; a program may have a use of its own for them."""
+ENDING = (*ALWAYS, *UNLESS_TAKEN)
 
 
 def exit_code(name: str) -> int:
@@ -53,7 +54,7 @@ class Signals:
     def __enter__(self) -> Self:
         self.received = None
         if threading.current_thread() is threading.main_thread() and processes.count() == 1:
-            for number in (*ALWAYS, *UNLESS_TAKEN):
+            for number in ENDING:
                 old = signal.getsignal(number)
                 free = number in ALWAYS or old is signal.SIG_DFL or _outer(old) is not None
                 if free and old is not signal.SIG_IGN:

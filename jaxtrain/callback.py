@@ -54,7 +54,7 @@ class Callback:
     """
 
     rank: ClassVar[str] = "decide"
-    live: ClassVar[bool] = False
+    reads_model: ClassVar[bool] = False
     """Whether it reads the model (``run.module``, ``params``, ``predict``, ``validate``) in ``on_chunk_start``,
     ``on_chunk_end`` or ``on_row``: the run then keeps a copy of the values of ``run.step`` there, which takes a copy to
     the host a chunk, and waits for it. At event edges they are there anyway."""

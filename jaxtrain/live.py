@@ -28,7 +28,7 @@ class Live:
 
     The loop dispatches a chunk before it delivers the metrics of the one before, and the program is given its values to
     overwrite. So those of ``run.step`` exist while nothing is in flight, as at an event edge; beyond, the loop keeps
-    them (``keep``) where a callback says ``live = True``.
+    them (``keep``) where a callback says ``reads_model = True``.
     """
 
     def __init__(self, loop: Loop):
@@ -92,7 +92,7 @@ class Live:
             raise RuntimeError(f"the model's values at step {step} are lost: the run failed within a chunk")
         raise RuntimeError(
             f"the model's values at step {step} are gone: the program holds those of step {loop.position} by now. Set "
-            "live = True in the callback's class, which copies them once a chunk, or read them at an event edge, as in "
+            "reads_model = True in the callback's class, which copies them once a chunk, or read them at an event edge, as in "
             "on_validation_end (a callback's edges() makes more)"
         )
 

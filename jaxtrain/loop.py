@@ -50,7 +50,7 @@ class Loop:
         self.position = run.step
         run.has_validation = val is not None
         run.live = self.live = Live(self)
-        self._keeps = any(callback.live for callback in callbacks)
+        self._keeps = any(callback.reads_model for callback in callbacks)
         for callback in callbacks:
             callback.reset()
         self.status: Status | None = None

@@ -61,7 +61,7 @@ for _event in TOLD:
 
 
 class Reads(Every):
-    live = True
+    reads_model = True
 
 
 def test_in_every_event_the_values_are_those_of_the_step():

@@ -92,8 +92,8 @@ class Live:
             raise RuntimeError(f"the model's values at step {step} are lost: the run failed within a chunk")
         raise RuntimeError(
             f"the model's values at step {step} are gone: the program holds those of step {loop.position} by now. Set "
-            "reads_model = True in the callback's class, which copies them once a chunk, or read them at an event edge, as "
-            "in on_validation_end (a callback's edges() makes more)"
+            "reads_model = True in the callback's class, which copies them each chunk, or read them at an event edge, "
+            "as in on_validation_end (a callback's edges() makes more)"
         )
 
 

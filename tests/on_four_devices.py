@@ -295,7 +295,8 @@ def test_callbacks_read_the_model(options):
                 out.append(h)
             np.testing.assert_allclose(run.predict([x]), out, rtol=1e-4, atol=1e-6)
             if not options:
-                assert run.validate([(x, y)])["val/loss"] == pytest.approx(np.square(np.stack(out) - y).mean(), rel=1e-4)
+                loss = np.square(np.stack(out) - y).mean()
+                assert run.validate([(x, y)])["val/loss"] == pytest.approx(loss, rel=1e-4)
             run.validate([line(50)])
             seen.append((run.step, params["w"][0, 0]))
 

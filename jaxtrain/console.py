@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import select
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -35,8 +37,8 @@ class _Console(logging.Handler):
         text = f"{processes.who()}{record.levelname.lower()}: " * warning + self.format(record)
         try:
             self._write(text, sys.stderr if warning else sys.stdout)
-        except BrokenPipeError:  # a run does not end for the sake of who reads along, as `| head`
-            if not deaf():
+        except OSError as error:  # a run does not end for the sake of who reads along, as `| head` or a terminal
+            if not _unheard(error):
                 raise
 
     def _write(self, text: str, stream: TextIO) -> None:
@@ -58,24 +60,29 @@ def heard(work: Callable[[], int]) -> int:
         except SystemExit as leaving:
             code = leaving.code if isinstance(leaving.code, int) else 1
         sys.stdout.flush()
-    except BrokenPipeError:
-        if not deaf():
+    except OSError as error:
+        if not _unheard(error):
             raise
     return code
 
 
-def deaf() -> bool:
-    """Whether nobody reads stdout or stderr any more; what is written there from now on goes nowhere."""
-    closed = False
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            closed = True
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
-    return closed
+def _unheard(error: OSError) -> bool:
+    """Whether it is that nobody reads stdout or stderr any more; what is written there from now on goes nowhere."""
+    if error.errno not in (errno.EPIPE, errno.EIO) or error.filename is not None:
+        return False
+    closed = [number for number in (1, 2) if _unread(number)]
+    for number in closed:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+    return bool(closed)
+
+
+def _unread(number: int) -> bool:
+    """Whether a file descriptor is a pipe whose other end is closed, or a terminal that is gone."""
+    poll = select.poll()
+    poll.register(number, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def warn_of_foreign(cls: type, names: Mapping[str, str]) -> None:

@@ -4,7 +4,13 @@ import math
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import (
+    HISTOGRAMS,
+    IMAGES,
+    SCALARS,
+    TENSORS,
+    EventAccumulator,
+)
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as ServerAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
@@ -36,7 +42,7 @@ def rows(run, *steps):
 
 
 def read(path):
-    accumulator = EventAccumulator(str(path / "tensorboard"), size_guidance={SCALARS: 0, IMAGES: 0})
+    accumulator = EventAccumulator(str(path / "tensorboard"), size_guidance={SCALARS: 0, IMAGES: 0, HISTOGRAMS: 0})
     accumulator.Reload()
     return accumulator
 
@@ -220,7 +226,7 @@ def others(path, seconds, *steps):
 @pytest.mark.parametrize("reader", [EventAccumulator, ServerAccumulator])
 def test_event_files_of_other_writers_are_shown_whole(make_run, tmp_path, when, reader):
     def seen():
-        found = reader(str(tmp_path / "tensorboard"))
+        found = reader(str(tmp_path / "tensorboard"), size_guidance={HISTOGRAMS: 0, TENSORS: 0})
         found.Reload()
         if reader is EventAccumulator:
             return [e.step for e in found.Histograms("mine/w")], [e.step for e in found.Scalars("mine/a")]

@@ -14,6 +14,7 @@ A checkpoint is the last thing that happens at its step, so nothing at that step
 from __future__ import annotations
 
 import difflib
+import errno
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -34,6 +35,10 @@ MOST_LATE = 10_000
 LAST = ("on_exception", "on_fit_end")
 AGAIN = ("flush", "state")
 """Asked for anew at the next save, so they need not wait."""
+OF_THE_DISK = (
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE, errno.ENFILE, errno.EMFILE,
+)  # fmt: skip
+"""What a write or an fsync fails with; an open names the file beside."""
 RANKS = ("produce", "decide", "record", "persist")
 
 
@@ -49,6 +54,10 @@ class Callback:
     """
 
     rank: ClassVar[str] = "decide"
+    reads_model: ClassVar[bool] = False
+    """Whether it reads the model (``run.module``, ``params``, ``predict``, ``validate``) in ``on_chunk_start``,
+    ``on_chunk_end`` or ``on_row``: the run then keeps a copy of the values of ``run.step`` there, which takes a copy to
+    the host a chunk, and waits for it. At event edges they are there anyway."""
 
     probe_every: Period | int | str | None = None
     """How often ``probe`` runs, in steps or epochs; None (the default): never."""
@@ -93,6 +102,9 @@ class Callback:
 
     def on_figure(self, run: Run, tag: str, figure: Any) -> None:
         """``figure``: a matplotlib figure that a callback made with ``run.figure``."""
+
+    def on_histogram(self, run: Run, tag: str, values: Any) -> None:
+        """``values``: a flat numpy array of finite numbers that a callback gave to ``run.histogram``."""
 
     def on_checkpoint(self, run: Run, path: Path) -> None:
         """A save is under way: it is written in the background, and ``path`` is where it will be. It is complete when
@@ -184,7 +196,7 @@ class Callbacks:
         """Loggers that failed and are told no more of this run: name and error."""
         # By name, since a callback may be one that cannot be hashed, or that equals another, as a dataclass.
         self._late: dict[str, list[tuple[str, tuple[Any, ...]]]] = {}
-        """Events that a logger could not take for want of space, or for another OSError, in their order."""
+        """Events that a logger could not take for want of space, or for another error of the disk, in their order."""
         self._warned: set[str] = set()
         told = {n: c for n, c in self.keys().items() if c.rank != "record" or processes.is_first()}
         self._listeners = {event: {n: c for n, c in told.items() if _has(c, event)} for event in EVENTS}
@@ -235,7 +247,7 @@ class Callbacks:
                 try:
                     call(*given)
                 except Exception as error:
-                    if callback.rank == "record" and (name in self.dropped or not isinstance(error, OSError)):
+                    if callback.rank == "record" and (name in self.dropped or not _of_the_disk(error)):
                         self._drop(name, event, error)
                     elif raised is None:
                         raised = error
@@ -247,9 +259,9 @@ class Callbacks:
 
     def _excuse(self, name: str, event: str, args: tuple[Any, ...], error: Exception) -> None:
         """A run does not end for the sake of its logs: a logger that raises is told no more until the end, with one
-        warning; at an OSError, as of a full disk, with one warning a run, events wait and are offered again, in their
-        order, at every later one."""
-        if not isinstance(error, OSError):
+        warning; at an error of the disk, as a full one, with one warning a run, events wait and are offered again, in
+        their order, at every later one."""
+        if not _of_the_disk(error):
             self._drop(name, event, error)
             return
         if name not in self._warned:
@@ -313,6 +325,15 @@ class Callbacks:
         return keys
 
 
+def _of_the_disk(error: Exception) -> bool:
+    """Whether a logger may be offered the same again. Sockets and the libraries that use them (urllib, requests, ssl)
+    raise OSErrors, too, or classes of their own that extend it: a server that stays away would cost a timeout at every
+    event."""
+    if not isinstance(error, OSError) or type(error).__module__ != "builtins":
+        return False
+    return error.filename is not None or error.errno in OF_THE_DISK
+
+
 def _has(callback: Callback, event: str) -> bool:
     """Whether its class overrides an event."""
     return getattr(type(callback), event) is not getattr(Callback, event)
@@ -325,6 +346,11 @@ class _AsItWas:
         self._run, self.step, self.metrics = run, run.step, dict(run.metrics)
 
     def __getattr__(self, name: str) -> Any:
+        if name in ("module", "params", "predict", "validate") and self.step != self._run.step:
+            raise RuntimeError(
+                f"run.{name} of an event of step {self.step} that waited until step {self._run.step}: its values are "
+                "gone; read the model where no event waits, in a callback of another rank than 'record'"
+            )
         return getattr(self._run, name)
 
 

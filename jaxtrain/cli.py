@@ -4,7 +4,7 @@ Where a value comes from, later ones win: the recipe's defaults, `--preset`, `--
 resumed takes its own saved configuration in place of the first three. Mistakes are one line on stderr
 (`JAXTRAIN_TRACEBACK=1` shows where they were raised); errors in a user's own code keep their traceback.
 Exit codes: 0 done, 1 a run (or what a tool measures) failed, 2 the command line, or a file it names, cannot be used,
-130 Ctrl-C, 143 SIGTERM.
+130 Ctrl-C, 143 SIGTERM, 128 + n another signal that ends a run.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from .agreement import refuse_unlike
 from .compilation_cache import use_compilation_cache
 from .config import ConfigError as ConfigError
 from .config import did_you_mean, overlay, read_config
+from .console import heard
 from .folders import drop_unused, fresh_run, newest_run, saved_config
 from .period import Period
 from .strategies import names
@@ -319,9 +320,10 @@ def _find(resume: str, run_dir: str | None, root: Path) -> _Start:
     given = None if run_dir in (None, "None") else Path(run_dir).expanduser()
     if resume == "never":
         return _Start(given, resume)
-    if resume not in WORDS and not resume.isdigit():
+    if resume not in WORDS and not resume.isdecimal():
         path = Path(resume).expanduser()
-        if not (path.is_dir() and path.name.isdigit() and path.parent.name == "checkpoints"):
+        step = path.name.isdecimal() and path.parent.name == "checkpoints"
+        if not (step and path.with_name(f"{int(path.name):08d}").is_dir()):
             expected = "expected never, last, best, a step, or the path of an existing RUN_DIR/checkpoints/STEP"
             hint = did_you_mean(resume, WORDS).partition("; ")[2]
             raise ConfigError(f"--resume {resume}: {expected}" + (f"; {hint}" if hint else ""))
@@ -332,7 +334,7 @@ def _find(resume: str, run_dir: str | None, root: Path) -> _Start:
         if resume != "last":
             raise ConfigError(f"--resume {resume}: there is no run under {root}; say which with --run-dir")
         return _Start(None, "never", note=f"--resume last: there is no run under {root} yet, starting a fresh one")
-    return _Start(source, int(resume) if resume.isdigit() else resume, source, saved_config(source))
+    return _Start(source, int(resume) if resume.isdecimal() else resume, source, saved_config(source))
 
 
 # ---- what ends it ---------------------------------------------------------------------------------------------------
@@ -344,9 +346,7 @@ EXPECTED = (ValueError, TypeError, RuntimeError, OSError, LookupError, Arithmeti
 def guarded(work: Callable[[], int]) -> int:
     """`work()`'s exit code, with a person's mistakes told in one line; every other error goes on as it is."""
     try:
-        return work()
-    except SystemExit as leaving:  # tyro and argparse: --help, usage
-        return leaving.code if isinstance(leaving.code, int) else 1
+        return heard(work)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

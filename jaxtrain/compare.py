@@ -26,6 +26,7 @@ from .devices import cores
 from .fidelity import Rule, parse_rules
 from .files import RunLock, jsonable, read_json, write_atomic, write_json
 from .run import versions
+from .signals import ENDING
 from .trial import reached
 
 ALWAYS = ("readout_only", "bptt")
@@ -310,7 +311,7 @@ class Comparison:
         command = [sys.executable, "-m", "jaxtrain.trial", str(asked), str(answer)]
         process = subprocess.run(command, capture_output=True, text=True)
         said.write_text(process.stdout + process.stderr)
-        if process.returncode in (-signal.SIGINT, -signal.SIGTERM):
+        if -process.returncode in ENDING:
             return None
         if process.returncode == 0:
             result = read_json(answer)

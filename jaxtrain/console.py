@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import select
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TextIO
 
 from . import processes
 
@@ -31,13 +35,54 @@ class _Console(logging.Handler):
                     handler.handle(record)
             return
         text = f"{processes.who()}{record.levelname.lower()}: " * warning + self.format(record)
-        stream = sys.stderr if warning else sys.stdout
+        try:
+            self._write(text, sys.stderr if warning else sys.stdout)
+        except OSError as error:  # a run does not end for the sake of who reads along, as `| head` or a terminal
+            if not _unheard(error):
+                raise
+
+    def _write(self, text: str, stream: TextIO) -> None:
         tqdm = sys.modules.get("tqdm")
         if tqdm is None:
             print(text, file=stream, flush=True)
         else:
             tqdm.tqdm.write(text, file=stream)
             stream.flush()
+
+
+def heard(work: Callable[[], int]) -> int:
+    """``work()``'s exit code, or that of its SystemExit (``--help``, usage). What it printed is flushed, and nothing is
+    said where nobody reads any more, as after ``| head``: Python would say it at the exit, at length."""
+    code = 0
+    try:
+        try:
+            code = work()
+        except SystemExit as leaving:
+            code = leaving.code if isinstance(leaving.code, int) else 1
+        sys.stdout.flush()
+    except OSError as error:
+        if not _unheard(error):
+            raise
+    return code
+
+
+def _unheard(error: OSError) -> bool:
+    """Whether it is that nobody reads stdout or stderr any more; what is written there from now on goes nowhere."""
+    if error.errno not in (errno.EPIPE, errno.EIO) or error.filename is not None:
+        return False
+    closed = [number for number in (1, 2) if _unread(number)]
+    for number in closed:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+    return bool(closed)
+
+
+def _unread(number: int) -> bool:
+    """Whether a file descriptor is a pipe whose other end is closed, or a terminal that is gone."""
+    poll = select.poll()
+    poll.register(number, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def warn_of_foreign(cls: type, names: Mapping[str, str]) -> None:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from .console import warn_of_foreign
+from .digests import digest
 from .sources import Counted, DataEnded, DataError, Kind, Spec, adapt, by_number, fingerprint, host, length_of, noted
 
 __all__ = ["DataEnded", "DataError", "DataModule", "Feed", "as_data"]
@@ -172,6 +173,10 @@ def nonfinite_leaf(batch: Any, number: int) -> str | None:
     return None
 
 
+def _digest(batch: Any) -> str:
+    return digest({jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(batch)})
+
+
 class Feed:
     """A position in a source of batches.
 
@@ -198,6 +203,9 @@ class Feed:
         self._spec: Spec | None = None  # what all batches look like
         self._old_spec: Spec | None = None  # before clear(): the next batch may be a short last one
         self._said: set[str] = set()
+        self._last: Any = None  # the last batch consumed
+        self._digest: str | None = None  # after a restore: that of the last batch, until another one is
+        self.differs = False
         self.taken = 0
         self._measure()
         self._position = self._origin = self._source.position(0)
@@ -232,8 +240,8 @@ class Feed:
             self._fail()
         batches = []
         for _ in range(n):
-            batch, self._position = self._queue.popleft()
-            batches.append(batch)
+            self._last, self._position = self._queue.popleft()
+            batches.append(self._last)
         self.taken += len(batches)
         return batches
 
@@ -257,17 +265,28 @@ class Feed:
         self._skip(target - self.taken)
         return batch
 
+    def reads(self, source: Any) -> bool:
+        """Whether it reads this source in order, so that a pass over it would move the position."""
+        return self._source.source is source and not isinstance(self._source, Counted)
+
     def state(self) -> dict[str, Any]:
         """The position after the last batch consumed, as JSON."""
         return {"kind": self.kind, **self._position}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go to the position of `state()`; the next batch is exactly the one that would have come.
+    def mark(self) -> dict[str, Any]:
+        """`state()` with a digest of the last batch consumed: by it `restore` sees whether a source repeats itself."""
+        last = self._digest if self._last is None else _digest(self._last)
+        return self.state() if last is None else {**self.state(), "digest": last}
 
-        What cannot be set is replayed from the start, epoch by epoch, with a line in the log. Raises DataError for a
-        position of another kind of source, DataEnded for an iterator that ends before it.
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go to the position of `state()` or `mark()`; the next batch is exactly the one that would have come.
+
+        What cannot be set is replayed from the start, epoch by epoch, with a line in the log. `differs` says
+        afterwards that the batch before the position is not the one that `mark()` was made after: the source gives
+        other batches each time. (One that sets its own state is believed.) Raises DataError for a position of another
+        kind of source, DataEnded for an iterator that ends before it.
         """
-        position = {key: value for key, value in state.items() if key != "kind"}
+        position = {key: value for key, value in state.items() if key not in ("kind", "digest")}
         if state["kind"] != self.kind:
             raise DataError(
                 f"{self.name} data: the saved position is of a source of kind {state['kind']!r}, this one is "
@@ -278,6 +297,11 @@ class Feed:
         if not self._source.replays or position["batch"] < self.taken:
             self._seek(position)
         self._skip(position["batch"] - self.taken)
+        self._digest = state.get("digest")
+        if self._digest is not None and isinstance(self._source, Counted):
+            self._last = self._source.read(self.taken - 1)
+        known = self._digest is not None and self._last is not None
+        self.differs = known and _digest(self._last) != self._digest
 
     def clear(self) -> None:
         """Drop what was prefetched, and expect what comes next to look anew: the task of the data has changed.
@@ -297,12 +321,13 @@ class Feed:
             target = self.taken
             self._seek(self._position)
             self._skip(target - self.taken)
+        self._last = self._digest = None  # what was consumed was of another task
 
     def _seek(self, position: dict[str, Any]) -> None:
         self.taken = self._source.seek(position)
         self._position = position
         self._queue.clear()
-        self._error = None
+        self._error = self._last = None
 
     def _skip(self, n: int) -> None:
         if n:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .alone import refuse_in_use, run_of
 from .checkpoint import Saved
 from .data import DataModule
 from .loading import build, load_into, refuse_other_parameters, require_module
@@ -29,6 +30,10 @@ Kind = Literal["evaluate", "predict"]
 
 class Evaluates(Protocol):
     def evaluate(self, batch: Any, index: int) -> Pending: ...
+
+
+class Predicts(Protocol):
+    def predict(self, batch: Any, index: int) -> Pending: ...
 
 
 class Reader:
@@ -92,11 +97,21 @@ def _batching(strategy: Strategy) -> Any:
 
 
 def read(module: Module, strategy: Strategy, data: DataModule, source: Any, name: str, *, kind: Kind, seed: int,
-         saved: Saved | None) -> tuple[Reader, Iterator[Any]]:  # fmt: skip
-    """A reader of a module, which is given a checkpoint's values first, and one pass over a source of batches."""
+         saved: Saved | None, bare: bool) -> tuple[Any, Iterator[Any]]:  # fmt: skip
+    """A reader of a module, which is given a checkpoint's values first, and one pass over a source of batches.
+
+    A module that a run under way trains is read by that run's programs, with the values of its present step. ``bare``:
+    the batches came without a data module.
+    """
     require_module(module)
+    live = run_of(module)
     if source is None:
         raise ValueError(f"{type(data).__name__} has no {name} data: define {name}_data()")
+    if live is not None:
+        if saved is not None:
+            refuse_in_use(module, f"a checkpoint (step {saved.step}) cannot be loaded")
+        reader, batches = live.view(source, None if bare else data.encode), one_pass(source, name)
+        return reader, alike(batches, name) if kind == "evaluate" else batches
     batches = one_pass(source, name)
     first = next(batches)
     build(module, seed)
@@ -127,7 +142,7 @@ def evaluate(program: Evaluates, batches: Iterable[Any], prefix: str,
         return {tag(prefix, name): plain(mean.num / mean.weight) for name, mean in total.items()}
 
 
-def predict(reader: Reader, batches: Iterable[Any]) -> Any:
+def predict(reader: Predicts, batches: Iterable[Any]) -> Any:
     """Outputs of every batch, joined along the lanes: ``(T_l, N, ...)``."""
     outputs = [reader.predict(batch, index).fetch() for index, batch in enumerate(batches)]
     return jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *outputs)

@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
+from .alone import alone
 from .callbacks import GradientFidelity
 from .config import ConfigError, coerce
 from .console import log, one_line
@@ -109,6 +110,7 @@ def _value(text: str) -> Any:
     return words[0] if len(words) == 1 else words
 
 
+@alone("jaxtrain fidelity")
 def measure(module: Any, config: Any, rules: Sequence[Rule], cells: Sequence[str], steps: int) -> list[Cell]:
     """The table: every rule on every cell of a recipe, trained for ``steps`` steps in between.
 

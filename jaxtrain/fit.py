@@ -13,6 +13,7 @@ import numpy as np
 
 from . import preflight, processes
 from .agreement import first_difference
+from .alone import alone, refuse_in_use, under_way
 from .callback import Callback, Callbacks
 from .callbacks.checkpoint import Checkpoint, best_of, kept_by
 from .callbacks.periods import optional_period
@@ -21,18 +22,19 @@ from .console import log
 from .data import DataModule, Feed, as_data, begin_task, change_task, set_up
 from .devices import as_devices
 from .evaluating import Kind, evaluate, predict, read
-from .files import as_json, jsonable, read_json, write_json
+from .files import as_json, read_json, write_json
 from .lanes import as_seeds, is_seed
 from .loading import build_each, require_module
-from .loop import Loop, summarize
+from .loop import Loop
 from .module import Module
+from .outcome import summarize
 from .passes import Passes
-from .period import Period
+from .period import Period, count
 from .program import NonFinite, Program
 from .record import Recorder
 from .resume import CHECKPOINTS, Origin, absolute, chosen, describe, log_changes, opened, refuse_unlike_runs
 from .resume import refuse_differences as refuse
-from .run import NonFiniteError, Result, Run, Status, versions
+from .run import NonFiniteError, Result, Run, Status, recorded
 from .schedule import Schedule
 from .signals import Signals
 from .sources import Spec
@@ -78,8 +80,8 @@ class Fit:
         if not isinstance(self.strategy, Strategy):
             hint = f"; did you mean {strategy.__name__}()?" if isinstance(strategy, type) else ""
             raise TypeError(f"Fit(strategy={strategy!r}): expected a name or a jaxtrain.Strategy object{hint}")
-        self.max_steps = _count(max_steps, "max_steps")
-        self.max_epochs = _count(max_epochs, "max_epochs")
+        self.max_steps = count(max_steps, "max_steps")
+        self.max_epochs = count(max_epochs, "max_epochs")
         self.max_time = optional_period(max_time, "Fit", "max_time")
         if self.max_time is not None and self.max_time.unit != "time":
             raise ValueError(f"Fit(max_time={max_time!r}): expected a time, as '30min' or '2h'")
@@ -90,11 +92,11 @@ class Fit:
         if not is_seed(seed):
             raise ValueError(f"Fit(seed={seed!r}): expected a whole number from 0 to 2**32 - 1")
         self.clip = None if clip is None else float(clip)
-        self.accumulate = _count(accumulate, "accumulate", required=True)
+        self.accumulate = count(accumulate, "accumulate", required=True)
         if self.max_steps is not None and self.max_steps < self.accumulate:
             raise ValueError(f"Fit(accumulate={accumulate}, max_steps={max_steps}): no update would be made")
-        self.chunk: int | Literal["auto"] = "auto" if chunk == "auto" else _count(chunk, "chunk", required=True)
-        self.log_every = _count(log_every, "log_every", required=True)
+        self.chunk: int | Literal["auto"] = "auto" if chunk == "auto" else count(chunk, "chunk", required=True)
+        self.log_every = count(log_every, "log_every", required=True)
         self.validate_every = optional_period(validate_every, "Fit", "validate_every")
         self.seed, self.seeds = seed, as_seeds(seeds, seed)
         self.devices = as_devices(devices)
@@ -112,6 +114,7 @@ class Fit:
 
     # ------------------------------------------------------------------------------------------------ training
 
+    @alone("Fit.run")
     def run(self, module: Module, data: Any, *, resume: str | int | Path = "never",
             config: dict[str, Any] | None = None, dry_run: bool = False) -> Result:  # fmt: skip
         """Train, and return a ``Result``; never exits the process.
@@ -122,6 +125,7 @@ class Fit:
         ``dry_run``: compile, report, and return without training or writing anything.
         """
         started = time.perf_counter()
+        refuse_in_use(module, "Fit.run", self.callbacks)
         processes.begin()
         with processes.watched(), opened(self.run_dir, resume, write=not dry_run) as origin:
             data = as_data(data)
@@ -133,8 +137,10 @@ class Fit:
                 log.info("%s", line)
             if dry_run:
                 return Result("finished", loop.run.step, "dry run", report=report)
+            preflight.refuse_beyond_memory(report)
             self._latest = origin.run_dir
-            return self._train(loop, origin, report, started)
+            with under_way(loop.live):
+                return self._train(loop, origin, report, started)
 
     def _train(self, loop: Loop, origin: Origin, report: dict[str, Any], started: float) -> Result:
         run, saved = loop.run, origin.saved
@@ -220,20 +226,9 @@ class Fit:
             before = origin.config or {}
             devices = (before.get("fit") or {}).get("devices", 1) * before.get("processes", 1)
             program.learner.notes.extend(program.devices.notes(devices))
-        record = {
-            "schema": 1,
-            "config": jsonable(config),
-            "fit": self._settings(),
-            "strategy": described["strategy"],
-            "module": type(module).__name__,
-            "initial": initial,
-            "data": described["data"],
-            "auto": program.auto,
-            "versions": versions(),
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "parent": origin.parent,
-            "processes": processes.count(),
-        }
+        record = recorded(
+            config, self._settings(), described, program.auto, type(module).__name__, initial, origin.parent
+        )
         refuse_unlike_runs(record, self.callbacks, program, feed, val)
         self._prepare(program, val)
         schedule = self._schedule(program.chunk, feed.length)  # made now, since its clock starts
@@ -243,7 +238,7 @@ class Fit:
         run = Run(
             module=module, callbacks=self.callbacks, recorder=Recorder(self.log_every), config=record,
             run_dir=origin.run_dir, max_steps=schedule.total, epoch_length=feed.length,
-            batch_size=program.phases.sizes[2], params=lambda: loop.program.host_parameters(),
+            batch_size=program.phases.sizes[2], params=lambda: loop.live.params(), fit=self,
         )  # fmt: skip
         run.forked, run.task = origin.forked, data.task
         loop = Loop(
@@ -266,8 +261,10 @@ class Fit:
         chunk = auto.get("chunk", "auto") if self.chunk == "auto" else self.chunk
         return self.strategy.resolve(auto), chunk
 
+    @alone("Fit.program")
     def program(self, module: Module, data: DataModule, example: Any) -> Program:
         """The programs of a built module under this Fit's strategy, for batches like ``example``; nothing runs yet."""
+        refuse_in_use(module, "Fit.program")
         return self._program(module, data, self.strategy, self.chunk, example)
 
     def _program(self, module: Module, data: DataModule, strategy: Strategy, chunk: int | Literal["auto"],
@@ -356,6 +353,7 @@ class Fit:
 
     # ---------------------------------------------------------------------------------------------- evaluating
 
+    @alone("Fit.validate")
     def validate(self, module: Module, data: Any, *, checkpoint: str | int | Path | None = None) -> dict[str, float]:
         """Metrics over the validation data, ``{"val/loss": ...}``, weighted as in training.
 
@@ -365,10 +363,12 @@ class Fit:
         """
         return self._evaluate(module, data, "val", checkpoint)
 
+    @alone("Fit.test")
     def test(self, module: Module, data: Any, *, checkpoint: str | int | Path | None = None) -> dict[str, float]:
         """Metrics over the test data, ``{"test/loss": ...}``; see ``validate``."""
         return self._evaluate(module, data, "test", checkpoint)
 
+    @alone("Fit.predict")
     def predict(self, module: Module, data: Any, *, checkpoint: str | int | Path | None = None) -> Any:
         """Outputs of ``predict_step`` over the learning phase of every batch: time-major, ``(T_l, N, ...)``.
 
@@ -387,13 +387,4 @@ class Fit:
         set_up(data)
         source = getattr(data, f"{name}_data")() if whole else data.train_data()
         saved = None if checkpoint is None else chosen(checkpoint, self._latest)
-        return read(module, self.strategy, data, source, name, kind=kind, seed=self._held, saved=saved)
-
-
-def _count(value: Any, name: str, required: bool = False) -> Any:
-    if value is None and not required:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-        least = "below 2**31" if isinstance(value, int) and value > 1 else "1 or more"
-        raise ValueError(f"Fit({name}={value!r}): expected a whole number, {least}")
-    return value
+        return read(module, self.strategy, data, source, name, kind=kind, seed=self._held, saved=saved, bare=not whole)

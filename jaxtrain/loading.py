@@ -9,6 +9,7 @@ from typing import Any
 
 import brainstate
 
+from .alone import alone, refuse_in_use
 from .checkpoint import Saved
 from .module import Module
 from .resume import read_checkpoint, refuse_differences
@@ -18,6 +19,7 @@ LASTING = "model/"
 """What names of lasting states begin with in a checkpoint."""
 
 
+@alone("jaxtrain.load")
 def load(path: str | Path, module: Module, *, seed: int | None = None) -> Module:
     """Give a module the values of a checkpoint and return it, its model built where it has none.
 
@@ -26,6 +28,7 @@ def load(path: str | Path, module: Module, *, seed: int | None = None) -> Module
     which one, of a run of several. Raises ValueError where the checkpoint is of another model or has no such seed,
     FileNotFoundError where there is none.
     """
+    refuse_in_use(module, "jaxtrain.load")
     saved = _of_seed(read_checkpoint(path), seed)
     require_module(module)
     build(module, 0)

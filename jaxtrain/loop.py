@@ -11,24 +11,27 @@ import numpy as np
 
 from . import processes
 from .callback import Callback, Callbacks
-from .callbacks.throughput import peak_rss_mb
 from .checkpoint import Store
 from .console import log, one_line
 from .data import DataModule, Feed, change_task
-from .digests import digest
 from .evaluating import evaluate
 from .files import as_json
-from .metrics import LANES, Pending
+from .live import Live
+from .metrics import Pending
 from .nonfinite import judged
 from .passes import Passes
 from .period import Period
 from .program import BAD, DEAD, NonFinite, Program
 from .resume import run_key
-from .run import Requests, Result, Run, Status
+from .run import Requests, Run, Status
 from .schedule import Schedule
 from .signals import Signals
 
-STATUS_OF = {"SIGINT": "interrupted", "SIGTERM": "terminated"}
+OTHER_DATA = (
+    "%s data: batch %d is not the one that the run had before step %d: the source gives others each time it starts, so "
+    "the run goes on, but not as if it was never stopped (some samples may come twice in this epoch, others never). "
+    "Seed its shuffle, or give it state_dict() and load_state_dict()"
+)
 ALONE = 10
 """Seconds after which an error that the other processes do not have is this one's alone."""
 
@@ -46,6 +49,8 @@ class Loop:
         self._retask = retask
         self.position = run.step
         run.has_validation = val is not None
+        run.live = self.live = Live(self)
+        self._keeps = any(callback.reads_model for callback in callbacks)
         for callback in callbacks:
             callback.reset()
         self.status: Status | None = None
@@ -57,6 +62,8 @@ class Loop:
         """Whether the run was ended between the two halves of an edge, with a validation still to come."""
         self.resumed_cut: int | None = None
         """The step whose checkpoint was saved in the middle of an edge; it is written anew when the edge is over."""
+        self.inexact: list[int] = []
+        """Steps from which the run went on with other data than it was trained on before them."""
         self.over = False
         """Whether the run has come to its end, rather than to the end of this process's time."""
         self._audited, self._error = False, None
@@ -94,6 +101,8 @@ class Loop:
             batches = self.feed.take(self.feed.ready)
         if not batches:
             return None
+        if self._keeps:
+            self.live.keep()
         pending = self.program.train(batches, self.position)
         self.position += len(batches)
         return pending, batches
@@ -247,7 +256,7 @@ class Loop:
         return ("stopped", "max_time reached") if self.schedule.out_of_time else None
 
     def _end_by_signal(self) -> None:
-        self.status = STATUS_OF[self.signals.received or "SIGTERM"]  # type: ignore[assignment]
+        self.status = "interrupted" if self.signals.received == "SIGINT" else "terminated"
         self.reason = self.signals.received
         self._save()
 
@@ -312,7 +321,8 @@ class Loop:
             "seeds": run.config["fit"]["seeds"],
             "run": run_key(run.config),
             "data": self.data.identity(),
-            "feed": self.feed.state(),
+            "feed": self.feed.mark(),
+            "inexact": self.inexact,
             "task": self.data.task,
             "callbacks": self.callbacks.states(),
             "recorder": run.recorder.state(),
@@ -331,6 +341,11 @@ class Loop:
         run.recorder.load_state(meta["recorder"])
         run.metrics, run.last_validation = dict(meta["metrics"]), meta["last_validation"]
         run.requests = Requests(**meta["requests"])
+        self.inexact = list(meta.get("inexact", ()))
+        if self.feed.differs:
+            self.inexact.append(run.step)
+            log.warning(OTHER_DATA, self.feed.name, self.feed.taken - 1, run.step)
+            self.program.learner.notes.append(f"inexact: the data differs from that before step {run.step}")
         self.cut = meta["cut"]
         self.resumed_cut = meta["step"] if meta["cut"] else None
         pending = run.recorder.rows  # those of an edge that was cut
@@ -352,49 +367,3 @@ class Loop:
             yield
         finally:
             self.seconds[what] += time.perf_counter() - started
-
-
-def _lanes_of(run: Run, program: Program, status: Status) -> dict[str, Any]:
-    """Of a run of several seeds: which, which were frozen, and the last value of every tag for each."""
-    assert program.lanes is not None
-    values = {tag.removeprefix(LANES): value for tag, value in run.metrics.items() if tag.startswith(LANES)}
-    frozen = None if status == "failed" else program.lanes.frozen(program.values)
-    return {"seeds": list(program.lanes.seeds), "frozen": frozen, "lanes": values}
-
-
-def summarize(loop: Loop, status: Status, report: dict[str, Any], best: dict[str, Any] | None, total: float) -> Result:
-    """What a run came to. After a failure the state may be half donated, so it has no digest."""
-    run = loop.run
-    seconds = {**loop.seconds, "compile": loop.program.compile_seconds, "total": total}
-    seconds["train"] = total - sum(seconds[key] for key in ("validate", "checkpoint", "compile"))
-    steps = run.step - (run.restored_step or 0)
-    whole = None
-    if status != "failed":
-        params, train = loop.program.state()
-        whole = digest({**params, **train})
-    part = lambda prefix: {  # noqa: E731
-        name.removeprefix(prefix): value for name, value in run.metrics.items() if name.startswith(prefix)
-    }
-    summary = {
-        "status": status,
-        "reason": loop.reason,
-        "step": run.step,
-        "strategy": run.config["strategy"],
-        "train": part("train/"),
-        "val": part("val/"),
-        "best": best,
-        "digest": whole,
-        "saved": loop.saved,
-        "dropped": loop.callbacks.dropped,
-        **({} if loop.program.lanes is None else _lanes_of(run, loop.program, status)),
-        "seconds": seconds,
-        "steps_per_second": steps / max(seconds["train"], 1e-9),
-        "peak_rss_mb": peak_rss_mb(),
-        "params": sum(entry["count"] for entry in report["parameters"].values()),
-        "versions": run.config["versions"],
-        "config": run.config["config"],
-    }
-    return Result(
-        status=status, step=run.step, reason=loop.reason, metrics=dict(run.metrics), history=loop.history,
-        run_dir=run.run_dir, best=best, digest=whole, saved=loop.saved, report=report, summary=summary,
-    )  # fmt: skip

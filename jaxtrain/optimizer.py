@@ -16,7 +16,10 @@ from .metrics import Mean, Metrics
 from .state import State, add_to, global_norm, leaf_names, states_of, strengthen, wide_zeros
 
 _UNJITTED = {
-    "ReduceLROnPlateau": "optax.contrib.reduce_on_plateau",
+    "ReduceLROnPlateau": (
+        "optax.contrib.reduce_on_plateau, chained behind the optimizer, which sees the train loss of every update (its "
+        "accumulation_size averages so many of them)"
+    ),
     "SequentialLR": "optax.join_schedules",
     "ChainedScheduler": "one optax schedule that multiplies the factors",
     "CosineAnnealingWarmRestarts": "optax.sgdr_schedule",
@@ -25,6 +28,8 @@ _UNJITTED = {
 
 class _Braintools:
     """A braintools.optim optimizer with its scheduler, which is stepped at every update."""
+
+    wants_loss = False
 
     def __init__(self, optimizer: OptaxOptimizer, params: dict[str, State], idle: dict[str, State], where: str):
         self.optimizer = optimizer
@@ -53,7 +58,7 @@ class _Braintools:
         registered_names = jax.tree.leaves(self._names)
         self._idle = {name: state for name, state in idle.items() if name in registered_names}
 
-    def apply(self, grads: dict[str, Any]) -> None:
+    def apply(self, grads: dict[str, Any], *loss: Any) -> None:
         # Who registers parameters that the rule does not train gets them back as they were, weight decay or not.
         held = {name: state.value for name, state in self._idle.items()}
         grads = grads | {name: jax.tree.map(jnp.zeros_like, value) for name, value in held.items()}
@@ -88,17 +93,30 @@ class _Braintools:
 
 
 class _Optax:
-    """An optax transformation; a schedule inside it counts updates by itself."""
+    """An optax transformation; a schedule inside it counts updates by itself. One that asks for ``value``, as
+    ``optax.contrib.reduce_on_plateau``, is given the train loss of the update."""
 
     def __init__(self, transformation: optax.GradientTransformation, params: dict[str, State]):
         self._tx = optax.with_extra_args_support(transformation)
         self._params = params
         self._state = State(self._tx.init({name: state.value for name, state in params.items()}))
         self._initial = self._hyperparameters()
+        self.wants_loss = isinstance(transformation, optax.GradientTransformationExtraArgs) and self._refuses()
 
-    def apply(self, grads: dict[str, Any]) -> None:
+    def _refuses(self) -> bool:
+        """Whether an update needs more than gradients and parameters."""
         values = {name: state.value for name, state in self._params.items()}
-        updates, self._state.value = self._tx.update({name: grads[name] for name in values}, self._state.value, values)
+        try:
+            jax.eval_shape(self._tx.update, values, self._state.value, values)
+        except (TypeError, ValueError):
+            return True
+        return False
+
+    def apply(self, grads: dict[str, Any], *loss: Any) -> None:
+        values = {name: state.value for name, state in self._params.items()}
+        mine = {name: grads[name] for name in values}
+        extra = {"value": loss[0]} if self.wants_loss else {}
+        updates, self._state.value = self._tx.update(mine, self._state.value, values, **extra)
         new: Any = optax.apply_updates(values, updates)
         for name, state in self._params.items():
             state.value = new[name]
@@ -146,9 +164,10 @@ class Optimizer:
     ``params``: those that the optimizer changes. ``idle``: those that the module would train and the rule does
     not: nothing moves them, weight decay neither.
 
-    ``update(grads, weight)`` takes gradients of ``sum(w * loss)`` and ``sum(w)``. It adds them up over ``accumulate``
-    calls, divides once, clips by global norm and applies the optimizer; where nothing weighs anything there is no
-    update. ``updates`` counts applications, and schedules advance by them.
+    ``update(grads, weight, loss)`` takes gradients of ``sum(w * loss)``, ``sum(w)`` and that sum itself, for an
+    optimizer that looks at the loss. It adds them up over ``accumulate`` calls, divides once, clips by global norm and
+    applies the optimizer; where nothing weighs anything there is no update. ``updates`` counts applications, and
+    schedules advance by them.
     """
 
     def __init__(self, module, params: dict[str, State], *, clip: float | None, accumulate: int,
@@ -160,6 +179,8 @@ class Optimizer:
         self._updates = State(jnp.int32(0))
         self._total = {name: State(wide_zeros(state.value)) for name, state in params.items()}
         self._weight, self._count = State(jnp.float32(0)), State(jnp.int32(0))
+        self._loss = State(jnp.float32(0))
+        self.wants_loss = any(part.wants_loss for part in self._parts.values())
         self.names = list(params)
         self.leaves = leaf_names({name: params[name].value for name in params})
         strengthen(self.states().values())
@@ -173,6 +194,7 @@ class Optimizer:
         if self._accumulate > 1:
             states |= {f"accumulated.{name}": state for name, state in self._total.items()}
             states |= {"accumulated_weight": self._weight, "accumulated_batches": self._count}
+            states |= {"accumulated_loss": self._loss} if self.wants_loss else {}
         return states
 
     def settings(self) -> dict[str, Any]:
@@ -182,22 +204,26 @@ class Optimizer:
         for label, part in self._parts.items():
             part.renew(saved.get(label, part.settings()))
 
-    def update(self, grads: dict[str, Any], weight: Any) -> Metrics:
+    def update(self, grads: dict[str, Any], weight: Any, loss: Any = 0.0) -> Metrics:
         """Traced. Returns ``grad_norm`` (before clipping) and ``lr``, weighing nothing where there was no update."""
+        seen = (jnp.asarray(loss, jnp.float32),) if self.wants_loss else ()
         if self._accumulate == 1:
             if isinstance(weight, float):
-                return self._apply(grads, weight)
-            return brainstate.transform.cond(weight > 0, self._apply, self._skip, grads, weight)
+                return self._apply(grads, weight, *seen)
+            return brainstate.transform.cond(weight > 0, self._apply, self._skip, grads, weight, *seen)
         for name, value in self.accumulated(grads).items():
             self._total[name].value = value
         self._weight.value = self._weight.value + weight
         self._count.value = self._count.value + 1
+        if seen:
+            self._loss.value = self._loss.value + seen[0]
+            seen = (self._loss.value,)
         total = {name: state.value for name, state in self._total.items()}
         full = self._count.value >= self._accumulate
         metrics = brainstate.transform.cond(
-            full & (self._weight.value > 0), self._apply, self._skip, total, self._weight.value
+            full & (self._weight.value > 0), self._apply, self._skip, total, self._weight.value, *seen
         )
-        for state in (*self._total.values(), self._weight, self._count):
+        for state in (*self._total.values(), self._weight, self._count, *([self._loss] if seen else [])):
             state.value = jax.tree.map(lambda leaf: jnp.where(full, jnp.zeros_like(leaf), leaf), state.value)
         return metrics
 
@@ -207,7 +233,7 @@ class Optimizer:
             return {name: grads[name] for name in self.names}
         return {name: add_to(total.value, grads[name]) for name, total in self._total.items()}
 
-    def _apply(self, grads: dict[str, Any], weight: Any) -> Metrics:
+    def _apply(self, grads: dict[str, Any], weight: Any, *loss: Any) -> Metrics:
         grads = {name: jax.tree.map(lambda leaf: leaf / weight, grads[name]) for name in self.names}
         norm = global_norm(grads)
         if self._clip is not None:
@@ -216,11 +242,11 @@ class Optimizer:
         grads = {name: _cast(grads[name], self._params[name].value) for name in self.names}
         rates = self._rates()
         for part in self._parts.values():
-            part.apply(grads)
+            part.apply(grads, *(total / weight for total in loss))
         self._updates.value = self._updates.value + 1
         return self._metrics(norm, rates, 1.0)
 
-    def _skip(self, grads: dict[str, Any], weight: Any) -> Metrics:
+    def _skip(self, grads: dict[str, Any], weight: Any, *loss: Any) -> Metrics:
         return self._metrics(0.0, self._rates(), 0.0)
 
     def _rates(self) -> dict[str, Any]:
@@ -234,12 +260,14 @@ class Optimizer:
     def _try(self, module) -> None:
         """Trace one update now, so that what cannot run compiled is named before step 0."""
         zeros = {name: jax.tree.map(jnp.zeros_like, state.value) for name, state in self._params.items()}
+        loss = (jnp.float32(0),) if self.wants_loss else ()
         try:
-            brainstate.transform.StatefulFunction(lambda g: self._apply(g, 1.0)).make_jaxpr(zeros)
+            brainstate.transform.StatefulFunction(lambda g: self._apply(g, 1.0, *loss)).make_jaxpr(zeros)
         except Exception as error:
+            given = ", given gradients, parameters and the loss as value" if loss else ""
             raise ValueError(
-                f"the optimizer of {type(module).__name__} cannot run in a compiled program "
-                f"({one_line(error)}): use another optimizer, or optax"
+                f"the optimizer of {type(module).__name__} cannot run in a compiled program{given} "
+                f"({one_line(error)}): use another one, as optax.adam of optax"
             ) from error
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +14,8 @@ import jax
 from .module import Phases
 from .state import State
 from .strategies.base import Learner, Row, scored
+
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 
 
 def time_steps(learner: Learner, phases: Phases) -> Any:
@@ -62,6 +67,36 @@ def compiled_memory(compiled: Any) -> dict[str, int]:
         return {}
     alive = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return {"peak_bytes": int(alive + analysis.temp_size_in_bytes), "temporary_bytes": int(analysis.temp_size_in_bytes)}
+
+
+def refuse_beyond_memory(report: dict[str, Any]) -> None:
+    """Raise MemoryError where the compiled train step alone needs more than there is, whatever else runs."""
+    there, kind = device_memory(), jax.default_backend()
+    shares = report["devices"] if kind == "cpu" else 1  # devices on CPU share the memory of the machine
+    needed = report["memory"].get("peak_bytes", 0) * shares
+    if there is not None and needed > there:
+        traces = f", of which traces are {_bytes(report['trace_bytes'])}" if report["trace_bytes"] else ""
+        raise MemoryError(
+            f"a train step of strategy {report['strategy']['name']!r} needs {_bytes(needed)} at once{traces}, and this "
+            f"{'machine' if kind == 'cpu' else 'device'} has {_bytes(there)}: use a smaller batch or model, a shorter "
+            "sequence, or another strategy"
+        )
+
+
+def device_memory() -> int | None:
+    """Bytes that a program on a device can have at most: of a CPU, the machine's memory, swap included, or the limit
+    of its control group; None where it is not known."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats is not None:
+        return stats.get("bytes_limit")
+    limits = [_meminfo("MemTotal") + _meminfo("SwapTotal")] if MEMINFO.exists() else []
+    with suppress(OSError, ValueError):  # there is no such group, or "max", no limit
+        limits.append(int(CGROUP.read_text()))
+    return min(limits, default=None)
+
+
+def _meminfo(name: str) -> int:
+    return int(re.search(rf"{name}:\s*(\d+) kB", MEMINFO.read_text())[1]) * 1024  # pyright: ignore
 
 
 def describe_parameters(params: Mapping[str, State], rows: list[Row]) -> dict[str, dict[str, Any]]:

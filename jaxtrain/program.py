@@ -28,9 +28,11 @@ from .state import (
     kind_of,
     lasting,
     parameters,
+    put_back,
     set_key,
     signature,
     stack,
+    state_objects,
     strengthen,
     strong,
     traced,
@@ -70,6 +72,7 @@ class Program:
         self._bad_names: list[str] = []
         self._packed: dict[str, tuple[int, int]] = {}
         self.lanes, self._seed = (Lanes(seed), seed[0]) if isinstance(seed, tuple) else (None, seed)
+        self._width = 1 if self.lanes is None else len(self.lanes.seeds)
         self.devices = Devices(devices, None if self.lanes is None else self._width)
         if accumulate > 1 and strategy.config().get("update_every", "sequence") != "sequence":
             raise ValueError(
@@ -83,7 +86,8 @@ class Program:
         else:
             root, values = self.lanes.root(), self._side_by_side(self.lanes, models, bind)
         self.root, self.values = self.devices.place(root), self.devices.place(values)
-        self.chunk = self._choose_chunk() if chunk == "auto" else chunk
+        self._objects, self.state_ids = state_objects(module.model), {id(state) for state in self._named.values()}
+        self.chunk = chunks.chosen(self.flops) if chunk == "auto" else chunk
         self._train: Any = None
         self.compile_seconds = time.perf_counter() - started
 
@@ -158,8 +162,8 @@ class Program:
 
     def train(self, batches: list[Any], first_step: int) -> Pending:
         """Dispatch the steps ``first_step + 1 ... first_step + len(batches)``; their metrics are pending."""
-        numbers = np.int32(first_step), np.int32(len(batches))
         stacked = self.devices.arrive(self.module, batches, lambda some: chunks.stacked(some, self.chunk))
+        numbers = np.int32(first_step), np.int32(len(batches))
         self.values, metrics = self._train(self.values, self.root, *numbers, stacked)
         return Pending(metrics, self._unpack)
 
@@ -172,9 +176,9 @@ class Program:
             return {**means, BAD: bad[:, None], DEAD: dead}
         return {**self.lanes.merged(means), BAD: bad, DEAD: dead.all(axis=1)}
 
-    def evaluate(self, batch: Any, index: int) -> Pending:
+    def evaluate(self, batch: Any, index: int, values: Any = None, *, first: bool = False) -> Pending:
         """Metrics of one batch, ``Mean`` by name; of lanes, what they come to together, and each under ``lanes/``."""
-        found = self._run("evaluate", self._evaluate_step, batch, index)
+        found = self.read("evaluate", self._evaluate_step, batch, index, values=values, first=first)
         return Pending(found) if self.lanes is None else Pending(found, self.lanes.merged)
 
     def probe(self, callback: Any, batch: Any, index: int) -> Pending:
@@ -186,7 +190,7 @@ class Program:
 
         with self._environ(fit=True):
             batch = self.devices.share(self.module, batch)
-        return Pending(self._run(("probe", id(callback)), step, batch, index, fit=True))
+        return Pending(self.read(("probe", id(callback)), step, batch, index, first=True, fit=True))
 
     def prepare(self, *, evaluate: Iterable[Any] = (), probes: Iterable[Any] = (), train: bool = True) -> None:
         """Compile now what a run will need, so that nothing is compiled after step 0: to train, to evaluate batches of
@@ -232,30 +236,27 @@ class Program:
                     values[f"optimizer/{name}"] = strong(state.value)
             self.values = self.devices.place(each[0] if self.lanes is None else stack(each))
 
-    def write_back(self) -> int:
-        """Give the module's model (and the optimizer) the values reached so far, as copies; of lanes, those of the
-        first that is not frozen. Returns the seed that they are of.
+    def write_back(self, values: dict[str, Any] | None = None) -> int:
+        """Give the module's model (and the optimizer) the values reached so far, or these, as copies; of lanes, those
+        of the first that is not frozen. Returns the seed that they are of.
 
         Where a dispatch failed after it had been given the state, there is none to give back.
         """
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.values)):
             return self._seed
-        values = jax.tree.map(processes.whole, self.values)
-        seed, values = (self._seed, values) if self.lanes is None else self.lanes.first_live(values)
-        self._assign(values)
+        held = jax.tree.map(processes.whole, values or self.values)
+        put_back(self._objects)
+        seed, held = (self._seed, held) if self.lanes is None else self.lanes.first_live(held)
+        self._assign(held)
         return seed
 
     def _assign(self, values: dict[str, Any]) -> None:
-        for name, state in self._named.items():
-            state.value = strong(values[name])  # through the host: a copy on the device would compile
+        for name in self._named.keys() & values.keys():
+            self._named[name].value = strong(values[name])  # through the host: a copy on the device would compile
 
-    def host_parameters(self) -> dict[str, Any]:
-        params = {name: self.values[name] for name in self.parameters}
-        return jax.tree.map(np.array, jax.device_get(params))
-
-    @property
-    def _width(self) -> int:
-        return 1 if self.lanes is None else len(self.lanes.seeds)
+    def host_parameters(self, values: dict[str, Any] | None = None) -> dict[str, Any]:
+        held = values or self.values
+        return jax.tree.map(np.array, jax.device_get({name: held[name] for name in self.parameters}))
 
     @property
     def auto(self) -> dict[str, Any]:
@@ -319,7 +320,8 @@ class Program:
         parts = [jax.tree.leaves(whole[name]) for name in self.optimizer.names]
         live = jnp.stack([sum((leaf != 0).any().astype(jnp.float32) for leaf in part) for part in parts])
         said = {BAD: Mean(counts, jnp.float32(1)), DEAD: Mean(live, jnp.float32(1))}
-        return {**metrics, **self.optimizer.update(grads, weight), **said}
+        loss = metrics["loss"].num if self.optimizer.wants_loss else 0.0
+        return {**metrics, **self.optimizer.update(grads, weight, loss), **said}
 
     def _evaluate_step(self, root, index, batch) -> Metrics:
         set_key(self.devices.fold(fold_in(root, EVALUATE, index)))
@@ -340,9 +342,6 @@ class Program:
             scratch = [*scratch, *hidden]
             named = {name: state for name, state in named.items() if not any(state is own for own in hidden)}
         return Functional(step, named, scratch, jax.random.key(0), index, batch, axes=self.devices.axis_env)
-
-    def _choose_chunk(self) -> int:
-        return chunks.chosen(self.flops)
 
     def _compile_train(self):
         """One program for every number of steps up to ``chunk``: a loop with a traced count."""
@@ -373,23 +372,27 @@ class Program:
             )
         return lowered.compile()
 
-    def _run(self, kind: Any, step: Callable, batch: Any, index: int, fit: bool = False) -> Any:
-        """Run a program that reads the state and does not change it, compiled once for each shape of batch."""
-        key = (kind, kind_of(batch))
+    def read(self, kind: Any, step: Callable, batch: Any, index: int, *, values: Any = None, first: bool = False,
+             fit: bool = False) -> Any:  # fmt: skip
+        """Run a program that reads the state, or ``values`` in its place, and changes nothing; compiled once for each
+        shape of batch. ``first``: by the first device on the whole batch, and the first lane that is not frozen."""
+        key = (kind, first, self.objective.encode, kind_of(batch))
         with self._environ(fit=fit):
-            alone = fit or not self.devices.divides(self.module, batch)
-        values, root = (self.values, self.root) if not alone else self.devices.alone((self.values, self.root))
+            alone = first or not self.devices.divides(self.module, batch)
+        given = values or self.values, self.root
+        values, root = self.devices.alone(given) if alone else given
         if key not in self._executables:
+            put_back(self._objects)
             with self._environ(fit=fit), self.devices.only_one(alone):
                 example = batch if alone else self.devices.share(self.module, batch)
                 functional = self._functional(step, jnp.int32(0), example, carried=fit)
                 read = lambda *args: functional(*args)[1]  # noqa: E731
                 if self.lanes is not None:
-                    read = self.lanes.first(read) if fit else self.lanes.map_live(read)
+                    read = self.lanes.first(read) if first else self.lanes.map_live(read)
                 lowered = self.devices.lower(read, values, root, (jnp.int32(0),), batch, self.module)
                 self._executables[key] = lowered.compile()
-        given = batch if alone else self.devices.arrive(self.module, [batch], lambda some: some[0])
-        return self._executables[key](values, root, np.int32(index), given)
+        arrived = batch if alone else self.devices.arrive(self.module, [batch], lambda some: some[0])
+        return self._executables[key](values, root, np.int32(index), arrived)
 
     def bad_name(self, code: int) -> str:
         """What a non-negative entry of the non-finite mask stands for."""

@@ -143,11 +143,13 @@ def _home(run_dir: str | Path | None, resume: str | int | Path) -> Path | None:
     if run_dir is not None:
         return absolute(run_dir)
     path = absolute(str(resume))
-    return path.parent.parent if _is_checkpoint(path) and path.is_dir() else None
+    there = _is_checkpoint(path) and path.with_name(f"{int(path.name):08d}").is_dir()
+    return path.parent.parent if there else None
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return path.name.isdigit() and path.parent.name == CHECKPOINTS
+    """Whether it ends in checkpoints/STEP; the folder's own name has the number with zeros before it."""
+    return path.name.isdecimal() and path.parent.name == CHECKPOINTS
 
 
 def locate(run_dir: str | Path | None, resume: str | int | Path) -> Origin:
@@ -167,7 +169,7 @@ def locate(run_dir: str | Path | None, resume: str | int | Path) -> Origin:
         return Origin(own)
     if word == "last":
         return _last(_required(own, word))
-    if word == "best" or word.isdigit():
+    if word == "best" or word.isdecimal():
         return _from_step(_required(own, word), word, None)
     path = absolute(word)
     if not _is_checkpoint(path):
@@ -196,7 +198,7 @@ def read_checkpoint(where: str | Path, word: str = "last") -> Saved:
 def chosen(checkpoint: str | int | Path, run_dir: Path | None) -> Saved:
     """The checkpoint that ``Fit.validate`` and its like mean: "last", "best" or a step of a run, or a path."""
     word = str(checkpoint)
-    if word not in ("last", "best") and not word.isdigit():
+    if word not in ("last", "best") and not word.isdecimal():
         return read_checkpoint(word)
     if run_dir is None:
         raise ValueError(f"checkpoint={checkpoint!r} needs a run directory: Fit(run_dir=...)")

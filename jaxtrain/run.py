@@ -8,20 +8,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from . import __version__
+import numpy as np
+
+from . import __version__, processes
+from .console import log
+from .files import jsonable
+from .signals import exit_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .callback import Callbacks
+    from .fit import Fit
+    from .live import Live
     from .module import Module
     from .record import Recorder
 
 Status = Literal["finished", "stopped", "interrupted", "terminated", "failed"]
 PACKAGES = ("jax", "brainstate", "braintools", "braintrace", "numpy", "orbax-checkpoint")
 EXIT_CODES = {"finished": 0, "stopped": 0, "failed": 1, "interrupted": 130, "terminated": 143}
+"""Of a run that a signal ended it is that of the signal, where ``reason`` names one."""
 
 
 class NonFiniteError(FloatingPointError):
@@ -32,8 +40,8 @@ class NonFiniteError(FloatingPointError):
 class Result:
     """What ``fit.run`` returns.
 
-    ``status``: finished, stopped (by a callback or the clock), interrupted (Ctrl-C) or terminated (SIGTERM); a run that
-    failed raises, and says "failed" in result.json.
+    ``status``: finished, stopped (by a callback or the clock), interrupted (Ctrl-C) or terminated (by another signal,
+    which ``reason`` names); a run that failed raises, and says "failed" in result.json.
     ``history``: the rows of the record that this process wrote. ``metrics``: the last value of every tag, below
     ``lanes/`` a list, a number of each seed.
     ``saved``: whether the newest state is on disk (None without a run directory). ``report``: the pre-flight report.
@@ -54,8 +62,12 @@ class Result:
 
     @property
     def exit_code(self) -> int:
-        """0, 130 (Ctrl-C) or 143 (SIGTERM) as the status says; 1 where the newest state is not on disk."""
-        return 1 if self.saved is False else EXIT_CODES[self.status]
+        """0, or 128 and the number of the signal that ended the run (130 of Ctrl-C, 143 of SIGTERM, 138 of SIGUSR1);
+        1 where the newest state is not on disk."""
+        if self.saved is False:
+            return 1
+        by_signal = self.status in ("interrupted", "terminated") and self.reason is not None
+        return exit_code(self.reason) if by_signal and self.reason else EXIT_CODES[self.status]
 
     def __repr__(self) -> str:
         why = f" ({self.reason})" if self.reason else ""
@@ -80,6 +92,11 @@ class Requests:
 class Run:
     """A callback's view of a run.
 
+    ``module``, ``params``, ``predict`` and ``validate`` have the values of ``step``. They are there in every event at
+    an event edge, in ``on_fit_start``, ``on_restore`` and ``on_fit_end``; in ``on_chunk_start``, ``on_chunk_end`` and
+    the ``on_row`` of steps within a chunk the program may hold those of a later step, which is a RuntimeError unless a
+    callback sets ``reads_model``.
+
     ``step``: train batches completed whose metrics have been delivered. ``metrics``: the last value of every tag, below
     ``lanes/`` a list, a number of each seed. ``run_dir``: None without one. ``restored_step``: the step a resumed run
     started from, else None. ``config``: what config.json holds. ``last_validation``: the step of the last complete
@@ -88,8 +105,9 @@ class Run:
 
     def __init__(self, *, module: Module, callbacks: Callbacks, recorder: Recorder, config: dict[str, Any],
                  run_dir: Path | None, max_steps: int | None, epoch_length: int | None, batch_size: int,
-                 params: Callable[[], dict[str, Any]]):  # fmt: skip
-        self.module = module
+                 params: Callable[[], dict[str, Any]], fit: Fit | None = None):  # fmt: skip
+        self.own_module, self._fit = module, fit
+        self.live: Live | None = None
         self.callbacks = callbacks
         self.recorder = recorder
         self.config = config
@@ -139,6 +157,19 @@ class Run:
         """Hand a matplotlib figure to the loggers under ``tag`` at this step."""
         self.callbacks("on_figure", self, tag, figure)
 
+    def histogram(self, tag: str, values: Any) -> None:
+        """Hand an array of numbers to the loggers under ``tag`` at this step: how its values are distributed. Those
+        that are not finite are left out, with a warning."""
+        array = np.ravel(np.asarray(values))
+        if array.dtype.kind in "cOUSmM":
+            raise TypeError(f"run.histogram({tag!r}): got {array.dtype}; expected an array of real numbers")
+        array = array.astype(np.float64)
+        finite = array[np.isfinite(array)]
+        if (left_out := len(array) - len(finite)) > 0:
+            log.warning("step %d: %d of %d values of %s are not finite", self.step, left_out, len(array), tag)
+        if len(finite):
+            self.callbacks("on_histogram", self, tag, finite)
+
     def stop(self, reason: str) -> None:
         """End the run at the next event edge, after a validation and a save."""
         self.requests.stop = self.requests.stop or reason
@@ -147,17 +178,66 @@ class Run:
         """Save a checkpoint at the next event edge; ``run.score``, if set at that step, ranks it."""
         self.requests.save = True
 
-    def validate(self) -> None:
-        """Validate at the next event edge."""
-        self.requests.validate = True
+    @overload
+    def validate(self) -> None: ...
+    @overload
+    def validate(self, data: Any) -> dict[str, Any]: ...
+    def validate(self, data: Any = None) -> dict[str, Any] | None:
+        """Validate at the next event edge. Given ``data``, do it now and return the metrics, as ``Fit.validate`` with
+        the values of ``step``; see ``predict``. Of several seeds these are means, and under ``lanes/`` each."""
+        if data is None:
+            self.requests.validate = True
+            return None
+        assert self._fit is not None
+        return self._fit.validate(self.own_module, data)
 
     def retask(self, **params: Any) -> None:
         """Change the data module's ``task`` at the next event edge (a curriculum)."""
         self.requests.task = {**(self.requests.task or {}), **params}
 
+    @property
+    def module(self) -> Module:
+        """The module, its model given the values of ``step``; of several seeds, those of the first that is not frozen.
+
+        Ask for it anew in every event: a handle from an earlier one has that one's values, until it is handed to
+        ``Fit.predict``, ``validate`` or ``test``, which read it as ``run.predict`` does.
+        """
+        if self.live is not None:
+            self.live.show()
+        return self.own_module
+
     def params(self) -> dict[str, Any]:
-        """A host copy of the parameters, name -> pytree of numpy arrays, at the last dispatched step."""
+        """A host copy of the parameters at ``step``, name -> pytree of numpy arrays; of several seeds with an axis of
+        seeds first."""
         return self._params()
+
+    def predict(self, data: Any) -> Any:
+        """As ``Fit.predict`` with the values of ``step``; of several seeds, by the first that is not frozen.
+
+        The run's own compiled programs do it, made once for each shape of batch. Of several processes each may call
+        this by itself.
+        """
+        assert self._fit is not None
+        return self._fit.predict(self.own_module, data)
+
+
+def recorded(config: Any, settings: dict[str, Any], described: dict[str, Any], auto: dict[str, Any], module: str,
+             initial: str, parent: dict[str, Any] | None) -> dict[str, Any]:  # fmt: skip
+    """What config.json holds of a run."""
+    return {
+        "schema": 1,
+        "config": jsonable(config),
+        "fit": settings,
+        "strategy": described["strategy"],
+        "module": module,
+        "initial": initial,
+        "data": described["data"],
+        "auto": auto,
+        "versions": versions(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "parent": parent,
+        "processes": processes.count(),
+    }
 
 
 def versions() -> dict[str, str]:

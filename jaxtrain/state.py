@@ -198,6 +198,19 @@ def _following(small: Any, large: Any) -> list[int | None]:
     return [axis(a, b) for a, b in zip(*pairs, strict=True)]
 
 
+def put_back(nodes: list[tuple[Any, dict[str, State]]]) -> None:
+    """Give nodes the State objects of ``state_objects`` again: a program that was traced with them knows no others."""
+    for node, states in nodes:
+        vars(node).update(states)
+
+
+def state_objects(model) -> list[tuple[Any, dict[str, State]]]:
+    """The nodes of a model, each with its attributes that are States."""
+    found: Any = brainstate.graph.nodes(model)
+    nodes = {id(node): node for node in found.values()}.values()
+    return [(node, {name: value for name, value in vars(node).items() if isinstance(value, State)}) for node in nodes]
+
+
 @contextmanager
 def attributes_kept(model) -> Iterator[None]:
     """Put the attributes of every node of a model back at the end, the State objects among them."""

@@ -31,6 +31,8 @@ def summary(result: Result, config: Options, script: Path, root: Path, chance: M
         if scores:
             lines.append(f"{part:<8}{', '.join(scores)}")
     lines += _seeds(result.summary)
+    if inexact := result.summary.get("inexact"):
+        lines.append(f"inexact the data began anew and differs from that before step {', '.join(map(str, inexact))}")
     run_dir = _short(Path(result.run_dir or config.run_dir or ""))  # a fork has a directory of its own
     command = [_python(), str(_short(script)), "--run-dir", str(run_dir), "--resume", "last"]
     steps = getattr(config, "max_steps", None)

@@ -277,6 +277,43 @@ def test_a_probe_sees_the_first_share():
     np.testing.assert_array_equal(values["w"], params["w"])
 
 
+@pytest.mark.parametrize("options", [{}, {"seeds": 2}])
+def test_callbacks_read_the_model(options):
+    """In every event, with the values of the step; and training is bitwise the same."""
+    seen = []
+
+    class Reads(jt.Callback):
+        reads_model = True
+
+        def read(self, run):
+            params = jax.tree.map(lambda leaf: leaf[0], run.params()) if options else run.params()
+            np.testing.assert_array_equal(run.module.model.w.value, params["w"])
+            x, y = line(50, batch=3)  # which does not divide
+            h, out = np.zeros((3, 3)), []
+            for step in x:
+                h = 0.5 * h + step @ params["w"] + params["b"]
+                out.append(h)
+            np.testing.assert_allclose(run.predict([x]), out, rtol=1e-4, atol=1e-6)
+            if not options:
+                loss = np.square(np.stack(out) - y).mean()
+                assert run.validate([(x, y)])["val/loss"] == pytest.approx(loss, rel=1e-4)
+            run.validate([line(50)])
+            seen.append((run.step, params["w"][0, 0]))
+
+        def on_chunk_end(self, run, metrics):
+            self.read(run)
+
+        def on_validation_end(self, run, metrics):
+            self.read(run)
+
+    def run(*callbacks):
+        fit = jt.Fit("drtrl", devices=2, max_steps=6, chunk=2, validate_every=3, callbacks=callbacks, **options)
+        return fit.run(Linear(), lines())
+
+    assert run(Reads()).digest == run().digest
+    assert [step for step, _ in seen] == [2, 3, 3, 5, 6, 6] and len({value for _, value in seen}) == 4
+
+
 def test_a_rate_changed_on_resume(tmp_path):
     def run(devices, steps, lr):
         module = Linear(lambda: braintools.optim.SGD(lr))

@@ -18,7 +18,7 @@ import numpy as np
 import jaxtrain as jt
 from jaxtrain.callback import EVENTS
 
-WATCH = {name for name in EVENTS if name not in ("flush", "on_figure")}
+WATCH = {name for name in EVENTS if name not in ("flush", "on_figure", "on_histogram")}
 TIMED = ("time/", "throughput/", "memory/")
 
 

@@ -1,6 +1,10 @@
 """The base class and the dispatch of events."""
 
+import errno
+import socket
+import ssl
 import sys
+import urllib.error
 import warnings
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -362,3 +366,49 @@ def test_the_state_of_a_logger_that_raises_is_left_out(caplog):
     Broken.rank = "decide"
     with pytest.raises(ValueError, match="no"):
         Callbacks([broken]).states()
+
+
+class _HTTPError(urllib.error.URLError):
+    """As urllib's, whose ``filename`` is the address."""
+
+    def __init__(self, text):
+        super().__init__(text)
+        self.filename = "https://example.org"
+
+
+NETWORK = [ConnectionError("no route"), ConnectionResetError(errno.ECONNRESET, "reset"), TimeoutError("timed out"),
+           OSError(errno.EHOSTUNREACH, "No route to host"), BrokenPipeError(errno.EPIPE, "Broken pipe"),
+           socket.gaierror(-2, "Name or service not known"), urllib.error.URLError("refused"), _HTTPError("502"),
+           ssl.SSLError(1, "bad certificate"), OSError("RequestException of a library")]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", NETWORK, ids=lambda error: f"{type(error).__name__}-{error.errno}")
+def test_a_logger_whose_network_stays_away_is_dropped_at_once(error, caplog):
+    """Every further try would cost a timeout; and a run that is finished and saved has not failed for it."""
+
+    class Remote(Logger):
+        def on_fit_end(self, run, status):
+            self.ended += 1
+            raise error
+
+    calls, remote = [], Remote(error)
+    remote.on_row = lambda run, row: calls.append(row) or Remote.on_row(remote, run, row)
+    callbacks = Callbacks([remote])
+    tell(callbacks, 1, 2, 3)
+    assert len(calls) == 1 and [*callbacks.dropped] == ["Remote.0"] and "tried again" not in caplog.text
+    callbacks("on_fit_end", at(3), "finished")
+    assert remote.ended == 1 and len(caplog.records) == 2
+
+
+FILE = [PermissionError(errno.EACCES, "denied", "/mnt/x"), TimeoutError(errno.ETIMEDOUT, "nfs", "/mnt/x"),
+        OSError(errno.EIO, "Input/output error"), OSError(None, "bytes are not written", "/mnt/x")]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", FILE, ids=lambda error: f"{type(error).__name__}-{error.errno}")
+def test_what_fails_on_a_file_is_tried_again(error):
+    logger = Logger(error)
+    callbacks = Callbacks([logger])
+    tell(callbacks, 1, 2)
+    logger.error = None
+    tell(callbacks, 3)
+    assert logger.rows == [1, 2, 3] and callbacks.dropped == {}

@@ -1,5 +1,6 @@
 """Mistakes on a recipe's command line, errors of its run, and the exit code of each end."""
 
+import json
 import os
 import signal
 import subprocess
@@ -185,3 +186,39 @@ def test_exit_codes_of_a_process(tmp_path):
         process.send_signal(number)
         process.communicate(timeout=20)
         assert process.returncode == code
+
+
+def into_a_closed_pipe(*command, cwd=None):
+    """Exit code and stderr of a Python whose stdout nobody reads, as behind `| head` that has ended."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    env = {**os.environ, "PYTHONPATH": str(Path(jaxtrain.__file__).parents[1])}
+    with os.fdopen(writes, "wb") as stdout:
+        done = subprocess.run([sys.executable, *command], stdout=stdout, stderr=subprocess.PIPE, env=env, cwd=cwd)
+    return done.returncode, done.stderr.decode()
+
+
+INFO = "import sys; from jaxtrain.tools import tool; sys.exit(tool(sys.argv[1:]))"
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_a_closed_pipe_is_quiet(tmp_path, unbuffered):
+    recipe = Path(jaxtrain.__file__).parents[1] / "recipes" / "copy_gru.py"
+    options = ["-u"] * unbuffered
+    assert into_a_closed_pipe(*options, recipe, "--help") == (0, "")
+    (tmp_path / "config.json").write_text('{"fit": {}, "strategy": {"name": "bptt"}, "data": {}, "config": {"a": 1}}')
+    assert into_a_closed_pipe(*options, "-c", INFO, "info", tmp_path) == (0, "")
+    assert into_a_closed_pipe(*options, "-c", INFO, "--help") == (0, "")
+
+
+def test_a_closed_pipe_hides_no_error(tmp_path):
+    code, said = into_a_closed_pipe("-c", INFO, "info", tmp_path / "none")
+    assert code == 2 and said.startswith("error: ") and len(said.splitlines()) == 1
+
+
+@pytest.mark.full
+def test_a_run_goes_on_though_nobody_reads_along(tmp_path):
+    recipe = Path(jaxtrain.__file__).parents[1] / "recipes" / "copy_gru.py"
+    sizes = "--hidden 4 --time-lag 3 --digits 2 --batch-size 2 --max-steps 40 --log-every 10 --run-dir run"
+    assert into_a_closed_pipe(recipe, *sizes.split(), cwd=tmp_path) == (0, "")
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["step"] == 40

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxtrain.data import DataEnded, DataError, DataModule, Feed, as_data, begin_task, change_task
-from tests.batches import EXACT, LIST, SHORT, Addressed, Again, Items, Loader, batch, ids
+from tests.batches import EXACT, LIST, SHORT, Addressed, Again, Cursors, Items, Loader, batch, ids
 
 OPS = ["take", "prefetch", "example", "reopen", "clear"]
 
@@ -299,3 +299,58 @@ def test_the_first_batch_leaves_the_position_alone():
     feed.take(1)
     with pytest.raises(DataError, match="cannot go back"):
         feed.first()
+
+
+class Shuffles:
+    """Another order each time that it is started, as a loader with a generator that nobody seeded."""
+
+    def __init__(self, rng, n=6):
+        self.rng, self.n = rng, n
+
+    def __iter__(self):
+        return (batch(int(i)) for i in self.rng.permutation(self.n))
+
+    def __len__(self):
+        return self.n
+
+
+def moved(source, other, n=4):
+    """Feed n batches, and go on from there with another source."""
+    feed = Feed(source)
+    feed.take(n)
+    again = Feed(other)
+    again.restore(json.loads(json.dumps(feed.mark())))
+    return feed, again
+
+
+def test_a_replay_that_gives_other_batches_is_seen():
+    feed, again = moved(Shuffles(np.random.default_rng(0)), Shuffles(np.random.default_rng(1)))
+    assert again.differs
+    feed, again = moved(Shuffles(np.random.default_rng(0)), Shuffles(np.random.default_rng(0)))
+    assert not again.differs and ids(feed.take(2)) == ids(again.take(2))
+
+
+@pytest.mark.parametrize("make", [Addressed, lambda: LIST, Items, Again, Cursors, Loader])
+def test_what_repeats_itself_does_not_differ(make):
+    feed, again = moved(make(), make(), 3)
+    assert not again.differs and ids(feed.take(3)) == ids(again.take(3))
+    twice = Feed(make())
+    twice.restore(again.mark())
+    assert not twice.differs
+    again = Feed(make())
+    again.restore(feed.state())  # of a release that kept no digest
+    assert not again.differs
+
+
+def test_a_list_in_another_order_is_seen():
+    feed, again = moved(LIST, [LIST[0], *LIST[:0:-1]], 3)
+    assert again.differs == (ids(LIST)[2] != ids([LIST[0], *LIST[:0:-1]])[2])
+    assert again.taken == feed.taken == 3
+
+
+def test_a_restored_position_keeps_its_digest_until_a_batch_is_consumed():
+    feed, again = moved(Loader(), Loader())
+    assert again.mark() == feed.mark() and "digest" in again.mark()
+    assert "digest" not in Feed(Loader()).mark()
+    feed.clear()
+    assert "digest" not in feed.mark(), "the task has changed"

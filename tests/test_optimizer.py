@@ -39,12 +39,12 @@ def module(configured, group=None):
 class Bench:
     """An Optimizer in a compiled program."""
 
-    def __init__(self, configured, *, clip=None, accumulate=1, group=None, params=None, traced=True):
+    def __init__(self, configured, *, clip=None, accumulate=1, group=None, params=None, traced=True, loss=False):
         self.params = params or fresh()
         self.optimizer = Optimizer(module(configured, group), self.params, clip=clip, accumulate=accumulate)
         self.named = {**self.params, **{f"optimizer/{k}": s for k, s in self.optimizer.states().items()}}
         self.values = {name: state.value for name, state in self.named.items()}
-        weight = [jnp.float32(1)] if traced else []
+        weight = [jnp.float32(1)] * (1 + loss) if traced else []
         update = self.optimizer.update if traced else lambda grads: self.optimizer.update(grads, 2.0)
         example = {name: state.value for name, state in self.params.items()}
         self._call = jax.jit(Functional(update, self.named, [], example, *weight))
@@ -367,3 +367,46 @@ def test_what_is_no_optimizer_is_refused():
         ValueError, match=r"^the optimizer of SimpleNamespace cannot run in a compiled program .*optax$"
     ):
         Bench(optax.GradientTransformation(lambda p: None, lambda g, s, p: (jax.tree.map(np.asarray, g), s)))
+
+
+# ------------------------------------------------------------------------------------------- a look at the loss
+
+
+def plateau(**options):
+    return optax.chain(optax.sgd(1.0), optax.contrib.reduce_on_plateau(**{"factor": 0.5, "patience": 2, **options}))
+
+
+def scale_of(values):
+    return float(next(leaf for path, leaf in jax.tree_util.tree_leaves_with_path(values) if "scale" in str(path)))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_plateau_of_the_loss_lowers_the_rate(accumulate):
+    """Against optax driven by itself; the loss of an accumulated update is the mean over its batches."""
+    losses = [3.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0]
+    params, state = numbers(), plateau().init(numbers())
+    grads = jax.tree.map(jnp.ones_like, params)
+    for loss in losses:
+        updates, state = plateau().update(grads, state, params, value=jnp.float32(loss))
+        params = optax.apply_updates(params, updates)
+    bench = Bench(plateau(), accumulate=accumulate, loss=True)
+    for loss in losses:
+        for part in [0.5, 1.5][:accumulate] if accumulate > 1 else [1.0]:  # sum(w * loss) over a weight of 2 a batch
+            bench(jax.tree.map(lambda leaf: 2 * leaf, grads), 2.0, 2.0 * loss * part)
+    same(bench.now(), params)
+    assert scale_of(bench.values["optimizer/state"]) == scale_of(state) == 0.25
+
+
+def test_only_who_looks_at_the_loss_keeps_it():
+    """Checkpoints of other optimizers hold what they always held."""
+    for make in (lambda: bo.Adam(0.1), lambda: optax.adam(0.1), lambda: optax.inject_hyperparams(optax.adam)(0.1)):
+        assert not Bench(make(), accumulate=2).optimizer.wants_loss
+        assert "accumulated_loss" not in Bench(make(), accumulate=2).optimizer.states()
+    assert "accumulated_loss" in Bench(plateau(), accumulate=2, loss=True).optimizer.states()
+    assert "accumulated_loss" not in Bench(plateau(), loss=True).optimizer.states()
+
+
+def test_a_transformation_that_needs_more_than_the_loss_is_refused():
+    match = r"cannot run in a compiled program, given gradients, parameters and the loss as value \(.*value_fn.*optax$"
+    with pytest.raises(ValueError, match=match):
+        Bench(optax.lbfgs())

@@ -1,6 +1,7 @@
 """Where a run may start, what may have changed since, and what is refused."""
 
 import json
+import logging
 import math
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain.resume import refuse_differences
-from tests.small import At, Linear, Lines, kill, leaves, lines, result_of, rows, same, steps_of, tree_bytes
+from tests.small import At, Linear, Lines, kill, leaves, line, lines, result_of, rows, same, steps_of, tree_bytes
 
 # ------------------------------------------------------------------------------------------------- where it starts
 
@@ -111,10 +112,10 @@ def test_what_early_stopping_stopped_stays_stopped(tmp_path, caplog):
     assert "already stopped at step 8" in caplog.text
 
 
-@pytest.mark.parametrize("word", ["3", 3, "path"])
+@pytest.mark.parametrize("word", ["3", 3, "path", "path by number"])
 def test_another_step_is_forked(run_dir, finished, word):
     before = tree_bytes(run_dir)
-    word = run_dir / "checkpoints" / "00000003" if word == "path" else word
+    word = {"path": run_dir / "checkpoints/00000003", "path by number": f"{run_dir}/checkpoints/3"}.get(word, word)
     result = plain(run_dir, resume=word)
     fork = run_dir.with_name("run-from-3")
     assert result.run_dir == fork and result.digest == result_of(finished)["digest"]
@@ -267,3 +268,99 @@ def test_the_same_module_may_run_again_after_a_failure():
     assert all(same.values()), "step 4 was told of when step 6 was under way"
     again = jt.Fit("bptt", max_steps=4, chunk=2).run(module, Lines())
     assert math.isfinite(again.metrics["train/loss"]) and np.isfinite(leaves(module)["w"]).all()
+
+
+@pytest.mark.parametrize("name", ["00000006", "6", "006"])
+def test_a_path_to_the_last_step_continues_there_whatever_zeros_it_has(run_dir, name):
+    module = Linear()
+    fit = jt.Fit("bptt", max_steps=8)
+    assert fit.run(module, Lines(), resume=run_dir / "checkpoints" / name).run_dir == run_dir
+    assert steps_of(run_dir)[-1] == 8
+
+
+def test_a_path_to_a_step_that_is_not_there_changes_nothing(run_dir):
+    before = tree_bytes(run_dir)
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint of step 4; there are"):
+        jt.Fit("bptt", max_steps=8).run(Linear(), Lines(), resume=run_dir / "checkpoints" / "4")
+    assert tree_bytes(run_dir) == before
+
+
+class Shuffles:
+    """Another order each time that it is started, unless it has a seed or tells its state."""
+
+    def __init__(self, seed=None):
+        self.seed, self.epoch, self.at = seed, 0, 0
+
+    def __len__(self):
+        return 6
+
+    def __iter__(self):
+        self.epoch += 1
+        rng = np.random.default_rng(None if self.seed is None else (self.seed, self.epoch))
+        return (line(int(i)) for i in rng.permutation(6))
+
+
+class Tells(Shuffles):
+    """Its state is what it has still to give."""
+
+    def __init__(self):
+        super().__init__()
+        self.left = []
+
+    def __iter__(self):
+        self.left = self.left or np.random.default_rng().permutation(6).tolist()
+        while self.left:
+            yield line(self.left.pop())
+
+    def state_dict(self):
+        return {"left": self.left}
+
+    def load_state_dict(self, state):
+        self.left = list(state["left"])
+
+
+def cut_and_resumed(tmp_path, make, caplog):
+    for steps in (4, 8, 11):
+        caplog.clear()
+        fit = jt.Fit("bptt", max_steps=steps, run_dir=tmp_path / "run", chunk=2)
+        result = fit.run(Linear(), make(), resume="last")
+    return result
+
+
+def test_a_source_that_does_not_repeat_itself_is_named_and_the_run_goes_on(tmp_path, caplog):
+    result = cut_and_resumed(tmp_path, Shuffles, caplog)
+    assert result.step == 11 and result.summary["inexact"] == [4, 8] == result_of(tmp_path / "run")["inexact"]
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert warning.startswith("train data: batch 7 is not the one that the run had before step 8")
+    assert "inexact: the data differs from that before step 8" in result.report["notes"]
+
+
+@pytest.mark.parametrize("make", [lambda: Shuffles(seed=3), Tells], ids=["a seed", "a state"])
+def test_as_the_warning_says_a_seed_or_a_state_makes_a_resume_exact(tmp_path, make, caplog):
+    result = cut_and_resumed(tmp_path, make, caplog)
+    assert result.summary["inexact"] == [] and not [r for r in caplog.records if r.levelno == logging.WARNING]
+    if make is not Tells:
+        whole = jt.Fit("bptt", max_steps=11, chunk=2, run_dir=tmp_path / "whole").run(Linear(), make())
+        assert whole.digest == result.digest
+
+
+def test_a_plateau_of_the_loss_outlives_a_resume(tmp_path):
+    def module():
+        plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, rtol=0.5)
+        return Linear(lambda: optax.chain(optax.sgd(0.05), plateau))
+
+    def run(steps, name):
+        fit = jt.Fit("bptt", max_steps=steps, run_dir=tmp_path / name, log_every=1, accumulate=2)
+        return fit.run(module(), Lines(), resume="last")
+
+    whole = run(12, "whole")
+    run(5, "cut")
+    assert run(12, "cut").digest == whole.digest
+    scales = saved_scales(tmp_path / "whole")
+    assert scales and scales[0] < 1, "the rate has fallen"
+
+
+def saved_scales(run_dir):
+    from jaxtrain.resume import read_checkpoint
+
+    return [float(leaf) for name, leaf in read_checkpoint(run_dir).train.items() if "scale" in name]

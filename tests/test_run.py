@@ -27,6 +27,13 @@ def test_exit_codes(status, saved, code):
     assert Result(status, 3, saved=saved).exit_code == code
 
 
+@pytest.mark.parametrize("reason, code", [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129), ("SIGUSR1", 138)])
+def test_a_run_that_a_signal_ended_has_the_exit_code_of_that_signal(reason, code):
+    status = "interrupted" if reason == "SIGINT" else "terminated"
+    assert Result(status, 3, reason, saved=True).exit_code == code
+    assert Result(status, 3, reason, saved=False).exit_code == 1
+
+
 def test_a_result_is_told_in_a_line():
     metrics = {"grad_norm": 1.0, "train/loss": 0.123456, "val/loss": 2.0}
     result = Result("stopped", 30, "enough", metrics, history=[metrics] * 99, report={"a": "b" * 9999})

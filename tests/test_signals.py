@@ -6,12 +6,12 @@ import threading
 
 import pytest
 
-from jaxtrain.signals import Signals
+from jaxtrain.signals import ENDING, Signals
 
 
 @pytest.fixture(autouse=True)
 def handlers_as_before():
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in ENDING}
     yield
     after = {number: signal.getsignal(number) for number in before}
     for number, handler in before.items():
@@ -138,3 +138,41 @@ def test_can_be_entered_again():
         assert signals.received is None
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.received == "SIGTERM"
+
+
+OTHERS = [("SIGHUP", 129), ("SIGUSR1", 138), ("SIGUSR2", 140), ("SIGXCPU", 152)]
+
+
+@pytest.mark.parametrize("name, code", OTHERS)
+def test_what_batch_systems_send_is_a_flag_too(name, code):
+    number = getattr(signal, name)
+    assert signal.getsignal(number) is signal.SIG_DFL
+    with Signals() as signals:
+        os.kill(os.getpid(), number)
+        assert (signals.received, signals.exit_code) == (name, code)
+        assert signal.getsignal(number) is signal.SIG_DFL, "a second one ends the process"
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("name", [name for name, _ in OTHERS])
+@pytest.mark.parametrize("handler", ["ignored", "a program's own"])
+def test_a_signal_that_the_program_has_a_use_for_is_left_to_it(name, handler):
+    number, seen = getattr(signal, name), []
+    old = signal.signal(number, signal.SIG_IGN if handler == "ignored" else lambda *_: seen.append(name))
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), number)
+            assert signals.received is None
+        assert seen == [name] * (handler != "ignored")
+    finally:
+        signal.signal(number, old)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_run_within_a_run_passes_on_what_it_receives(name):
+    with Signals() as outer:
+        with Signals() as inner:
+            os.kill(os.getpid(), getattr(signal, name))
+            assert inner.received == outer.received == name
+        with Signals() as later:
+            assert later.received is None

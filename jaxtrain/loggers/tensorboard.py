@@ -15,9 +15,12 @@ import struct
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
+
+import numpy as np
 
 from ..callback import Callback
 from ..files import jsonable, write_atomic
@@ -30,16 +33,19 @@ if TYPE_CHECKING:
 log = logging.getLogger("jaxtrain")
 METRICS = ("val/loss", "val/accuracy", "train/loss", "train/accuracy")
 """Tags that are columns of TensorBoard's HPARAMS page."""
+BINS = 64
+_OURS = re.compile(r"events\.out\.tfevents\.\d+\..+\.\d{20}\.\d+\.[0-9a-f]{6}")
 _FIGURE = re.compile(r"(.+)-(\d{8,})\.png")
 
 
 class TensorBoard(Callback):
-    """Writes scalars, configuration and figures to ``run_dir/tensorboard`` with tensorboardX.
+    """Writes scalars, configuration, figures and histograms to ``run_dir/tensorboard`` with tensorboardX.
 
-    A resumed run opens a new event file, hides all that was there before and writes the rows of metrics.jsonl up to
-    the restored step again, so every step is shown once, also after a crash; without metrics.jsonl it hides only
-    what came after the restored step. A number that is not finite is shown as NaN (metrics.jsonl does not keep which
-    it was). Figures are kept as ``run_dir/figures/<tag>-<step>.png``, a ``/`` of the tag as ``%2F``.
+    A resumed run opens a new event file, writes the rows of metrics.jsonl up to the restored step again, and empties
+    its older event files, so every step is shown once, also after a crash; without metrics.jsonl it cuts them behind
+    the restored step. Event files of other writers stay as they are. A number that is not finite is shown as NaN
+    (metrics.jsonl does not keep which it was). Figures are kept as ``run_dir/figures/<tag>-<step>.png``, a ``/`` of
+    the tag as ``%2F``.
     ``flush_secs``: after how many seconds at most, between chunks, points are visible to a TensorBoard that watches.
     Points and figures that the disk does not take wait. Raises ValueError without a run directory, OSError at the end
     of a run for what could not be written.
@@ -65,9 +71,12 @@ class TensorBoard(Callback):
         if run.restored_step is None:
             for path, _, _ in _figures(run.run_dir):  # of a run that died before its first checkpoint
                 path.unlink()
-            self._open(run, purge_step=0)
+            before = event_files(run.run_dir)
+            self._open(run)
             self._write_config(run, step=0)
             self.flush()
+            for path in before:
+                cut(path, None)
 
     def on_restore(self, run: Run) -> None:
         assert run.run_dir is not None
@@ -78,17 +87,21 @@ class TensorBoard(Callback):
                 path.unlink()
             else:
                 figures.append((path, tag, step))
+        before = event_files(run.run_dir)
+        histograms = _histograms(before, run.step) if rows else {}
+        self._open(run)
+        # An empty record says nothing about the past: what older event files show up to here stays.
+        self._write_config(run, step=0 if rows else run.step)
         if rows:
-            self._open(run, purge_step=0)
-            self._write_config(run, step=0)
             for row in rows:
                 self._add(_scalars(row), row["step"])
             for path, tag, step in figures:
                 self._add(_image(tag, path.read_bytes()), step)
-        else:  # an empty record says nothing about the past: what older event files show up to here stays
-            self._open(run, purge_step=run.step + 1)
-            self._write_config(run, step=run.step)
+            for event in histograms.values():
+                self._write(event)
         self.flush()
+        for path in before:  # now, since what they show is in the new one
+            cut(path, None if rows else run.step)
 
     def on_row(self, run: Run, row: dict[str, Any]) -> None:
         self._add(_scalars(row), row["step"])
@@ -103,6 +116,9 @@ class TensorBoard(Callback):
         self._figures[run.run_dir / "figures" / f"{quote(tag, safe='')}-{run.step:08d}.png"] = png
         self._write_figures()
         self._add(_image(tag, png), run.step)
+
+    def on_histogram(self, run: Run, tag: str, values: Any) -> None:
+        self._add(_histogram(tag, values), run.step)
 
     def flush(self) -> None:
         if self._writer is not None:
@@ -145,7 +161,7 @@ class TensorBoard(Callback):
         if time.monotonic() - self._flushed >= self.flush_secs:
             self.flush()
 
-    def _open(self, run: Run, purge_step: int) -> None:
+    def _open(self, run: Run) -> None:
         # Not tensorboardX.SummaryWriter, whose queue and thread make flush() no barrier, end silently at an error (a
         # full disk), and open a second file after close().
         assert run.run_dir is not None
@@ -156,10 +172,8 @@ class TensorBoard(Callback):
         suffix = f"{time.time_ns():020d}.{os.getpid()}.{uuid.uuid4().hex[:6]}"
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{suffix}"
         self._writer = Appender(directory / name)
-        proto = _event_proto()
-        self._write(proto.Event(wall_time=time.time(), file_version="brain.Event:2"))
-        start = proto.SessionLog(status=proto.SessionLog.START)
-        self._write(proto.Event(wall_time=time.time(), step=purge_step, session_log=start))
+        # Without a SessionLog.START: by that a reader drops what is behind a step in every file, other writers' too.
+        self._write(_event_proto().Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def _add(self, summary: Any, step: int) -> None:
         if self._writer is None:
@@ -188,6 +202,52 @@ class TensorBoard(Callback):
         # Not SummaryWriter.add_hparams: it makes a second run, named by the time.
         for part in summary.hparams(hparams(config), dict.fromkeys(METRICS, 0.0)):
             self._add(part, step)
+
+
+def event_files(run_dir: Path) -> list[Path]:
+    """The event files that this logger wrote, in the order of their names."""
+    return sorted(path for path in (run_dir / "tensorboard").glob("*") if _OURS.fullmatch(path.name))
+
+
+def events(path: Path) -> Iterator[tuple[int, Any]]:
+    """The events of a file, each with the offset of its end, up to one that is torn or damaged."""
+    from google.protobuf.message import DecodeError
+
+    with path.open("rb") as file:
+        while len(head := file.read(12)) == 12:
+            (size,) = struct.unpack("<Q", head[:8])
+            body = file.read(min(size, LIMIT))
+            if len(body) < size or len(file.read(4)) < 4:
+                return
+            try:
+                yield file.tell(), _event_proto().Event.FromString(body)
+            except DecodeError:
+                return
+
+
+def cut(path: Path, step: int | None) -> None:
+    """Leave of an event file what it holds up to a step; None: nothing."""
+    end = 0
+    for after, event in events(path):
+        if not event.file_version and (step is None or event.step > step):
+            break
+        end = after
+    file = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+    try:
+        if os.fstat(file).st_size > end:
+            os.ftruncate(file, end)
+    finally:
+        os.close(file)
+
+
+def _histograms(paths: list[Path], last: int) -> dict[tuple[str, int], Any]:
+    """The events that hold a histogram of a step up to the last, by tag and step: no other file has them."""
+    return {
+        (event.summary.value[0].tag, event.step): event
+        for path in paths
+        for _, event in events(path)
+        if event.step <= last and any(value.HasField("histo") for value in event.summary.value)
+    }
 
 
 def hparams(config: dict[str, Any]) -> dict[str, bool | float | str]:
@@ -256,6 +316,18 @@ def _image(tag: str, png: bytes) -> Any:
     width, height = struct.unpack(">II", png[16:24])
     image = proto.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
     return proto(value=[proto.Value(tag=tag, image=image)])
+
+
+def _histogram(tag: str, values: Any) -> Any:
+    from tensorboardX.proto import summary_pb2
+
+    spread = values.max() - values.min()
+    counts, edges = np.histogram(values, BINS if spread > 1e-9 * np.abs(values).max() else 1)
+    histogram = summary_pb2.HistogramProto(  # pyright: ignore[reportAttributeAccessIssue]
+        min=values.min(), max=values.max(), num=len(values), sum=values.sum(), sum_squares=np.square(values).sum(),
+        bucket_limit=edges[1:], bucket=counts,
+    )  # fmt: skip
+    return _summary_proto()(value=[_summary_proto().Value(tag=tag, histo=histogram)])
 
 
 def _render(figure: Any) -> bytes:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import brainstate
@@ -20,6 +22,18 @@ from .base import Learner, Network, Row, Update, score, score_by_step, trained, 
 from .cadence import SEQUENCE, Cadence, over_tiles
 from .flow import Flow
 from .rows import ONE_STEP, Reach, Traces, describe
+
+UPSTREAM = Path(str(braintrace.__file__)).parent
+STRAY = "no hidden group claims"
+"""What braintrace says of a hidden state that ends a time step as another one does."""
+
+
+def refused(error: Exception) -> bool:
+    """Whether braintrace itself says no, rather than something that the model runs into."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    ours = Path(frame.f_code.co_filename).is_relative_to(UPSTREAM)
+    kinds = (ValueError, TypeError, NotImplementedError, braintrace.NotSupportedError)
+    return ours and isinstance(error, kinds)
 
 
 def compile_rule(objective: Objective, x: Any, batch_size: int, vmapped: bool, algorithm: Any, **options: Any):
@@ -80,6 +94,15 @@ class OnlineLearner(Learner):
             raise ValueError(
                 f"{type(self.objective.model).__name__} returns a value that also feeds one of its weights, which "
                 "braintrace cannot follow: return something made from it, or use strategy='bptt'"
+            ) from error
+        except Exception as error:
+            if not refused(error):
+                raise
+            text = " ".join(str(error).split())
+            copied = "give a HiddenState that copies another a value of its own, as 1.0 * h.value, or "
+            raise ValueError(
+                f"braintrace cannot follow {type(self.objective.model).__name__} through this rule "
+                f"({text.split('. ')[0]}): {copied * (STRAY in text)}use strategy='bptt'"
             ) from error
 
     def _learn(self, phases: Phases, update: Update) -> Metrics:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import traceback
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import brainstate
-import braintrace
 import jax
 
 from ..console import one_line
@@ -18,22 +15,13 @@ from ..state import draws_random, lasting, parameters
 from .base import Batching, Learner, Strategy, choose_batching, input_of
 from .cadence import Cadence, Carry, UpdateEvery, check_cadence, check_length
 from .independence import dependence
-from .online import OnlineLearner, compile_rule
+from .online import OnlineLearner, compile_rule, refused
 from .rows import ONE_STEP, Reach
 
 Lanes = Literal["either", "batched", "vmap"]
 MULTI_STEP = "Use vjp='multi-step'"
-UPSTREAM = Path(str(braintrace.__file__)).parent
 VMAP_FROM = 2**19
 """Trace elements, about lanes x parameters, from which mapping over lanes measures faster than a batched trace."""
-
-
-def _refused(error: Exception) -> bool:
-    """Whether braintrace itself says no, rather than something that the model runs into."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    ours = Path(frame.f_code.co_filename).is_relative_to(UPSTREAM)
-    kinds = (ValueError, TypeError, NotImplementedError, braintrace.NotSupportedError)
-    return ours and isinstance(error, kinds)
 
 
 @dataclass(frozen=True)
@@ -113,7 +101,7 @@ class OnlineRule(Strategy):
             compiled = compile_rule(objective, x, example.sizes[2], batching == "vmap", algorithm, **options)
         except Exception as error:
             where = f"strategy {self.name!r} cannot run on {type(objective.model).__name__}"
-            if _refused(error):
+            if refused(error):
                 raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
             error.add_note(f"jaxtrain: {where}")
             raise

@@ -132,7 +132,9 @@ def until(process: forks.Popen, words: str) -> None:
 
 
 TERM, INT = (signal.SIGTERM, "terminated", 143), (signal.SIGINT, "interrupted", 130)
-CASES = [("training", *TERM), ("training", *INT), ("validation", *TERM), ("saving", *TERM)]
+HUP, USR1 = (signal.SIGHUP, "terminated", 129), (signal.SIGUSR1, "terminated", 138)
+CASES = [("training", *TERM), ("training", *INT), ("validation", *TERM), ("saving", *TERM), ("training", *HUP),
+         ("training", *USR1)]  # fmt: skip
 
 
 @pytest.mark.full

@@ -4,7 +4,13 @@ import math
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import (
+    HISTOGRAMS,
+    IMAGES,
+    SCALARS,
+    TENSORS,
+    EventAccumulator,
+)
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as ServerAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
@@ -36,7 +42,7 @@ def rows(run, *steps):
 
 
 def read(path):
-    accumulator = EventAccumulator(str(path / "tensorboard"), size_guidance={SCALARS: 0, IMAGES: 0})
+    accumulator = EventAccumulator(str(path / "tensorboard"), size_guidance={SCALARS: 0, IMAGES: 0, HISTOGRAMS: 0})
     accumulator.Reload()
     return accumulator
 
@@ -197,3 +203,112 @@ def test_bad_arguments_are_one_clear_line(make_run):
         TensorBoard().on_fit_start(make_run(run_dir=None))
     with pytest.raises(ValueError, match="flush_secs is 0"):
         TensorBoard(flush_secs=0)
+
+
+# ------------------------------------------------------------------------------- event files of other writers
+
+
+def others(path, seconds, *steps):
+    """A histogram and a scalar of a person's own writer, whose file is named as of that second."""
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto import event_pb2
+    from tensorboardX.summary import histogram, scalar
+
+    (path / "tensorboard").mkdir(exist_ok=True)
+    writer = EventsWriter(str(path / "tensorboard" / f"events.out.tfevents.{seconds}.host"))
+    for step in steps:
+        for made in (histogram("mine/w", np.arange(step + 2.0), 8), scalar("mine/a", float(step))):
+            writer.write_event(event_pb2.Event(wall_time=1.0, step=step, summary=made))
+    writer.close()
+
+
+@pytest.mark.parametrize("when", [1, 9999999999], ids=["sorts first", "sorts last"])
+@pytest.mark.parametrize("reader", [EventAccumulator, ServerAccumulator])
+def test_event_files_of_other_writers_are_shown_whole(make_run, tmp_path, when, reader):
+    def seen():
+        found = reader(str(tmp_path / "tensorboard"), size_guidance={HISTOGRAMS: 0, TENSORS: 0})
+        found.Reload()
+        if reader is EventAccumulator:
+            return [e.step for e in found.Histograms("mine/w")], [e.step for e in found.Scalars("mine/a")]
+        return [e.step for e in found.Tensors("mine/w")], [e.step for e in found.Tensors("mine/a")]
+
+    others(tmp_path, when, 10, 20)
+    mine = {path: path.read_bytes() for path in (tmp_path / "tensorboard").iterdir()}
+    rows(start(make_run), 10, 20, 30)
+    assert seen() == ([10, 20], [10, 20])
+    rows(start(make_run, restored=20), 30, 40)
+    assert seen() == ([10, 20], [10, 20]) and points(tmp_path) == expected(10, 20, 30, 40)
+    rows(start(make_run), 10)  # again from the start
+    assert seen() == ([10, 20], [10, 20]) and points(tmp_path) == expected(10)
+    assert all(path.read_bytes() == data for path, data in mine.items())
+
+
+def test_without_a_record_event_files_of_other_writers_are_shown_whole(make_run, tmp_path):
+    others(tmp_path, 1, 10, 40)
+    rows(start(make_run, jsonl=False), 10, 20, 30)
+    rows(start(make_run, restored=20, jsonl=False), 30)
+    assert [e.step for e in read(tmp_path).Histograms("mine/w")] == [10, 40]
+    assert points(tmp_path) == expected(10, 20, 30)
+
+
+def test_a_link_in_place_of_an_event_file_is_not_written_through(make_run, tmp_path):
+    rows(start(make_run), 10)
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    elsewhere = tmp_path / "elsewhere"
+    file.rename(elsewhere)
+    file.symlink_to(elsewhere)
+    before = elsewhere.read_bytes()
+    with pytest.raises(OSError):
+        start(make_run, restored=10)
+    assert elsewhere.read_bytes() == before
+
+
+def histograms(path, tag):
+    return [(e.step, e.histogram_value.num, e.histogram_value.min, e.histogram_value.max, sum(e.histogram_value.bucket))
+            for e in read(path).Histograms(tag)]  # fmt: skip
+
+
+def test_histograms_are_shown_and_outlive_a_resume(make_run, tmp_path):
+    run = start(make_run)
+    for step in (10, 20, 30):
+        rows(run, step)
+        run.histogram("w", np.linspace(-1, step, 100).reshape(10, 10))
+        run.histogram("flat", np.full(7, 0.5, np.float32))
+    run.callbacks("flush")
+    wanted = [(step, 100, -1.0, step, 100) for step in (10, 20, 30)]
+    assert histograms(tmp_path, "w") == wanted
+    assert histograms(tmp_path, "flat") == [(step, 7, 0.5, 0.5, 7) for step in (10, 20, 30)]
+    for _ in range(2):
+        again = start(make_run, restored=20)
+        assert histograms(tmp_path, "w") == wanted[:2]
+    rows(again, 30)
+    again.histogram("w", np.linspace(-1, 30, 100))
+    again.callbacks("flush")
+    assert histograms(tmp_path, "w") == wanted
+    start(make_run)
+    assert read(tmp_path).Tags()["histograms"] == []
+
+
+def test_a_histogram_counts_as_numpy_does(make_run, tmp_path):
+    run, values = start(make_run), np.random.default_rng(0).normal(size=500)
+    run.histogram("w", values)
+    run.callbacks("flush")
+    (found,) = [e.histogram_value for e in read(tmp_path).Histograms("w")]
+    ends = np.array(found.bucket_limit)
+    for count, low, high in zip(found.bucket[1:], ends[:-1], ends[1:], strict=True):
+        inside = (values >= low) & ((values < high) | ((high == ends[-1]) & (values == high)))
+        assert count == inside.sum()
+
+
+def test_histograms_of_bad_values(make_run, tmp_path, caplog):
+    run = start(make_run)
+    run.histogram("w", [1.0, np.nan, np.inf, 2.0])
+    run.histogram("gone", [np.nan])
+    run.callbacks("flush")
+    assert histograms(tmp_path, "w") == [(0, 2, 1.0, 2.0, 2)]
+    assert [r.getMessage() for r in caplog.records] == [
+        "step 0: 2 of 4 values of w are not finite", "step 0: 1 of 1 values of gone are not finite"
+    ]  # fmt: skip
+    for bad in (["a"], [1j], {"w": 1}):
+        with pytest.raises(TypeError, match=r"run.histogram\('w'\): got .*; expected an array of real numbers"):
+            run.histogram("w", bad)

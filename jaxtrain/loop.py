@@ -14,7 +14,7 @@ from .callback import Callback, Callbacks
 from .callbacks.throughput import peak_rss_mb
 from .checkpoint import Store
 from .console import log, one_line
-from .data import DataModule, Feed, change_task
+from .data import DataModule, Feed, change_task, identity_of
 from .digests import digest
 from .evaluating import evaluate
 from .files import as_json
@@ -311,7 +311,7 @@ class Loop:
             "strategy": run.config["strategy"],
             "seeds": run.config["fit"]["seeds"],
             "run": run_key(run.config),
-            "data": self.data.identity(),
+            "data": identity_of(self.data),
             "feed": self.feed.state(),
             "task": self.data.task,
             "callbacks": self.callbacks.states(),

@@ -200,7 +200,7 @@ class Fit:
             raise ValueError(
                 f"Fit(validate_every={str(self.validate_every)!r}), but {type(data).__name__} has no val data"
             )
-        self._schedule(1, feed.length)
+        unused = unused_batches(self._schedule(1, feed.length).total, self.accumulate)
         described = describe(self.strategy, data, self.callbacks)
         strategy, chunk = self._resolved(origin.config)
         if saved is not None:
@@ -244,7 +244,7 @@ class Fit:
         refuse_unlike_runs(record, self.callbacks, program, feed, val)
         self._prepare(program, val)
         schedule = self._schedule(program.chunk, feed.length)  # made now, since its clock starts
-        program.learner.notes.extend(unused_batches(schedule.total, self.accumulate))
+        program.learner.notes.extend(unused)
         if origin.config is not None and not dry_run:
             rates = {} if saved is None else saved.meta["optimizer_settings"]
             log_changes({**origin.config, "optimizer": rates}, {**record, "optimizer": program.optimizer.settings()})

@@ -327,7 +327,8 @@ def test_batches_that_make_no_update_are_named_before_and_after(tmp_path, caplog
     def run(steps, **options):
         caplog.clear()
         module = Linear()
-        fit = jt.Fit("bptt", accumulate=4, **{**dict(max_steps=steps, run_dir=tmp_path / f"{steps}"), **options})
+        options = {"accumulate": 4, "max_steps": steps, "run_dir": tmp_path / f"{steps}", **options}
+        fit = jt.Fit("bptt", **options)
         return fit.run(module, [line(i) for i in range(10)], batch_first=False), module.model.w.value
 
     result, values = run(10)

@@ -138,7 +138,8 @@ def test_a_layout_that_nobody_states_is_warned_of(caplog):
 def test_a_layout_that_is_stated_is_not_warned_of(caplog):
     phases = [jt.Phases(None, *batch) for batch in TIME_MAJOR]
     padded = jt.PaddedCopyDataModule(3, 2, 4, lengths=(8,), digits=(2,))
-    for data in (jt.CopyDataModule(3, 2, 4), padded, jt.StreamDataModule(Adding()), jt.DataModule(CopyDataset(3, 2, 4))):
+    copies = jt.CopyDataModule(3, 2, 4)
+    for data in (copies, padded, jt.StreamDataModule(Adding()), jt.DataModule(CopyDataset(3, 2, 4))):
         feed = Feed(data.train_data(), "train", data.batch_first)
         warn_of_layout(data, feed.example(), feed.batch_first)
     fit().validate(Linear(), phases)

@@ -211,10 +211,8 @@ def test_what_weighs_nothing_may_be_anything_in_every_share():
     weights[:2, 1] = 1
     x, y = line(0, batch=4)
     clean = jt.Phases(None, x, y, weights=weights)
-    spoiled = jt.Phases(
-        None, *(np.where(keep[..., None], leaf, np.nan).astype(np.float32) for leaf, keep in ((x, weights), (y, weights))),
-        weights=weights,
-    )  # fmt: skip
+    keep, nan = weights[..., None] != 0, np.float32(np.nan)
+    spoiled = jt.Phases(None, np.where(keep, x, nan), np.where(keep, y, nan), weights=weights)
     found = []
     for batch, devices in ((clean, 1), (spoiled, 1), (clean, 2), (spoiled, 2)):
         made = program(Linear(), jt.BPTT(), batch, devices)

@@ -186,3 +186,13 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: holds no recipe's configuration; expected a table of option = value")
     return value
+
+
+def as_count(value: Any, name: str, required: bool = False) -> Any:
+    """The argument ``name`` of ``Fit``, which is a whole number, or None where it is not required."""
+    if value is None and not required:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+        least = "below 2**31" if isinstance(value, int) and value > 1 else "1 or more"
+        raise ValueError(f"Fit({name}={value!r}): expected a whole number, {least}")
+    return value

@@ -1,176 +1,22 @@
-"""DataModule: where the batches come from. Feed: an exact position among them, through prefetch and resume."""
+"""Feed: an exact position among the batches of a source, through prefetch and resume; and where batches come from."""
 
-import copy
 import logging
 from collections import deque
-from dataclasses import dataclass
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 import jax
-import numpy as np
 
-from .console import warn_of_foreign
+from .batches import DataError, Spec
+from .datamodule import DataModule, as_data, begin_task, change_task, encodes, identity_of, set_up, warn_of_layout
 from .digests import digest
-from .sources import Counted, DataEnded, DataError, Kind, Spec, adapt, by_number, fingerprint, host, length_of, noted
+from .sources import Counted, DataEnded, Kind, adapt, length_of, noted
 
-__all__ = ["DataEnded", "DataError", "DataModule", "Feed", "as_data"]
+__all__ = [
+    "DataEnded", "DataError", "DataModule", "Feed", "as_data", "begin_task", "change_task", "encodes", "identity_of",
+    "set_up", "warn_of_layout",
+]  # fmt: skip
 
 logger = logging.getLogger("jaxtrain")
-
-
-@dataclass
-class _Life:
-    """What a data module went through: so that it is set up once, and a fresh run begins with the task as made."""
-
-    set_up: bool = False
-    made_with: dict[str, Any] | None = None  # the task before a run changed it
-    left_with: dict[str, Any] | None = None  # the task as the last change of a run left it
-    printed: tuple[dict[str, Any], dict[str, Any]] | None = None  # the fingerprint of the train source, and its task
-
-
-class DataModule:
-    """The data of a run: subclass it, or give it sources: `DataModule(train, val=..., test=..., predict=...)`.
-
-    A source is anything a `Feed` takes: best an object with `batch(step)`, else an iterable of batches, each a
-    pytree of arrays, time-major `(T, B, ...)`, usually `(inputs, targets)`.
-
-    `task` holds the parameters of a curriculum as a JSON dict. It is saved in checkpoints and put back before data is
-    asked for; a source that reads it must read it anew for every batch.
-    """
-
-    task: dict[str, Any] = {}
-    _life: _Life
-    _sources: tuple[Any, Any, Any, Any] = (None, None, None, None)
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        warn_of_foreign(cls, FOREIGN)
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        self = super().__new__(cls)
-        # A dict of its own for every instance, also where a subclass has an __init__ without super().__init__().
-        object.__setattr__(self, "task", dict(cls.task))
-        object.__setattr__(self, "_life", _Life())
-        return self
-
-    def __init__(self, train: Any = None, val: Any = None, test: Any = None, predict: Any = None) -> None:
-        self._sources = (train, val, test, predict)
-
-    def setup(self) -> None:
-        """Called once in the life of the object, before any source is asked for: download, open, split."""
-
-    def train_data(self) -> Any:
-        """The source of train batches. Raises DataError where there is none."""
-        if self._sources[0] is None:
-            raise DataError(
-                f"train data: {type(self).__qualname__} has none; define train_data() or give it a source of batches"
-            )
-        return self._sources[0]
-
-    def val_data(self) -> Any:
-        """The source of validation batches, or None."""
-        return self._sources[1]
-
-    def test_data(self) -> Any:
-        """The source of test batches, or None."""
-        return self._sources[2]
-
-    def predict_data(self) -> Any:
-        """The source of batches to predict, or None."""
-        return self._sources[3]
-
-    def encode(self, x: Any) -> Any:
-        """Turn one time step of the inputs, `(B, ...)`, into what the model takes; traced, inside the time loop.
-
-        The default is the `encode` of the train source it was given, where that has one, else `x` itself.
-        """
-        encode = getattr(self._sources[0], "encode", None)
-        return encode(x) if callable(encode) else x
-
-    def identity(self) -> dict[str, Any]:
-        """A JSON dict that says which data this is; compared when a run is resumed.
-
-        The default is the class and, of a train source that was given and is read by number, the number of batches and
-        a sha256 of the first one.
-        """
-        identity: dict[str, Any] = {"class": type(self).__qualname__}
-        if by_number(self._sources[0], "train") is not None:
-            if self._life.printed is None or self._life.printed[0] != self.task:
-                self._life.printed = copy.deepcopy(self.task), fingerprint(self._sources[0], "train")
-            identity["train"] = self._life.printed[1]
-        return identity
-
-
-FOREIGN = {
-    **{f"{part}_dataloader": f"define {part}_data()" for part in ("train", "val", "test", "predict")},
-    "prepare_data": "define setup()",
-    "teardown": "free what setup() opened in a callback's on_fit_end",
-}
-"""What methods of Lightning's data modules are here."""
-
-
-def as_data(data: Any, val: Any = None) -> DataModule:
-    """A DataModule as it is; any other source, with its validation source, in a DataModule.
-
-    >>> as_data([(1.0, 2.0)]).train_data()
-    [(1.0, 2.0)]
-
-    Raises DataError for None, for a class, and for a validation source beside a DataModule.
-    """
-    if isinstance(data, type):
-        raise DataError(f"train data: {data.__qualname__} is a class; give an instance: {data.__qualname__}(...)")
-    if not isinstance(data, DataModule):
-        if data is None:
-            raise DataError("train data: got None; give a DataModule, an object with batch(step), or a list of batches")
-        return DataModule(data, val)
-    if val is not None:
-        raise DataError(
-            f"val data: given beside {type(data).__qualname__}, which has its own; define its val_data() instead"
-        )
-    return data
-
-
-def set_up(data: DataModule) -> None:
-    """Call ``setup()`` of a data module, once."""
-    if not data._life.set_up:
-        data.setup()
-        data._life.set_up = True
-
-
-def begin_task(data: DataModule, saved: dict[str, Any] | None) -> None:
-    """The task that a run begins with: as a checkpoint has it, or as the data module was made.
-
-    What earlier runs changed is taken back; what its owner has changed since stays.
-    """
-    life = data._life
-    if life.made_with is not None and data.task == life.left_with:
-        data.task.clear()
-        data.task.update(life.made_with)
-    life.made_with = None
-    if saved is not None:
-        change_task(data, saved)
-
-
-def change_task(data: DataModule, task: dict[str, Any]) -> None:
-    """Change the task from within a run; ``begin_task`` of the next one takes it back."""
-    life = data._life
-    if life.made_with is None:
-        life.made_with = copy.deepcopy(data.task)
-    data.task.update(task)
-    life.left_with = copy.deepcopy(data.task)
-
-
-def nonfinite_leaf(batch: Any, number: int) -> str | None:
-    """Which leaf of a batch on the host holds NaN or infinity, in words; None where all is finite."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
-        bad = ~np.isfinite(np.asarray(leaf, np.complex128 if np.iscomplexobj(leaf) else np.float64))
-        if bad.any():
-            first = [int(index) for index in np.argwhere(bad)[0]]
-            return (
-                f"train data: batch {number}: leaf batch{jax.tree_util.keystr(path)} holds {int(bad.sum())} values "
-                f"that are not finite, the first at {first}"
-            )
-    return None
 
 
 def _digest(batch: Any) -> str:
@@ -183,8 +29,9 @@ class Feed:
     A source is an object with `batch(step)` ("addressed"; with `__len__` an epoch is that many steps); an iterable
     that, or whose iterator, has `state_dict/load_state_dict` or `get_state/set_state` ("stateful"); a list or any
     iterable that starts again ("reiterable"; a short last batch is dropped); or a one-shot "iterator".
-    Batches are pytrees of arrays, time-major `(T, B, ...)`; they come out as copies in numpy, 64 bits made 32 unless
-    `jax_enable_x64`; a list of plain numbers is one array. All have the tree, shapes and dtypes of the first.
+    Batches are pytrees of arrays; they come out as copies in numpy, time-major `(T, B, ...)` whatever the source's
+    layout (`batch_first`), 64 bits made 32 unless `jax_enable_x64`; a list of plain numbers is one array. All have the
+    tree, shapes and dtypes of the first.
 
     `length` is the batches of an epoch, None where unknown; `kind` one of the words in quotes above; `taken` counts
     the batches consumed; `ready` those that `take` can return without asking the source. Batches are numbered from 0.
@@ -195,9 +42,9 @@ class Feed:
     ([array([1., 2.], dtype=float32)], {'kind': 'reiterable', 'batch': 1, 'epoch': 0, 'index': 1})
     """
 
-    def __init__(self, source: Any, name: str = "train") -> None:
+    def __init__(self, source: Any, name: str = "train", batch_first: bool | None = None) -> None:
         self.name = name
-        self._source = adapt(source, name)
+        self._source = adapt(source, name, batch_first)
         self._queue: deque[tuple[Any, dict[str, Any]]] = deque()  # batches made ahead, each with the position after it
         self._error: Exception | None = None  # what making the batch after those in the queue raised
         self._spec: Spec | None = None  # what all batches look like
@@ -213,6 +60,11 @@ class Feed:
     @property
     def kind(self) -> Kind:
         return self._source.kind
+
+    @property
+    def batch_first(self) -> bool | None:
+        """The layout stated for the source; None where it is not, and time-major arrays are taken for granted."""
+        return self._source.batch_first
 
     @property
     def length(self) -> int | None:
@@ -350,13 +202,13 @@ class Feed:
     def _make(self, number: int) -> tuple[Any, dict[str, Any]]:
         why = None
         for _ in range(2):  # a short last batch is dropped once: then an epoch must begin with a whole one
-            batch = host(self._source.get(number), self.name, number)
+            batch = self._source.host(number)
             position = self._source.position(number + 1)  # before ended(), which may read on
             why = self._spec.mismatch(batch) if self._spec else None
             expected = self._old_spec if self._spec is None else self._spec if why else None  # a match is not short
             short = expected is not None and expected.short(batch) and self._source.ended()
             if why is None and not short:
-                self._spec = self._spec or Spec(batch)
+                self._spec = self._spec or Spec(batch, self.batch_first)
                 return batch, position
             if not short:
                 break
@@ -364,7 +216,12 @@ class Feed:
                 f"{self.name} data: the short last batch of an epoch is dropped"
                 + (f"; periods in epochs count it, {self.length} steps an epoch" if self.length else "")
             )
-        raise DataError(f"{self.name} data: batch {number}: {why} as in batches before; make all alike", number)
+        raise self._unlike(batch, number)
+
+    def _unlike(self, batch: Any, number: int) -> DataError:
+        assert self._spec is not None
+        why, advice = self._spec.mismatch(batch), self._spec.advice(batch)
+        return DataError(f"{self.name} data: batch {number}: {why} as in batches before; {advice}", number)
 
     def _measure(self) -> None:
         """Ask for the length of an epoch; a sequence's is without a short last item, before anything counts by it."""
@@ -376,9 +233,12 @@ class Feed:
         last = (source.length or 1) - 1
         number = 0
         try:
-            self._spec = Spec(host(source.get(0), self.name, 0))
+            self._spec = Spec(source.host(0), self.batch_first)
             number = last
-            short = self._spec.short(host(source.get(last), self.name, last))
+            batch = source.host(last)
+            if self._spec.looks_batch_major(batch):
+                raise self._unlike(batch, last)
+            short = self._spec.short(batch)
         except Exception as error:
             raise noted(error, number, self.name)  # noqa: B904
         if short:

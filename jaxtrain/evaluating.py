@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -13,17 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from .alone import refuse_in_use, run_of
+from .batches import DataError, stated_layout, time_major
 from .checkpoint import Saved
-from .data import DataModule
+from .console import log
+from .data import DataModule, as_data, encodes, set_up, warn_of_layout
 from .loading import build, load_into, refuse_other_parameters, require_module
 from .metrics import Mean, Pending, plain, tag
 from .module import Module, Objective, Phases, check_phases
 from .passes import alike, one_pass
 from .program import EVALUATE, PREDICT
-from .state import Functional, fold_in, kind_of, lasting, parameters, set_key, strengthen, strong
+from .snapshots import snapshot
+from .state import Functional, State, fold_in, kind_of, lasting, parameters, set_key, strengthen, strong
 from .strategies import Strategy
 from .strategies.base import Network, choose_batching, input_of
 from .strategies.bptt import BPTTLearner
+from .strategies.padding import inert
 
 Kind = Literal["evaluate", "predict"]
 
@@ -36,58 +42,87 @@ class Predicts(Protocol):
     def predict(self, batch: Any, index: int) -> Pending: ...
 
 
+@dataclass
+class Programs:
+    """The compiled programs that read one module, and a snapshot of what they were traced from."""
+
+    module: weakref.ref[Module]
+    traced_from: Any = None
+    compiled: dict[Any, Any] = field(default_factory=dict)
+
+
 class Reader:
-    """Compiled programs that evaluate, or predict with, a module's model as it is; one for each shape of batch.
+    """A module as it is during one call, and the programs that read it, one for each kind of batch.
 
     Raises what the module's own steps raise, and ValueError or TypeError with one line for a batch that does not fit.
     """
 
-    def __init__(self, module: Module, strategy: Strategy, encode: Callable, example: Any, *, kind: Kind, seed: int):
-        self._module, self._kind = module, kind
+    def __init__(self, module: Module, strategy: Strategy, encode: Callable, kind: Kind, seed: int, programs: Programs):
+        self._module, self._strategy, self._encode = module, strategy, encode
+        self._kind: Kind = kind
         self._root = jax.random.key(seed)
-        self._executables: dict[Any, Any] = {}
-        with self._environ():
-            strengthen(parameters(module.model).values())
-            objective = Objective(module, encode)
-            phases = check_phases(module.phases(example))
-            wanted = _batching(strategy)
-            batching = choose_batching(wanted, module.model, input_of(objective, phases, kind), phases.sizes[2])
-            self._learner = BPTTLearner(objective, Network(module.model, batching))
-            self._named = {
-                **parameters(module.model),
-                **{f"model/{name}": state for name, state in lasting(module.model).items()},
-            }
-            strengthen([*self._named.values(), *self._learner.scratch()])
+        self._programs = programs
+        if programs.traced_from != self._snapshot():
+            programs.compiled.clear()
 
     def evaluate(self, batch: Any, index: int) -> Pending:
         """Metrics of one batch, ``Mean`` by name."""
-        return self._run(batch, index, EVALUATE, self._learner.evaluate)
+        return self._run(batch, index)
 
     def predict(self, batch: Any, index: int) -> Pending:
         """Outputs over the learning phase of one batch, ``(T_l, B, ...)``."""
-        return self._run(batch, index, PREDICT, self._learner.predict)
+        return self._run(batch, index)
 
-    def _run(self, batch: Any, index: int, stream: int, read: Callable[[Phases], Any]) -> Pending:
+    def prepare(self, batch: Any) -> Any:
+        """The program for batches of this kind, compiled where there is none."""
+        key, compiled = (self._kind, kind_of(batch)), self._programs.compiled
+        if key not in compiled:
+            with brainstate.environ.context(**self._module.environ, fit=False):
+                compiled[key] = self._compile(batch)
+            self._programs.traced_from = self._snapshot()
+        return compiled[key]
+
+    def _run(self, batch: Any, index: int) -> Pending:
+        program = self.prepare(batch)
+        return Pending(program(self._values, self._root, np.int32(index), batch))
+
+    def _snapshot(self) -> Any:
+        return snapshot((self._module, dict(self._module.environ), self._encode, brainstate.environ.all()))
+
+    def _compile(self, batch: Any) -> Any:
+        module, model = self._module, self._module.model
+        kind = self._kind
+        strengthen(parameters(model).values())
+        objective = Objective(module, self._encode)
+        phases = check_phases(module.phases(batch))
+        wanted = _batching(self._strategy)
+        batching = choose_batching(wanted, model, input_of(objective, phases, kind), phases.sizes[2])
+        learner = BPTTLearner(objective, Network(model, batching))
+        named = _named(model)
+        strengthen([*named.values(), *learner.scratch()])
+
+        def read(phases: Phases) -> Any:
+            if kind == "predict":
+                return learner.predict(phases)
+            return learner.evaluate(inert(phases, objective.evaluate, learner.network, carried=False))
+
         def step(root, index, batch):
-            set_key(fold_in(root, stream, index))
-            return read(check_phases(self._module.phases(batch)))
+            set_key(fold_in(root, EVALUATE if kind == "evaluate" else PREDICT, index))
+            return read(check_phases(module.phases(batch)))
 
-        key = (stream, kind_of(batch))
-        if key not in self._executables:
-            with self._environ():
-                example = self._root, jnp.int32(0), batch
-                functional = Functional(step, self._named, self._learner.scratch(), *example)
-                result = lambda values, *args: functional(values, *args)[1]  # noqa: E731
-                self._executables[key] = jax.jit(result).lower(self._values, *example).compile()
-        return Pending(self._executables[key](self._values, self._root, np.int32(index), batch))
+        example = self._root, jnp.int32(0), batch
+        functional = Functional(step, named, learner.scratch(), *example)
+        values = {name: strong(state.value) for name, state in named.items()}
+        return jax.jit(lambda values, *args: functional(values, *args)[1]).lower(values, *example).compile()
 
     @cached_property
     def _values(self) -> dict[str, Any]:
         """The model's values when it is first read, as device arrays."""
-        return {name: strong(state.value) for name, state in self._named.items()}
+        return {name: strong(state.value) for name, state in _named(self._module.model).items()}
 
-    def _environ(self):
-        return brainstate.environ.context(**self._module.environ, fit=False)
+
+def _named(model: Any) -> dict[str, State]:
+    return {**parameters(model), **{f"model/{name}": state for name, state in lasting(model).items()}}
 
 
 def _batching(strategy: Strategy) -> Any:
@@ -96,32 +131,80 @@ def _batching(strategy: Strategy) -> Any:
     return getattr(strategy, "batching", "auto") if lanes == "either" else lanes
 
 
-def read(module: Module, strategy: Strategy, data: DataModule, source: Any, name: str, *, kind: Kind, seed: int,
-         saved: Saved | None, bare: bool) -> tuple[Any, Iterator[Any]]:  # fmt: skip
-    """A reader of a module, which is given a checkpoint's values first, and one pass over a source of batches.
+class Readers:
+    """What one ``Fit`` remembers of the modules that it has read or trained, as long as they live."""
 
-    A module that a run under way trains is read by that run's programs, with the values of its present step. ``bare``:
-    the batches came without a data module.
+    def __init__(self):
+        self._programs: dict[int, Programs] = {}
+        self._encoded: dict[int, tuple[weakref.ref[Module], str]] = {}
+
+    def trained(self, module: Module, data: DataModule) -> None:
+        """Remember whether a module is trained on inputs that its data encodes."""
+        number = id(module)
+        forget = lambda _: self._encoded.pop(number, None)  # noqa: E731
+        if encodes(data):
+            self._encoded[number] = weakref.ref(module, forget), type(data).__name__
+        else:
+            self._encoded.pop(number, None)
+
+    def encoding(self, module: Module) -> str | None:
+        """The name of the data that encoded the inputs that the module was trained on."""
+        return self._encoded.get(id(module), (None, None))[1]
+
+    def programs(self, module: Module) -> Programs:
+        """Those of a module; a module that has been changed since then needs new ones, which ``Reader`` finds out."""
+        number = id(module)
+        if number not in self._programs:
+            forget = lambda _: self._programs.pop(number, None)  # noqa: E731
+            self._programs[number] = Programs(weakref.ref(module, forget))
+        return self._programs[number]
+
+
+def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: str, *, kind: Kind, seed: int,
+         saved: Saved | None, batch_first: bool | None) -> tuple[Any, Iterator[Any], bool]:  # fmt: skip
+    """A reader of a module, which is given a checkpoint's values first; one pass over the batches of its data called
+    ``name``, or of bare batches; and whether these put the batch first.
+
+    A module that a run under way trains is read by that run's programs, with the values of its present step; bare
+    batches then have the layout and the encoding of the run's own, unless another layout is stated.
     """
     require_module(module)
-    live = run_of(module)
+    live, bare = run_of(module), not isinstance(data, DataModule)
+    if live is not None and bare and batch_first is None:
+        batch_first = live.batch_first
+    data = as_data(data, batch_first=batch_first)
+    set_up(data)
+    source = data.train_data() if bare else getattr(data, f"{name}_data")()
     if source is None:
         raise ValueError(f"{type(data).__name__} has no {name} data: define {name}_data()")
+    layout = stated_layout(source, name, data.batch_first)
     if live is not None:
         if saved is not None:
             refuse_in_use(module, f"a checkpoint (step {saved.step}) cannot be loaded")
-        reader, batches = live.view(source, None if bare else data.encode), one_pass(source, name)
-        return reader, alike(batches, name) if kind == "evaluate" else batches
-    batches = one_pass(source, name)
+        view, batches = live.view(source, None if bare else data.encode), one_pass(source, name, layout)
+        return view, alike(batches, name, layout) if kind == "evaluate" else batches, layout is True
+    batches = one_pass(source, name, layout)
     first = next(batches)
+    warn_of_layout(data, first, layout)
+    if bare and not encodes(data) and (owner := readers.encoding(module)):
+        log.warning(
+            f"{name} data: bare batches reach the model as they are, but {type(module).__name__} was trained on inputs "
+            f"that {owner}.encode encodes: give them by {name}_data() of such a data module, or encode them yourself"
+        )
     build(module, seed)
     if saved is not None:
         refuse_other_parameters(module, saved)  # before the model meets data that may be of other sizes
-    reader = Reader(module, strategy, data.encode, first, kind=kind, seed=seed)
+    reader = Reader(module, strategy, data.encode if encodes(data) else as_it_is, kind, seed, readers.programs(module))
+    reader.prepare(first)
     if saved is not None:
         load_into(module, saved)
     batches = itertools.chain([first], batches)
-    return reader, alike(batches, name) if kind == "evaluate" else batches
+    return reader, alike(batches, name, layout) if kind == "evaluate" else batches, layout is True
+
+
+def as_it_is(x: Any) -> Any:
+    """The encoding of data that has none."""
+    return x
 
 
 def evaluate(program: Evaluates, batches: Iterable[Any], prefix: str,
@@ -142,7 +225,29 @@ def evaluate(program: Evaluates, batches: Iterable[Any], prefix: str,
         return {tag(prefix, name): plain(mean.num / mean.weight) for name, mean in total.items()}
 
 
-def predict(reader: Predicts, batches: Iterable[Any]) -> Any:
-    """Outputs of every batch, joined along the lanes: ``(T_l, N, ...)``."""
-    outputs = [reader.predict(batch, index).fetch() for index, batch in enumerate(batches)]
-    return jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *outputs)
+def predict(reader: Predicts, batches: Iterable[Any], batch_first: bool = False) -> Any:
+    """Outputs of every batch, joined along the sequences: ``(T_l, N, ...)``, or ``(N, T_l, ...)``."""
+    outputs: list[Any] = []
+    for index, batch in enumerate(batches):
+        outputs.append(reader.predict(batch, index).fetch())
+        _refuse_apart(outputs[0], outputs[-1], index)
+    joined = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *outputs)
+    return time_major(joined) if batch_first else joined  # the swap is its own inverse
+
+
+def _refuse_apart(first: Any, other: Any, index: int) -> None:
+    """Raise DataError for outputs that cannot be joined along the sequences."""
+    kinds = [[(leaf.shape[:1], leaf.shape[2:]) for leaf in jax.tree.leaves(tree)] for tree in (first, other)]
+    for leaf in jax.tree.leaves(other):
+        if leaf.ndim < 2:
+            raise DataError(
+                f"predict_step returned an array of shape {leaf.shape[1:]} in a time step; expected (B, ...), a value "
+                "for each sequence"
+            )
+    if kinds[0] != kinds[1]:
+        times = [jax.tree.leaves(tree)[0].shape[0] for tree in (first, other)]
+        raise DataError(
+            f"predict data: batch {index} has outputs over {times[1]} time steps, batch 0 over {times[0]}, and outputs "
+            "are joined along the sequences: call predict once for each length, or give one batch a call",
+            index,
+        )

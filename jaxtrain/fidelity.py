@@ -19,7 +19,7 @@ from .alone import alone
 from .callbacks import GradientFidelity
 from .config import ConfigError, coerce
 from .console import log, one_line
-from .data import Feed, as_data
+from .data import Feed, as_data, warn_of_layout
 from .files import write_json
 from .loading import build
 from .program import Program
@@ -199,7 +199,8 @@ def _program(module: Any, rule: Rule, config: Any) -> tuple[Program, Feed]:
     fit, trained, data = module.make(chosen)
     data = as_data(data)
     data.setup()
-    feed = Feed(data.train_data(), "train")
+    feed = Feed(data.train_data(), "train", data.batch_first)
+    warn_of_layout(data, feed.example(), feed.batch_first)
     build(trained, fit.seed)
     program = fit.program(trained, data, feed.example())
     program.prepare()

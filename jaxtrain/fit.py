@@ -14,30 +14,32 @@ import numpy as np
 from . import preflight, processes
 from .agreement import first_difference
 from .alone import alone, refuse_in_use, under_way
+from .batches import Spec
 from .callback import Callback, Callbacks
 from .callbacks.checkpoint import Checkpoint, best_of, kept_by
 from .callbacks.periods import optional_period
 from .checkpoint import Store, readable
+from .config import as_count
 from .console import log
-from .data import DataModule, Feed, as_data, begin_task, change_task, set_up
+from .data import DataModule, Feed, as_data, begin_task, change_task, set_up, warn_of_layout
 from .devices import as_devices
-from .evaluating import Kind, evaluate, predict, read
+from .evaluating import Kind, Readers, evaluate, predict, read
 from .files import as_json, read_json, write_json
 from .lanes import as_seeds, is_seed
 from .loading import build_each, require_module
 from .loop import Loop
 from .module import Module
+from .optimizer import accumulated_batches
 from .outcome import summarize
 from .passes import Passes
-from .period import Period, count
+from .period import Period
 from .program import NonFinite, Program
 from .record import Recorder
 from .resume import CHECKPOINTS, Origin, absolute, chosen, describe, log_changes, opened, refuse_unlike_runs
 from .resume import refuse_differences as refuse
 from .run import NonFiniteError, Result, Run, Status, recorded
-from .schedule import Schedule
+from .schedule import Schedule, total_steps, unused_batches
 from .signals import Signals
-from .sources import Spec
 from .state import flatten, parameters, signature
 from .strategies import Strategy
 from .strategies.names import make_strategy
@@ -80,8 +82,8 @@ class Fit:
         if not isinstance(self.strategy, Strategy):
             hint = f"; did you mean {strategy.__name__}()?" if isinstance(strategy, type) else ""
             raise TypeError(f"Fit(strategy={strategy!r}): expected a name or a jaxtrain.Strategy object{hint}")
-        self.max_steps = count(max_steps, "max_steps")
-        self.max_epochs = count(max_epochs, "max_epochs")
+        self.max_steps = as_count(max_steps, "max_steps")
+        self.max_epochs = as_count(max_epochs, "max_epochs")
         self.max_time = optional_period(max_time, "Fit", "max_time")
         if self.max_time is not None and self.max_time.unit != "time":
             raise ValueError(f"Fit(max_time={max_time!r}): expected a time, as '30min' or '2h'")
@@ -92,11 +94,11 @@ class Fit:
         if not is_seed(seed):
             raise ValueError(f"Fit(seed={seed!r}): expected a whole number from 0 to 2**32 - 1")
         self.clip = None if clip is None else float(clip)
-        self.accumulate = count(accumulate, "accumulate", required=True)
+        self.accumulate = as_count(accumulate, "accumulate", required=True)
         if self.max_steps is not None and self.max_steps < self.accumulate:
             raise ValueError(f"Fit(accumulate={accumulate}, max_steps={max_steps}): no update would be made")
-        self.chunk: int | Literal["auto"] = "auto" if chunk == "auto" else count(chunk, "chunk", required=True)
-        self.log_every = count(log_every, "log_every", required=True)
+        self.chunk: int | Literal["auto"] = "auto" if chunk == "auto" else as_count(chunk, "chunk", required=True)
+        self.log_every = as_count(log_every, "log_every", required=True)
         self.validate_every = optional_period(validate_every, "Fit", "validate_every")
         self.seed, self.seeds = seed, as_seeds(seeds, seed)
         self.devices = as_devices(devices)
@@ -110,29 +112,33 @@ class Fit:
             raise ValueError("Checkpoint needs a run directory: Fit(run_dir=...)")
         self._checkpoint = kept[0] if kept else None
         self.run_dir = None if run_dir is None else readable(absolute(run_dir))
+        self._readers = Readers()
         self._latest = self.run_dir  # where the last run wrote: a fork has a directory of its own
 
     # ------------------------------------------------------------------------------------------------ training
 
     @alone("Fit.run")
     def run(self, module: Module, data: Any, *, resume: str | int | Path = "never",
-            config: dict[str, Any] | None = None, dry_run: bool = False) -> Result:  # fmt: skip
+            config: dict[str, Any] | None = None, dry_run: bool = False,
+            batch_first: bool | None = None) -> Result:  # fmt: skip
         """Train, and return a ``Result``; never exits the process.
 
         ``resume``: "never" (a directory that holds a run is refused); "last" goes on where the run directory stopped
         and starts fresh where it is empty; "best", a step, or a path ``<run>/checkpoints/<step>`` fork the run into a
         directory of its own unless that step is its last. ``config``: a JSON dict recorded with the run.
-        ``dry_run``: compile, report, and return without training or writing anything.
+        ``dry_run``: compile, report, and return without training or writing anything. ``batch_first``: the layout of
+        bare batches, as ``DataModule`` has it: True for ``(B, T, ...)``, False for ``(T, B, ...)``.
         """
         started = time.perf_counter()
         refuse_in_use(module, "Fit.run", self.callbacks)
         processes.begin()
         with processes.watched(), opened(self.run_dir, resume, write=not dry_run) as origin:
-            data = as_data(data)
+            data = as_data(data, batch_first=batch_first)
             set_up(data)
             begin_task(data, None if origin.saved is None else origin.saved.meta["task"])
             loop = self._assemble(module, data, origin, config, dry_run)
-            report = loop.program.report()
+            self._readers.trained(module, data)
+            report = {**loop.program.report(), "batch_first": loop.feed.batch_first}
             for line in preflight.lines(report):
                 log.info("%s", line)
             if dry_run:
@@ -192,14 +198,15 @@ class Fit:
         if self.max_steps is None and self.max_epochs is None and self.max_time is None:
             raise ValueError("Fit.run needs a budget: Fit(max_steps=...), max_epochs or max_time")
         saved, initial = origin.saved, "seed" if module.model is None else "values"
-        feed = Feed(data.train_data(), "train")
+        feed = Feed(data.train_data(), "train", data.batch_first)
         example = feed.example()
+        warn_of_layout(data, example, feed.batch_first)
         val = self._val(data)
         if val is None and self.validate_every is not None:
             raise ValueError(
                 f"Fit(validate_every={str(self.validate_every)!r}), but {type(data).__name__} has no val data"
             )
-        self._schedule(1, feed.length)
+        unused = unused_batches(self._schedule(1, feed.length).total, self.accumulate)
         described = describe(self.strategy, data, self.callbacks)
         strategy, chunk = self._resolved(origin.config)
         if saved is not None:
@@ -232,6 +239,7 @@ class Fit:
         refuse_unlike_runs(record, self.callbacks, program, feed, val)
         self._prepare(program, val)
         schedule = self._schedule(program.chunk, feed.length)  # made now, since its clock starts
+        program.learner.notes.extend(unused)
         if origin.config is not None and not dry_run:
             rates = {} if saved is None else saved.meta["optimizer_settings"]
             log_changes({**origin.config, "optimizer": rates}, {**record, "optimizer": program.optimizer.settings()})
@@ -253,7 +261,7 @@ class Fit:
 
     def _val(self, data: DataModule) -> Passes | None:
         source = data.val_data()
-        return None if source is None else Passes(source, "val")
+        return None if source is None else Passes(source, "val", data.batch_first)
 
     def _resolved(self, config: dict[str, Any] | None) -> tuple[Strategy, int | Literal["auto"]]:
         """The strategy and the chunk, with what every auto became when the run was started."""
@@ -280,21 +288,13 @@ class Fit:
         probes = [callback for callback in self.callbacks if callback.probe_every is not None]
         program.prepare(evaluate=[] if val is None else val.examples, probes=probes)
 
-    def _total(self, epoch_length: int | None) -> int | None:
-        totals = [] if self.max_steps is None else [self.max_steps]
-        if self.max_epochs is not None:
-            if epoch_length is None:
-                raise ValueError("Fit(max_epochs=...) needs train data with a length; give max_steps instead")
-            totals.append(self.max_epochs * epoch_length)
-        return min(totals, default=None)
-
     def _schedule(self, chunk: int, epoch_length: int | None) -> Schedule:
         edges = [period for callback in self.callbacks for period in callback.edges()]
         edges += [every for every in (Period.of(callback.probe_every) for callback in self.callbacks) if every]
         listened = self.callbacks.listens("on_epoch_start") or self.callbacks.listens("on_epoch_end")
         return Schedule(
-            chunk=chunk, total=self._total(epoch_length), max_time=self.max_time, validate_every=self.validate_every,
-            epoch_length=epoch_length, edges=edges, epochs_are_edges=listened,
+            chunk=chunk, total=total_steps(self.max_steps, self.max_epochs, epoch_length), max_time=self.max_time,
+            validate_every=self.validate_every, epoch_length=epoch_length, edges=edges, epochs_are_edges=listened,
         )  # fmt: skip
 
     def _retask(self, loop: Loop, task: dict[str, Any]) -> None:
@@ -307,7 +307,7 @@ class Fit:
         loop.feed.clear()
         example, length = loop.feed.first(), loop.feed.length
         self._schedule(1, length)
-        run.max_steps = schedule.total = self._total(length)
+        run.max_steps = schedule.total = total_steps(self.max_steps, self.max_epochs, length)
         run.epoch_length = schedule.epoch_length = length
         loop.val = self._val(loop.data)
         if Spec(example).mismatch(program.example) is None:
@@ -344,6 +344,10 @@ class Fit:
 
     def _result(self, loop: Loop, status: Status, report: dict[str, Any], started: float, trains: bool) -> Result:
         result = summarize(loop, status, report, best_of(self._checkpoint), time.perf_counter() - started)
+        if self.accumulate > 1 and status != "failed":
+            result.summary["unused_batches"] = unused = accumulated_batches(loop.program.values)
+            if unused and status in ("finished", "stopped"):
+                log.info("the last %d batches made no update: accumulate=%d", unused, self.accumulate)
         if loop.run.run_dir is not None and processes.is_first():
             path = loop.run.run_dir / "result.json"
             # Where nothing was left to train, what the run came to, and how fast, is known better already.
@@ -354,37 +358,42 @@ class Fit:
     # ---------------------------------------------------------------------------------------------- evaluating
 
     @alone("Fit.validate")
-    def validate(self, module: Module, data: Any, *, checkpoint: str | int | Path | None = None) -> dict[str, float]:
+    def validate(self, module: Module, data: Any, *, checkpoint: str | int | Path | None = None,
+                 batch_first: bool | None = None) -> dict[str, float]:  # fmt: skip
         """Metrics over the validation data, ``{"val/loss": ...}``, weighted as in training.
 
         ``data``: a DataModule (its ``val_data``), or the batches themselves; a smaller last one counts too.
         ``checkpoint``: None uses the module's values as they are; "last", "best", a step (of this Fit's last run, or
-        of its run directory), or a path load them first.
+        of its run directory), or a path load them first. ``batch_first``: the layout of bare batches, as for ``run``.
         """
-        return self._evaluate(module, data, "val", checkpoint)
+        return self._evaluate(module, data, "val", checkpoint, batch_first)
 
     @alone("Fit.test")
-    def test(self, module: Module, data: Any, *, checkpoint: str | int | Path | None = None) -> dict[str, float]:
+    def test(self, module: Module, data: Any, *, checkpoint: str | int | Path | None = None,
+             batch_first: bool | None = None) -> dict[str, float]:  # fmt: skip
         """Metrics over the test data, ``{"test/loss": ...}``; see ``validate``."""
-        return self._evaluate(module, data, "test", checkpoint)
+        return self._evaluate(module, data, "test", checkpoint, batch_first)
 
     @alone("Fit.predict")
-    def predict(self, module: Module, data: Any, *, checkpoint: str | int | Path | None = None) -> Any:
-        """Outputs of ``predict_step`` over the learning phase of every batch: time-major, ``(T_l, N, ...)``.
+    def predict(self, module: Module, data: Any, *, checkpoint: str | int | Path | None = None,
+                batch_first: bool | None = None) -> Any:  # fmt: skip
+        """Outputs of ``predict_step`` over the learning phase of all batches, joined along the sequences.
 
-        ``data``: a DataModule (its ``predict_data``) or batches, of whatever sizes; targets are not needed.
+        They are laid out as the data: ``(T_l, N, ...)``, or ``(N, T_l, ...)`` where it puts the batch first.
+        ``data``: a DataModule (its ``predict_data``) or batches, of any number of sequences and of one length; targets
+        are not needed. Compiled programs are kept as long as the module lives, so one batch a call is no slower.
         """
-        return predict(*self._read(module, data, "predict", checkpoint, "predict"))
+        return predict(*self._read(module, data, "predict", checkpoint, batch_first, "predict"))
 
-    def _evaluate(self, module: Module, data: Any, name: str, checkpoint: Any) -> dict[str, float]:
-        metrics = evaluate(*self._read(module, data, name, checkpoint, "evaluate"), name)
+    def _evaluate(self, module: Module, data: Any, name: str, checkpoint: Any, batch_first: Any) -> dict[str, float]:
+        reader, batches, _ = self._read(module, data, name, checkpoint, batch_first, "evaluate")
+        metrics = evaluate(reader, batches, name)
         assert metrics is not None  # nothing interrupts it
         return metrics
 
-    def _read(self, module: Module, data: Any, name: str, checkpoint: Any, kind: Kind):
-        whole = isinstance(data, DataModule)
-        data = as_data(data)
-        set_up(data)
-        source = getattr(data, f"{name}_data")() if whole else data.train_data()
+    def _read(self, module: Module, data: Any, name: str, checkpoint: Any, batch_first: Any, kind: Kind):
         saved = None if checkpoint is None else chosen(checkpoint, self._latest)
-        return read(module, self.strategy, data, source, name, kind=kind, seed=self._held, saved=saved, bare=not whole)
+        return read(
+            self._readers, module, self.strategy, data, name, kind=kind, seed=self._held, saved=saved,
+            batch_first=batch_first,
+        )  # fmt: skip

@@ -64,6 +64,11 @@ class Live:
             )
         return View(self._loop.program, self._values(), encode or self._loop.data.encode)
 
+    @property
+    def batch_first(self) -> bool | None:
+        """The layout of the run's own train data."""
+        return self._loop.feed.batch_first
+
     def trains(self, module: Any) -> bool:
         return module is self._loop.run.own_module
 

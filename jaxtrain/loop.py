@@ -13,7 +13,7 @@ from . import processes
 from .callback import Callback, Callbacks
 from .checkpoint import Store
 from .console import log, one_line
-from .data import DataModule, Feed, change_task
+from .data import DataModule, Feed, change_task, identity_of
 from .evaluating import evaluate
 from .files import as_json
 from .live import Live
@@ -320,7 +320,7 @@ class Loop:
             "strategy": run.config["strategy"],
             "seeds": run.config["fit"]["seeds"],
             "run": run_key(run.config),
-            "data": self.data.identity(),
+            "data": identity_of(self.data),
             "feed": self.feed.mark(),
             "inexact": self.inexact,
             "task": self.data.task,

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .batches import BATCH_FIRST
 from .console import warn_of_foreign
 from .metrics import Mean
 
@@ -20,15 +21,19 @@ from .metrics import Mean
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Phases:
-    """One batch of sequences, split in time. Every array is time-major: ``(T, B, ...)``.
+    """One batch of sequences, split in time. Every array is time-major: ``(T, B, ...)``, whatever the data's layout.
 
     ``warmup``: inputs ``(T_w, B, ...)`` that only evolve the hidden state, or None.
     ``inputs``, ``targets``: ``(T_l, B, ...)``, the learning phase; targets may be None.
     ``weights``: ``(T_l,)`` or ``(T_l, B)`` weights of the loss; None counts every scored time step once.
     ``reset``: bool ``(T_w + T_l, B)``, clears a lane's hidden state and traces before that time step.
     ``extras``: a dict of further sequences over the learning phase, passed to ``learning_step`` by keyword.
+
+    What weighs nothing changes neither loss nor gradient, whatever it holds, NaN included: targets and extras with
+    weight 0, and inputs behind the last weighted time step of their sequence, up to its reset or end.
     """
 
+    batch_first: ClassVar[bool] = False
     warmup: Any
     inputs: Any
     targets: Any = None
@@ -79,7 +84,9 @@ class Module:
     def learning_step(self, forward: Callable, x, y, **extras):
         """One scored time step: call ``forward(x)`` exactly once and return ``loss`` or ``(loss, metrics)``.
 
-        ``loss`` and every metric are ``()`` or ``(B,)``.
+        ``loss`` and every metric are ``()`` or ``(B,)``. A metric may be a pair ``(value, weight)`` with a weight of
+        its own, ``()`` or ``(B,)``, which multiplies that of ``Phases.weights``: a metric of a whole sequence has
+        weight 1 at its last time step and 0 before.
         """
         raise TypeError(f"{type(self).__name__} defines no learning_step(forward, x, y)")
 
@@ -116,7 +123,7 @@ class Module:
         warm = min(steps) - max(scored)
         if warm < 0:
             raise ValueError(
-                f"targets have {max(scored)} time steps and inputs only {warm + max(scored)}; {_TIME_MAJOR}"
+                f"targets have {max(scored)} time steps and inputs only {warm + max(scored)}{_advice('targets')}"
             )
         if warm == 0:
             return Phases(warmup=None, inputs=inputs, targets=targets)
@@ -159,7 +166,13 @@ FOREIGN = {
 """What methods of Lightning's modules are here."""
 RESERVED = ("loss", "lr", "grad_norm", "param_norm", "nonfinite", "skipped_fraction")
 """Names of what the trainer measures itself."""
-_TIME_MAJOR = "arrays are time-major, (T, B, ...): is this batch batch-major, (B, T, ...)?"
+_TIME_MAJOR = f"arrays are time-major, (T, B, ...), here: {BATCH_FIRST}"
+_ONE_TARGET = "a target for a whole sequence is (1, B, ...), or (B, 1, ...) with batch_first=True"
+
+
+def _advice(part: str) -> str:
+    """What to do about an array of a batch that does not fit."""
+    return f"; {_TIME_MAJOR}" + (f"; {_ONE_TARGET}" if part == "targets" else "")
 
 
 def check_phases(phases: Any) -> Phases:
@@ -174,17 +187,17 @@ def check_phases(phases: Any) -> Phases:
             if np.ndim(leaf) < 2:
                 raise ValueError(
                     f"{part}{jax.tree_util.keystr(path)} has shape {np.shape(leaf)}; expected at least (T, B): "
-                    "every array carries a time axis and a batch axis"
+                    "every array carries a time axis and a batch axis" + _advice(part)
                 )
     _, time, batch = phases.sizes
     for part, tree in parts.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             shape, name = np.shape(leaf), part + jax.tree_util.keystr(path)
             if shape[1] != batch:
-                raise ValueError(f"{name} has shape {shape}, but the inputs' batch axis is {batch}; {_TIME_MAJOR}")
+                raise ValueError(f"{name} has shape {shape}, but the inputs' batch axis is {batch}{_advice(part)}")
             if part != "warmup" and shape[0] != time:
                 raise ValueError(
-                    f"{name} has shape {shape}, but the learning phase is {time} time steps; {_TIME_MAJOR}"
+                    f"{name} has shape {shape}, but the learning phase is {time} time steps{_advice(part)}"
                 )
             if 0 in shape[:2]:
                 raise ValueError(f"{name} has shape {shape}: no time steps or an empty batch")
@@ -289,13 +302,11 @@ def _explained(where: str, x: Any, y: Any = None) -> Iterator[None]:
 
 
 def _weighted(value, w, batch: int, what: str, is_loss: bool) -> Mean:
-    """``sum(w * value)`` and ``sum(w)`` over lanes."""
-    try:
-        value = jnp.asarray(value)
-    except TypeError:
-        raise TypeError(f"{what} is a {type(value).__name__}; expected an array") from None
-    if value.shape not in ((), (batch,)):
-        raise ValueError(f"{what} has shape {value.shape}; expected () or ({batch},), one value a lane")
+    """``sum(w * value)`` and ``sum(w)`` over sequences; a metric may be ``(value, weight)``."""
+    if isinstance(value, tuple) and not isinstance(value, Mean) and len(value) == 2 and not is_loss:
+        value, own = value
+        w = w * _per_sequence(own, batch, f"the weight of {what}").astype(jnp.float32)
+    value = _per_sequence(value, batch, what)
     if is_loss and not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(f"{what} has dtype {value.dtype}; expected a floating type")
     if is_loss and value.shape == () and jnp.ndim(w) == 1:
@@ -307,6 +318,20 @@ def _weighted(value, w, batch: int, what: str, is_loss: bool) -> Mean:
     value = value.astype(value.dtype if jnp.issubdtype(value.dtype, jnp.floating) else jnp.float32)
     # A lane that weighs nothing may hold anything, NaN included.
     return Mean(jnp.sum(jnp.where(lanes != 0, lanes * value, 0)), jnp.sum(lanes))
+
+
+def _per_sequence(value: Any, batch: int, what: str) -> jax.Array:
+    """A number, or one for each sequence, as an array."""
+    try:
+        if isinstance(value, tuple):
+            raise TypeError
+        value = jnp.asarray(value)
+    except TypeError:
+        expected = "an array" if what.endswith(": loss") else "an array, or a pair (value, weight)"
+        raise TypeError(f"{what} is a {type(value).__name__}; expected {expected}") from None
+    if value.shape not in ((), (batch,)):
+        raise ValueError(f"{what} has shape {value.shape}; expected () or ({batch},), one value a lane")
+    return value
 
 
 def weights_of(phases: Phases) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from braintools.optim import OptaxOptimizer
 
+from . import processes
 from .console import one_line
 from .metrics import Mean, Metrics
 from .state import State, add_to, global_norm, leaf_names, states_of, strengthen, wide_zeros
@@ -310,3 +311,8 @@ def _one(optimizer: Any, params: dict[str, State], idle: dict[str, State], where
         f"configure_optimizer {where}gave {type(optimizer).__name__}; expected a gradient-based braintools.optim "
         "optimizer (an OptaxOptimizer), an optax transformation, or a dict of them"
     )
+
+
+def accumulated_batches(values: dict[str, Any]) -> int:
+    """How many batches are added up for an update that has not been made yet; ``values``: those of a program."""
+    return int(np.max(processes.whole(values["optimizer/accumulated_batches"])))

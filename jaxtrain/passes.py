@@ -6,7 +6,8 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .sources import Counted, DataEnded, DataError, Spec, Stream, adapt
+from .batches import DataError, Spec
+from .sources import Counted, DataEnded, Stream, adapt
 
 logger = logging.getLogger("jaxtrain")
 
@@ -20,9 +21,11 @@ class Passes:
     [(2,), (1,)]
     """
 
-    def __init__(self, source: Any, name: str) -> None:
+    def __init__(self, source: Any, name: str, batch_first: bool | None = None) -> None:
         self.name, self._source = name, source
-        reader = adapt(source, name)
+        reader = adapt(source, name, batch_first)
+        self.batch_first = reader.batch_first
+        """The layout stated for the source; None where it is not."""
         if isinstance(reader, Stream) and reader.own:
             raise DataError(f"{name} data: a one-shot iterator gives no second pass; give a list")
         self.length = reader.length
@@ -32,7 +35,8 @@ class Passes:
 
     def once(self) -> Iterator[Any]:
         """The batches of one pass. Raises DataError for one unlike the first in more than a smaller batch axis."""
-        for number, batch in enumerate(alike(one_pass(self._source, self.name), self.name)):
+        batches = one_pass(self._source, self.name, self.batch_first)
+        for number, batch in enumerate(alike(batches, self.name, self.batch_first)):
             if all(spec.mismatch(batch) for spec in self._known):
                 logger.info(
                     "%s data: batch %d is smaller than the first one: it gets a program of its own", self.name, number
@@ -48,12 +52,12 @@ def _examples(reader: Counted | Stream) -> list[Any]:
     if isinstance(reader, Stream) and reader.methods:  # the source has one place, which is left where it was
         reader.seek(origin)
     batch = reader.read(last) if last else first
-    return [first, batch] if _smaller(Spec(first), batch, reader.name, last) else [first]
+    return [first, batch] if _smaller(Spec(first, reader.batch_first), batch, reader.name, last) else [first]
 
 
-def one_pass(source: Any, name: str) -> Iterator[Any]:
+def one_pass(source: Any, name: str, batch_first: bool | None = None) -> Iterator[Any]:
     """Every batch of one pass, of whatever sizes, as numpy. DataError: it never ends, or there is none."""
-    reader = adapt(source, name)
+    reader = adapt(source, name, batch_first)
     if isinstance(reader, Counted):
         yield from (reader.read(number) for number in range(_end(reader)))
         return
@@ -67,11 +71,11 @@ def one_pass(source: Any, name: str) -> Iterator[Any]:
         number += 1
 
 
-def alike(batches: Iterable[Any], name: str) -> Iterator[Any]:
+def alike(batches: Iterable[Any], name: str, batch_first: bool | None = False) -> Iterator[Any]:
     """The batches as they come; DataError for one unlike the first in more than a smaller batch axis."""
     spec = None
     for number, batch in enumerate(batches):
-        spec = spec or Spec(batch)
+        spec = spec or Spec(batch, batch_first)
         _smaller(spec, batch, name, number)
         yield batch
 
@@ -79,7 +83,7 @@ def alike(batches: Iterable[Any], name: str) -> Iterator[Any]:
 def _smaller(spec: Spec, batch: Any, name: str, number: int) -> bool:
     why = spec.mismatch(batch)
     if why and not spec.short(batch):
-        raise DataError(f"{name} data: batch {number}: {why} as in the first one; make all alike", number)
+        raise DataError(f"{name} data: batch {number}: {why} as in the first one; {spec.advice(batch)}", number)
     return why is not None
 
 

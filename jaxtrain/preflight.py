@@ -127,6 +127,10 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"sequence   {report['warmup']} warm-up + {report['learning']} scored time steps, {report['batch']} lanes",
         f"parameters {total:,} ({_bytes(sum(entry['bytes'] for entry in table.values()))})",
     ]
+    if "batch_first" in report:  # of a run
+        axes = "axis 0 is the batch, axis 1 time" if report["batch_first"] else "axis 0 is time, axis 1 the batch"
+        said = "not stated" if report["batch_first"] is None else f"batch_first={report['batch_first']}"
+        out.append(f"layout     {axes} ({said})")
     if report["seeds"] is not None:
         out.append(f"seeds      {', '.join(map(str, report['seeds']))}, side by side; parameters are counted for one")
     if report["devices"] > 1:

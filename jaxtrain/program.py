@@ -16,7 +16,7 @@ from . import chunks, processes
 from .devices import Devices
 from .lanes import LIVE, Lanes
 from .metrics import Mean, Metrics, Pending
-from .module import Module, Objective, check_phases
+from .module import Module, Objective, Phases, check_phases
 from .optimizer import Optimizer
 from .preflight import compiled_memory, describe_parameters, flops, time_steps
 from .state import (
@@ -39,6 +39,7 @@ from .state import (
     unflatten,
 )
 from .strategies.base import Learner, Strategy, trained
+from .strategies.padding import inert
 
 NonFinite = Literal["raise", "skip", "warn"]
 TRAIN, EVALUATE, PREDICT, PROBE = range(4)
@@ -186,7 +187,7 @@ class Program:
 
         def step(root, index, batch):
             set_key(fold_in(root, PROBE, index))
-            return callback.probe(self.module, self.learner, check_phases(self.module.phases(batch)))
+            return callback.probe(self.module, self.learner, self.phases_of(batch, self.objective.learn))
 
         with self._environ(fit=True):
             batch = self.devices.share(self.module, batch)
@@ -283,9 +284,12 @@ class Program:
 
     # ------------------------------------------------------------------------------------------- traced bodies
 
+    def phases_of(self, batch: Any, step: Callable, carried: bool = False) -> Phases:
+        return inert(check_phases(self.module.phases(batch)), step, self.learner.network, carried=carried)
+
     def _train_step(self, root, index, batch) -> tuple[dict[str, Mean], jax.Array, jax.Array]:
         set_key(self.devices.fold(fold_in(root, TRAIN, index)))
-        phases = check_phases(self.module.phases(batch))
+        phases = self.phases_of(batch, self.objective.learn, carried=self.learner.carried)
         with self.devices.own_random(self._kept.values()):
             metrics = self.learner.learn(phases, self._update)
         counts, live = metrics.pop(BAD).num, metrics.pop(DEAD).num
@@ -326,7 +330,7 @@ class Program:
     def _evaluate_step(self, root, index, batch) -> Metrics:
         set_key(self.devices.fold(fold_in(root, EVALUATE, index)))
         with self.devices.own_random(self._kept.values()):
-            metrics = self.learner.evaluate(check_phases(self.module.phases(batch)))
+            metrics = self.learner.evaluate(self.phases_of(batch, self.objective.evaluate))
         return self.devices.total(metrics, ())[0]
 
     # ----------------------------------------------------------------------------------------------- compiling

@@ -13,7 +13,7 @@ from .agreement import first_difference, refuse_unlike
 from .callback import Callbacks
 from .checkpoint import Saved, Store
 from .console import log
-from .data import DataModule, Feed
+from .data import DataModule, Feed, identity_of
 from .digests import digest, json_digest
 from .files import RunLock, as_json, read_json
 from .passes import Passes
@@ -341,7 +341,7 @@ def describe(strategy: Strategy, data: DataModule, callbacks: Callbacks) -> dict
             as_json(callback.state(), f"the state of callback {key}")
     return {
         "strategy": as_json(strategy.config(), f"the configuration of {type(strategy).__name__}"),
-        "data": as_json(data.identity(), f"{type(data).__name__}.identity()"),
+        "data": as_json(identity_of(data), f"{type(data).__name__}.identity()"),
     }
 
 

@@ -181,15 +181,15 @@ class Run:
     @overload
     def validate(self) -> None: ...
     @overload
-    def validate(self, data: Any) -> dict[str, Any]: ...
-    def validate(self, data: Any = None) -> dict[str, Any] | None:
+    def validate(self, data: Any, *, batch_first: bool | None = None) -> dict[str, Any]: ...
+    def validate(self, data: Any = None, *, batch_first: bool | None = None) -> dict[str, Any] | None:
         """Validate at the next event edge. Given ``data``, do it now and return the metrics, as ``Fit.validate`` with
         the values of ``step``; see ``predict``. Of several seeds these are means, and under ``lanes/`` each."""
         if data is None:
             self.requests.validate = True
             return None
         assert self._fit is not None
-        return self._fit.validate(self.own_module, data)
+        return self._fit.validate(self.own_module, data, batch_first=batch_first)
 
     def retask(self, **params: Any) -> None:
         """Change the data module's ``task`` at the next event edge (a curriculum)."""
@@ -211,14 +211,14 @@ class Run:
         seeds first."""
         return self._params()
 
-    def predict(self, data: Any) -> Any:
+    def predict(self, data: Any, *, batch_first: bool | None = None) -> Any:
         """As ``Fit.predict`` with the values of ``step``; of several seeds, by the first that is not frozen.
 
-        The run's own compiled programs do it, made once for each shape of batch. Of several processes each may call
-        this by itself.
+        The run's own compiled programs do it, made once for each shape of batch. Bare batches have the layout of the
+        run's own data unless ``batch_first`` states another. Of several processes each may call this by itself.
         """
         assert self._fit is not None
-        return self._fit.predict(self.own_module, data)
+        return self._fit.predict(self.own_module, data, batch_first=batch_first)
 
 
 def recorded(config: Any, settings: dict[str, Any], described: dict[str, Any], auto: dict[str, Any], module: str,

@@ -8,6 +8,33 @@ from collections.abc import Iterable
 from .period import Period
 
 
+def total_steps(max_steps: int | None, max_epochs: int | None, epoch_length: int | None) -> int | None:
+    """The steps of a whole run; None where only the clock or a callback ends it."""
+    totals = [] if max_steps is None else [max_steps]
+    if max_epochs is not None:
+        if epoch_length is None:
+            raise ValueError("Fit(max_epochs=...) needs train data with a length; give max_steps instead")
+        totals.append(max_epochs * epoch_length)
+    return min(totals, default=None)
+
+
+def unused_batches(total: int | None, accumulate: int) -> list[str]:
+    """For the report: that the last batches of a run make no update.
+
+    Raises:
+        ValueError: No batch of the run would make one.
+    """
+    if total is None or total % accumulate == 0:
+        return []
+    whole = total - total % accumulate
+    if not whole:
+        raise ValueError(f"Fit(accumulate={accumulate}): a run of {total} batches would make no update; give more")
+    return [
+        f"accumulate={accumulate}: the last {total - whole} of {total} batches make no update; choose "
+        f"max_steps={whole} or max_steps={whole + accumulate}"
+    ]
+
+
 class Schedule:
     """Event edges of a run and the chunks between them.
 

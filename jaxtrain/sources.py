@@ -1,4 +1,4 @@
-"""What stands behind a `Feed`: batches on the host, kinds of sources, a source's own state as JSON."""
+"""What stands behind a `Feed`: kinds of sources, a source's own state as JSON."""
 
 import base64
 import inspect
@@ -8,21 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from .batches import DataError, host, stated_layout
 from .digests import digest
 
 Kind = Literal["addressed", "stateful", "reiterable", "iterator"]
 _STATE_METHODS = (("state_dict", "load_state_dict"), ("get_state", "set_state"))
-
-
-class DataError(ValueError):
-    """The data is not what a run can use. `batch` is the number of the batch, counted from 0, where there is one."""
-
-    def __init__(self, message: str, batch: int | None = None) -> None:
-        super().__init__(message)
-        self.batch = batch
 
 
 class DataEnded(DataError):
@@ -34,93 +26,6 @@ class DataEnded(DataError):
             "batch(step), or ask for fewer steps",
             batch,
         )
-
-
-# ---- a batch on the host -----------------------------------------------------------------------------------------
-
-
-def _numbers(node: Any) -> bool:
-    """A (nested) list of plain numbers is one array, not a tree of scalars."""
-    if not isinstance(node, list) or not node:
-        return False
-    return all(isinstance(v, (bool, int, float, complex, np.generic)) or _numbers(v) for v in node)
-
-
-def _array(leaf: Any, where: str, number: int) -> np.ndarray:
-    expected = "expected numbers of one shape; give numpy arrays"
-    try:
-        found = np.asarray(leaf)
-    except (TypeError, ValueError, RuntimeError) as error:
-        kind = type(leaf).__name__
-        raise DataError(f"{where} is a {kind} that numpy cannot read ({error}); {expected}", number) from error
-    if not (jnp.issubdtype(found.dtype, np.number) or found.dtype == np.bool_):
-        raise DataError(f"{where} has dtype {found.dtype}; {expected}", number)
-    dtype = np.dtype(jax.dtypes.canonicalize_dtype(found.dtype))  # 64 to 32 bits, unless jax_enable_x64
-    if dtype != found.dtype and dtype.kind in "iu" and found.size:
-        low, high, limit = found.min(), found.max(), np.iinfo(dtype)
-        if low < limit.min or high > limit.max:
-            advice = "give smaller ones or set jax_enable_x64"
-            raise DataError(f"{where} holds integers from {low} to {high}, which {dtype} cannot; {advice}", number)
-    # A copy: sources may fill one buffer again and again, while several batches are held here.
-    return np.array(found, dtype=dtype)
-
-
-_READY = frozenset(map(np.dtype, "? b B h H i I e f F".split()))
-"""Dtypes that JAX takes as they are, whether or not jax_enable_x64 is set."""
-
-
-def host(batch: Any, name: str, number: int) -> Any:
-    """The batch with numpy leaves of the dtypes that JAX will use."""
-    plain, treedef = jax.tree_util.tree_flatten(batch, is_leaf=_numbers)
-    if plain and all(type(leaf) is np.ndarray and leaf.dtype in _READY for leaf in plain):
-        return jax.tree_util.tree_unflatten(treedef, [np.array(leaf) for leaf in plain])  # nothing that needs a name
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(batch, is_leaf=_numbers)
-    if not leaves:
-        raise DataError(f"{name} data: batch {number} holds no array; expected arrays as in (inputs, targets)", number)
-    where = f"{name} data: batch {number}: leaf batch"
-    arrays = [_array(leaf, where + jax.tree_util.keystr(path), number) for path, leaf in leaves]
-    return jax.tree_util.tree_unflatten(treedef, arrays)
-
-
-class Spec:
-    """What every batch must look like: the tree, shapes and dtypes of the first one."""
-
-    def __init__(self, batch: Any) -> None:
-        leaves, self.tree = jax.tree_util.tree_flatten_with_path(batch)
-        self.leaves = [(jax.tree_util.keystr(path), leaf.shape, leaf.dtype) for path, leaf in leaves]
-        self._types = [(leaf.shape, leaf.dtype) for _, leaf in leaves]
-
-    def mismatch(self, batch: Any) -> str | None:
-        """Where `batch` differs, in words; None where it does not."""
-        leaves, tree = jax.tree_util.tree_flatten(batch)
-        if tree == self.tree and [(leaf.shape, leaf.dtype) for leaf in leaves] == self._types:
-            return None  # every batch of a run comes this way: names of leaves are made for errors only
-        other = Spec(batch)
-        if other.tree != self.tree:
-            return f"is a tree {other.tree}, expected {self.tree}"
-        for (path, shape, dtype), (_, wanted, wanted_dtype) in zip(other.leaves, self.leaves, strict=True):
-            if shape != wanted:
-                return f"leaf batch{path} has shape {shape}, expected {wanted}"
-            if dtype != wanted_dtype:
-                return f"leaf batch{path} has dtype {dtype}, expected {wanted_dtype}"
-        return None
-
-    def short(self, batch: Any) -> bool:
-        """Whether `batch` differs in nothing but a smaller batch axis: axis 1, or axis 0 of leaves with one axis."""
-        other = Spec(batch)
-        if other.tree != self.tree:
-            return False
-        smaller = 0
-        for (_, shape, dtype), (_, wanted, wanted_dtype) in zip(other.leaves, self.leaves, strict=True):
-            if len(shape) != len(wanted) or dtype != wanted_dtype:
-                return False
-            axis = min(1, len(shape) - 1)
-            if axis < 0 or (len(shape) == 1 and shape == wanted):  # no batch axis, or one entry a time step
-                continue
-            if shape[axis] >= wanted[axis] or shape[:axis] + shape[axis + 1 :] != wanted[:axis] + wanted[axis + 1 :]:
-                return False
-            smaller += 1
-        return smaller > 0
 
 
 # ---- a source's own state as JSON --------------------------------------------------------------------------------
@@ -177,15 +82,21 @@ class _Reader(ABC):
     """What every kind of source has."""
 
     name: str
+    batch_first: bool | None = None
+    """The layout that is stated for the source; None: not stated, so its batches are read as time-major."""
 
     @abstractmethod
     def get(self, number: int) -> Any:
         """Batch ``number`` as the source gives it."""
 
+    def host(self, number: int) -> Any:
+        """Batch ``number`` on the host, time-major."""
+        return host(self.get(number), self.name, number, self.batch_first)
+
     def read(self, number: int) -> Any:
         """Batch ``number`` on the host. What the source raises gets a note that says which batch."""
         try:
-            return host(self.get(number), self.name, number)
+            return self.host(number)
         except Exception as error:
             raise noted(error, number, self.name)  # noqa: B904
 
@@ -329,9 +240,15 @@ def _is_addressed(source: Any) -> bool:
     return len(required) == 1 and required[0].name != "batch_size"
 
 
-def adapt(source: Any, name: str) -> Counted | Stream:
+def adapt(source: Any, name: str, batch_first: bool | None = None) -> Counted | Stream:
     """What reads a source. Raises DataError for what is none, as one batch alone."""
     _refuse_one_batch(source, name)
+    reader = _reader(source, name)
+    reader.batch_first = stated_layout(source, name, batch_first)
+    return reader
+
+
+def _reader(source: Any, name: str) -> Counted | Stream:
     if not isinstance(source, type):
         if _is_addressed(source):
             return Counted(source, name, "addressed")

@@ -245,10 +245,7 @@ def parameters_behind(call: Callable, model, x: Any) -> set[str]:
     wanted = [False] * (len(closed.jaxpr.outvars) - sum(sizes))
     for state, size in zip(states, sizes, strict=True):
         wanted += [isinstance(state, SHORT)] * size
-    # Traced once more, since brainstate's jaxpr does not name its arguments as the elimination expects.
-    shapes = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in closed.jaxpr.invars]
-    plain = jax.make_jaxpr(jaxpr_as_fun(closed))(*shapes)
-    used = partial_eval.dce_jaxpr(plain.jaxpr, wanted)[1]
+    used = _used(closed, wanted)
     names = {id(state): name for name, state in parameters(model).items()}
     first, found = len(closed.jaxpr.invars) - sum(sizes), set()
     for state, size in zip(states, sizes, strict=True):
@@ -256,6 +253,23 @@ def parameters_behind(call: Callable, model, x: Any) -> set[str]:
             found.add(names[id(state)])
         first += size
     return found
+
+
+def reaches_states(call: Callable, *args: Any) -> list[bool]:
+    """For each leaf of the arguments: whether the value of any State after the call depends on it."""
+    stateful = StatefulFunction(call, return_only_write=False).make_jaxpr(*args)
+    closed: Any = stateful.get_jaxpr(*args)
+    after = sum(len(jax.tree.leaves(state.value)) for state in stateful.get_states(*args))
+    wanted = [False] * (len(closed.jaxpr.outvars) - after) + [True] * after
+    return _used(closed, wanted)[: len(jax.tree.leaves(args))]
+
+
+def _used(closed: Any, wanted: list[bool]) -> list[bool]:
+    """For each argument of a closed jaxpr: whether a result that is wanted depends on it."""
+    # Traced once more, since brainstate's jaxpr does not name its arguments as the elimination expects.
+    shapes = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in closed.jaxpr.invars]
+    plain = jax.make_jaxpr(jaxpr_as_fun(closed))(*shapes)
+    return partial_eval.dce_jaxpr(plain.jaxpr, wanted)[1]
 
 
 def where_lanes(mask: jax.Array, new: Any, old: Any, axes: Sequence[int | None] | None = None) -> Any:

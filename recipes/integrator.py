@@ -81,7 +81,7 @@ def make(config: Config):
 
     callbacks = config.callbacks(config.run_dir, config.progress)
     fit = jt.Fit(config.make_strategy(), callbacks=callbacks, run_dir=config.run_dir, **config.fit_options())
-    return fit, Integrator(), jt.DataModule(Noise(0), Noise(1, 4))
+    return fit, Integrator(), jt.DataModule(Noise(0), Noise(1, 4), batch_first=False)
 
 
 if __name__ == "__main__":

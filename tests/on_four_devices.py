@@ -205,6 +205,25 @@ def test_what_is_not_finite_in_one_share_is_skipped_by_all():
     alike(four)
 
 
+def test_what_weighs_nothing_may_be_anything_in_every_share():
+    """One share has a weight in one of its two sequences, the other in neither."""
+    weights = np.zeros((3, 4), np.float32)
+    weights[:2, 1] = 1
+    x, y = line(0, batch=4)
+    clean = jt.Phases(None, x, y, weights=weights)
+    keep, nan = weights[..., None] != 0, np.float32(np.nan)
+    spoiled = jt.Phases(None, np.where(keep, x, nan), np.where(keep, y, nan), weights=weights)
+    found = []
+    for batch, devices in ((clean, 1), (spoiled, 1), (clean, 2), (spoiled, 2)):
+        made = program(Linear(), jt.BPTT(), batch, devices)
+        found.append((trained(made, [batch]), np.array(made.values["w"])))
+        alike(made)
+    for one, other in ((found[0], found[1]), (found[2], found[3])):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
+    np.testing.assert_allclose(found[2][1], found[0][1], rtol=1e-5)
+
+
 def test_accumulated_batches():
     batches = [copies().train_data().batch(i) for i in range(4)]
     one, two = (program(CopyGRU(), jt.BPTT(), batches[0], n, accumulate=2) for n in (1, 2))

@@ -102,7 +102,7 @@ RUNS = {
         [(x(2, 5), x(2, 3, 3))],
         {},
         ValueError,
-        r"targets has shape \(2, 3, 3\), but the inputs' batch axis is 5.*batch-major",
+        r"targets has shape \(2, 3, 3\), but the inputs' batch axis is 5.*batch_first=True",
     ),
     "no batch axis": (
         Linear,

@@ -1,9 +1,16 @@
 """Reading a model: validate, test and predict, without what only training needs."""
 
+import gc
+import weakref
+
+import brainstate
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxtrain as jt
+from jaxtrain.snapshots import snapshot
 from tests.small import Linear, line
 
 FIT = jt.Fit("bptt", max_steps=1)
@@ -103,3 +110,191 @@ def test_a_batch_unlike_the_first_is_named():
 def test_data_that_is_not_there():
     with pytest.raises(ValueError, match=r"DataModule has no test data: define test_data\(\)"):
         FIT.test(Linear(), jt.DataModule([line(0)]))
+
+
+# --------------------------------------------------------------------------------------------- programs that are kept
+
+
+@pytest.fixture
+def compiles():
+    """Counts the programs that are compiled, also those that JAX has on disk."""
+    from jax._src import monitoring
+
+    counted = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            counted.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield counted
+    monitoring.unregister_event_duration_listener(listen)
+
+
+class Scaled(Linear):
+    """A module with attributes that a trace reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.more = 2.0, {"shift": [0.5]}
+        self.mask = np.ones(3, np.float32)
+
+    def predict_step(self, forward, x):
+        return self.scale * forward(x) * self.mask + self.more["shift"][0]
+
+
+def test_a_second_call_compiles_nothing(compiles):
+    fit, module, data = jt.Fit("bptt", max_steps=2), Linear(), [line(0), line(1)]
+    first = fit.predict(module, data)
+    metrics = fit.validate(module, data)
+    before = len(compiles)
+    assert before
+    for _ in range(2):
+        np.testing.assert_array_equal(fit.predict(module, data), first)
+        assert fit.validate(module, data) == metrics
+        np.testing.assert_array_equal(fit.predict(module, data[:1]), first[:, :2])
+    assert len(compiles) == before
+    fit.predict(module, [line(0, time=5)])
+    assert len(compiles) > before, "another length"
+
+
+def test_parameters_are_read_anew(compiles):
+    fit, module, data = jt.Fit("bptt", max_steps=2), Linear(), [line(0)]
+    untrained = fit.predict(module, data)
+    fit.run(module, data)
+    trained, before = fit.predict(module, data), len(compiles)
+    assert (trained != untrained).any()
+    module.model.w.value = jnp.zeros((2, 3))
+    module.model.b.value = jnp.ones(3)
+    np.testing.assert_allclose(fit.predict(module, data)[:, 0, 0], [1, 1.5, 1.75])
+    assert len(compiles) == before
+
+
+def test_a_program_is_not_used_for_a_module_that_has_changed():
+    fit, module, data = jt.Fit("bptt", max_steps=1), Scaled(), [line(0)]
+    raw = by_hand(line(0)[0])
+    np.testing.assert_allclose(fit.predict(module, data), 2 * raw + 0.5, atol=1e-6)
+    module.scale = 3.0
+    np.testing.assert_allclose(fit.predict(module, data), 3 * raw + 0.5, atol=1e-6)
+    module.more["shift"][0] = 1.5
+    np.testing.assert_allclose(fit.predict(module, data), 3 * raw + 1.5, atol=1e-6)
+    module.mask[:] = 0
+    np.testing.assert_allclose(fit.predict(module, data), 0 * raw + 1.5, atol=1e-6)
+    module.model = Linear.Net()
+    module.model.w.value = jnp.zeros((2, 3))
+    module.mask[:] = 1
+    np.testing.assert_allclose(fit.predict(module, data), 0 * raw + 1.5, atol=1e-6)
+
+
+def test_an_encoding_and_an_environment_belong_to_the_program():
+    class Encoded(jt.DataModule):
+        factor = 1.0
+
+        def encode(self, x):
+            return self.factor * x
+
+    fit, module, data = jt.Fit("bptt", max_steps=1), Linear(), Encoded(predict=[line(0)[0]], batch_first=False)
+    raw = by_hand(line(0)[0])
+    np.testing.assert_allclose(fit.predict(module, data), raw, atol=1e-6)
+    data.factor = 2.0
+    np.testing.assert_allclose(fit.predict(module, data), 2 * raw, atol=1e-6)
+    np.testing.assert_allclose(fit.predict(module, [line(0)]), raw, atol=1e-6)
+
+    class Timed(Linear):
+        def predict_step(self, forward, x):
+            return forward(x) * brainstate.environ.get("gain")
+
+    timed = Timed()
+    for gain in (1.0, 4.0):
+        timed.environ = {"gain": gain}
+        np.testing.assert_allclose(fit.predict(timed, [line(0)]), gain * raw, atol=1e-6)
+
+
+def test_a_module_is_not_kept_alive():
+    fit = jt.Fit("bptt", max_steps=1)
+    module = Linear()
+    fit.run(module, jt.DataModule([line(0)], batch_first=False))
+    fit.predict(module, [line(0)])
+    fit.validate(module, [line(0)])
+    gone = weakref.ref(module)
+    assert fit._readers._programs
+    del module
+    gc.collect()
+    assert gone() is None and not fit._readers._programs
+
+
+def test_snapshots():
+    class Thing:
+        pass
+
+    thing = Thing()
+    thing.own, thing.list, thing.array, thing.state = thing, [1, (2.0, "a")], np.arange(3), brainstate.ParamState(1.0)
+    first = snapshot(thing)
+    assert first == snapshot(thing)
+    thing.state.value = 2.0
+    thing.hidden = brainstate.HiddenState(jnp.zeros(1))
+    second = snapshot(thing)
+    thing.hidden = brainstate.HiddenState(jnp.ones(1))
+    assert first != second == snapshot(thing)
+    for change in (
+        lambda: thing.list.append(3), lambda: thing.array.__setitem__(0, 9), lambda: setattr(thing, "new", None),
+        lambda: setattr(thing, "state", brainstate.ParamState(2.0)), lambda: setattr(thing, "f", lambda: 0),
+    ):  # fmt: skip
+        before = snapshot(thing)
+        change()
+        assert snapshot(thing) != before
+    assert snapshot(Thing()) != snapshot(Thing()), "another object"
+
+
+# ------------------------------------------------------------------------------------- what predictions cannot be
+
+
+def test_batches_of_several_lengths_are_refused_and_the_advice_works():
+    fit, module, data = jt.Fit("bptt", max_steps=1), Linear(), [line(0), line(1, time=5), line(2)]
+    said = r"^predict data: batch 1 has outputs over 5 time steps, batch 0 over 3, .*: call predict once for each"
+    with pytest.raises(jt.DataError, match=said):
+        fit.predict(module, data)
+    assert [fit.predict(module, [batch]).shape for batch in data] == [(3, 2, 3), (5, 2, 3), (3, 2, 3)]
+    assert fit.predict(module, data[::2]).shape == (3, 4, 3)
+
+
+def test_an_output_without_a_batch_axis_is_refused_and_the_advice_works():
+    class Mean(Linear):
+        def predict_step(self, forward, x):
+            return {"mean": forward(x).mean()}
+
+    class Means(Linear):
+        def predict_step(self, forward, x):
+            return {"mean": forward(x).mean(-1)}
+
+    fit = jt.Fit("bptt", max_steps=1)
+    said = r"^predict_step returned an array of shape \(\) in a time step; expected \(B, ...\)"
+    for data in ([line(0)], [line(0), line(1)]):
+        with pytest.raises(jt.DataError, match=said):
+            fit.predict(Mean(), data)
+    assert fit.predict(Means(), [line(0), line(1)])["mean"].shape == (3, 4)
+
+
+def test_bare_batches_of_an_encoding_are_warned_of_and_the_advice_works(caplog):
+    class Own(jt.DataModule):
+        def encode(self, x):
+            return 2 * x
+
+    fit, module, plain = jt.Fit("bptt", max_steps=1), Linear(), jt.DataModule([line(0)], batch_first=False)
+    data = Own([line(0)], predict=[line(1)], batch_first=False)
+    fit.run(module, data)
+    encoded = [2 * line(1)[0]]
+    caplog.clear()
+    outputs = fit.predict(module, encoded, batch_first=False)
+    assert caplog.messages == [
+        "predict data: bare batches reach the model as they are, but Linear was trained on inputs that Own.encode "
+        "encodes: give them by predict_data() of such a data module, or encode them yourself"
+    ]
+    caplog.clear()
+    np.testing.assert_array_equal(fit.predict(module, data), outputs)
+    fit.predict(Linear(), encoded, batch_first=False)
+    assert not caplog.messages, "as advised, and of a module that was not trained here"
+    fit.run(module, plain)
+    caplog.clear()
+    fit.predict(module, encoded, batch_first=False)
+    assert not caplog.messages

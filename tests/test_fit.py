@@ -321,3 +321,26 @@ def test_the_seed_decides_the_initial_values_and_leaves_the_callers_alone():
         found.append(leaves(module)["readout.weight.weight"])
         assert (np.asarray(jax.random.key_data(brainstate.random.DEFAULT.value)) == before).all()
     assert (found[0] == found[1]).all() and (found[0] != found[2]).any()
+
+
+def test_batches_that_make_no_update_are_named_before_and_after(tmp_path, caplog):
+    def run(steps, **options):
+        caplog.clear()
+        module = Linear()
+        options = {"accumulate": 4, "max_steps": steps, "run_dir": tmp_path / f"{steps}", **options}
+        fit = jt.Fit("bptt", **options)
+        return fit.run(module, [line(i) for i in range(10)], batch_first=False), module.model.w.value
+
+    result, values = run(10)
+    said = "accumulate=4: the last 2 of 10 batches make no update; choose max_steps=8 or max_steps=12"
+    assert result.report["notes"] == [said] and f"note       {said}" in caplog.text
+    assert caplog.messages[-1] == "the last 2 batches made no update: accumulate=4"
+    assert result.summary["unused_batches"] == result_of(tmp_path / "10")["unused_batches"] == 2
+    for steps in (8, 12):  # as advised
+        advised, others = run(steps)
+        assert advised.summary["unused_batches"] == 0 and advised.report["notes"] == []
+        assert "no update" not in caplog.text and np.array_equal(values, others) == (steps == 8)
+    epochs, _ = run(None, max_epochs=1, run_dir=None)
+    assert epochs.report["notes"] == [said] and epochs.summary["unused_batches"] == 2
+    with pytest.raises(ValueError, match=r"^Fit\(accumulate=16\): a run of 10 batches would make no update; give more"):
+        run(None, max_epochs=1, accumulate=16)

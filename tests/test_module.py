@@ -45,7 +45,10 @@ def test_what_fits_passes():
         assert check_phases(good) is good
 
 
-TIME_MAJOR = r"; arrays are time-major, \(T, B, ...\): is this batch batch-major, \(B, T, ...\)\?$"
+TIME_MAJOR = (
+    r"; arrays are time-major, \(T, B, ...\), here: pass batch_first=True if axis 0 is the batch; "
+    r"a target for a whole sequence is \(1, B, ...\), or \(B, 1, ...\) with batch_first=True$"
+)
 REFUSED = {
     "no inputs": (dict(inputs=None), r"^the batch holds no inputs for the learning phase$"),
     "empty inputs": (dict(inputs=[]), r"^the batch holds no inputs for the learning phase$"),
@@ -157,6 +160,19 @@ def test_a_step_is_weighted():
     assert score(lambda forward, x, y: forward(x).mean(), w=0.5)[0] == 3 * 2
 
 
+def test_a_metric_may_have_a_weight_of_its_own():
+    own = jnp.array([0, 1, 0.5, 0])
+    last = jnp.array([jnp.nan, 1, 0, 9])
+
+    def step(forward, x, y):
+        return forward(x), {"last": (last, own), "all": (x > 0, True), "none": (jnp.nan, 0), "one": (x.sum(), 0.5)}
+
+    loss, metrics = score(step)
+    assert loss == 12 and metrics["last"] == Mean(1, 1.5) and metrics["all"] == Mean(3, B)
+    assert metrics["none"] == Mean(0, 0) and metrics["one"] == Mean(6 * 2, 2)
+    assert score(step, w=[1, 2, 0, 1])[1]["last"] == Mean(2, 2)
+
+
 def test_inputs_are_encoded_and_extras_named():
     loss, _ = score(lambda forward, x, y, *, reward: forward(x) * reward, encode=lambda x: x + 1, reward=3.0)
     assert loss == 3 * 2 * (1 + 2 + 3 + 4)
@@ -191,6 +207,12 @@ SCORED = {
     "loss": (lambda f, x, y: (f(x), {"loss": x}), ValueError, r"names a metric 'loss'; that name is the loss's own"),
     "shape": (lambda f, x, y: f(x)[:, None], ValueError, r"_step: loss has shape \(4, 1\); expected \(\) or"),
     "metric": (lambda f, x, y: (f(x), {"m": jnp.ones(2)}), ValueError, r"step: m has shape \(2,\); expected \(\) or"),
+    "mean": (lambda f, x, y: (f(x), {"m": Mean(x, x)}), TypeError, r"m is a Mean; expected an array, or a pair \("),
+    "triple": (lambda f, x, y: (f(x), {"m": (x, x, x)}), TypeError, r"m is a tuple; expected an array, or a pair"),
+    "pair": (lambda f, x, y: ((f(x), x), {}), TypeError, r"_step: loss is a tuple; expected an array$"),
+    "its weight": (
+        lambda f, x, y: (f(x), {"m": (x, jnp.ones(2))}), ValueError, r"the weight of Task.learning_step: m has shape"
+    ),
     "int": (lambda f, x, y: f(x).astype(int), TypeError, r"_step: loss has dtype int32; expected a floating type$"),
 }  # fmt: skip
 

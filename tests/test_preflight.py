@@ -78,7 +78,7 @@ def test_the_report_names_what_drtrl_cannot_train(vjp, word):
     assert f"trained: {word}" in text[where] and "only through another weight" in text[where + 1]
     assert text[0] == (
         f"strategy   drtrl (update_every=sequence, carry=reset, batching=auto, vjp={vjp}, window=1, engine=trace, "
-        "segment=auto)"
+        "segment=auto, readout_memory=False)"
     )
     assert report["trace_bytes"] and any(line.startswith("traces ") for line in text)
     assert text[1] == "sequence   5 warm-up + 2 scored time steps, 4 lanes"

@@ -4,7 +4,7 @@ import pytest
 
 import jaxtrain.schedule as module
 from jaxtrain.period import Period
-from jaxtrain.schedule import Schedule
+from jaxtrain.schedule import Schedule, total_steps, unused_batches
 
 
 def make(**changes):
@@ -65,3 +65,19 @@ def test_the_clock(monkeypatch):
     assert not schedule.validate_now and schedule.look() == (False, False)
     now[0] = 160.0
     assert schedule.look() == (True, True) and schedule.out_of_time
+
+
+def test_the_length_of_a_run():
+    assert total_steps(None, None, None) is None and total_steps(7, None, None) == 7
+    assert total_steps(7, 2, 3) == 6 and total_steps(5, 2, 3) == 5
+    with pytest.raises(ValueError, match=r"^Fit\(max_epochs=...\) needs train data with a length; give max_steps"):
+        total_steps(None, 1, None)
+
+
+def test_batches_without_an_update():
+    assert unused_batches(None, 4) == unused_batches(8, 4) == unused_batches(7, 1) == []
+    assert unused_batches(10, 4) == [
+        "accumulate=4: the last 2 of 10 batches make no update; choose max_steps=8 or max_steps=12"
+    ]
+    with pytest.raises(ValueError, match="a run of 3 batches would make no update"):
+        unused_batches(3, 4)

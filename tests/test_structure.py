@@ -13,10 +13,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A file imports only from files and packages to the left of its own; within a package, from any.
 LAYERS = """
-    alone period metrics processes console compilation_cache files digests agreement quiet orbax config state sources
-    data passes module datasets cells nn rates optimizer strategies preflight lanes devices chunks program callback
-    record signals run nonfinite folders checkpoint schedule resume loading evaluating callbacks loggers live loop
-    outcome fit fidelity trial compare comparison words summary cli options verify tools
+    alone period metrics processes console compilation_cache files digests agreement quiet orbax config state batches
+    sources datamodule data passes module datasets cells nn rates optimizer strategies preflight lanes devices chunks
+    program callback record signals run nonfinite folders checkpoint schedule resume loading snapshots evaluating
+    callbacks loggers live loop outcome fit fidelity trial compare comparison words summary cli options verify tools
 """.split()
 
 

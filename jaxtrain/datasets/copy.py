@@ -45,6 +45,8 @@ class CopyDataset:
     Raises ValueError for a size that is not a positive integer, a negative seed, and an unknown split.
     """
 
+    batch_first = False
+
     def __init__(
         self,
         time_lag: int = 50,
@@ -119,6 +121,8 @@ class CopyDataModule(DataModule):
 
     Raises ValueError as CopyDataset does.
     """
+
+    batch_first = False
 
     def __init__(
         self,

@@ -103,6 +103,8 @@ class StreamDataModule(DataModule):
     Raises ValueError for sizes that are none.
     """
 
+    batch_first = False
+
     def __init__(self, episodes: Episodes | Callable[["StreamDataModule"], Episodes], lanes: int = 8, piece: int = 20,
                  seed: int = 0, spread: bool = True, val_steps: int = 0, **task: Any) -> None:  # fmt: skip
         super().__init__()

@@ -16,6 +16,7 @@ from ..module import Objective, Phases
 from ..state import Functional, gradient, lasting, parameters, set_key
 from .base import Learner, scored, warm_up
 from .online import OnlineLearner
+from .padding import inert
 from .rows import Reach
 from .rule import OnlineRule
 
@@ -58,6 +59,7 @@ class DNI(OnlineRule):
                         f"dni: the hidden state {name!r} is {leaf.dtype}, which has no gradient to add an estimate to; "
                         "keep it as a float, or use strategy='drtrl'"
                     )
+        example = inert(example, objective.learn, learner.network, carried=False)
         learner.fit(example, self.fit_epochs, self.fit_lr)
         return learner
 

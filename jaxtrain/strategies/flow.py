@@ -142,18 +142,23 @@ class _Step:
             for i, value in zip(self._inputs, inputs, strict=True):
                 given[i] = value
 
-            def nudged(var: Any, value: Any) -> Any:
-                mine = places.get(id(var), [])
-                return sum((nudges[k] for k in mine), jax.lax.stop_gradient(value)) if mine else value
+            kept: dict[int, Any] = {}
 
-            outs = _evaluate(self._jaxpr, self._consts, given, nudged)
+            def nudged(var: Any, value: Any) -> Any:
+                if id(var) in places:
+                    value = kept[id(var)] = sum((nudges[k] for k in places[id(var)]), value)
+                return value
+
+            # The held values follow from constants and nudges alone; everything else follows from them and the sources.
+            _evaluate(self._jaxpr, self._consts, jax.lax.stop_gradient(given), nudged)
+            outs = _evaluate(self._jaxpr, self._consts, given, lambda var, value: kept.get(id(var), value))
             return [outs[i] for i in outputs]
 
         def tangents(given: list[Any], moving: Any, moved: Any) -> list[Any]:
             return jax.jvp(lambda *moving: run(*moving, given), moving, moved)[1]
 
         moving = ([given[i] for i in self._inputs], nudges)
-        made = jax.make_jaxpr(tangents)(given, moving, moving).jaxpr
+        made = jax.make_jaxpr(lambda *args: tangents(*args))(given, moving, moving).jaxpr
         own, count = [*self._inputs.values()], len(self._inputs) + len(nudges)
         found = []
         for k in range(len(outputs)):

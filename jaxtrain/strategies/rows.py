@@ -120,8 +120,7 @@ def _both(name: str, flow: Flow, by_steps: Callable[[str], Row], by_start: Calla
     rows += [by_start(name, begun)] if begun else []
     if not rows:
         return Row(name, "no", UNUSED)
-    kinds = {row.trains for row in rows}
-    trains = kinds.pop() if len(kinds) == 1 else "in part"
+    trains = rows[0].trains if rows[0].trains == rows[-1].trains else "in part"
     reasons = [row.why for row in rows if row.why and (row.trains != "yes" or len(rows) == 1)]
     return Row(name, trains, "; ".join(reasons), rows[0].bytes)
 

@@ -1,0 +1,59 @@
+"""Whether an object is still as it was: what a program was traced from is compared before the program is used again."""
+
+from __future__ import annotations
+
+import types
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from .state import SHORT, State
+
+PLAIN = (type(None), bool, int, float, complex, str, bytes)
+WHOLE = (State, jax.Array, type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
+"""What counts by identity alone: its content is immutable, or read anew whenever a program runs."""
+LARGE = 1 << 20
+"""Bytes from which a numpy array counts by identity: comparing its content would take too long."""
+
+
+class _Same:
+    """Equal to another of the same object, which it does not keep alive."""
+
+    def __init__(self, value: Any):
+        try:
+            self._get = weakref.ref(value)
+        except TypeError:
+            self._get = lambda: value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and (mine := self._get()) is not None and mine is other._get()
+
+
+def snapshot(value: Any, seen: dict[int, int] | None = None) -> Any:
+    """A value that equals a later snapshot of the same object if no attribute that a trace could read has changed.
+
+    Attributes are followed into containers and objects. Values of States do not count, since programs read them anew,
+    and short-term States not at all, since ``init_state`` makes them anew.
+    """
+    seen = {} if seen is None else seen
+    if isinstance(value, PLAIN):
+        return type(value), repr(value)
+    if isinstance(value, SHORT):
+        return SHORT
+    if isinstance(value, WHOLE):
+        return _Same(value)
+    if id(value) in seen:
+        return seen[id(value)]
+    seen[id(value)] = len(seen)
+    if isinstance(value, np.ndarray) and value.nbytes < LARGE and not value.dtype.hasobject:
+        return value.dtype, value.shape, value.tobytes()
+    if isinstance(value, list | tuple):
+        return type(value), [snapshot(each, seen) for each in value]
+    if isinstance(value, Mapping):
+        return type(value), [(snapshot(key, seen), snapshot(each, seen)) for key, each in value.items()]
+    if isinstance(value, types.MethodType):
+        return _Same(value.__func__), snapshot(value.__self__, seen)
+    return _Same(value), snapshot(getattr(value, "__dict__", None), seen)

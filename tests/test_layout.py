@@ -1,0 +1,244 @@
+"""The layout of data: stated, swapped in one place, named in the report, warned of where nobody has stated it."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxtrain as jt
+from jaxtrain import preflight
+from jaxtrain.batches import host, layout_warning, stated_layout
+from jaxtrain.data import Feed, warn_of_layout
+from jaxtrain.datasets import Adding, CopyDataset
+from jaxtrain.passes import Passes
+from tests.small import Linear, line
+
+WARNING = "reading arrays as {}; pass batch_first=True if axis 0 is the batch, batch_first=False if it is time"
+
+
+def swapped(batch):
+    return tuple(leaf.swapaxes(0, 1) for leaf in batch)
+
+
+TIME_MAJOR = [line(i, time=4, batch=3) for i in range(3)]
+BATCH_MAJOR = [swapped(batch) for batch in TIME_MAJOR]
+LOADER = [*BATCH_MAJOR[:2], tuple(leaf[:2] for leaf in BATCH_MAJOR[2])]
+"""As a loader without drop_last gives it."""
+
+
+def fit(**options):
+    return jt.Fit("bptt", **{**dict(max_steps=3), **options})
+
+
+class Loader:
+    """Starts again; it has no length."""
+
+    def __init__(self, batches, **state):
+        self.batches = batches
+        vars(self).update(state)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+# ------------------------------------------------------------------------------------------------------- the swap
+
+
+def test_axes_are_swapped_where_there_are_two():
+    batch = {"x": np.arange(24.0).reshape(2, 3, 4), "label": np.arange(2), "ids": [[1, 2, 3], [4, 5, 6]], "rate": 0.5}
+    made = host(batch, "train", 0, True)
+    assert made["x"].shape == (3, 2, 4) and made["x"][2, 1, 3] == 23 and made["label"].shape == (2,)
+    assert made["ids"].tolist() == [[1, 4], [2, 5], [3, 6]] and made["rate"].shape == ()
+    for stated in (None, False):
+        assert host(batch, "train", 0, stated)["x"].shape == (2, 3, 4)
+
+
+def test_who_states_a_layout():
+    assert [stated_layout([], "train", said) for said in (None, True, False)] == [None, True, False]
+    assert stated_layout(CopyDataset(), "train", None) is False
+    assert stated_layout(jt.Phases(None, 0), "train", None) is False
+    with pytest.raises(jt.DataError, match=r"^train data: batch_first=True, but CopyDataset states batch_first=Fal"):
+        fit().run(Linear(), CopyDataset(3, 2, 4), batch_first=True)
+    assert Feed(CopyDataset(3, 2, 4)).batch_first is False, "as advised: left out"
+    phases = jt.Phases(None, *TIME_MAJOR[0])
+    with pytest.raises(jt.DataError, match=r"^train data: batch_first=True, but Phases states batch_first=False"):
+        fit().run(Linear(), [phases], batch_first=True)
+    for wrong in (1, "time", np.True_):
+        with pytest.raises(jt.DataError, match=r"^train data: batch_first=.*; expected True, False or None$"):
+            Feed(TIME_MAJOR, batch_first=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("how", ["run", "data module", "class", "source", "loader"])
+def test_a_run_is_the_same_in_both_layouts(how):
+    wanted = fit().run(Linear(), TIME_MAJOR, batch_first=False)
+
+    class Mine(jt.DataModule):
+        batch_first = True
+
+        def train_data(self):
+            return BATCH_MAJOR
+
+    data = {
+        "run": BATCH_MAJOR,
+        "data module": jt.DataModule(BATCH_MAJOR, batch_first=True),
+        "class": Mine(),
+        "source": Loader(BATCH_MAJOR, batch_first=True),
+        "loader": Loader(BATCH_MAJOR),
+    }[how]
+    result = fit().run(Linear(), data, batch_first=True if how in ("run", "loader") else None)
+    assert result.digest == wanted.digest
+    assert result.digest != fit().run(Linear(), [line(9, 3, 4)] * 3, batch_first=False).digest
+
+
+def test_data_is_read_in_its_layout():
+    reader, module = fit(), Linear()
+    for name, method in (("val", reader.validate), ("test", reader.test)):
+        wanted = method(module, TIME_MAJOR, batch_first=False)
+        assert method(module, BATCH_MAJOR, batch_first=True) == wanted
+        assert method(module, jt.DataModule(**{name: BATCH_MAJOR}, batch_first=True)) == wanted
+    outputs = reader.predict(module, TIME_MAJOR, batch_first=False)
+    assert outputs.shape == (4, 9, 3)
+    np.testing.assert_array_equal(reader.predict(module, BATCH_MAJOR, batch_first=True), outputs.swapaxes(0, 1))
+    inputs = jt.DataModule(predict=[x for x, _ in BATCH_MAJOR], batch_first=True)
+    np.testing.assert_array_equal(reader.predict(module, inputs), outputs.swapaxes(0, 1))
+
+
+def test_validation_during_a_run_is_in_the_layout_of_the_data():
+    wanted = fit().run(Linear(), jt.DataModule(TIME_MAJOR, TIME_MAJOR, batch_first=False))
+    found = fit().run(Linear(), jt.DataModule(BATCH_MAJOR, BATCH_MAJOR, batch_first=True))
+    assert found.metrics["val/loss"] == wanted.metrics["val/loss"]
+
+
+def test_a_layout_beside_a_data_module_is_refused():
+    data = jt.DataModule(BATCH_MAJOR)
+    for call in (fit().run, fit().validate, fit().test, fit().predict):
+        with pytest.raises(jt.DataError, match=r"^batch_first=True: given beside DataModule, .*; set its attribute b"):
+            call(Linear(), data, batch_first=True)
+    data.batch_first = True
+    assert fit().run(Linear(), data).report["batch_first"] is True, "as advised"
+
+
+# ------------------------------------------------------------------------------------------- what is said, and when
+
+
+def test_a_layout_that_nobody_states_is_warned_of(caplog):
+    said = WARNING.format("3 time steps, 4 sequences, 2 features")
+    for call in (fit().run, fit().validate, fit().predict):
+        caplog.clear()
+        call(Linear(), BATCH_MAJOR)
+        assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [said]
+    caplog.clear()
+    data = jt.DataModule(TIME_MAJOR, TIME_MAJOR)
+    reader = fit()
+    module = Linear()
+    reader.run(module, data)
+    reader.validate(module, data)
+    assert caplog.text.count("reading arrays as") == 1, "once for each data module"
+
+
+def test_a_layout_that_is_stated_is_not_warned_of(caplog):
+    phases = [jt.Phases(None, *batch) for batch in TIME_MAJOR]
+    padded = jt.PaddedCopyDataModule(3, 2, 4, lengths=(8,), digits=(2,))
+    copies = jt.CopyDataModule(3, 2, 4)
+    for data in (copies, padded, jt.StreamDataModule(Adding()), jt.DataModule(CopyDataset(3, 2, 4))):
+        feed = Feed(data.train_data(), "train", data.batch_first)
+        warn_of_layout(data, feed.example(), feed.batch_first)
+    fit().validate(Linear(), phases)
+    fit().validate(Linear(), TIME_MAJOR, batch_first=False)
+    fit().predict(Linear(), BATCH_MAJOR, batch_first=True)
+    fit().run(Linear(), jt.DataModule(TIME_MAJOR, batch_first=False))
+    assert "reading arrays" not in caplog.text
+
+
+def test_sizes_in_the_warning():
+    zeros = np.zeros
+    assert layout_warning((zeros((5, 4)), zeros((5, 4, 2, 3)))) == WARNING.format(
+        "5 time steps, 4 sequences, 2 x 3 features"
+    )
+    assert layout_warning({"ids": zeros((5, 4)), "of": zeros(4)}) == WARNING.format("5 time steps, 4 sequences")
+    assert layout_warning(zeros(3)) is None
+
+
+@pytest.mark.parametrize("stated,line_of_report", [
+    (True, "layout     axis 0 is the batch, axis 1 time (batch_first=True)"),
+    (False, "layout     axis 0 is time, axis 1 the batch (batch_first=False)"),
+    (None, "layout     axis 0 is time, axis 1 the batch (not stated)"),
+])  # fmt: skip
+def test_the_report_shows_the_layout(stated, line_of_report, caplog):
+    result = fit().run(Linear(), TIME_MAJOR, batch_first=stated, dry_run=True)
+    assert line_of_report in preflight.lines(result.report) and line_of_report in caplog.text
+
+
+# ------------------------------------------------------------------------------------------- what cannot be right
+
+
+ADVICE = "pass batch_first=True if axis 0 is the batch"
+
+
+def test_a_short_last_batch_of_a_batch_major_loader_is_refused_with_advice():
+    message = r"^train data: batch 2: leaf batch\[0\] has shape \(2, 4, 2\), .*; make all alike, or " + ADVICE
+    for data in (LOADER, Loader(LOADER)):
+        with pytest.raises(jt.DataError, match=message):
+            fit(max_steps=6).run(Linear(), data)
+    with pytest.raises(jt.DataError, match=message):
+        Feed(LOADER)  # before anything is trained
+    with pytest.raises(jt.DataError, match=message.replace("train", "val")):
+        Passes(LOADER, "val")
+    with pytest.raises(jt.DataError, match=message.replace("train", "val")):
+        fit().validate(Linear(), LOADER)
+    with pytest.raises(jt.DataError, match=r"make all alike$"):
+        fit(max_steps=6).run(Linear(), LOADER, batch_first=False)  # sequences of another length
+
+
+def test_the_advice_about_a_short_last_batch_works():
+    assert fit(max_epochs=2, max_steps=None).run(Linear(), LOADER, batch_first=True).step == 4
+    x, y = (np.concatenate(parts) for parts in zip(*LOADER, strict=True))
+    whole = fit().validate(Linear(), [(x, y)], batch_first=True)["val/loss"]
+    assert fit().validate(Linear(), LOADER, batch_first=True)["val/loss"] == pytest.approx(whole, rel=1e-6)
+    assert fit().predict(Linear(), LOADER, batch_first=True).shape == (8, 4, 3)
+
+
+class Labels(Linear):
+    def learning_step(self, forward, x, y):
+        out = forward(x)
+        return jnp.square(out - y[:, None] if y.ndim == 1 else out - y).mean(-1)
+
+
+@pytest.mark.parametrize("classes", [(), (3,)])
+def test_a_target_of_a_whole_sequence_is_refused_with_advice(classes):
+    x, y = np.zeros((6, 4, 2), np.float32), np.ones((6, *classes), np.float32)
+    advice = rf".*{ADVICE}; a target for a whole sequence is \(1, B, ...\), or \(B, 1, ...\) with batch_first=True"
+    with pytest.raises(ValueError, match=rf"^targets has shape \(6,{' 3' if classes else ''}\)" + advice):
+        fit().run(Labels(), [(x, y)])
+    result = fit().run(Labels(), [(x, y[:, None])], batch_first=True)
+    assert result.report["warmup"] == 3 and result.report["learning"] == 1 and result.report["batch"] == 6
+    again = fit().run(Labels(), [(x.swapaxes(0, 1), y[None])], batch_first=False)
+    assert again.digest == result.digest
+    with pytest.raises(ValueError, match="^targets have 6 time steps and inputs only 4" + advice):
+        fit().run(Labels(), [(x.swapaxes(0, 1), y)])
+
+
+# ------------------------------------------------------------------------------------------------------- on resume
+
+
+def test_another_layout_is_other_data_on_resume(tmp_path):
+    cube = [line(i, time=3, batch=3) for i in range(3)]
+
+    def run(steps, batch_first, resume="never"):
+        return fit(max_steps=steps, run_dir=tmp_path).run(Linear(), cube, resume=resume, batch_first=batch_first)
+
+    run(2, None)
+    with pytest.raises(ValueError, match="of step 2 is of other data: batch_first: None in the checkpoint, True now"):
+        run(4, True, "last")
+    assert run(4, False, "last").step == 4, "time-major is the default"
+
+
+def test_a_batch_major_run_resumes_as_such(tmp_path):
+    def run(directory, steps, batch_first, resume="never"):
+        options = dict(max_steps=steps, run_dir=tmp_path / directory)
+        return fit(**options).run(Linear(), BATCH_MAJOR, resume=resume, batch_first=batch_first)
+
+    whole = run("whole", 5, True)
+    run("parts", 2, True)
+    assert run("parts", 5, True, "last").digest == whole.digest
+    with pytest.raises(ValueError, match="is of other data: batch_first: True in the checkpoint, None now"):
+        run("parts", 6, None, "last")

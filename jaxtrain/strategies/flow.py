@@ -154,11 +154,12 @@ class _Step:
             outs = _evaluate(self._jaxpr, self._consts, given, lambda var, value: kept.get(id(var), value))
             return [outs[i] for i in outputs]
 
-        def tangents(given: list[Any], moving: Any, moved: Any) -> list[Any]:
+        def tangents(*args: Any) -> list[Any]:
+            given, moving, moved = args
             return jax.jvp(lambda *moving: run(*moving, given), moving, moved)[1]
 
         moving = ([given[i] for i in self._inputs], nudges)
-        made = jax.make_jaxpr(lambda *args: tangents(*args))(given, moving, moving).jaxpr
+        made = jax.make_jaxpr(tangents)(given, moving, moving).jaxpr
         own, count = [*self._inputs.values()], len(self._inputs) + len(nudges)
         found = []
         for k in range(len(outputs)):

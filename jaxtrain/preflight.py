@@ -75,11 +75,12 @@ def refuse_beyond_memory(report: dict[str, Any]) -> None:
     shares = report["devices"] if kind == "cpu" else 1  # devices on CPU share the memory of the machine
     needed = report["memory"].get("peak_bytes", 0) * shares
     if there is not None and needed > there:
-        traces = f", of which traces are {_bytes(report['trace_bytes'])}" if report["trace_bytes"] else ""
+        traces = report["trace_bytes"]
+        of_traces = f", of which traces are {_bytes(traces)}" if traces > needed / 10 else ""
         raise MemoryError(
-            f"a train step of strategy {report['strategy']['name']!r} needs {_bytes(needed)} at once{traces}, and this "
-            f"{'machine' if kind == 'cpu' else 'device'} has {_bytes(there)}: use a smaller batch or model, a shorter "
-            "sequence, or another strategy"
+            f"a train step of strategy {report['strategy']['name']!r} needs {_bytes(needed)} at once{of_traces}, and "
+            f"this {'machine' if kind == 'cpu' else 'device'} has {_bytes(there)}: use a smaller batch or model, or "
+            "another strategy"
         )
 
 

@@ -97,8 +97,8 @@ MADE: dict[str, tuple[Any, ...]] = {
         lambda: jt.Checkpoint(best=("val/accuracy", 2), mode="max"), lambda: jt.Checkpoint(best=None),
     ),
     "curriculum ema": (
-        lambda: jt.Curriculum([{"a": 1}], "val/x", 1.0, mode="max", ema=0.9), "instead of over; drop one",
-        lambda: jt.Curriculum([{"a": 1}], "train/x", 1.0, mode="max", ema=0.9),
+        lambda: jt.Curriculum([{"a": 1}], "val/x", 1.0, mode="max", ema=0.9, restart=0.0), "instead of over; drop one",
+        lambda: jt.Curriculum([{"a": 1}], "train/x", 1.0, mode="max", ema=0.9, restart=0.0),
         lambda: jt.Curriculum([{"a": 1}], "val/x", 1.0, mode="max", over=3),
     ),
     "segment of a trace": (
@@ -217,12 +217,13 @@ class Of(Linear):
         return self.net()
 
 
-def train(module=None, strategy: Any = "bptt", data=None, **options) -> Step:
+def train(module=None, strategy: Any = "bptt", data=None, callbacks=list, **options) -> Step:
     """One step."""
 
     def run():
         made = module() if module else Of()
-        jt.Fit(strategy, **{"max_steps": 1, **options}).run(made, data() if data else [line(0)])
+        fit = jt.Fit(strategy, callbacks=callbacks(), **{"max_steps": 1, **options})
+        fit.run(made, data() if data else [line(0)])
 
     return run
 
@@ -240,16 +241,6 @@ def batches(make: Callable) -> Callable:
     return lambda: Of(phases=lambda batch: make(*batch))
 
 
-def halves(net, x):
-    net.h.value = (0.5 * net.h.value + net.into(x)).astype(jnp.float16)
-    return net.h.value.astype(jnp.float32)
-
-
-def casts(net, x):
-    net.h.value = (0.5 * net.h.value + net.into(x)).astype(jnp.float16).astype(jnp.float32)
-    return net.h.value
-
-
 OUTSIDE = brainstate.LongTermState(jnp.float32(0))
 
 
@@ -263,9 +254,38 @@ def counts(net, x):
     return leak(net, x)
 
 
-def returns(net, x):
-    net.h.value = net.again(jnp.tanh(net.h.value)) + net.into(x)
-    return net.h.value
+def drive(out: Callable) -> Callable:
+    """A model that returns ``out`` of what drives its units."""
+
+    def step(net, x):
+        y = net.into(x)
+        net.h.value = 0.5 * net.h.value + y
+        net.k.value = 0.5 * net.k.value + net.again(net.h.value)
+        return out(y)
+
+    class Two(Net):
+        def init_state(self, batch_size=None, **_):
+            super().init_state(batch_size)
+            self.k = brainstate.HiddenState(jnp.zeros_like(self.h.value))
+
+    return lambda: Of(lambda: Two(step, again=braintrace.nn.Linear(3, 3)))
+
+
+def copied(copy: Callable) -> Callable:
+    """A model with a hidden state that ends a time step with a copy of another."""
+
+    def step(net, x):
+        before = net.last.value
+        net.h.value = 0.8 * net.h.value + net.into(x)
+        net.last.value = copy(net.h.value)
+        return net.h.value - before
+
+    class Copies(Net):
+        def init_state(self, batch_size=None, **_):
+            super().init_state(batch_size)
+            self.last = brainstate.HiddenState(jnp.zeros_like(self.h.value))
+
+    return lambda: Of(lambda: Copies(step))
 
 
 class Dense(Net):
@@ -387,6 +407,10 @@ class Logs(jt.Callback):
             run.log({"mine": 1.0})
 
 
+def stopping(monitor="val/loss", **options):
+    return [jt.EarlyStopping(monitor, **options)]
+
+
 def built():
     module = Of()
     module.model = module.build()
@@ -480,10 +504,6 @@ TRAINED: dict[str, tuple[Any, ...]] = {
         train(step(lambda forward, x, y: (error(forward, x, y), {}, 1))), r"expected loss, or \(loss, metrics\)",
         train(step(error)), train(step(lambda forward, x, y: (error(forward, x, y), {"a": 1.0}))),
     ),
-    "a state of another dtype": (
-        train(lambda: Of(lambda: Net(halves))), "cast what is assigned|carry",
-        train(lambda: Of(lambda: Net(casts))),
-    ),
     "a state outside of the model": (
         train(lambda: Of(lambda: Net(touches))), "make it an attribute of the module's model",
         train(lambda: Of(lambda: Net(counts, seen=brainstate.LongTermState(jnp.float32(0))))),
@@ -504,8 +524,17 @@ TRAINED: dict[str, tuple[Any, ...]] = {
         train(strategy="pp_prop"), train(lambda: Of(Dense)),
     ),
     "what also feeds a weight": (
-        train(lambda: Of(lambda: Net(returns, again=braintrace.nn.Linear(3, 3))), strategy=jt.DRTRL(engine="trace")),
-        "return something made from it, or use strategy='bptt'",
+        train(drive(lambda y: y), strategy="pp_prop"), "return something made from it, or use strategy='bptt'",
+        train(drive(lambda y: 1.0 * y), strategy="pp_prop"), train(drive(lambda y: y)),
+    ),
+    "a hidden state that copies another": (
+        train(copied(lambda h: h), strategy="pp_prop"),
+        "give a HiddenState that copies another a value of its own, as 1.0 [*] h.value, or use strategy='bptt'",
+        train(copied(lambda h: 1.0 * h), strategy="pp_prop"), train(copied(lambda h: h)),
+    ),
+    "the same under D-RTRL": (
+        train(copied(lambda h: h), strategy="drtrl"), "as 1.0 [*] h.value, or use strategy='bptt'",
+        train(copied(lambda h: 1.0 * h), strategy="drtrl"),
     ),
     "a narrow recurrence": (
         train(lambda: Of(narrow(jnp.bfloat16)), strategy="pp_prop", data=cast_batch(jnp.bfloat16)),
@@ -529,23 +558,19 @@ TRAINED: dict[str, tuple[Any, ...]] = {
         train(lambda: Of(lambda: masked(lambda mask: mask))),
     ),
     "a metric of each seed": (
-        train(Linear, seeds=2, data=lambda: lines(), callbacks=[jt.EarlyStopping("lanes/val/loss")], validate_every=1),
+        train(Linear, seeds=2, data=lines, callbacks=lambda: stopping("lanes/val/loss"), validate_every=1),
         "expected one number, as their mean",
-        train(Linear, seeds=2, data=lambda: lines(), callbacks=[jt.EarlyStopping("val/loss")], validate_every=1),
-    ),
-    "a validation at the end alone": (
-        train(Linear, data=lambda: lines(), callbacks=[jt.EarlyStopping("val/loss")]), "validate_every=",
-        train(Linear, data=lambda: lines(), callbacks=[jt.EarlyStopping("val/loss")], validate_every=1),
+        train(Linear, seeds=2, data=lines, callbacks=stopping, validate_every=1),
     ),
     "a metric that validation does not give": (
-        train(Linear, data=lambda: lines(), callbacks=[jt.EarlyStopping("val/acc", mode="max")], validate_every=1),
+        train(Linear, data=lines, callbacks=lambda: stopping("val/acc", mode="max"), validate_every=1),
         r"but validation gave \['val/loss'\]; choose one of these",
-        train(Linear, data=lambda: lines(), callbacks=[jt.EarlyStopping("val/loss")], validate_every=1),
+        train(Linear, data=lines, callbacks=stopping, validate_every=1),
     ),
     "no validation data": (
-        train(callbacks=[jt.EarlyStopping("val/loss")], validate_every=None),
+        train(callbacks=stopping, validate_every=None),
         r"give DataModule\(val=...\) or define val_data\(\), or leave EarlyStopping out",
-        train(Linear, data=lambda: lines(), callbacks=[jt.EarlyStopping("val/loss")], validate_every=1), train(),
+        train(Linear, data=lines, callbacks=stopping, validate_every=1), train(),
     ),
     "batches unlike the first": (
         train(data=lambda: [line(0), line(1, time=4)], max_steps=2), "make all alike",
@@ -555,9 +580,9 @@ TRAINED: dict[str, tuple[Any, ...]] = {
         train(data=Spent, max_steps=4), "must give a new iterator each time", train(data=Renewed, max_steps=4),
     ),
     "a log after the row is written": (
-        train(Linear, callbacks=[Logs("on_fit_end")]), "log in on_validation_end or on_chunk_end",
-        train(Linear, callbacks=[Logs("on_chunk_end")]),
-        train(Linear, data=lambda: lines(), callbacks=[Logs("on_validation_end")]),
+        train(Linear, callbacks=lambda: [Logs("on_fit_end")]), "log in on_validation_end or on_chunk_end",
+        train(Linear, callbacks=lambda: [Logs("on_chunk_end")]),
+        train(Linear, data=lines, callbacks=lambda: [Logs("on_validation_end")]),
     ),
 }  # fmt: skip
 
@@ -566,3 +591,12 @@ TRAINED: dict[str, tuple[Any, ...]] = {
 @pytest.mark.parametrize("name", TRAINED)
 def test_advice_on_what_is_trained(name):
     followed(*TRAINED[name])
+
+
+def test_a_validation_at_the_end_alone_stops_nothing(caplog):
+    advice = "there is one at the end alone: set Fit(validate_every=...)"
+    train(Linear, data=lines, callbacks=stopping)()
+    assert advice in caplog.text
+    caplog.clear()
+    train(Linear, data=lines, callbacks=stopping, validate_every=1)()
+    assert advice not in caplog.text

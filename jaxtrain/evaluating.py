@@ -53,7 +53,8 @@ class Reader:
     """
 
     def __init__(self, module: Module, strategy: Strategy, encode: Callable, kind: Kind, seed: int, programs: Programs):
-        self._module, self._strategy, self._encode, self._kind = module, strategy, encode, kind
+        self._module, self._strategy, self._encode = module, strategy, encode
+        self._kind: Kind = kind
         self._root = jax.random.key(seed)
         self._programs = programs
         if programs.traced_from != self._snapshot():
@@ -85,7 +86,7 @@ class Reader:
 
     def _compile(self, batch: Any) -> Any:
         module, model = self._module, self._module.model
-        kind: Kind = self._kind
+        kind = self._kind
         strengthen(parameters(model).values())
         objective = Objective(module, self._encode)
         phases = check_phases(module.phases(batch))

@@ -14,7 +14,7 @@ import numpy as np
 from . import preflight, processes
 from .agreement import first_difference
 from .alone import alone, refuse_in_use, under_way
-from .batches import Spec
+from .batches import Spec, stated_layout
 from .callback import Callback, Callbacks
 from .callbacks.checkpoint import Checkpoint, best_of, kept_by
 from .callbacks.periods import optional_period
@@ -31,7 +31,7 @@ from .loop import Loop
 from .module import Module
 from .optimizer import accumulated_batches
 from .outcome import summarize
-from .passes import Passes
+from .passes import Passes, validation_passes
 from .period import Period
 from .program import NonFinite, Program
 from .record import Recorder
@@ -137,14 +137,15 @@ class Fit:
             set_up(data)
             begin_task(data, None if origin.saved is None else origin.saved.meta["task"])
             loop = self._assemble(module, data, origin, config, dry_run)
-            self._readers.trained(module, data)
-            report = {**loop.program.report(), "batch_first": loop.feed.batch_first}
+            layout = stated_layout(loop.program.example, "train", loop.feed.batch_first)
+            report = {**loop.program.report(), "batch_first": layout}
             for line in preflight.lines(report):
                 log.info("%s", line)
             if dry_run:
                 return Result("finished", loop.run.step, "dry run", report=report)
             preflight.refuse_beyond_memory(report)
             self._latest = origin.run_dir
+            self._readers.trained(module, data)
             with under_way(loop.live):
                 return self._train(loop, origin, report, started)
 
@@ -201,7 +202,7 @@ class Fit:
         feed = Feed(data.train_data(), "train", data.batch_first)
         example = feed.example()
         warn_of_layout(data, example, feed.batch_first)
-        val = self._val(data)
+        val = validation_passes(data)
         if val is None and self.validate_every is not None:
             raise ValueError(
                 f"Fit(validate_every={str(self.validate_every)!r}), but {type(data).__name__} has no val data"
@@ -259,10 +260,6 @@ class Fit:
             run.restored_step = 0
         return loop
 
-    def _val(self, data: DataModule) -> Passes | None:
-        source = data.val_data()
-        return None if source is None else Passes(source, "val", data.batch_first)
-
     def _resolved(self, config: dict[str, Any] | None) -> tuple[Strategy, int | Literal["auto"]]:
         """The strategy and the chunk, with what every auto became when the run was started."""
         auto = (config or {}).get("auto") or {}
@@ -309,7 +306,7 @@ class Fit:
         self._schedule(1, length)
         run.max_steps = schedule.total = total_steps(self.max_steps, self.max_epochs, length)
         run.epoch_length = schedule.epoch_length = length
-        loop.val = self._val(loop.data)
+        loop.val = validation_passes(loop.data)
         if Spec(example).mismatch(program.example) is None:
             program.example = example
             program.prepare(evaluate=[] if loop.val is None else loop.val.examples, train=False)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .batches import DataError, Spec
+from .datamodule import DataModule, warn_of_layout
 from .sources import Counted, DataEnded, Stream, adapt
 
 logger = logging.getLogger("jaxtrain")
@@ -43,6 +44,16 @@ class Passes:
                 )
                 self._known.append(Spec(batch))
             yield batch
+
+
+def validation_passes(data: DataModule) -> Passes | None:
+    """Passes over the validation data of a run, if it has any; its layout is warned of where nobody has stated it."""
+    source = data.val_data()
+    if source is None:
+        return None
+    passes = Passes(source, "val", data.batch_first)
+    warn_of_layout(data, passes.examples[0], passes.batch_first)
+    return passes
 
 
 def _examples(reader: Counted | Stream) -> list[Any]:

@@ -194,8 +194,7 @@ class Program:
         return Pending(self.read(("probe", id(callback)), step, batch, index, first=True, fit=True))
 
     def prepare(self, *, evaluate: Iterable[Any] = (), probes: Iterable[Any] = (), train: bool = True) -> None:
-        """Compile now what a run will need, so that nothing is compiled after step 0: to train, to evaluate batches of
-        these sizes, and to probe."""
+        """Compile what a run will need, so that nothing is compiled after step 0."""
         started = time.perf_counter()
         if train:
             self._train = self._compile_train()
@@ -256,8 +255,7 @@ class Program:
             self._named[name].value = strong(values[name])  # through the host: a copy on the device would compile
 
     def host_parameters(self, values: dict[str, Any] | None = None) -> dict[str, Any]:
-        held = values or self.values
-        return jax.tree.map(np.array, jax.device_get({name: held[name] for name in self.parameters}))
+        return jax.tree.map(np.array, jax.device_get({n: (values or self.values)[n] for n in self.parameters}))
 
     @property
     def auto(self) -> dict[str, Any]:

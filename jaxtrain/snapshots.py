@@ -13,8 +13,8 @@ import numpy as np
 from .state import SHORT, State
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
-WHOLE = (State, jax.Array, type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
-"""What counts by identity alone: its content is immutable, or read anew whenever a program runs."""
+WHOLE = (jax.Array, type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
+"""What counts by identity alone."""
 LARGE = 1 << 20
 """Bytes from which a numpy array counts by identity: comparing its content would take too long."""
 
@@ -35,14 +35,17 @@ class _Same:
 def snapshot(value: Any, seen: dict[int, int] | None = None) -> Any:
     """A value that equals a later snapshot of the same object if no attribute that a trace could read has changed.
 
-    Attributes are followed into containers and objects. Values of States do not count, since programs read them anew,
-    and short-term States not at all, since ``init_state`` makes them anew.
+    Attributes are followed into containers and objects. States count by identity, tree, shapes and dtypes, since
+    programs read their values anew; short-term States do not count, since ``init_state`` makes them anew.
     """
     seen = {} if seen is None else seen
     if isinstance(value, PLAIN):
         return type(value), repr(value)
     if isinstance(value, SHORT):
         return SHORT
+    if isinstance(value, State):
+        leaves, tree = jax.tree.flatten(value.value)
+        return _Same(value), tree, [(np.shape(leaf), getattr(leaf, "dtype", type(leaf))) for leaf in leaves]
     if isinstance(value, WHOLE):
         return _Same(value)
     if id(value) in seen:

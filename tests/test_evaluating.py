@@ -180,9 +180,12 @@ def test_a_program_is_not_used_for_a_module_that_has_changed():
     np.testing.assert_allclose(fit.predict(module, data), 3 * raw + 1.5, atol=1e-6)
     module.mask[:] = 0
     np.testing.assert_allclose(fit.predict(module, data), 0 * raw + 1.5, atol=1e-6)
+    module.mask[:] = 1
+    module.model.b.value = jnp.ones(1)
+    one = by_hand(line(0)[0]) + np.array([1, 1.5, 1.75])[:, None, None]
+    np.testing.assert_allclose(fit.predict(module, data), 3 * one + 1.5, atol=1e-5)
     module.model = Linear.Net()
     module.model.w.value = jnp.zeros((2, 3))
-    module.mask[:] = 1
     np.testing.assert_allclose(fit.predict(module, data), 0 * raw + 1.5, atol=1e-6)
 
 

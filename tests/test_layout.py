@@ -149,6 +149,12 @@ def test_a_layout_that_is_stated_is_not_warned_of(caplog):
     assert "reading arrays" not in caplog.text
 
 
+def test_validation_data_alone_may_lack_a_layout(caplog):
+    train = Loader(TIME_MAJOR, batch_first=False)
+    fit().run(Linear(), jt.DataModule(train, [line(0, time=5, batch=4)]))
+    assert caplog.text.count(WARNING.format("5 time steps, 4 sequences, 2 features")) == 1
+
+
 def test_sizes_in_the_warning():
     zeros = np.zeros
     assert layout_warning((zeros((5, 4)), zeros((5, 4, 2, 3)))) == WARNING.format(
@@ -166,6 +172,8 @@ def test_sizes_in_the_warning():
 def test_the_report_shows_the_layout(stated, line_of_report, caplog):
     result = fit().run(Linear(), TIME_MAJOR, batch_first=stated, dry_run=True)
     assert line_of_report in preflight.lines(result.report) and line_of_report in caplog.text
+    phases = [jt.Phases(None, *batch) for batch in TIME_MAJOR]
+    assert fit().run(Linear(), phases, dry_run=True).report["batch_first"] is False
 
 
 # ------------------------------------------------------------------------------------------- what cannot be right

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxtrain import state as js
+from jaxtrain.strategies.axes import where_lanes
 
 DTYPES = (np.float32, np.int32, np.int8, np.uint32, np.bool_, np.complex64)
 
@@ -167,7 +168,7 @@ def test_fold_in_tells_streams_apart():
 def test_where_lanes():
     mask = jnp.array([True, False, True])
     new = {"a": jnp.ones((3, 2, 2)), "b": jnp.ones(3)}
-    got = js.where_lanes(mask, new, jax.tree.map(jnp.zeros_like, new))
+    got = where_lanes(mask, new, jax.tree.map(jnp.zeros_like, new))
     assert got["a"][:, 0, 0].tolist() == got["b"].tolist() == [1, 0, 1]
 
 

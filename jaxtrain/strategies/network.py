@@ -9,7 +9,8 @@ import brainstate
 import jax
 import jax.numpy as jnp
 
-from ..state import UNCLEAR, batch_axes, fresh_hidden, short_term, where_lanes
+from ..state import fresh_hidden, short_term
+from .axes import UNCLEAR, batch_axes, where_lanes
 
 
 def model_over_batch(model, batching: Literal["batched", "vmap"]) -> Callable:
@@ -53,7 +54,7 @@ class Network:
             self.hidden[name].value = where_lanes(mask, value, held[name], axes[name])
 
     def axes(self, batch_size: int) -> dict[str, list[int | None]]:
-        """The batch axis of each leaf of each hidden state, None where all sequences share it (``state.batch_axes``).
+        """The batch axis of each leaf of each hidden state, None where all sequences share it (``axes.batch_axes``).
 
         Of a model that makes its states for one batch size it is axis 0, where that is as long as the batch. Raises
         ValueError for a state whose shape follows the batch size without one axis for it.

@@ -17,7 +17,8 @@ import saiunit as u
 
 from ..metrics import Metrics
 from ..module import Objective, Phases
-from ..state import SHORT, State, gradient, is_key, name_of, states_of, where_lanes
+from ..state import SHORT, State, gradient, is_key, name_of, states_of
+from .axes import where_lanes
 from .base import Learner, Network, Row, Update, score, score_by_step, trained, warm_up, zeros_like_parameters
 from .cadence import SEQUENCE, Cadence, over_tiles
 from .flow import Flow

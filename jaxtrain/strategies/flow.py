@@ -156,10 +156,10 @@ class _Step:
 
         def tangents(*args: Any) -> list[Any]:
             given, moving, moved = args
-            return jax.jvp(lambda *moving: run(*moving, given), moving, moved)[1]
+            return jax.jvp(lambda inputs, nudges: run(inputs, nudges, given), moving, moved)[1]
 
         moving = ([given[i] for i in self._inputs], nudges)
-        made = jax.make_jaxpr(tangents)(given, moving, moving).jaxpr
+        made: Any = jax.make_jaxpr(tangents)(given, moving, moving).jaxpr
         own, count = [*self._inputs.values()], len(self._inputs) + len(nudges)
         found = []
         for k in range(len(outputs)):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .alone import refuse_in_use, run_of
-from .batches import DataError, stated_layout, time_major
+from .batches import BATCH_FIRST, DataError, stated_layout, time_major
 from .checkpoint import Saved
 from .console import log
 from .data import DataModule, as_data, encodes, set_up, warn_of_layout
@@ -161,9 +161,9 @@ class Readers:
 
 
 def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: str, *, kind: Kind, seed: int,
-         saved: Saved | None, batch_first: bool | None) -> tuple[Any, Iterator[Any], bool]:  # fmt: skip
+         saved: Saved | None, batch_first: bool | None) -> tuple[Any, Iterator[Any], bool | None]:  # fmt: skip
     """A reader of a module, which is given a checkpoint's values first; one pass over the batches of its data called
-    ``name``, or of bare batches; and whether these put the batch first.
+    ``name``, or of bare batches; and the layout that is stated for them.
 
     A module that a run under way trains is read by that run's programs, with the values of its present step; bare
     batches then have the layout and the encoding of the run's own, unless another layout is stated.
@@ -182,7 +182,7 @@ def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: 
         if saved is not None:
             refuse_in_use(module, f"a checkpoint (step {saved.step}) cannot be loaded")
         view, batches = live.view(source, None if bare else data.encode), one_pass(source, name, layout)
-        return view, alike(batches, name, layout) if kind == "evaluate" else batches, layout is True
+        return view, alike(batches, name, layout) if kind == "evaluate" else batches, layout
     batches = one_pass(source, name, layout)
     first = next(batches)
     warn_of_layout(data, first, layout)
@@ -199,7 +199,8 @@ def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: 
     if saved is not None:
         load_into(module, saved)
     batches = itertools.chain([first], batches)
-    return reader, alike(batches, name, layout) if kind == "evaluate" else batches, layout is True
+    layout = stated_layout(first, name, layout)
+    return reader, alike(batches, name, layout) if kind == "evaluate" else batches, layout
 
 
 def as_it_is(x: Any) -> Any:
@@ -225,29 +226,35 @@ def evaluate(program: Evaluates, batches: Iterable[Any], prefix: str,
         return {tag(prefix, name): plain(mean.num / mean.weight) for name, mean in total.items()}
 
 
-def predict(reader: Predicts, batches: Iterable[Any], batch_first: bool = False) -> Any:
-    """Outputs of every batch, joined along the sequences: ``(T_l, N, ...)``, or ``(N, T_l, ...)``."""
+def predict(reader: Predicts, batches: Iterable[Any], batch_first: bool | None) -> Any:
+    """Outputs of every batch, joined along the sequences: ``(T_l, N, ...)``, or ``(N, T_l, ...)`` with the batch first.
+
+    Raises:
+        DataError: The outputs cannot be joined.
+    """
     outputs: list[Any] = []
     for index, batch in enumerate(batches):
         outputs.append(reader.predict(batch, index).fetch())
-        _refuse_apart(outputs[0], outputs[-1], index)
+        _refuse_apart(outputs[0], outputs[-1], index, batch_first)
     joined = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *outputs)
     return time_major(joined) if batch_first else joined  # the swap is its own inverse
 
 
-def _refuse_apart(first: Any, other: Any, index: int) -> None:
+def _refuse_apart(first: Any, other: Any, index: int, batch_first: bool | None) -> None:
     """Raise DataError for outputs that cannot be joined along the sequences."""
-    kinds = [[(leaf.shape[:1], leaf.shape[2:]) for leaf in jax.tree.leaves(tree)] for tree in (first, other)]
+    if not jax.tree.leaves(other):
+        raise DataError("predict_step returned no array; expected (B, ...), a value for each sequence")
     for leaf in jax.tree.leaves(other):
         if leaf.ndim < 2:
             raise DataError(
                 f"predict_step returned an array of shape {leaf.shape[1:]} in a time step; expected (B, ...), a value "
                 "for each sequence"
             )
-    if kinds[0] != kinds[1]:
-        times = [jax.tree.leaves(tree)[0].shape[0] for tree in (first, other)]
+    time, expected = (jax.tree.leaves(outputs)[0].shape[0] for outputs in (other, first))
+    if time != expected:
         raise DataError(
-            f"predict data: batch {index} has outputs over {times[1]} time steps, batch 0 over {times[0]}, and outputs "
-            "are joined along the sequences: call predict once for each length, or give one batch a call",
+            f"predict data: batch {index} has outputs over {time} time steps, batch 0 over {expected}, and outputs are "
+            "joined along the sequences: call predict once for each length"
+            + (f", or {BATCH_FIRST}" if batch_first is None and time < expected else ""),
             index,
         )

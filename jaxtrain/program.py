@@ -163,9 +163,8 @@ class Program:
 
     def train(self, batches: list[Any], first_step: int) -> Pending:
         """Dispatch the steps ``first_step + 1 ... first_step + len(batches)``; their metrics are pending."""
-        stacked = self.devices.arrive(self.module, batches, lambda some: chunks.stacked(some, self.chunk))
-        first, count = np.int32(first_step), np.int32(len(batches))
-        self.values, metrics = self._train(self.values, self.root, first, count, stacked)
+        data = self.devices.arrive(self.module, batches, lambda some: chunks.stacked(some, self.chunk))
+        self.values, metrics = self._train(self.values, self.root, np.int32(first_step), np.int32(len(batches)), data)
         return Pending(metrics, self._unpack)
 
     def _unpack(self, arrays: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:

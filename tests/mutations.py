@@ -1,4 +1,4 @@
-"""Twenty-two faults, at least one per group of modules: does `make test-all` notice each of them?
+"""Faults, at least one per group of modules: does `make test-all` notice each of them?
 
 python -m tests.mutations [--likely] [NAME ...]   # tests a copy of the repository with each fault
 
@@ -54,6 +54,10 @@ MUTATIONS = [
              "test_optimizer.py"),
     Mutation("rows ignore weights", "record.py",
              "total[1] + weights[name][i].astype(np.float64)", "total[1] + (weights[name][i] > 0)", "test_record.py"),
+    Mutation("a target that weighs nothing reaches the loss", "strategies/padding.py",
+             "if phases.weights is None:", "if True:", "strategies/test_padding.py"),
+    Mutation("validation data is read as time-major, whatever its layout", "passes.py",
+             'Passes(source, "val", data.batch_first)', 'Passes(source, "val", False)', "test_layout.py"),
     Mutation("a replayed source is not advanced", "data.py",
              'self._skip(position["batch"] - self.taken)', "self._skip(0)", "test_data.py"),
     Mutation("a short last validation batch is left out", "passes.py",

@@ -277,6 +277,13 @@ def test_an_output_without_a_batch_axis_is_refused_and_the_advice_works():
             fit.predict(Mean(), data)
     assert fit.predict(Means(), [line(0), line(1)])["mean"].shape == (3, 4)
 
+    class Silent(Linear):
+        def predict_step(self, forward, x):
+            forward(x)
+
+    with pytest.raises(jt.DataError, match=r"^predict_step returned no array; expected \(B, ...\)"):
+        fit.predict(Silent(), [line(0)])
+
 
 def test_bare_batches_of_an_encoding_are_warned_of_and_the_advice_works(caplog):
     class Own(jt.DataModule):

@@ -193,6 +193,8 @@ def test_a_short_last_batch_of_a_batch_major_loader_is_refused_with_advice():
         Passes(LOADER, "val")
     with pytest.raises(jt.DataError, match=message.replace("train", "val")):
         fit().validate(Linear(), LOADER)
+    with pytest.raises(jt.DataError, match=rf"^predict data: batch 2 has outputs over 2 time steps, .*, or {ADVICE}$"):
+        fit().predict(Linear(), LOADER)
     with pytest.raises(jt.DataError, match=r"make all alike$"):
         fit(max_steps=6).run(Linear(), LOADER, batch_first=False)  # sequences of another length
 

@@ -1,4 +1,4 @@
-"""Twenty-two faults, at least one per group of modules: does `make test-all` notice each of them?
+"""Twenty-four faults, at least one per group of modules: does `make test-all` notice each of them?
 
 python -m tests.mutations [--likely] [NAME ...]   # tests a copy of the repository with each fault
 
@@ -77,7 +77,11 @@ MUTATIONS = [
              'self.best_step, self.waited = state["best_step"], state["waited"]',
              'self.best_step, self.waited = state["best_step"], 0', "callbacks/test_early_stopping.py"),
     Mutation("a second signal is ignored", "signals.py",
-             "        self._restore(number)\n\n    def _restore", "\n    def _restore", "test_signals.py"),
+             "        self._restore(number)\n        if outer", "        if outer", "test_signals.py"),
+    Mutation("a callback reads the values of the step in flight", "live.py",
+             "if step == loop.position and not lost:", "if not lost:", "test_live.py"),
+    Mutation("a source that does not repeat itself is believed", "data.py",
+             "self.differs = known and", "self.differs = not known and", "test_data.py"),
     Mutation("a process believes itself instead of the first one", "processes.py",
              "    return json.loads(_wait(_key(turn)))", "    _wait(_key(turn))\n    return value",
              "test_processes.py"),

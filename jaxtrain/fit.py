@@ -50,7 +50,8 @@ class Fit:
 
     ``strategy``: a name ("bptt", "drtrl") or a strategy object. The budget is ``max_steps`` (train batches), or
     ``max_epochs`` where the data has a length, or ``max_time`` ("30min"); the first reached ends the run.
-    ``clip``: largest global norm of a gradient, in its own units. ``accumulate``: batches an update.
+    ``clip``: largest global norm of a gradient, in its own units. ``accumulate``: batches an update; those left over at
+    the end make none, which is reported before and after.
     ``seed``: initial values and random numbers inside the model; data has a seed of its own. ``seeds``: a number of
     seeds, counted from ``seed``, or a list of them, trained side by side in one program on the same batches: rows hold
     means over them and under ``lanes/`` each, a checkpoint holds all, and the module ends with the model of the first.

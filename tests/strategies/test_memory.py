@@ -118,7 +118,7 @@ def test_without_memory_nothing_changes(lab, vjp):
 
 
 def test_it_is_eprops_filter_where_the_readout_is_linear(lab):
-    """A leaky readout with one decay for all its units: what ``kappa`` filters forward, reverse mode finds going back."""
+    """A leaky readout, one decay for all its units: what ``kappa`` filters forward, reverse mode finds going back."""
 
     class Reads(Units):
         def update(self, x):

@@ -145,7 +145,9 @@ class ReverseLearner(Learner):
         x = merge(x, len(relation.x_var.aval.shape) - batched)
         return jax.vjp(lambda w: relation.product(x, w), weights)[1](merge(delta, units - batched))[0]
 
-    def _windows(self, chain: _Chain, warm: Any, sequences: Any) -> tuple[dict[str, Any], tuple[Any, Any], Metrics]:
+    def _windows(
+        self, chain: _Chain, warm: Any, sequences: Any
+    ) -> tuple[dict[str, Any], tuple[Any, Any, Any], Metrics]:
         """Gradients of the parameters, cotangents of the hidden states at the windows' entries (and, for the
         single-step rule, of the new hidden states), and metrics.
 

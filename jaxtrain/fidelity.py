@@ -65,8 +65,8 @@ class Rule:
 def parse_rules(text: str) -> list[Rule]:
     """Rules by commas, each with its fields: ``"drtrl:window=5,vjp=multi-step,pp_prop"``.
 
-    A value is read as a number, true or false where it is one; words by spaces are a pair. Raises ConfigError for an
-    unknown name or field, or a value of the wrong type.
+    A value is read as a number, true or false (True, False) where it is one; words by spaces are a pair. Raises
+    ConfigError for an unknown name or field, or a value of the wrong type.
     """
     found: list[tuple[str, list[str]]] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -101,7 +101,7 @@ def _rule(name: str, given: list[str]) -> Rule:
 def _value(text: str) -> Any:
     def one(word: str) -> Any:
         try:
-            value = json.loads(word)
+            value = json.loads({"True": "true", "False": "false"}.get(word, word))
         except ValueError:
             return word
         return value if isinstance(value, bool | int | float) else word

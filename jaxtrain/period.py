@@ -4,7 +4,7 @@ import math
 import numbers
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 _UNITS: dict[str, tuple[Literal["step", "epoch", "time"], float]] = {
     "": ("step", 1),
@@ -93,13 +93,3 @@ class Period:
         """Whether `step` (> 0) is a multiple of the period; never for a time. Raises ValueError as `steps` does."""
         steps = self.steps(epoch_length)
         return steps is not None and step > 0 and step % steps == 0
-
-
-def count(value: Any, name: str, required: bool = False) -> Any:
-    """A number of steps, epochs or batches that ``Fit`` takes under this name. Raises ValueError for anything else."""
-    if value is None and not required:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-        least = "below 2**31" if isinstance(value, int) and value > 1 else "1 or more"
-        raise ValueError(f"Fit({name}={value!r}): expected a whole number, {least}")
-    return value

@@ -9,6 +9,7 @@ import pytest
 
 from jaxtrain import cli, fidelity
 from jaxtrain.tools import tool
+from tests.kit.tiers import longer
 
 pytestmark = pytest.mark.full
 
@@ -49,6 +50,18 @@ def test_a_stream_has_the_gradient_of_bptt_but_not_its_time(tmp_path, capsys):
     text = (tmp_path / "fidelity.md").read_text()
     assert "| - (1) |" in text and "| lru | bptt | cannot run (1) |" in text and bptt["failed"]
     assert text.count("(1) ConfigError: --strategy bptt begins anew with every piece of the stream") == 1
+
+
+@pytest.mark.parametrize("options", [[], *longer(["--recurrent"])], ids=str)
+def test_credit_through_a_leaky_readout(tmp_path, options):
+    recipe = str(Path(__file__).with_name("spiking.py"))
+    argv = ["--rules", "drtrl:window=1,drtrl:readout_memory=True", "--steps", "1", "--out", str(tmp_path)]
+    assert tool(["fidelity", recipe, *argv, "--batch-size", "4", "--time", "20", *options]) == 0
+    without, through = json.loads((tmp_path / "fidelity.json").read_text())["table"]
+    assert without["cosine"] < through["cosine"] and without["trained_cosine"] < through["trained_cosine"]
+    if not options:
+        assert through["cosine"] > 0.999 and through["trained_cosine"] > 0.999
+        assert abs(through["norm_ratio"] - 1) < 0.001 < abs(without["norm_ratio"] - 1)
 
 
 def test_help_shows_defaults(capsys):

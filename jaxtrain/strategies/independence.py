@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ..console import one_line
 from ..state import SHORT, create_hidden, fresh_hidden, is_key, pure, seeded, states_of
-from .network import Network, along
+from .network import Network
 
 Way = Callable[[dict[str, Any], Any], dict[str, Any]]
 """``way(values, u)``: the output of a time step, under "the output", and the new hidden states by name."""
@@ -27,32 +27,41 @@ def dependence(model, u: Any, batch_size: int) -> str:
     """
     try:
         with seeded(0):
-            batched, begin = Network(model, "batched"), fresh_hidden(model, batch_size, False)
-            axes, kept = batched.axes(batch_size), _values(model)
-            first = way(batched, model, u)
+            batched, begin, kept = Network(model, "batched"), fresh_hidden(model, batch_size, False), _values(model)
+            places, first = batched.axes(batch_size), way(batched, model, u)
         with seeded(0):
             create_hidden(model, batch_size, True)
         with seeded(0):
-            mapped_begin = fresh_hidden(model, batch_size, True)
-            second = way(Network(model, "vmap"), model, u)
+            mapped, mapped_begin = Network(model, "vmap"), fresh_hidden(model, batch_size, True)
+            mapped_places, second = mapped.axes(batch_size), way(mapped, model, u)
 
-        def ahead(values: dict[str, Any]) -> dict[str, Any]:
-            """Hidden states with the batch axis first, where mapping puts it."""
-            move = lambda leaf, axis: jnp.moveaxis(leaf, axis, 0)  # noqa: E731
-            return {name: along(move, value, axes[name]) for name, value in values.items() if name in axes}
+        def as_mapped(values: dict[str, Any]) -> dict[str, Any]:
+            """Hidden states with the axes that mapping gives them."""
 
-        for name, value in ahead(begin).items():
+            def one(leaf: Any, axis: int | None, to: int | None) -> Any:
+                if axis is None:
+                    return leaf if to is None else jnp.broadcast_to(leaf, (batch_size, *leaf.shape))
+                return jnp.moveaxis(leaf, axis, 0)
+
+            moved = {}
+            for name in values.keys() & places.keys():
+                leaves, tree = jax.tree.flatten(values[name])
+                each = zip(leaves, places[name], mapped_places[name], strict=True)
+                moved[name] = tree.unflatten([one(*leaf) for leaf in each])
+            return moved
+
+        for name, value in as_mapped(begin).items():
             if not all(jax.tree.leaves(_alike(value, mapped_begin[name]))):
                 return f"init_state makes other values of {name!r} without a batch axis"
 
-        def mapped(values: dict[str, Any], u: Any) -> dict[str, Any]:
-            return second({**values, **ahead(values)}, u)
-
         def over_batch(values: dict[str, Any], u: Any) -> dict[str, Any]:
             found = first(values, u)
-            return {**found, **ahead(found)}
+            return {**found, **as_mapped(found)}
 
-        return compare(over_batch, mapped, kept, {name: begin[name] for name in axes}, u)
+        def one_by_one(values: dict[str, Any], u: Any) -> dict[str, Any]:
+            return second({**values, **as_mapped(values)}, u)
+
+        return compare(over_batch, one_by_one, kept, begin, u)
     except Exception as error:  # mapping is only faster: whatever it runs into is a reason against it
         return one_line(error)
 

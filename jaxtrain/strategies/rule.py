@@ -83,6 +83,8 @@ class OnlineRule(Strategy):
         lanes = self.works_in()[0]
         wanted = "batched" if self.window_of() > 1 else self.batching if lanes == "either" else lanes
         batching = choose_batching(wanted, objective.model, x, batch_size)
+        if lanes == "vmap":
+            return self._bind_mapped(objective, example, x)
         if not (wanted == "auto" and batching == "batched" and self._prefers_lanes(objective, x)):
             return self._bind(objective, example, x, batching)
         reason = dependence(objective.model, x, batch_size)
@@ -93,6 +95,18 @@ class OnlineRule(Strategy):
                 reason = one_line(error)
         learner = self._bind(objective, example, x, "batched")
         learner.notes.append(f"batching: batched, since the model cannot be mapped over lanes ({reason})")
+        return learner
+
+    def _bind_mapped(self, objective: Objective, example: Phases, x: Any) -> Learner:
+        """Of a rule that works in no other way; a model that takes a batch may be another one then."""
+        reason, batch_size = "", example.sizes[2]
+        if choose_batching("auto", objective.model, x, batch_size) == "batched":
+            reason = dependence(objective.model, x, batch_size)
+        learner = self._bind(objective, example, x, "vmap")
+        if reason:
+            learner.notes.append(
+                f"batching: {self.name} takes one sequence at a time, where the model differs: {reason}"
+            )
         return learner
 
     def _bind(self, objective: Objective, example: Phases, x: Any, batching: str) -> Learner:

@@ -298,7 +298,7 @@ def test_wrong_words_are_refused(lab):
 def test_configuration_and_what_auto_became():
     assert DRTRL(window=3).config() == {
         "name": "drtrl", "update_every": "sequence", "carry": "reset", "batching": "auto", "vjp": "multi-step",
-        "window": 3, "engine": "auto", "segment": "auto",
+        "window": 3, "engine": "auto", "segment": "auto", "readout_memory": False,
     }  # fmt: skip
     assert DRTRL().resolve({"batching": "vmap", "chunk": 5}) == DRTRL(batching="vmap")
     assert DRTRL(batching="batched").resolve({"batching": "vmap"}) == DRTRL(batching="batched")

@@ -27,6 +27,8 @@ class Units(brainstate.nn.Module):
         self.mix = braintrace.nn.Linear(n_in + N * recurrent, N)
         self.more = [braintrace.nn.Linear(N, N) for _ in range(layers - 1)]
         self.out = braintrace.nn.Linear(N, OUT)
+        if memory == "learned":  # leaks, by element-wise weights
+            self.leak = brainstate.ParamState(jnp.asarray([LEAK, 0.5]))
 
     def init_state(self, batch_size=None, **_):
         lead = () if batch_size is None else (batch_size,)
@@ -51,8 +53,12 @@ class Units(brainstate.nn.Module):
             return self.out(held[..., 0, :])
         if self.memory == "none":
             return self.out(h)
-        made = self.out(h)
-        self.total.value = self.total.value + jnp.tanh(made) if self.memory == "sum" else LEAK * self.total.value + made
+        made, total = self.out(h), self.total.value
+        if self.memory == "sum":
+            self.total.value = total + jnp.tanh(made)
+        else:
+            leak = braintrace.element_wise(self.leak.value) if self.memory == "learned" else LEAK
+            self.total.value = leak * total + made
         return self.total.value
 
 
@@ -168,7 +174,8 @@ def by_hand(model, phases, *, single: bool, window: int = 1, piece: int | None =
             read, own = jnp.where(fresh, 0, read), jnp.where(fresh, 0, own)
             cut, units = grow(cut, x[t], held(cut)), grow(units, x[t], units)
             units = cut if single else units
-            read, own = LEAK * read + out(units), LEAK * own + out(held(cut))
+            leak = values.get("leak", LEAK)
+            read, own = leak * read + out(units), leak * own + out(held(cut))
             if t >= warm:
                 total = total + (weights[t - warm] * jnp.square(read - y[t - warm]).mean(-1)).sum()
         return total
@@ -195,22 +202,26 @@ def test_a_recurrent_network_by_hand(lab, fields):
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("memory", "fields"),
     [
-        {"segment": 2},
-        *longer({"segment": 4, "window": 2}, {"segment": 3, "vjp": "single-step"}, {"segment": 2, "batching": "vmap"}),
+        ("learned", {"segment": 2}),
+        *longer(
+            ("leaky", {"segment": 2}),
+            ("leaky", {"segment": 4, "window": 2}),
+            ("leaky", {"segment": 3, "vjp": "single-step"}),
+            ("learned", {"segment": 3, "vjp": "single-step"}),
+            ("leaky", {"segment": 2, "batching": "vmap"}),
+        ),
     ],
 )
-def test_pieces_by_hand(lab, fields):
+def test_pieces_by_hand(lab, memory, fields):
     """Within a piece everything; from piece to piece the readout's own weights have their trace."""
     reset = jnp.zeros((lab.WARM + 7, lab.B), bool).at[lab.WARM + 3, 1].set(True)
     phases = lab.sequences(time=7, reset=reset)
-    got = lab.learn(DRTRL(readout_memory=True, **fields), task(lab, "leaky", recurrent=True), phases)
+    make = lambda: task(lab, memory, recurrent=True)  # noqa: E731
     single, window = fields.get("vjp") == "single-step", fields.get("window", 1)
-    wanted = by_hand(
-        task(lab, "leaky", recurrent=True).model, phases, single=single, window=window, piece=fields["segment"]
-    )
-    lab.same(got, wanted)
+    wanted = by_hand(make().model, phases, single=single, window=window, piece=fields["segment"])
+    lab.same(lab.learn(DRTRL(readout_memory=True, **fields), make(), phases), wanted)
 
 
 @pytest.mark.full

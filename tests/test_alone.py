@@ -63,9 +63,7 @@ def test_every_way_in_is_refused_while_another_thread_is_at_work(tmp_path):
         }.items():
             with pytest.raises(RuntimeError) as caught:
                 call()
-            start = (
-                f"{name}: Fit.run in thread 'search-1' is at work, and models are traced with state that all"
-            )
+            start = f"{name}: Fit.run in thread 'search-1' is at work, and models are traced with state that all"
             assert str(caught.value).startswith(start) and "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists() and module.model is None
     assert background.error is None and background.result.digest == whole.digest
@@ -135,8 +133,6 @@ def test_a_search_in_two_threads_is_as_alone_or_refused():
 
 @pytest.mark.full
 def test_processes_of_their_own_are_as_alone():
-    started = [
-        forks.Popen([sys.executable, "-c", SEARCH, str(seed)], stdout=forks.PIPE) for seed in range(2)
-    ]
+    started = [forks.Popen([sys.executable, "-c", SEARCH, str(seed)], stdout=forks.PIPE) for seed in range(2)]
     digests = [process.communicate(timeout=120)[0].split()[-1] for process in started]
     assert digests == [trial(0), trial(1)]

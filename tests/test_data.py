@@ -343,9 +343,8 @@ def test_what_repeats_itself_does_not_differ(make):
 
 
 def test_a_list_in_another_order_is_seen():
-    feed, again = moved(LIST, [LIST[0], *LIST[:0:-1]], 3)
-    assert again.differs == (ids(LIST)[2] != ids([LIST[0], *LIST[:0:-1]])[2])
-    assert again.taken == feed.taken == 3
+    feed, again = moved(LIST, [LIST[0], *LIST[:0:-1]], 2)
+    assert again.differs and again.taken == feed.taken == 2
 
 
 def test_a_restored_position_keeps_its_digest_until_a_batch_is_consumed():

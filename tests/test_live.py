@@ -138,7 +138,12 @@ class Meddles(Reads):
         run.params()["w"][:] = 0
 
 
-@pytest.mark.parametrize("options", [{}, {"seeds": 2}, {"accumulate": 2}])
+FULL = pytest.mark.full
+
+
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"seeds": 2}, marks=FULL), pytest.param({"accumulate": 2}, marks=FULL)]
+)
 def test_training_is_bitwise_the_same_whatever_is_read(options):
     def run(*callbacks):
         module = Linear()
@@ -186,6 +191,7 @@ def test_programs_are_made_once_a_run():
     assert numbers[0] <= 3, "to train, to validate, to predict"
 
 
+@FULL
 def test_several_seeds():
     """A prediction is the first seed's, a validation of all."""
 
@@ -257,9 +263,7 @@ def test_a_model_in_use_is_refused_under_another_module():
     def look(run):
         other = Linear()
         other.model = run.module.model
-        with pytest.raises(
-            RuntimeError, match="whose model, or a part of it, this Linear has: read it by run"
-        ):
+        with pytest.raises(RuntimeError, match="whose model, or a part of it, this Linear has: read it by run"):
             jt.Fit("bptt", max_steps=1).predict(other, VAL)
 
     during(look)

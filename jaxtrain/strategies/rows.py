@@ -45,6 +45,9 @@ ONE_STEP = Reach()
 START = "Use bptt, tbptt, or drtrl with engine='reverse', each with carry='reset' and update_every='sequence'"
 """What trains an initial state."""
 
+MEMORY = "readout_memory=True (unless that is a second recurrent layer)"
+"""What passes credit through states between the traced units and the loss."""
+
 
 @dataclass(frozen=True)
 class Traces:
@@ -143,6 +146,12 @@ def describe(
     inside |= memory & flow.within(None)
     more = reach.anyway if single else reach.more
 
+    def past(lost: frozenset[str]) -> str:
+        """What passes credit through states without a trace."""
+        if not traces.memory and not flow.after(lost) & (grouped - lost):
+            return f"Use drtrl with {MEMORY}, or strategy='bptt'"
+        return "Use strategy='bptt'" if single else reach.more
+
     def by_steps(name: str) -> Row:
         size, through = traces.sizes.get(name, 0), flow.through(name)
         if not through:
@@ -157,14 +166,14 @@ def describe(
             return Row(name, "in part", f"{PARTLY}: the other has {other}", size)
         if carried or not flow.into(name) & grouped:
             what = f"its credit does not pass {_listed(lost)}, of which no trace of it is kept"
-        elif name in traces.chained:
+            zero = "" if some else ": its gradient is exactly zero"
+            return Row(name, "in part" if some else "no", f"{what}{zero}. {past(lost)}", size)
+        if name in traces.chained:
             what = "reaches the hidden state only through another weight, so no trace of it is kept"
         else:
             what = "reaches the hidden state by no operation of braintrace (braintrace.nn), so no trace of it is kept"
         if not some:
             return Row(name, "no", f"{what}: its gradient is exactly zero. {more}", size)
-        if carried:
-            return Row(name, "in part", f"{what}. {more}", size)
         within = "one time step, beside the hidden state" if single else reach.within
         return Row(name, "in part", f"{what}: its credit lies within {within}. {reach.besides or more}", size)
 
@@ -177,7 +186,8 @@ def describe(
         some = bool(begun & carried and (begun | flow.after(begun)) & carried & inside)
         if some and not lost:
             return Row(name)
-        return Row(name, "in part" if some else "no", f"{makes}; its credit does not pass {_listed(lost)}. {more}")
+        why = f"{makes}; its credit does not pass {_listed(lost)}. {past(lost)}"
+        return Row(name, "in part" if some else "no", why)
 
     return [_both(name, flow, by_steps, by_start) for name in params]
 

@@ -165,7 +165,7 @@ def describe(
             other = f"no credit. {reach.anyway}" if single else f"credit within {reach.within}. {reach.more}"
             return Row(name, "in part", f"{PARTLY}: the other has {other}", size)
         if carried or not flow.into(name) & grouped:
-            what = f"its credit does not pass {_listed(lost)}, of which no trace of it is kept"
+            what = f"its credit does not pass {_listed(lost or carried)}, of which no trace is kept"
             zero = "" if some else ": its gradient is exactly zero"
             return Row(name, "in part" if some else "no", f"{what}{zero}. {past(lost)}", size)
         if name in traces.chained:

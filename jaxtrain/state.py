@@ -122,10 +122,12 @@ def seeded(seed: int) -> Iterator[None]:
 def create_hidden(model, batch_size: int, vmapped: bool) -> None:
     """Give the model hidden states for a batch: with a batch axis of their own, or mapped over lanes.
 
-    What outlives a sequence keeps its value, also where ``init_state`` makes the State anew.
+    What outlives a sequence keeps its value, also where ``init_state`` makes the State anew. So does the random state:
+    hidden states that begin at random are the same however often they are made before a run.
     """
-    before = states_of(model)
+    before, key = states_of(model), brainstate.random.DEFAULT.value
     _init_states(model, batch_size, vmapped)
+    brainstate.random.DEFAULT.value = key
     for name, state in states_of(model).items():
         old = before.get(name, state)
         if old is not state and not isinstance(state, SHORT) and _alike(old.value, state.value):

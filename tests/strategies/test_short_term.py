@@ -81,6 +81,13 @@ def test_a_mask_a_counter_and_what_is_shared(lab, fields):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("fields", [{"carry": "carry"}, *longer({"segment": 3}, {})], ids=str)
+def test_what_begins_at_random_begins_alike(lab, fields):
+    make = lambda: task(lab, ("RandomMask",), elementwise=False)  # noqa: E731
+    agree(lab, fields, make, batches(lab, 2, 7, resets=True, carried="carry" in fields))
+
+
+@pytest.mark.full
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(fields=st.sampled_from(FIELDS), **DRAWS)
 def test_any_states(lab, fields, kinds, elementwise, hidden, resets):

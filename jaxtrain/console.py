@@ -52,13 +52,17 @@ class _Console(logging.Handler):
 
 def heard(work: Callable[[], int]) -> int:
     """``work()``'s exit code, or that of its SystemExit (``--help``, usage). What it printed is flushed, and nothing is
-    said where nobody reads any more, as after ``| head``: Python would say it at the exit, at length."""
-    code = 0
+    said where nobody reads any more, as after ``| head``: Python would say it at the exit, at length. Work that a
+    closed pipe cut short has the code that a shell gives for SIGPIPE, 141."""
     try:
-        try:
-            code = work()
-        except SystemExit as leaving:
-            code = leaving.code if isinstance(leaving.code, int) else 1
+        code = work()
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 1
+    except BrokenPipeError as error:
+        if not _unheard(error):
+            raise
+        return 141
+    try:
         sys.stdout.flush()
     except OSError as error:
         if not _unheard(error):

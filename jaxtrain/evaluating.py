@@ -166,12 +166,10 @@ def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: 
     ``name``, or of bare batches; and the layout that is stated for them.
 
     A module that a run under way trains is read by that run's programs, with the values of its present step; bare
-    batches then have the layout and the encoding of the run's own, unless another layout is stated.
+    batches then have the layout of the run's own, unless another one is stated, and their encoding.
     """
     require_module(module)
     live, bare = run_of(module), not isinstance(data, DataModule)
-    if live is not None and bare and batch_first is None:
-        batch_first = live.batch_first
     data = as_data(data, batch_first=batch_first)
     set_up(data)
     source = data.train_data() if bare else getattr(data, f"{name}_data")()
@@ -182,6 +180,10 @@ def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: 
         if saved is not None:
             refuse_in_use(module, f"a checkpoint (step {saved.step}) cannot be loaded")
         view, batches = live.view(source, None if bare else data.encode), one_pass(source, name, layout)
+        first = next(batches)
+        layout, batches = stated_layout(first, name, layout), itertools.chain([first], batches)
+        if layout is None and bare:
+            layout, batches = live.batch_first, map(time_major, batches) if live.batch_first else batches
         return view, alike(batches, name, layout) if kind == "evaluate" else batches, layout
     batches = one_pass(source, name, layout)
     first = next(batches)

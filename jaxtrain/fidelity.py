@@ -19,7 +19,7 @@ from .alone import alone
 from .callbacks import GradientFidelity
 from .config import ConfigError, coerce
 from .console import log, one_line
-from .data import Feed, as_data, warn_of_layout
+from .data import Feed, as_data, set_up, warn_of_layout
 from .files import write_json
 from .loading import build
 from .program import Program
@@ -198,7 +198,7 @@ def _program(module: Any, rule: Rule, config: Any) -> tuple[Program, Feed]:
     chosen = dataclasses.replace(config, strategy=rule.name, strategy_fields=fields, run_dir=None, progress=False)
     fit, trained, data = module.make(chosen)
     data = as_data(data)
-    data.setup()
+    set_up(data)
     feed = Feed(data.train_data(), "train", data.batch_first)
     warn_of_layout(data, feed.example(), feed.batch_first)
     build(trained, fit.seed)

@@ -208,7 +208,7 @@ class Fit:
             raise ValueError(
                 f"Fit(validate_every={str(self.validate_every)!r}), but {type(data).__name__} has no val data"
             )
-        unused = unused_batches(self._schedule(1, feed.length).total, self.accumulate)
+        unused = unused_batches(self._schedule(1, feed.length).total, self.accumulate, self.max_epochs is not None)
         described = describe(self.strategy, data, self.callbacks)
         strategy, chunk = self._resolved(origin.config)
         if saved is not None:
@@ -343,7 +343,9 @@ class Fit:
     def _result(self, loop: Loop, status: Status, report: dict[str, Any], started: float, trains: bool) -> Result:
         result = summarize(loop, status, report, best_of(self._checkpoint), time.perf_counter() - started)
         if self.accumulate > 1 and status != "failed":
-            result.summary["unused_batches"] = unused = accumulated_batches(loop.program.values)
+            values, lanes = loop.program.values, loop.program.lanes
+            unused = accumulated_batches(values if lanes is None else lanes.first_live(values)[1])
+            result.summary["unused_batches"] = unused
             if unused and status in ("finished", "stopped"):
                 log.info("the last %d batches made no update: accumulate=%d", unused, self.accumulate)
         if loop.run.run_dir is not None and processes.is_first():

@@ -11,6 +11,7 @@ import jax
 
 from . import processes
 from .alone import alone, runs
+from .batches import stated_layout
 from .lanes import LIVE
 from .loading import LASTING
 from .metrics import Pending
@@ -67,7 +68,8 @@ class Live:
     @property
     def batch_first(self) -> bool | None:
         """The layout of the run's own train data."""
-        return self._loop.feed.batch_first
+        feed = self._loop.feed
+        return stated_layout(self._loop.program.example, feed.name, feed.batch_first)
 
     def trains(self, module: Any) -> bool:
         return module is self._loop.run.own_module
@@ -98,7 +100,8 @@ class Live:
         raise RuntimeError(
             f"the model's values at step {step} are gone: the program holds those of step {loop.position} by now. Set "
             "reads_model = True in the callback's class, which copies them each chunk, or read them at an event edge, "
-            "as in on_validation_end (a callback's edges() makes more)"
+            "as in on_validation_end (a callback's edges() makes more). Where the run failed within a chunk they are "
+            "lost"
         )
 
 

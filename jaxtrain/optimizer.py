@@ -314,5 +314,5 @@ def _one(optimizer: Any, params: dict[str, State], idle: dict[str, State], where
 
 
 def accumulated_batches(values: dict[str, Any]) -> int:
-    """How many batches are added up for an update that has not been made yet; ``values``: those of a program."""
-    return int(np.max(processes.whole(values["optimizer/accumulated_batches"])))
+    """How many batches are added up for an update that has not been made yet; ``values``: those of one seed."""
+    return int(processes.whole(values["optimizer/accumulated_batches"]))

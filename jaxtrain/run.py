@@ -93,9 +93,9 @@ class Run:
     """A callback's view of a run.
 
     ``module``, ``params``, ``predict`` and ``validate`` have the values of ``step``. They are there in every event at
-    an event edge, in ``on_fit_start``, ``on_restore`` and ``on_fit_end``; in ``on_chunk_start``, ``on_chunk_end`` and
-    the ``on_row`` of steps within a chunk the program may hold those of a later step, which is a RuntimeError unless a
-    callback sets ``reads_model``.
+    an event edge, in ``on_fit_start``, ``on_restore`` and, unless the run failed within a chunk, ``on_fit_end``; in
+    ``on_chunk_start``, ``on_chunk_end`` and the ``on_row`` of steps within a chunk the program may hold those of a
+    later step, which is a RuntimeError unless a callback sets ``reads_model``.
 
     ``step``: train batches completed whose metrics have been delivered. ``metrics``: the last value of every tag, below
     ``lanes/`` a list, a number of each seed. ``run_dir``: None without one. ``restored_step``: the step a resumed run

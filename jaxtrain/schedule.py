@@ -18,8 +18,11 @@ def total_steps(max_steps: int | None, max_epochs: int | None, epoch_length: int
     return min(totals, default=None)
 
 
-def unused_batches(total: int | None, accumulate: int) -> list[str]:
+def unused_batches(total: int | None, accumulate: int, epochs: bool = False) -> list[str]:
     """For the report: that the last batches of a run make no update.
+
+    Args:
+        epochs: Whether the run is as long as a number of epochs.
 
     Raises:
         ValueError: No batch of the run would make one.
@@ -29,9 +32,10 @@ def unused_batches(total: int | None, accumulate: int) -> list[str]:
     whole = total - total % accumulate
     if not whole:
         raise ValueError(f"Fit(accumulate={accumulate}): a run of {total} batches would make no update; give more")
+    instead = " in place of max_epochs" if epochs else ""
     return [
         f"accumulate={accumulate}: the last {total - whole} of {total} batches make no update; choose "
-        f"max_steps={whole} or max_steps={whole + accumulate}"
+        f"max_steps={whole} or max_steps={whole + accumulate}{instead}"
     ]
 
 

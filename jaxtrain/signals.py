@@ -22,10 +22,12 @@ def exit_code(name: str) -> int:
 class Signals:
     """Context manager in which the first SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2 or SIGXCPU only sets `received`.
 
-    The first signal also puts the old handler for it back, so a second one acts at once (SIGTERM ends the process,
-    SIGINT raises KeyboardInterrupt). Outside the main thread, where Python allows no handlers, it does nothing. A
-    signal that the process was told to ignore (`nohup`, a job in the background) stays ignored, and one of the last
-    four for which the program has set a handler stays with that. A run within a callback passes on what it receives.
+    The first SIGTERM or SIGINT also puts the old handler for it back, so a second one acts at once (SIGTERM ends the
+    process, SIGINT raises KeyboardInterrupt). The other signals come more than once by themselves: a closing terminal
+    sends SIGHUP twice, and SIGXCPU comes every second; repeats change nothing. Outside the main thread, where Python allows no
+    handlers, it does nothing. A signal that the process was told to ignore (`nohup`, a job in the background) stays
+    ignored, and one of the last four for which the program has set a handler stays with that. A run within a callback
+    passes on what it receives.
 
     Of several processes ``poll`` asks whether SIGTERM has come to any, which JAX has caught.
 
@@ -72,7 +74,8 @@ class Signals:
         if self.received is None:
             self.received = signal.Signals(number).name
         outer = _outer(self._old.get(number))
-        self._restore(number)
+        if number in ALWAYS:
+            self._restore(number)
         if outer is not None:
             outer._handle(number, frame)
 

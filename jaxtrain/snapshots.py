@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import types
 import weakref
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,11 +14,9 @@ import numpy as np
 
 from .state import SHORT, State
 
-PLAIN = (type(None), bool, int, float, complex, str, bytes)
+PLAIN = (type(None), bool, int, float, complex, str, bytes, range, np.generic, np.dtype)
 WHOLE = (jax.Array, type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
 """What counts by identity alone."""
-LARGE = 1 << 20
-"""Bytes from which a numpy array counts by identity: comparing its content would take too long."""
 
 
 class _Same:
@@ -51,12 +51,24 @@ def snapshot(value: Any, seen: dict[int, int] | None = None) -> Any:
     if id(value) in seen:
         return seen[id(value)]
     seen[id(value)] = len(seen)
-    if isinstance(value, np.ndarray) and value.nbytes < LARGE and not value.dtype.hasobject:
-        return value.dtype, value.shape, value.tobytes()
-    if isinstance(value, list | tuple):
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return value.dtype, value.shape, hashlib.sha256(np.ascontiguousarray(value)).digest()
+    if isinstance(value, bytearray | memoryview):
+        return type(value), bytes(value)
+    if isinstance(value, set | frozenset):
+        return type(value), sorted(repr(snapshot(each, dict(seen))) for each in value)
+    if isinstance(value, list | tuple | deque):
         return type(value), [snapshot(each, seen) for each in value]
     if isinstance(value, Mapping):
         return type(value), [(snapshot(key, seen), snapshot(each, seen)) for key, each in value.items()]
     if isinstance(value, types.MethodType):
         return _Same(value.__func__), snapshot(value.__self__, seen)
-    return _Same(value), snapshot(getattr(value, "__dict__", None), seen)
+    slots = [name for kind in type(value).__mro__ for name in _names(getattr(kind, "__slots__", ()))]
+    if not hasattr(value, "__dict__") and not slots:
+        return object()  # nobody can tell whether it has changed: equal to nothing
+    held = {name: getattr(value, name) for name in slots if name != "__dict__" and hasattr(value, name)}
+    return _Same(value), snapshot({**getattr(value, "__dict__", {}), **held}, seen)
+
+
+def _names(slots: Any) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(name for name in slots if name != "__weakref__")

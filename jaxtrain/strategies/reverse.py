@@ -119,9 +119,11 @@ class ReverseLearner(Learner):
         before = {name: self._starts[name].value for name in starts}
         for name, value in starts.items():
             self._starts[name].value = value
-        yield
-        for name, value in before.items():
-            self._starts[name].value = value
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                self._starts[name].value = value
 
     def _gradients(self, sequences: Any) -> tuple[dict[str, Any], Metrics]:
         assert self.segment is not None

@@ -67,7 +67,8 @@ def snapshot(value: Any, seen: dict[int, int] | None = None) -> Any:
     if not hasattr(value, "__dict__") and not slots:
         return object()  # nobody can tell whether it has changed: equal to nothing
     held = {name: getattr(value, name) for name in slots if name != "__dict__" and hasattr(value, name)}
-    return _Same(value), snapshot({**getattr(value, "__dict__", {}), **held}, seen)
+    held |= getattr(value, "__dict__", {})
+    return _Same(value), [(name, snapshot(each, seen)) for name, each in held.items()]
 
 
 def _names(slots: Any) -> tuple[str, ...]:

@@ -205,11 +205,11 @@ INFO = "import sys; from jaxtrain.tools import tool; sys.exit(tool(sys.argv[1:])
 def test_a_closed_pipe_is_quiet(tmp_path, unbuffered):
     recipe = Path(jaxtrain.__file__).parents[1] / "recipes" / "copy_gru.py"
     options = ["-u"] * unbuffered
-    code = 141 if unbuffered else 0  # cut short within the work, or all said and only not heard
-    assert into_a_closed_pipe(*options, recipe, "--help") == (code, "")
+    quiet = (0, ""), (141, "")  # nobody heard all that was said, or the work was cut short
+    assert into_a_closed_pipe(*options, recipe, "--help") in quiet
     (tmp_path / "config.json").write_text('{"fit": {}, "strategy": {"name": "bptt"}, "data": {}, "config": {"a": 1}}')
-    assert into_a_closed_pipe(*options, "-c", INFO, "info", tmp_path) == (code, "")
-    assert into_a_closed_pipe(*options, "-c", INFO, "--help") == (code, "")
+    assert into_a_closed_pipe(*options, "-c", INFO, "info", tmp_path) in quiet
+    assert into_a_closed_pipe(*options, "-c", INFO, "--help") in quiet
 
 
 def test_a_closed_pipe_hides_no_error(tmp_path):

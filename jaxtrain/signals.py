@@ -24,10 +24,11 @@ class Signals:
 
     The first SIGTERM or SIGINT also puts the old handler for it back, so a second one acts at once (SIGTERM ends the
     process, SIGINT raises KeyboardInterrupt). The other signals come more than once by themselves: a closing terminal
-    sends SIGHUP twice, and SIGXCPU comes every second; repeats change nothing. Outside the main thread, where Python
-    allows no handlers, it does nothing. A signal that the process was told to ignore (`nohup`, a job in the background) stays
-    ignored, and one of the last four for which the program has set a handler stays with that. A run within a callback
-    passes on what it receives.
+    sends SIGHUP twice, and SIGXCPU comes every second; repeats change nothing.
+
+    Outside the main thread, where Python allows no handlers, it does nothing. A signal that the process was told to
+    ignore (`nohup`, a job in the background) stays ignored, and one of the last four for which the program has set a
+    handler stays with that. A run within a callback passes on what it receives.
 
     Of several processes ``poll`` asks whether SIGTERM has come to any, which JAX has caught.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,8 +67,8 @@ class Result:
         1 where the newest state is not on disk."""
         if self.saved is False:
             return 1
-        by_signal = self.status in ("interrupted", "terminated") and self.reason is not None
-        return exit_code(self.reason) if by_signal and self.reason else EXIT_CODES[self.status]
+        by_signal = self.status in ("interrupted", "terminated") and self.reason in signal.Signals.__members__
+        return exit_code(str(self.reason)) if by_signal else EXIT_CODES[self.status]
 
     def __repr__(self) -> str:
         why = f" ({self.reason})" if self.reason else ""

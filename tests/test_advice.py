@@ -532,10 +532,6 @@ TRAINED: dict[str, tuple[Any, ...]] = {
         "give a HiddenState that copies another a value of its own, as 1.0 [*] h.value, or use strategy='bptt'",
         train(copied(lambda h: 1.0 * h), strategy="pp_prop"), train(copied(lambda h: h)),
     ),
-    "the same under D-RTRL": (
-        train(copied(lambda h: h), strategy="drtrl"), "as 1.0 [*] h.value, or use strategy='bptt'",
-        train(copied(lambda h: 1.0 * h), strategy="drtrl"),
-    ),
     "a narrow recurrence": (
         train(lambda: Of(narrow(jnp.bfloat16)), strategy="pp_prop", data=cast_batch(jnp.bfloat16)),
         "give the model float32 inputs, or use strategy='bptt'",

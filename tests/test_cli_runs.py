@@ -56,7 +56,7 @@ def test_resume_last_in_an_empty_directory(fit, call):
 
 def test_resume_a_path(fit, call):
     call("--run-dir", "r", "--lr", 0.5)
-    Path("r/checkpoints/50").mkdir(parents=True)
+    Path("r/checkpoints/00000050").mkdir(parents=True)
     call("--resume", "r/checkpoints/50")
     assert fit.asked["resume"] == "r/checkpoints/50" and fit.config.run_dir == "r" and fit.config.lr == 0.5
     call("--resume", "r/checkpoints/50", "--run-dir", "new", "--lr", 0.25)

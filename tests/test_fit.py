@@ -224,7 +224,7 @@ def test_config_and_result(trained):
     assert config["schema"] == 1 and config["config"] == {"lr": 0.01, "time_lag": 3} and config["parent"] is None
     assert config["strategy"] == {
         "name": "drtrl", "vjp": "multi-step", "window": 1, "batching": "auto", "update_every": "sequence",
-        "carry": "reset", "engine": "auto", "segment": "auto",
+        "carry": "reset", "engine": "auto", "segment": "auto", "readout_memory": False,
     }  # fmt: skip
     auto = {"chunk": 50, "batching": "batched", "engine": "reverse", "segment": "sequence"}
     assert config["auto"] == auto and config["fit"]["max_steps"] == 6

@@ -292,6 +292,8 @@ STARTS = itertools.count()
 class Shuffles:
     """Another order each time that it is started, unless it has a seed or tells its state."""
 
+    batch_first = False
+
     def __init__(self, seed=None):
         self.seed, self.epoch, self.at = seed, 0, 0
 

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.full
 class Sequences:
     """Batch ``step``: five time steps of warm-up and four scored ones."""
 
+    batch_first = False
+
     def __init__(self, lab, **kwargs):
         self.lab, self.kwargs = lab, kwargs
 

@@ -1,5 +1,6 @@
 """The report before step 0 against the gradient itself: "no" is exactly zero, "yes" is every way, "in part" some."""
 
+import brainstate
 import numpy as np
 import pytest
 
@@ -102,3 +103,13 @@ READOUTS = ["leaky readout", "leaky hidden readout", "delayed", "delayed, hidden
 def test_readout_memory_recovers_what_is_lost_behind_the_units(driven, name):
     rows, _ = driven(name, DRTRL(readout_memory=True))
     assert {rows[parameter].trains for parameter in ("inp.weight", "out.weight")} == {"yes"}, rows
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["copy", "copy and direct"])
+def test_a_hidden_state_that_copies_another_is_a_copy_like_any_other(lab, driven, name):
+    """Under D-RTRL in reverse; braintrace's own trace refuses the model."""
+    model = build(name)
+    model.made = {"c": (brainstate.HiddenState, model.made["c"][1])}
+    phases = lab.sequences(0, warm=0, time=TIME)
+    lab.same(lab.learn(DRTRL(), lab.Task(model), phases), driven(name, DRTRL())[1][0])

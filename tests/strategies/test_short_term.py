@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import jaxtrain.strategies.rule as rules_of
 from jaxtrain import BPTT, DRTRL, PPProp, SnAp
 from jaxtrain.module import Objective, Phases
-from jaxtrain.state import batch_axes, create_hidden, parameters
+from jaxtrain.state import create_hidden, parameters
+from jaxtrain.strategies.axes import batch_axes
 from jaxtrain.strategies.network import Network
 from jaxtrain.strategies.reverse import ReverseLearner
 from tests.kit.tiers import longer

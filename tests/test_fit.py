@@ -341,6 +341,6 @@ def test_batches_that_make_no_update_are_named_before_and_after(tmp_path, caplog
         assert advised.summary["unused_batches"] == 0 and advised.report["notes"] == []
         assert "no update" not in caplog.text and np.array_equal(values, others) == (steps == 8)
     epochs, _ = run(None, max_epochs=1, run_dir=None)
-    assert epochs.report["notes"] == [said] and epochs.summary["unused_batches"] == 2
+    assert epochs.report["notes"] == [f"{said} in place of max_epochs"] and epochs.summary["unused_batches"] == 2
     with pytest.raises(ValueError, match=r"^Fit\(accumulate=16\): a run of 10 batches would make no update; give more"):
         run(None, max_epochs=1, accumulate=16)

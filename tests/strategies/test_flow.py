@@ -20,6 +20,8 @@ from jaxtrain import (
 from tests.kit.tiers import longer
 from tests.strategies.ways import MODELS, NONE, build, expected
 
+pytestmark = pytest.mark.full
+
 RULES = [
     BPTT(), TBPTT(3), DRTRL(), DRTRL(engine="trace"), DRTRL(window=3), DRTRL(vjp="single-step"),
     DRTRL(carry="carry"), DRTRL(segment=3), DRTRL(readout_memory=True), PPProp(), EProp(), EProp(vjp="multi-step"),

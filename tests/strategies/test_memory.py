@@ -14,6 +14,8 @@ from jaxtrain.strategies.reverse import ReverseLearner
 from tests.kit.tiers import longer
 from tests.strategies.sums import sums
 
+pytestmark = pytest.mark.full
+
 N, OUT = 4, 2
 KEPT, LEAK = 0.8, 0.7
 

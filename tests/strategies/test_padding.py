@@ -19,6 +19,8 @@ from jaxtrain.program import BAD, FINE
 from jaxtrain.strategies.padding import inert
 from tests.small import Linear
 
+pytestmark = pytest.mark.full
+
 WARM, LEARN, B = 2, 4, 3
 NAN = np.float32(np.nan)
 

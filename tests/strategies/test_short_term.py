@@ -21,6 +21,8 @@ from tests.kit.tiers import longer
 from tests.strategies.short_term import HIDDEN, KINDS, SHORT, N, Net, Shared
 from tests.strategies.sums import sums
 
+pytestmark = pytest.mark.full
+
 
 def task(lab, *args, **kwargs):
     with brainstate.random.seed_context(0):

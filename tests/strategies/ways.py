@@ -110,7 +110,7 @@ def delayed_input(m, x):
 
 
 def delayed_drive(m, x):
-    return m.out(leak(m, shift(m.line, m.inp(x))))
+    return m.out(leak(m, shift(m.line, m.inp(x)) + m.mid(x)))
 
 
 def ring(m, x):
@@ -282,7 +282,10 @@ _MODELS: dict[str, tuple[Callable, dict[str, Any], dict[str, tuple[int, int]], E
         delayed_and_direct, {"line": (SHORT, line(UNITS))}, {}, {**_READ, "inp.weight": lost("line")}
     ),
     "delayed input": (delayed_input, {"line": (SHORT, line(IN))}, {}, FINE),
-    "delayed drive": (delayed_drive, {"line": (SHORT, line(UNITS))}, {}, {**_READ, "inp.weight": none("line")}),
+    "delayed drive": (
+        delayed_drive, {"line": (SHORT, line(UNITS))}, {"mid": (IN, UNITS)},
+        {**_READ, "inp.weight": none("line"), "mid.weight": "yes"},
+    ),
     "ring": (ring, {"line": (SHORT, line(UNITS)), "at": (SHORT, integer)}, {}, {**_READ, "inp.weight": none("line")}),
     "counter": (counted, {"n": (SHORT, integer)}, {}, FINE),
     "clock": (clock, {"n": (SHORT, number)}, {}, FINE),

@@ -51,12 +51,12 @@ class Flow:
         named = {**params, **hidden}
         first = jax.tree.map(lambda leaf: leaf[0], (scored(phases)[:4], phases.warmup))
         score = _Step(lambda *xs: objective.learn(network, *xs)[0], named, hidden, *first[0])
-        states = score.states()
+        loss, states = score.made()
         if phases.warmup is not None:
-            warm_up = _Step(lambda x: objective.warmup(network, x), named, hidden, first[1]).states()
+            _, warm_up = _Step(lambda x: objective.warmup(network, x), named, hidden, first[1]).made()
             states = {name: states[name] | warm_up[name] for name in states}
         direct, output = score.output({name for name, state in hidden.items() if isinstance(state, HiddenState)})
-        return Flow(score.loss(), direct & {*params}, output, states, initial_values(network, phases.sizes[2]))
+        return Flow(loss, direct & {*params}, output, states, initial_values(network, phases.sizes[2]))
 
     def within(self, steps: int | None) -> frozenset[str]:
         """What has a derivative in a loss at most ``steps`` time steps later, the first one included; None: ever."""
@@ -89,7 +89,7 @@ class Flow:
 def initial_values(network: Network, batch_size: int) -> Edges:
     """For each short-term state, the parameters that its initial value has a derivative in."""
     params = parameters(network.model)
-    made = _Step(lambda: network.reset(batch_size), params, network.hidden).states()
+    _, made = _Step(lambda: network.reset(batch_size), params, network.hidden).made()
     return {name: behind & {*params} for name, behind in made.items()}
 
 
@@ -114,19 +114,19 @@ class _Step:
         here = {id(state) for state in touched}
         self._kept = {name for name, state in states.items() if id(state) not in here}
 
-    def loss(self) -> frozenset[str]:
-        return frozenset().union(*(inputs for inputs, _ in self._behind(self._scores)))
-
     def output(self, held: set[str]) -> tuple[frozenset[str], frozenset[str]]:
         """Behind the loss with the new values of some states held constant: sources, and states by their new values."""
         parts = self._behind(self._scores, held)
         return frozenset().union(*(inputs for inputs, _ in parts)), frozenset().union(*(news for _, news in parts))
 
-    def states(self) -> dict[str, frozenset[str]]:
-        found = {name: frozenset([name]) for name in self._kept}
-        for name, (inputs, _) in zip(self._news.values(), self._behind([*self._news]), strict=True):
-            found[name] = found.get(name, frozenset()) | inputs
-        return found
+    def made(self) -> tuple[frozenset[str], dict[str, frozenset[str]]]:
+        """Sources behind the loss, and behind each new state."""
+        behind = [inputs for inputs, _ in self._behind([*self._scores, *self._news])]
+        count = len(self._scores)
+        states = {name: frozenset([name]) for name in self._kept}
+        for name, inputs in zip(self._news.values(), behind[count:], strict=True):
+            states[name] = states.get(name, frozenset()) | inputs
+        return frozenset().union(*behind[:count]), states
 
     def _behind(self, outputs: list[int], held: Collection[str] = ()) -> list[tuple[frozenset[str], frozenset[str]]]:
         """For each output: the sources, and the held states by their new value, that it has a derivative in."""
@@ -150,7 +150,8 @@ class _Step:
                 return value
 
             # The held values follow from constants and nudges alone; everything else follows from them and the sources.
-            _evaluate(self._jaxpr, self._consts, jax.lax.stop_gradient(given), nudged)
+            if places:
+                _evaluate(self._jaxpr, self._consts, jax.lax.stop_gradient(given), nudged)
             outs = _evaluate(self._jaxpr, self._consts, given, lambda var, value: kept.get(id(var), value))
             return [outs[i] for i in outputs]
 
@@ -168,6 +169,7 @@ class _Step:
             pick = lambda names, flags: frozenset(n for n, flag in zip(names, flags, strict=True) if flag)  # noqa: E731
             found.append((pick(own, flags[: len(own)]), pick(holding.values(), flags[len(own) :])))
         return found
+
 
 def _shape(var: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype)

@@ -49,6 +49,11 @@ def is_key(value: Any) -> bool:
     return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
+def differentiable(value: Any) -> bool:
+    """Whether all leaves are of a floating or complex type."""
+    return all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(value))
+
+
 def strong(value: Any) -> Any:
     """Copies as device arrays with strong types: weak types and Python numbers recompile the second step."""
 

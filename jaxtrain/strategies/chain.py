@@ -30,9 +30,7 @@ class Chain:
         self.steps = warm_steps + through
         self.lead = warm_steps if learner._memory and sequences is not None else 0
         time = 0 if sequences is None else jax.tree.leaves(sequences)[0].shape[0]
-        starts = range(0, time, learner.window)
-        within = len([start for start in starts if start < through])
-        self._ends = len(starts) > within  # the last window begins where the chain ends
+        self._ends = any(start >= through for start in range(0, time, learner.window))  # where the last window begins
         lanes = (cut.lanes,) if cut.mapped else ()
         nudges = {
             i: jnp.zeros((self.steps, *lanes, *cut.relations[i].y_var.aval.shape), cut.relations[i].y_var.aval.dtype)

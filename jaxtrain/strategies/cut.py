@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from ..module import Objective
-from ..state import SHORT, State, name_of, states_of
+from ..state import SHORT, State, differentiable, name_of, states_of
 from .equations import ELEMENTWISE, Irreversible, bind, follow, origins, read
 from .independence import compare, way
 from .memory import find_memory
@@ -142,10 +142,7 @@ class Cut:
     def _differentiable(self, graph: Any) -> dict[int, list[str]]:
         """The hidden states of each group, without those of whole numbers or flags."""
         values = dict(zip(self.names, (state.value for state in self.states), strict=True))
-        inexact = {
-            name for name, value in values.items()
-            if all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(value))
-        }  # fmt: skip
+        inexact = {name for name, value in values.items() if differentiable(value)}
         groups = {
             g.index: [name_of(path) for path in g.hidden_paths if name_of(path) in inexact] for g in graph.hidden_groups
         }

@@ -48,10 +48,10 @@ class DNI(OnlineRule):
     def reach(self, time: int) -> Reach:
         return Reach(besides="Of what comes later it has the synthesiser's estimate")
 
-    def learner(self, objective: Objective, compiled: Any, x: Any, example: Phases) -> Learner:
+    def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
         inner: Any = compiled.module if isinstance(compiled, brainstate.nn.Vmap) else compiled
         inner.attach_synthesizer(braintrace.SyntheticGradient(inner.group_signal_shapes()))
-        learner = _Learner(objective, compiled, x, cadence=self.cadence(), reach=self.reach(example.sizes[1]))
+        learner = _Learner(objective, compiled, cadence=self.cadence(), reach=self.reach(example.sizes[1]))
         for name, state in learner.network.hidden.items():
             for leaf in jax.tree.leaves(state.value):
                 if not jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -65,8 +65,8 @@ class DNI(OnlineRule):
 
 
 class _Learner(OnlineLearner):
-    def __init__(self, objective: Objective, rule: Any, x: Any, **options: Any):
-        super().__init__(objective, rule, x, **options)
+    def __init__(self, objective: Objective, rule: Any, **options: Any):
+        super().__init__(objective, rule, **options)
         # The synthesiser outlives sequences and is saved; what else the rule owns begins anew.
         self._synthesiser = {k: s for k, s in self.own.items() if isinstance(s, brainstate.ParamState)}
         self.own = {k: s for k, s in self.own.items() if k not in self._synthesiser}

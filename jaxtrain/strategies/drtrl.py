@@ -106,7 +106,7 @@ class DRTRL(WindowedRule):
             if not network.vmapped and any(r.trained and r.name == ELEMENTWISE for r in made.relations):
                 made = cut(lanes=True)  # a weight without inputs has no batch axis of its own
         return ReverseLearner(
-            objective, network, made, x, window=min(self.window, example.sizes[1]), single=self.vjp == "single-step",
+            objective, network, made, window=min(self.window, example.sizes[1]), single=self.vjp == "single-step",
             cadence=self.cadence(), segment=segment, reach=self.reach(example.sizes[1]), memory=self.readout_memory,
         )  # fmt: skip
 

@@ -17,7 +17,7 @@ import saiunit as u
 
 from ..metrics import Metrics
 from ..module import Objective, Phases
-from ..state import SHORT, State, gradient, is_key, name_of, states_of
+from ..state import SHORT, State, differentiable, gradient, is_key, name_of, states_of
 from .axes import where_lanes
 from .base import Learner, Network, Row, Update, score, score_by_step, trained, warm_up, zeros_like_parameters
 from .cadence import SEQUENCE, Cadence, over_tiles
@@ -63,7 +63,7 @@ class OnlineLearner(Learner):
     are carried on.
     """
 
-    def __init__(self, objective: Objective, rule: Any, x: Any, *, window: int = 1, cadence: Cadence = SEQUENCE,
+    def __init__(self, objective: Objective, rule: Any, *, window: int = 1, cadence: Cadence = SEQUENCE,
                  reach: Reach = ONE_STEP):  # fmt: skip
         self.rule, self.reach = rule, reach
         # Any: which of braintrace's engines it is shows only in its attributes.
@@ -188,7 +188,7 @@ class OnlineLearner(Learner):
         return {
             name: state
             for name, state in self.network.hidden.items()
-            if name in names and all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(state.value))
+            if name in names and differentiable(state.value)
         }
 
     def _grouped(self, values: dict[str, Any]) -> dict[int, jax.Array]:
@@ -237,8 +237,7 @@ class OnlineLearner(Learner):
         return {
             name: state
             for name, state in self.own.items()
-            if isinstance(state, SHORT)
-            and all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(state.value))
+            if isinstance(state, SHORT) and differentiable(state.value)
         }
 
     def _trace_bytes(self) -> dict[str, int]:

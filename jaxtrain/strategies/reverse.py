@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from ..metrics import Metrics, sum_over_time
 from ..module import Objective, Phases, total_weight
-from ..state import add_to, lasting, parameters, pure
+from ..state import add_to, differentiable, lasting, parameters, pure
 from .base import Learner, Network, Row, Update, score, scored, split_reset, trained, zeros_like_parameters
 from .cadence import SEQUENCE, Cadence, over_tiles
 from .chain import Chain
@@ -35,7 +35,7 @@ class ReverseLearner(Learner):
     piece that is the whole sequence needs none.
     """
 
-    def __init__(self, objective: Objective, network: Network, cut: Cut, x: Any, *, window: int, single: bool,
+    def __init__(self, objective: Objective, network: Network, cut: Cut, *, window: int, single: bool,
                  cadence: Cadence = SEQUENCE, segment: int | None = None, reach: Reach = ONE_STEP,
                  memory: bool = False):  # fmt: skip
         """``segment``: time steps a piece; None takes the whole sequence as one. ``memory``: windows come one after
@@ -97,7 +97,7 @@ class ReverseLearner(Learner):
             return lambda entry: {}
         states, call = pure(lambda: self.restart(batch_size))
         before, place = [state.value for state in states], {id(state): i for i, state in enumerate(states)}
-        made = {n: s for n, s in (self._hidden | self._memory).items() if id(s) in place and _moves(s.value)}
+        made = {n: s for n, s in (self._hidden | self._memory).items() if id(s) in place and differentiable(s.value)}
 
         def restart(starts: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
             now = list(before)
@@ -202,7 +202,7 @@ class ReverseLearner(Learner):
         count, rest = divmod(time, self.window)
         lead, cut = chain.lead, time - rest
         params = {name: state.value for name, state in self._params.items()}
-        begin = {name: state.value for name, state in self._memory.items() if _moves(state.value)}
+        begin = {name: state.value for name, state in self._memory.items() if differentiable(state.value)}
         leaves = {name: jax.tree.leaves(state.value)[0] for name, state in self._traced.items() if self.single}
         nudges = {name: jnp.zeros((lead + time, *leaf.shape), leaf.dtype) for name, leaf in leaves.items()}
 
@@ -262,7 +262,7 @@ class ReverseLearner(Learner):
         return call
 
     def _say_memory(self) -> str:
-        names = [n for n, s in self._memory.items() if jnp.issubdtype(jax.tree.leaves(s.value)[0].dtype, jnp.inexact)]
+        names = [n for n, s in self._memory.items() if differentiable(s.value)]
         if not names:
             return "readout_memory: the model has none, so nothing else is trained than without it"
         across = " within a segment" if self.segment else ""
@@ -289,13 +289,5 @@ class ReverseLearner(Learner):
             start=self.segment is None, again=resets,
         )  # fmt: skip
 
-    def trace_bytes(self) -> int:
-        return sum(state.value.nbytes for state in self.own.values())
-
     def resolved(self) -> dict[str, Any]:
         return {**super().resolved(), "engine": "reverse", "segment": self.segment or "sequence"}
-
-
-def _moves(value: Any) -> bool:
-    """Whether a value has a derivative."""
-    return all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(value))

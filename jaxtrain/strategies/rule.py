@@ -60,9 +60,9 @@ class OnlineRule(Strategy):
     def rule(self) -> tuple[Any, dict[str, Any]]:
         """braintrace's algorithm (a name, a class or an ETraceConfig) and its options."""
 
-    def learner(self, objective: Objective, compiled: Any, x: Any, example: Phases) -> Learner:
+    def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
         return OnlineLearner(
-            objective, compiled, x, window=min(self.window_of(), example.sizes[1]), cadence=self.cadence(),
+            objective, compiled, window=min(self.window_of(), example.sizes[1]), cadence=self.cadence(),
             reach=self.reach(example.sizes[1]),
         )  # fmt: skip
 
@@ -120,7 +120,7 @@ class OnlineRule(Strategy):
             error.add_note(f"jaxtrain: {where}")
             raise
         self._check_width(objective, compiled)
-        return self.learner(objective, compiled, x, example)
+        return self.learner(objective, compiled, example)
 
     def _check_width(self, objective: Objective, compiled: Any) -> None:
         """braintrace makes traces and cotangents in float32, which the step of a narrower model does not take."""

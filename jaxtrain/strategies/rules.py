@@ -57,8 +57,8 @@ class PPProp(WindowedRule):
     def rule(self) -> tuple[Any, dict[str, Any]]:
         return "pp_prop", {"decay_or_rank": self.decay if self.rank is None else self.rank, "vjp_method": self.vjp}
 
-    def learner(self, objective: Objective, compiled: Any, x: Any, example: Phases) -> Learner:
-        learner = super().learner(objective, compiled, x, example)
+    def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
+        learner = super().learner(objective, compiled, example)
         if example.reset is not None:
             steps = (self.rank + 1) / 2 if self.rank is not None else 1 / (1 - (self.decay or 0))
             learner.notes.append(
@@ -158,8 +158,8 @@ class UORO(OnlineRule):
     def rule(self) -> tuple[Any, dict[str, Any]]:
         return "uoro", {}
 
-    def learner(self, objective: Objective, compiled: Any, x: Any, example: Phases) -> Learner:
-        return _UOROLearner(objective, compiled, x, cadence=self.cadence())
+    def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
+        return _UOROLearner(objective, compiled, cadence=self.cadence())
 
 
 class _UOROLearner(OnlineLearner):
@@ -210,7 +210,7 @@ class ThreeFactor(OnlineRule):
     def rule(self) -> tuple[Any, dict[str, Any]]:
         return braintrace.ThreeFactor, {}
 
-    def learner(self, objective: Objective, compiled: Any, x: Any, example: Phases) -> Learner:
+    def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
         if self.modulator not in (example.extras or {}):
             raise ValueError(
                 f"ThreeFactor(modulator={self.modulator!r}): Phases.extras holds {list(example.extras or {})}; give it "
@@ -226,7 +226,7 @@ class ThreeFactor(OnlineRule):
                 f"ThreeFactor(modulator={self.modulator!r}): Phases.extras[{self.modulator!r}] has shape {given}; "
                 f"expected one of {wanted}: time steps, lanes, units"
             )
-        learner = _ThreeFactorLearner(objective, compiled, x, cadence=self.cadence())
+        learner = _ThreeFactorLearner(objective, compiled, cadence=self.cadence())
         learner.modulator = self.modulator
         return learner
 

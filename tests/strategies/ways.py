@@ -250,10 +250,6 @@ def untraced(m, x):
     return m.out(leak(m, m.inp(x) + x @ m.free.value))
 
 
-def memoryless(m, x):
-    return m.out(jnp.tanh(m.inp(x)))
-
-
 def branching(m, x):
     h = leak(m, m.inp(x))
     return m.out(jax.lax.cond(jnp.sum(x) > 0, lambda h: h, lambda h: stop(h), h))

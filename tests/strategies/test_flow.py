@@ -109,9 +109,11 @@ def test_readout_memory_recovers_what_is_lost_behind_the_units(driven, name):
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["copy", "copy and direct"])
-def test_a_hidden_state_that_copies_another_is_a_copy_like_any_other(lab, driven, name):
-    """Under D-RTRL in reverse; braintrace's own trace refuses the model."""
+def test_a_hidden_state_that_copies_another_carries_its_credit(lab, driven, name):
+    """Under D-RTRL in reverse the copy belongs to the units' group; braintrace's own trace refuses the model."""
     model = build(name)
     model.made = {"c": (brainstate.HiddenState, model.made["c"][1])}
     phases = lab.sequences(0, warm=0, time=TIME)
-    lab.same(lab.learn(DRTRL(), lab.Task(model), phases), driven(name, DRTRL())[1][0])
+    made = lab.Drive(DRTRL(), lab.Task(model), phases)
+    assert {row.name: row.trains for row in made.learner.report(phases)}["inp.weight"] == "yes"
+    lab.same(made.grads(phases), driven(name, BPTT())[1][0])

@@ -158,17 +158,20 @@ def encodes(data: DataModule) -> bool:
     return type(data).encode is not DataModule.encode or callable(getattr(data._sources[0], "encode", None))
 
 
-def warn_of_layout(data: DataModule, batch: Any, batch_first: bool | None) -> None:
+def warn_of_layout(data: DataModule, batch: Any, batch_first: bool | None, told: set[str] | None = None) -> None:
     """Log one warning for a data module whose arrays are read as time-major though nobody has stated so.
 
     Args:
         data: The data module.
         batch: A batch on the host.
         batch_first: The layout that is stated for the source of the batch.
+        told: Warnings that are not repeated; a new one is added.
     """
     if stated_layout(batch, "", batch_first) is None and not data._life.warned and (line := layout_warning(batch)):
-        logger.warning(line)
         data._life.warned = True
+        if line not in (told := set() if told is None else told):
+            logger.warning(line)
+            told.add(line)
 
 
 def set_up(data: DataModule) -> None:

@@ -137,6 +137,7 @@ class Readers:
     def __init__(self):
         self._programs: dict[int, Programs] = {}
         self._encoded: dict[int, tuple[weakref.ref[Module], str]] = {}
+        self.told: set[str] = set()  # warnings of a layout: one call a batch must not repeat them
 
     def trained(self, module: Module, data: DataModule) -> None:
         """Remember whether a module is trained on inputs that its data encodes."""
@@ -187,7 +188,7 @@ def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: 
         return view, alike(batches, name, layout) if kind == "evaluate" else batches, layout
     batches = one_pass(source, name, layout)
     first = next(batches)
-    warn_of_layout(data, first, layout)
+    warn_of_layout(data, first, layout, readers.told)
     if bare and not encodes(data) and (owner := readers.encoding(module)):
         log.warning(
             f"{name} data: bare batches reach the model as they are, but {type(module).__name__} was trained on inputs "

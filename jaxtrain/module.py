@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .batches import BATCH_FIRST
 from .console import warn_of_foreign
 from .metrics import Mean
 
@@ -166,7 +165,10 @@ FOREIGN = {
 """What methods of Lightning's modules are here."""
 RESERVED = ("loss", "lr", "grad_norm", "param_norm", "nonfinite", "skipped_fraction")
 """Names of what the trainer measures itself."""
-_TIME_MAJOR = f"arrays are time-major, (T, B, ...), here: {BATCH_FIRST}"
+_TIME_MAJOR = (
+    "arrays are time-major, (T, B, ...), here; data with the batch on axis 0 needs batch_first=True, passed with bare "
+    "data or set on the DataModule"
+)
 _ONE_TARGET = "a target for a whole sequence is (1, B, ...), or (B, 1, ...) with batch_first=True"
 
 

@@ -133,6 +133,11 @@ def test_a_layout_that_nobody_states_is_warned_of(caplog):
     reader.run(module, data)
     reader.validate(module, data)
     assert caplog.text.count("reading arrays as") == 1, "once for each data module"
+    caplog.clear()
+    for _ in range(2):
+        reader.predict(module, BATCH_MAJOR)
+    reader.predict(module, [line(0, time=5, batch=4)])
+    assert caplog.text.count("reading arrays as") == 2, "once for each shape"
 
 
 def test_a_layout_that_is_stated_is_not_warned_of(caplog):

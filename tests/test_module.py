@@ -46,7 +46,8 @@ def test_what_fits_passes():
 
 
 TIME_MAJOR = (
-    r"; arrays are time-major, \(T, B, ...\), here: pass batch_first=True if axis 0 is the batch; "
+    r"; arrays are time-major, \(T, B, ...\), here; data with the batch on axis 0 needs batch_first=True, passed with "
+    r"bare data or set on the DataModule; "
     r"a target for a whole sequence is \(1, B, ...\), or \(B, 1, ...\) with batch_first=True$"
 )
 REFUSED = {

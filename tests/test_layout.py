@@ -221,11 +221,12 @@ class Labels(Linear):
 @pytest.mark.parametrize("classes", [(), (3,)])
 def test_a_target_of_a_whole_sequence_is_refused_with_advice(classes):
     x, y = np.zeros((6, 4, 2), np.float32), np.ones((6, *classes), np.float32)
-    advice = rf".*{ADVICE}; a target for a whole sequence is \(1, B, ...\), or \(B, 1, ...\) with batch_first=True"
+    advice = rf".*needs batch_first=True, passed with bare data or set on the DataModule; a target for a whole sequence is \(1, B, ...\), or \(B, 1, ...\) with batch_first=True"
     with pytest.raises(ValueError, match=rf"^targets has shape \(6,{' 3' if classes else ''}\)" + advice):
         fit().run(Labels(), [(x, y)])
     result = fit().run(Labels(), [(x, y[:, None])], batch_first=True)
     assert result.report["warmup"] == 3 and result.report["learning"] == 1 and result.report["batch"] == 6
+    assert fit().run(Labels(), jt.DataModule([(x, y[:, None])], batch_first=True)).digest == result.digest
     again = fit().run(Labels(), [(x.swapaxes(0, 1), y[None])], batch_first=False)
     assert again.digest == result.digest
     with pytest.raises(ValueError, match="^targets have 6 time steps and inputs only 4" + advice):

@@ -221,7 +221,10 @@ class Labels(Linear):
 @pytest.mark.parametrize("classes", [(), (3,)])
 def test_a_target_of_a_whole_sequence_is_refused_with_advice(classes):
     x, y = np.zeros((6, 4, 2), np.float32), np.ones((6, *classes), np.float32)
-    advice = rf".*needs batch_first=True, passed with bare data or set on the DataModule; a target for a whole sequence is \(1, B, ...\), or \(B, 1, ...\) with batch_first=True"
+    advice = (
+        r".*needs batch_first=True, passed with bare data or set on the DataModule; a target for a whole sequence is "
+        r"\(1, B, ...\), or \(B, 1, ...\) with batch_first=True"
+    )
     with pytest.raises(ValueError, match=rf"^targets has shape \(6,{' 3' if classes else ''}\)" + advice):
         fit().run(Labels(), [(x, y)])
     result = fit().run(Labels(), [(x, y[:, None])], batch_first=True)

@@ -2,8 +2,9 @@
 
 python -m tests.mutations [--likely] [NAME ...]   # tests a copy of the repository with each fault
 
-The `tests` of a mutation run first, since they are the likely ones to fail. If they pass, all of `test-all` runs,
-unless `--likely` is given. The program prints one line per fault and exits with 1 if a fault was missed.
+The `tests` of all chosen mutations run once without a fault: they must pass. With a fault its own `tests` run first,
+since they are the likely ones to fail. If they pass, all of `test-all` runs, unless `--likely` is given. The program
+prints one line per fault and exits with 1 if a fault was missed.
 """
 
 import os
@@ -26,6 +27,9 @@ class Mutation:
     new: str
     tests: str = ""
     """files below tests/ that run first"""
+
+    def files(self) -> list[str]:
+        return [f"tests/{name}" for name in self.tests.split()]
 
 
 MUTATIONS = [
@@ -107,24 +111,26 @@ def tree(folder: Path) -> Path:
     return folder
 
 
+def first_failure(folder: Path, chosen: list[str]) -> str | None:
+    """The first of the chosen files' tests that fails in this copy of the repository, or None."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "2", "-m", "not long", *chosen]
+    done = subprocess.run(command, cwd=folder, env=environ(folder), capture_output=True, text=True)
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    assert failed or done.returncode == 0, done.stdout + done.stderr
+    return failed[0].split(" ")[1] if failed else None
+
+
 def noticed(mutation: Mutation, folder: Path, likely: bool) -> str | None:
     """The first test that fails with the fault, or None."""
     path = folder / "jaxtrain" / mutation.file
     text = path.read_text()
     assert text.count(mutation.old) == 1, f"{mutation.name}: found {text.count(mutation.old)} times in {path}"
     path.write_text(text.replace(mutation.old, mutation.new))
-    first = [f"tests/{name}" for name in mutation.tests.split()]
     try:
-        for chosen in (first,) if likely else (first, ["tests"]):
-            command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "2", "-m", "not long", *chosen]
-            done = subprocess.run(command, cwd=folder, env=environ(folder), capture_output=True, text=True)
-            failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
-            if failed:
-                return failed[0].split(" ")[1]
-            assert done.returncode == 0, done.stdout + done.stderr
+        failed = first_failure(folder, mutation.files())
+        return failed if failed or likely else first_failure(folder, ["tests"])
     finally:
         path.write_text(text)
-    return None
 
 
 def environ(folder: Path) -> dict[str, str]:
@@ -138,6 +144,9 @@ def main(names: list[str]) -> int:
     missed = 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = tree(Path(temporary))
+        if failed := first_failure(folder, sorted({name for mutation in chosen for name in mutation.files()})):
+            print(f"fails without a fault: {failed}")
+            return 1
         for mutation in chosen:
             began = time.monotonic()
             test = noticed(mutation, folder, likely)

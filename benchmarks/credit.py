@@ -2,14 +2,15 @@
 
 python benchmarks/credit.py
 
-Noise in, noise targets, 16 sequences of 50 time steps, one gradient at initialisation. Each row gives the gradient of
-one weight; the table stands in docs/strategies.md.
+Random inputs and targets, 16 sequences of 50 time steps, one gradient at initialisation. Each row gives the gradient of
+one weight.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
+
+import common
 
 UNITS, TIME, BATCH, INPUTS, OUTPUTS, DELAY = 32, 50, 16, 8, 4, 5
 MODELS = {  # model -> (its parts, the weight whose gradient is compared)
@@ -94,13 +95,30 @@ def measure(parts: tuple[str, str, str], **fields) -> tuple[float, float]:
     return result.metrics[f"fidelity/cosine/{weight}"], result.metrics[f"fidelity/norm_ratio/{weight}"]
 
 
+def goals(found: dict[str, dict[str, tuple[float, float]]]) -> list[common.Goal]:
+    """Units that do not mix: with readout memory, D-RTRL's gradient is BPTT's."""
+    exact = {name: both["readout_memory"] for name, both in found.items() if MODELS[name][0] == "units"}
+    cosines = [common.Goal(f"{name}: cosine", cosine, 0.999, least=True) for name, (cosine, _) in exact.items()]
+    return cosines + [common.Goal(f"{name}: distance of the norm ratio from 1", abs(norm - 1), 0.01) for name, (_, norm) in exact.items()]
+
+
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    options = common.parser(__doc__).parse_args()
     logging.disable(logging.WARNING)  # the reports of the runs
-    print("| model | weight | `drtrl`: cosine, norm | `readout_memory=True`: cosine, norm |\n|---|---|---|---|")
-    for name, parts in MODELS.items():
-        pairs = [measure(parts), measure(parts, readout_memory=True)]
-        print(f"| {name} | `{parts[-1]}` | " + " | ".join(f"{c:.3f}, {n:.2f}" for c, n in pairs) + " |", flush=True)
+    found = {
+        name: {"drtrl": measure(parts), "readout_memory": measure(parts, readout_memory=True)}
+        for name, parts in MODELS.items()
+    }
+    rows = [
+        [name, f"`{MODELS[name][-1]}`", *(f"{cosine:.3f}, {norm:.2f}" for cosine, norm in both.values())]
+        for name, both in found.items()
+    ]
+    head = ["model", "weight", "`drtrl`: cosine, norm", "`readout_memory=True`: cosine, norm"]
+    judged = goals(found)
+    told = {"Cosine and norm ratio to BPTT": common.table(head, rows), "Judged": common.goals_table(judged)}
+    common.tell(told)
+    if options.json:
+        common.keep("credit", told, found, options.json, judged)
 
 
 if __name__ == "__main__":

@@ -257,37 +257,42 @@ def test_an_error_in_one_process_ends_all_in_time(where, tmp_path):
             assert group.errors()[0] == ["process 0: error: process 1 failed: the disk of this one is broken"]
 
 
+DISAGREE = "the processes disagree: run directory: "
+
+
 @pytest.mark.parametrize(
     ("own", "texts"),
     [
         ([["--devices", "3"]] * 2, ["Fit(devices=3): JAX has 1 on cpu in this process; ask for at most 1"] * 2),
         ([["--batch-size", "7"]] * 2, ["Fit(devices=1) in 2 processes: a batch of 7 sequences does not divide"] * 2),
-        ([["--seeds", "2"]] * 2, ["Fit(seeds=...) in 2 processes: seeds have nothing to tell each other"] * 2),
         (
             [["--lr", "0.1"], ["--lr", "0.2"]],
             ["the processes disagree: config.lr: 0.1 in process 0, 0.2 in process 1",
              "process 0 failed: the processes disagree: config.lr: 0.1 in process 0, 0.2 in process 1"],
         ),
-        (
-            [["--run-dir", "a"], ["--run-dir", "b"]],
-            ["the processes disagree: run directory: ", "process 0 failed: the processes disagree: run directory: "],
-        ),
-        (
-            [["--run-dir", "a"], []],
-            ["the processes disagree: run directory: ", "process 0 failed: the processes disagree: run directory: "],
-        ),
-        (
-            [[], ["--dry-run"]],
-            ["the processes disagree: dry run: False in process 0, True in process 1",
-             "process 0 failed: the processes disagree: dry run: False in process 0, True in process 1"],
-        ),
-        (
-            [["--batch-size", "4"], ["--batch-size", "8"]],
-            ["the processes disagree: config.batch_size: 4 in process 0, 8 in process 1",
-             "process 0 failed: the processes disagree: config.batch_size: 4 in process 0, 8 in process 1"],
+        *longer(
+            ([["--seeds", "2"]] * 2, ["Fit(seeds=...) in 2 processes: seeds have nothing to tell each other"] * 2),
+            (
+                [["--run-dir", "a"], ["--run-dir", "b"]],
+                [DISAGREE, f"process 0 failed: {DISAGREE}"],
+            ),
+            (
+                [["--run-dir", "a"], []],
+                [DISAGREE, f"process 0 failed: {DISAGREE}"],
+            ),
+            (
+                [[], ["--dry-run"]],
+                ["the processes disagree: dry run: False in process 0, True in process 1",
+                 "process 0 failed: the processes disagree: dry run: False in process 0, True in process 1"],
+            ),
+            (
+                [["--batch-size", "4"], ["--batch-size", "8"]],
+                ["the processes disagree: config.batch_size: 4 in process 0, 8 in process 1",
+                 "process 0 failed: the processes disagree: config.batch_size: 4 in process 0, 8 in process 1"],
+            ),
         ),
     ],
-    ids=["devices", "batch", "seeds", "options", "directories", "one-directory", "one-dry", "sizes"],
+    ids=["devices", "batch", "options", "seeds", "directories", "one-directory", "one-dry", "sizes"],
 )  # fmt: skip
 def test_what_the_processes_cannot_do_is_one_line_in_each(own, texts, tmp_path):
     recipe, flags = RUNS["stream" if "--batch-size" in own[0] and own[0] != own[1] else "sequences"]

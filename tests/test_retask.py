@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import jaxtrain as jt
+from tests.kit.tiers import longer
 from tests.small import At, CopyGRU, Linear, Lines, copies, kill, line, rows
 
 pytestmark = pytest.mark.full
@@ -66,7 +67,9 @@ def held(scale, time=3):
     return pytest.approx(np.abs(scale * line(0, time=time)[0]).sum(), rel=1e-2)
 
 
-@pytest.mark.parametrize("task", [{}, {"time": 5}, {"kind": "float16"}], ids=["same shapes", "shapes", "dtypes"])
+@pytest.mark.parametrize(
+    "task", [{"time": 5}, *longer({}, {"kind": "float16"})], ids=["shapes", "same shapes", "dtypes"]
+)
 def test_everything_follows_the_task(tmp_path, task):
     whole, seen = curriculum(tmp_path / "whole", scale=2.0, length=3, **task)
     assert [s for s in seen if s[0] in (4, 5)] == [(4, 4, 12), (5, 3, 9)] and whole.step == 9

@@ -11,6 +11,7 @@ import pytest
 from jaxtrain import trial
 from jaxtrain.callbacks.early_stopping import Monitor
 from jaxtrain.trial import Watch, run_trial
+from tests.kit.tiers import longer
 
 RECIPE = str(Path(__file__).parents[1] / "recipes/copy_lru.py")
 
@@ -44,7 +45,7 @@ def test_a_trial_that_a_signal_ends_is_no_result(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("first,budget,failed", [
-    (0, 0.1, "did not fit: after 0.2 s there was no val/accuracy yet, and 0 steps were done"), (5, 2.0, ""),
+    (0, 0.1, "did not fit: after 0.2 s there was no val/accuracy yet, and 0 steps were done"), *longer((5, 2.0, "")),
 ])  # fmt: skip
 def test_a_dispatch_that_takes_more_than_all_of_the_budget_is_given_up(first, budget, failed, tmp_path, monkeypatch):
     """What there was until then is the result; with no value at all it did not fit."""

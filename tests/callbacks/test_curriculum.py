@@ -227,7 +227,7 @@ def test_killed_and_resumed_at_every_checkpoint_it_is_the_same_run(tmp_path, mon
         assert found == advances
 
 
-@pytest.mark.full
+@pytest.mark.long
 def test_twenty_stages_compile_a_program_a_length(no_compilation_cache, caplog):
     caplog.set_level(logging.INFO)
 

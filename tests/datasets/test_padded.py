@@ -6,6 +6,7 @@ import pytest
 import jaxtrain as jt
 from jaxtrain.datasets import CopyDataModule, PaddedCopyDataModule
 from jaxtrain.datasets.padded import padded
+from tests.kit.tiers import longer
 from tests.small import CopyGRU, leaves
 
 SIZES = dict(lengths=(8, 16), digits=(2, 4))
@@ -34,8 +35,8 @@ def test_where_everything_is():
 
 @pytest.mark.full
 @pytest.mark.cover
-@pytest.mark.parametrize("strategy", ["drtrl", jt.DRTRL(engine="trace"), "bptt", "readout_only"], ids=str)
-@pytest.mark.parametrize("task", [(3, 3), (0, 4), (1, 1)])
+@pytest.mark.parametrize("strategy", ["drtrl", *longer(jt.DRTRL(engine="trace"), "bptt", "readout_only")], ids=str)
+@pytest.mark.parametrize("task", [(3, 3), (0, 4), *longer(((1, 1),))])
 def test_a_run_is_that_of_the_sequences_alone(strategy, task):
     results = []
     for data in (plain(*task), pads(*task)):

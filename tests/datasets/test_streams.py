@@ -12,6 +12,7 @@ import jaxtrain
 from jaxtrain import nn
 from jaxtrain.data import Feed
 from jaxtrain.datasets import Adding, AnBn, BinaryCopy, Episodes, EpisodeStream, StreamCopy, StreamDataModule
+from tests.kit.tiers import longer
 
 TASKS = [StreamCopy(3, 4), Adding(7), AnBn(4), BinaryCopy(lambda: 6)]
 
@@ -121,7 +122,7 @@ def test_the_module():
 
 @pytest.mark.full
 @pytest.mark.cover
-@pytest.mark.parametrize("every", [1, 3, 5])
+@pytest.mark.parametrize("every", [1, 3, *longer(5)])
 @pytest.mark.parametrize("episodes", [StreamCopy(1, 6), Adding(9), AnBn(3)], ids=lambda task: type(task).__name__)
 def test_updates_are_those_that_a_run_makes(episodes, every):
     """So a schedule that spans them is at its end when the run is."""

@@ -147,28 +147,31 @@ def test_a_mistake_is_one_line(call, name, argv, said):
     assert code in (1, 2) and said in err and len(err.splitlines()) == 1, err
 
 
-OPTIONS = [
+SHORT = [
     {"lr": 1e-2},
     {"decay": "constant"},
-    {"warmup": 2},
     {"weight_decay": 0.5},
+    {"learned_state": True},
+    {"width": 5, "nonlinear": True},
+    {"layers": 2},
+    {"cell": "lru", "pole_rate": 1e-3},
+]
+OPTIONS = [
+    *SHORT,
+    {"warmup": 2},
     {"clip": 0.01},
     {"chrono": 20.0},
     {"orthogonal": True},
-    {"learned_state": True},
     {"width": 5},
-    {"width": 5, "nonlinear": True},
     {"mlp": 5},
-    {"layers": 2},
     {"cell": "lru"},
-    {"cell": "lru", "pole_rate": 1e-3},
     {"cell": "lru", "r_min": 0.1},
     {"cell": "lru", "max_phase": 0.1},
 ]
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", [*SHORT, *longer(*OPTIONS[len(SHORT) :])], ids=str)
 def test_every_option_has_an_effect(options):
     without = {key: value for key, value in options.items() if key == "cell" and len(options) > 1}
     without |= {"width": 5} if "nonlinear" in options else {}

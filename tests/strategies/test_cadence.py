@@ -84,16 +84,15 @@ MULTI = {"vjp_method": "multi-step"}
 
 
 @pytest.mark.cover
-@pytest.mark.parametrize("every", [1, 2, 4, 6])  # 4: the last piece is shorter
+@pytest.mark.parametrize("every", [1, 4, *longer(2, 6)])  # 4: the last piece is shorter
 @pytest.mark.parametrize(
     "cell,strategy,algorithm,options",
     [
         ("gru", DRTRL, "d_rtrl", MULTI),
-        ("lru", DRTRL, "d_rtrl", MULTI),
         ("gru", PPProp, "pp_prop", {"decay_or_rank": 0.9, **MULTI}),
-        ("gru", OSTLFeedforward, "ostl_feedforward", MULTI),
+        *longer(("lru", DRTRL, "d_rtrl", MULTI), ("gru", OSTLFeedforward, "ostl_feedforward", MULTI)),
     ],
-    ids=["drtrl", "drtrl-lru", "pp_prop", "ostl_feedforward"],
+    ids=["drtrl", "pp_prop", "drtrl-lru", "ostl_feedforward"],
 )
 def test_updates_within_a_sequence_are_a_loop_by_hand(lab, cell, strategy, algorithm, options, every):
     phases = lab.sequences(time=T)

@@ -18,6 +18,7 @@ from jaxtrain import BPTT, DNI, DRTRL, TBPTT, UORO, EProp, PPProp, ReadoutOnly
 from jaxtrain.module import Objective, Phases
 from jaxtrain.program import Program
 from jaxtrain.state import is_key
+from tests.kit.tiers import longer
 from tests.small import At, kill, leaves, result_of, rows, same
 
 pytestmark = pytest.mark.full
@@ -38,7 +39,10 @@ def halves(lab, **kwargs):
     return whole, [jax.tree.map(lambda leaf, part=part: leaf[part], whole) for part in (slice(0, 4), slice(4, 8))]
 
 
-@pytest.mark.parametrize("name", RULES)
+SHORT = ("drtrl", "pp_prop", "tbptt")
+
+
+@pytest.mark.parametrize("name", [*SHORT, *longer(*(name for name in RULES if name not in SHORT))])
 def test_a_lane_reset_between_sequences_is_one_reset_within_a_longer_one(lab, name):
     """Lane 1 begins anew where the second sequence does, lane 2 in the middle of it; the others go on."""
     reset = jnp.zeros((8, lab.B), bool).at[4, 1].set(True).at[6, 2].set(True)
@@ -141,7 +145,7 @@ def stream(lab, strategy, path, steps, *more, resume="never"):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[] if name in ("drtrl", "uoro", "dni") else [pytest.mark.long]) for name in STREAMS],
+    [pytest.param(name, marks=[] if name == "drtrl" else [pytest.mark.long]) for name in STREAMS],
 )
 def test_a_stream_that_is_terminated_goes_on_bit_for_bit(lab, tmp_path, name):
     """A signal in the third step; resumed, everything is that of the stream that was never cut."""

@@ -161,8 +161,10 @@ class Noisy(brainstate.nn.Module):
 
 
 @pytest.mark.cover
-@pytest.mark.parametrize("options", [{}, {"own": True}, {"running": True}], ids=["noise", "own noise", "running means"])
-@pytest.mark.parametrize("strategy", [BPTT(), DRTRL(), DRTRL(engine="trace")], ids=["bptt", "drtrl", "trace"])
+@pytest.mark.parametrize(
+    "options", [{"running": True}, *longer({}, {"own": True})], ids=["running means", "noise", "own noise"]
+)
+@pytest.mark.parametrize("strategy", [DRTRL(), *longer(BPTT(), DRTRL(engine="trace"))], ids=["drtrl", "bptt", "trace"])
 def test_noise_and_running_statistics_are_the_same_for_both(lab, strategy, options):
     """On an LRU D-RTRL is exact, so anything below 1 would be another noise, or means that have moved on."""
     task = task_of(lab)
@@ -183,8 +185,10 @@ class Begun(Noisy):
 
 
 @pytest.mark.cover
-@pytest.mark.parametrize("carry", ["carry", "reset"])
-@pytest.mark.parametrize("strategy", [DRTRL(), DRTRL(engine="trace"), TBPTT(window=4)], ids=["drtrl", "trace", "tbptt"])
+@pytest.mark.parametrize("carry", ["carry", *longer("reset")])
+@pytest.mark.parametrize(
+    "strategy", [DRTRL(), *longer(DRTRL(engine="trace"), TBPTT(window=4))], ids=["drtrl", "trace", "tbptt"]
+)
 def test_a_random_beginning_is_the_same_for_both(lab, strategy, carry):
     """And so is the noise that is drawn after it."""
     task = task_of(lab)

@@ -15,7 +15,7 @@ from tests.kit.tiers import longer
 
 pytestmark = pytest.mark.full
 
-RULES = {"drtrl": DRTRL(), "pp_prop": PPProp(decay=0.5), "tbptt": TBPTT(window=10), "online": DRTRL(update_every=5)}
+RULES = {"drtrl": DRTRL(), "online": DRTRL(update_every=5), "pp_prop": PPProp(decay=0.5), "tbptt": TBPTT(window=10)}
 
 
 class Integrator(jt.Module):
@@ -96,7 +96,7 @@ class Trials:
         return np.asarray(inputs), np.asarray(targets)
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", ["drtrl", "online", *longer("pp_prop", "tbptt")])
 @pytest.mark.parametrize(
     "module,data,steps,tag",
     [(Decision, Trials, 60, "train/loss"), *longer((Integrator, Sums, 150, "train/error"))],

@@ -17,6 +17,7 @@ import jaxtrain as jt
 from jaxtrain.loading import build, build_each
 from jaxtrain.program import BAD, FINE
 from jaxtrain.strategies.padding import inert
+from tests.kit.tiers import longer
 from tests.small import Linear
 
 pytestmark = pytest.mark.full
@@ -205,6 +206,7 @@ RULES = {
     "readout": jt.ReadoutOnly(),
 }
 QUICK = ("bptt", "reverse")
+FULL = ("tbptt, carried", "trace", "updates", "pp_prop", "eprop", "uoro", "readout")
 
 
 def program(strategy, example: jt.Phases, **options):
@@ -235,7 +237,14 @@ def trained(made, batch: jt.Phases) -> dict[str, np.ndarray]:
     return {**values, "loss": found["loss"].num[:1], "weight": found["loss"].weight[:1]}
 
 
-@pytest.mark.parametrize("rule", [pytest.param(r, marks=() if r in QUICK else pytest.mark.full) for r in RULES])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        *QUICK,
+        *(pytest.param(rule, marks=pytest.mark.full) for rule in FULL),
+        *longer(*(rule for rule in RULES if rule not in (*QUICK, *FULL))),
+    ],
+)
 def test_what_weighs_nothing_may_be_anything(rule):
     carried = getattr(RULES[rule], "carry", "reset") == "carry"
     made = program(RULES[rule], sequences(spoil=NAN, carried=carried))

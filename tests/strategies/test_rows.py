@@ -190,7 +190,7 @@ class Read(brainstate.nn.Module):
         return self.out(self.rnn(self.layer(x[..., None]).reshape(*x.shape[:-1], -1)))
 
 
-@pytest.mark.parametrize("engine", ["reverse", "trace"])
+@pytest.mark.parametrize("engine", ["reverse", *longer("trace")])
 @pytest.mark.parametrize("kind", ["embedding", "convolution"])
 def test_a_layer_before_the_recurrence_is_named(lab, kind, engine):
     phases = lab.sequences()

@@ -116,7 +116,7 @@ def test_long_sequences(lab, time, kinds, elementwise, hidden, resets):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("fields", [{"segment": 3}, {"carry": "carry"}], ids=str)
+@pytest.mark.parametrize("fields", [{"segment": 3}, *longer({"carry": "carry"})], ids=str)
 def test_mapped_models(lab, fields):
     """States that begin alike in all sequences, a shared one, and one that is no array, under batching='vmap'."""
 

@@ -156,10 +156,10 @@ def test_a_window_puts_back_what_it_goes_over_twice(lab, what):
     "strategy",
     [
         BPTT(),
-        TBPTT(window=2),
         DRTRL(segment=3),
-        DRTRL(engine="trace", window=3),
         *longer(
+            TBPTT(window=2),
+            DRTRL(engine="trace", window=3),
             DRTRL(),
             DRTRL(window=2),
             DRTRL(engine="trace"),
@@ -189,10 +189,10 @@ def test_a_regulariser_of_the_weights_is_exact(lab, strategy):
 EVERY = [
     BPTT(),
     DRTRL(segment=2, window=2),
-    DRTRL(engine="trace", batching="vmap"),
     EProp(kappa=0.8),
-    UORO(),
     *longer(
+        DRTRL(engine="trace", batching="vmap"),
+        UORO(),
         TBPTT(window=2),
         DRTRL(),
         DRTRL(window=3),

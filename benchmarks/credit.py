@@ -98,8 +98,13 @@ def measure(parts: tuple[str, str, str], **fields) -> tuple[float, float]:
 def goals(found: dict[str, dict[str, tuple[float, float]]]) -> list[common.Goal]:
     """Units that do not mix: with readout memory, D-RTRL's gradient is BPTT's."""
     exact = {name: both["readout_memory"] for name, both in found.items() if MODELS[name][0] == "units"}
-    cosines = [common.Goal(f"{name}: cosine", cosine, 0.999, least=True) for name, (cosine, _) in exact.items()]
-    return cosines + [common.Goal(f"{name}: distance of the norm ratio from 1", abs(norm - 1), 0.01) for name, (_, norm) in exact.items()]
+    made = []
+    for name, (cosine, norm) in exact.items():
+        made += [
+            common.Goal(f"{name}: cosine", cosine, 0.999, least=True),
+            common.Goal(f"{name}: distance of the norm ratio from 1", abs(norm - 1), 0.01),
+        ]
+    return made
 
 
 def main() -> None:

@@ -92,7 +92,7 @@ def first_step(strategy: str, run_dir: str, small: bool) -> dict[str, Any]:
     for name, owner, attribute in (
         ("build the model", fit_file, "build_each"),
         ("bind the strategy, prepare the state", Program, "__init__"),
-        ("trace the train step", Program, "_choose_chunk"),
+        ("trace the train step", Program, "_train_step"),
         ("lower the train program", Program, "_compile_train"),
         ("trace and lower validation", Program, "evaluate"),
         ("trace and lower probes", Program, "probe"),

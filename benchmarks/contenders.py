@@ -23,9 +23,9 @@ import numpy as np
 import saiunit as u
 
 import jaxtrain as jt
-from jaxtrain.loading import build
-from jaxtrain.program import Program
-from jaxtrain.state import flatten, parameters, seeded, states_of, strengthen
+from jaxtrain.checkpoint.load import build
+from jaxtrain.core.state import flatten, parameters, seeded, states_of, strengthen
+from jaxtrain.engine.program import Program
 
 DEPTH, DIGITS = 10, 10
 LR = 1e-3

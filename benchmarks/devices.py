@@ -60,7 +60,7 @@ def main() -> None:
     if options.devices < 2 or options.rounds < 1 or options.turn <= 0:
         parser.error("--devices must be 2 or more, --rounds 1 or more, and --turn positive")
 
-    from jaxtrain.devices import as_devices
+    from jaxtrain.engine.sharding import as_devices
 
     as_devices(options.devices)  # on CPU they are made now, before JAX starts
     from contenders import Setting

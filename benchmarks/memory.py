@@ -38,7 +38,7 @@ def alone(name: str, time: int, hidden: int, batch: int) -> dict[str, Any]:
     from contenders import FitSteps, Setting
 
     import jaxtrain as jt
-    from jaxtrain.preflight import compiled_memory
+    from jaxtrain.engine.report import compiled_memory
 
     given = dict(STRATEGIES[name])
     strategy = getattr(jt, given.pop("name"))(**given)

@@ -46,8 +46,8 @@ from contenders import DEPTH, LR, ByHand, Copy, Setting, cross_entropy, make_mod
 
 import jaxtrain as jt
 from jaxtrain.callbacks.throughput import peak_rss_mb
-from jaxtrain.loading import build
-from jaxtrain.program import Program
+from jaxtrain.checkpoint.load import build
+from jaxtrain.engine.program import Program
 from jaxtrain.strategies.names import make_strategy
 
 CLIP, LOG_EVERY = 1.0, 100

@@ -29,9 +29,9 @@ def contenders(setting: Any, strategy: str, seeds: int) -> dict[str, Any]:
     import jax
     from contenders import Copy, FitSteps
 
+    from jaxtrain.checkpoint.load import build_each
     from jaxtrain.datasets import CopyDataset
-    from jaxtrain.loading import build_each
-    from jaxtrain.program import Program
+    from jaxtrain.engine.program import Program
     from jaxtrain.strategies.names import make_strategy
 
     class Steps(FitSteps):
@@ -91,7 +91,7 @@ def main() -> None:
     from contenders import Setting
 
     if options.vmap:
-        from jaxtrain import lanes
+        from jaxtrain.engine import seeds as lanes
 
         plain = lanes.Lanes.__init__
 

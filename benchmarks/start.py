@@ -68,15 +68,15 @@ class Parts:
 
 def first_step(strategy: str, run_dir: str, small: bool) -> dict[str, Any]:
     """From the end of imports to the first metrics; meant for a fresh process."""
-    from jaxtrain.compilation_cache import use_compilation_cache
+    from jaxtrain.utils.compilation_cache import use_compilation_cache
 
     use_compilation_cache()
     import jax
 
     import jaxtrain as jt
-    from jaxtrain import fit as fit_file
-    from jaxtrain.metrics import Pending
-    from jaxtrain.program import Program
+    from jaxtrain.core.metrics import Pending
+    from jaxtrain.engine.program import Program
+    from jaxtrain.training import fit as fit_file
 
     [getattr(jt, name) for name in jt.__all__]
     spec = importlib.util.spec_from_file_location("copy_gru", RECIPE)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxtrain import cli
-from jaxtrain.options import NetworkOptions, TrainingOptions, check_options, streamed, time_steps_of
+from jaxtrain.cli.options import NetworkOptions, TrainingOptions, check_options, streamed, time_steps_of
 
 LAGS = (0, 2, 5, 10, 20, 40, 80, 120)
 

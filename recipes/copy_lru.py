@@ -11,9 +11,9 @@ import sys
 from dataclasses import dataclass
 
 from jaxtrain import cli
-from jaxtrain.cells import CellName
-from jaxtrain.config import ConfigError
-from jaxtrain.options import NetworkOptions, TrainingOptions, check_options
+from jaxtrain.cli.options import NetworkOptions, TrainingOptions, check_options
+from jaxtrain.nn.cells import CellName
+from jaxtrain.utils.coerce import ConfigError
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxtrain import cli
-from jaxtrain.cells import CellName
-from jaxtrain.options import NetworkOptions, TrainingOptions, check_options, streamed, time_steps_of
+from jaxtrain.cli.options import NetworkOptions, TrainingOptions, check_options, streamed, time_steps_of
+from jaxtrain.nn.cells import CellName
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxtrain import cli
-from jaxtrain.cells import CellName
-from jaxtrain.options import NetworkOptions, TrainingOptions, check_options
+from jaxtrain.cli.options import NetworkOptions, TrainingOptions, check_options
+from jaxtrain.nn.cells import CellName
 
 
 @dataclass(frozen=True)

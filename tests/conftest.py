@@ -60,7 +60,7 @@ def no_compilation_cache():
 @pytest.fixture
 def opened():
     """Makes a Store; each is closed after the test."""
-    from jaxtrain.checkpoint import Store
+    from jaxtrain.checkpoint.store import Store
 
     stores = []
 

@@ -12,10 +12,10 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import jaxtrain as jt
-from jaxtrain.devices import Devices, as_devices
-from jaxtrain.loading import build_each
-from jaxtrain.program import BAD, FINE, Program
-from jaxtrain.state import is_key
+from jaxtrain.checkpoint.load import build_each
+from jaxtrain.core.state import is_key
+from jaxtrain.engine.program import BAD, FINE, Program
+from jaxtrain.engine.sharding import Devices, as_devices
 from tests.small import CopyGRU, Linear, copies, line, lines
 
 STEPS = 20

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxtrain as jt
-from jaxtrain.callback import EVENTS
+from jaxtrain.callbacks.base import EVENTS
 
 WATCH = {name for name in EVENTS if name not in ("flush", "on_figure", "on_histogram")}
 TIMED = ("time/", "throughput/", "memory/")
@@ -200,7 +200,7 @@ def steps_of(run_dir: Path) -> list[int]:
 
 def leaves(module: jt.Module) -> dict[str, np.ndarray]:
     """The parameters of a module on the host, by name."""
-    from jaxtrain.state import flatten, parameters
+    from jaxtrain.core.state import flatten, parameters
 
     values = {name: state.value for name, state in parameters(module.model).items()}
     return {name: np.asarray(leaf) for name, leaf in flatten(values).items()}

@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 
 from jaxtrain import cli
-from jaxtrain.options import TrainingOptions
+from jaxtrain.cli.options import TrainingOptions
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import optax
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.data import Feed
-from jaxtrain.passes import Passes
+from jaxtrain.data.iterator import Feed
+from jaxtrain.data.passes import Passes
 from jaxtrain.strategies import names
 from tests.small import Linear, Lines, LinesOf, line, lines
 

@@ -3,7 +3,7 @@
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.config import ConfigError
+from jaxtrain.utils.coerce import ConfigError
 from tests.small import Linear, Lines
 
 FITS = {

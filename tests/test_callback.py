@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import pytest
 
-from jaxtrain.callback import EVENTS, FOREIGN, Callback, Callbacks
+from jaxtrain.callbacks.base import EVENTS, FOREIGN, Callback, Callbacks
 from jaxtrain.period import Period
 
 
@@ -191,7 +191,7 @@ def test_rows_wait_for_a_logger_whose_disk_is_full(caplog):
 
 
 def test_no_more_rows_wait_than_may(caplog, monkeypatch):
-    monkeypatch.setattr("jaxtrain.callback.MOST_LATE", 2)
+    monkeypatch.setattr("jaxtrain.callbacks.base.MOST_LATE", 2)
     logger = Logger(OSError(28, "No space left on device"))
     callbacks = Callbacks([logger])
     tell(callbacks, 1, 2)

@@ -16,8 +16,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxtrain.checkpoint import CorruptCheckpoint, Store
-from jaxtrain.digests import digest
+from jaxtrain.checkpoint.store import CorruptCheckpoint, Store
+from jaxtrain.utils.digests import digest
 from tests.stores import put, same, tree
 
 # What goes in comes out
@@ -229,7 +229,7 @@ def test_what_is_saved_below_an_odd_path_can_be_read_or_is_refused(tmp_path, ope
 @pytest.mark.parametrize("name", ["a[1]", "a\\b"])
 def test_the_refusal_of_a_path_is_still_needed(tmp_path, opened, name, monkeypatch):
     """Where this fails, Orbax has been mended: let the path be."""
-    monkeypatch.setattr("jaxtrain.checkpoint.readable", lambda path: path)
+    monkeypatch.setattr("jaxtrain.checkpoint.store.readable", lambda path: path)
     put(opened(tmp_path / name), 1)
     with pytest.raises(CorruptCheckpoint):
         opened(tmp_path / name).restore(1)
@@ -257,6 +257,6 @@ def test_many_saves_leave_no_descriptors_or_threads(tmp_path):
 
 
 def test_orbax_is_imported_late(tmp_path):
-    code = "import sys, jaxtrain.checkpoint as c; c.Store(sys.argv[1]); print({'orbax', 'jax'} & {*sys.modules})"
+    code = "import sys, jaxtrain.checkpoint.store as c; c.Store(sys.argv[1]); print({'orbax', 'jax'} & {*sys.modules})"
     run = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"

@@ -9,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxtrain.checkpoint import Store
+from jaxtrain.checkpoint.store import Store
 from tests import disks
 from tests.stores import put, same, tree
 
@@ -116,7 +116,7 @@ def test_close_raises_what_the_save_raised(tmp_path, monkeypatch):
 def test_killed_and_orderly_ends(tmp_path, warnings):
     code = (
         "import sys, os, numpy as np\n"
-        "from jaxtrain.checkpoint import Store\n"
+        "from jaxtrain.checkpoint.store import Store\n"
         "s = Store(sys.argv[1], last=3)\n"
         "s.save(1, {'w': np.arange(3.0)}, {}, {}); s.wait()\n"
         "s.save(2, {'w': np.zeros(1_000_000)}, {}, {})\n"

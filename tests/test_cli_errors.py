@@ -198,7 +198,7 @@ def into_a_closed_pipe(*command, cwd=None):
     return done.returncode, done.stderr.decode()
 
 
-INFO = "import sys; from jaxtrain.tools import tool; sys.exit(tool(sys.argv[1:]))"
+INFO = "import sys; from jaxtrain.commands.main import tool; sys.exit(tool(sys.argv[1:]))"
 
 
 @pytest.mark.parametrize("unbuffered", [False, True])

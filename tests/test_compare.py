@@ -10,11 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxtrain import compare, comparison
 from jaxtrain.callbacks.early_stopping import Monitor
-from jaxtrain.fidelity import load_recipe
-from jaxtrain.files import RunLock
-from jaxtrain.tools import tool
+from jaxtrain.commands.compare import runner as compare
+from jaxtrain.commands.compare import table as comparison
+from jaxtrain.commands.fidelity import load_recipe
+from jaxtrain.commands.main import tool
+from jaxtrain.utils.files import RunLock
 from tests.kit import forks
 
 RECIPE = str(Path(__file__).parents[1] / "recipes/copy_lru.py")
@@ -299,7 +300,7 @@ def test_a_trial_that_is_given_up_is_a_row(tmp_path, capsys):
         "import sys, time\n"
         f"sys.path.insert(0, {str(Path(RECIPE).parent)!r})\n"
         "import copy_lru\n"
-        "from jaxtrain.callback import Callback, Callbacks\n"
+        "from jaxtrain.callbacks.base import Callback, Callbacks\n"
         "class Hangs(Callback):\n"
         "    rank = 'persist'\n"
         "    def on_chunk_start(self, run):\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxtrain import compilation_cache
+from jaxtrain.utils import compilation_cache
 
 ROOT = Path(__file__).parents[1]
 START = f"""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pytest
 
-from jaxtrain.config import ConfigError, coerce, did_you_mean, field_types, is_plain, overlay, read_config
+from jaxtrain.utils.coerce import ConfigError, coerce, did_you_mean, field_types, is_plain, overlay, read_config
 
 
 @dataclass(frozen=True)

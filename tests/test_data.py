@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtrain.data import DataEnded, DataError, DataModule, Feed, as_data, begin_task, change_task
+from jaxtrain.data.iterator import DataEnded, DataError, DataModule, Feed, as_data, begin_task, change_task
 from tests.batches import EXACT, LIST, SHORT, Addressed, Again, Cursors, Items, Loader, batch, ids
 
 OPS = ["take", "prefetch", "example", "reopen", "clear"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.snapshots import snapshot
+from jaxtrain.core.snapshots import snapshot
 from tests.small import Linear, line
 
 FIT = jt.Fit("bptt", max_steps=1)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from jaxtrain import cli, fidelity
-from jaxtrain.tools import tool
+from jaxtrain import cli
+from jaxtrain.commands import fidelity
+from jaxtrain.commands.main import tool
 from tests.kit.tiers import longer
 
 pytestmark = pytest.mark.full

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxtrain.files import RunLock, as_json, jsonable, read_json, write_json
+from jaxtrain.utils.files import RunLock, as_json, jsonable, read_json, write_json
 
 
 def test_jsonable():
@@ -58,7 +58,7 @@ def test_a_lock_makes_the_directory_and_takes_it_away_when_unused(tmp_path):
 
 def test_a_lock_dies_with_its_process(tmp_path):
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom jaxtrain.files import RunLock\n"
+        "import os, sys\nfrom pathlib import Path\nfrom jaxtrain.utils.files import RunLock\n"
         "RunLock(Path(sys.argv[1])).__enter__()\nos.kill(os.getpid(), 9)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], check=False)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.checkpoint import Store
-from jaxtrain.digests import digest
-from jaxtrain.files import RunLock
+from jaxtrain.checkpoint.store import Store
+from jaxtrain.utils.digests import digest
+from jaxtrain.utils.files import RunLock
 from tests.small import (
     At,
     CopyGRU,

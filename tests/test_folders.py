@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from jaxtrain.config import ConfigError
-from jaxtrain.files import RunLock
-from jaxtrain.folders import describe_run, drop_unused, fresh_run, newest_run, saved_config, saved_steps
+from jaxtrain.cli.run_dirs import describe_run, drop_unused, fresh_run, newest_run, saved_config, saved_steps
+from jaxtrain.utils.coerce import ConfigError
+from jaxtrain.utils.files import RunLock
 
 
 def begin(path, **config):
@@ -36,7 +36,7 @@ def test_starts_at_once_get_different_numbers(tmp_path):
 
 
 def test_processes_at_once_get_different_numbers(tmp_path):
-    code = "import sys; from pathlib import Path; from jaxtrain.folders import fresh_run as f\n"
+    code = "import sys; from pathlib import Path; from jaxtrain.cli.run_dirs import fresh_run as f\n"
     code += "for i in range(20): print(f(Path(sys.argv[1]), sys.argv[2]).name[:4])"
     started = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path), label], stdout=subprocess.PIPE, text=True)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.lanes import Lanes, as_seeds
+from jaxtrain.core.state import flatten, parameters
+from jaxtrain.engine.seeds import Lanes, as_seeds
 from jaxtrain.loggers.jsonl import read_rows
-from jaxtrain.state import flatten, parameters
 from tests.kit.tiers import longer
 from tests.small import CopyGRU, Linear, copies, lines
 

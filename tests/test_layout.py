@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 import jaxtrain as jt
-from jaxtrain import preflight
-from jaxtrain.batches import host, layout_warning, stated_layout
-from jaxtrain.data import Feed, warn_of_layout
+from jaxtrain.data.batch import host, layout_warning, stated_layout
+from jaxtrain.data.iterator import Feed, warn_of_layout
+from jaxtrain.data.passes import Passes
 from jaxtrain.datasets import Adding, CopyDataset
-from jaxtrain.passes import Passes
+from jaxtrain.engine import report as preflight
 from tests.small import Linear, line
 
 WARNING = "reading arrays as {}; pass batch_first=True if axis 0 is the batch, batch_first=False if it is time"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.callback import EVENTS
+from jaxtrain.callbacks.base import EVENTS
 from tests.small import Linear, Lines, LinesOf, count_compiles, leaves, line, lines, same
 
 VAL = [line(1000), line(1001)]
@@ -378,7 +378,7 @@ def test_a_dispatch_that_failed_leaves_no_values(monkeypatch):
             raise MemoryError("on the device")
         return pending
 
-    monkeypatch.setattr("jaxtrain.program.Program.train", failing)
+    monkeypatch.setattr("jaxtrain.engine.program.Program.train", failing)
     with pytest.raises(MemoryError):
         jt.Fit("bptt", max_steps=4, chunk=2, callbacks=[Every(look)]).run(Linear(), lines())
     assert len(said) == 1

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.files import RunLock
+from jaxtrain.utils.files import RunLock
 from tests.small import At, Linear, Lines, LinesOf, kill, line, lines, result_of, rows, tree_bytes
 
 
@@ -137,7 +137,7 @@ def test_a_directory_is_locked_before_it_is_read(run_dir, resume, monkeypatch):
     def never(*_):
         raise AssertionError("read")
 
-    monkeypatch.setattr("jaxtrain.resume.locate", never)
+    monkeypatch.setattr("jaxtrain.checkpoint.locate.locate", never)
     with RunLock(run_dir), pytest.raises(RuntimeError, match="is in use by process"):
         plain(run_dir, 9, resume=resume)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.metrics import Pending
+from jaxtrain.core.metrics import Pending
 from tests.small import (
     At,
     CopyGRU,
@@ -201,7 +201,7 @@ def test_nothing_is_compiled_after_the_start(tmp_path, no_compilation_cache, str
 
 
 def test_the_state_before_a_step_is_donated():
-    from jaxtrain.program import Program
+    from jaxtrain.engine.program import Program
     from jaxtrain.strategies.names import make_strategy
 
     module = Linear()
@@ -378,7 +378,7 @@ def test_a_time_that_runs_out_in_a_validation_ends_the_run_there(monkeypatch):
             now[0] += 5.0
             validated.append(run.step)
 
-    monkeypatch.setattr("jaxtrain.schedule.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("jaxtrain.training.schedule.time.monotonic", lambda: now[0])
     fit = jt.Fit("bptt", max_time="3s", max_steps=20, validate_every=4, chunk=1, callbacks=[Slow()])
     result = fit.run(Linear(), lines())
     assert (result.status, result.step, validated) == ("stopped", 4, [4])

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxtrain.metrics import Mean, Pending, add, sum_over_time
+from jaxtrain.core.metrics import Mean, Pending, add, sum_over_time
 
 parts = st.lists(st.tuples(st.floats(-1e3, 1e3), st.floats(0, 1e3)), min_size=1, max_size=8)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import jaxtrain
-from jaxtrain.metrics import Mean
-from jaxtrain.module import Module, Objective, Phases, check_phases, total_weight, weights_of
+from jaxtrain.core.metrics import Mean
+from jaxtrain.core.module import Module, Objective, Phases, check_phases, total_weight, weights_of
 
 T_W, T_L, B = 2, 3, 4
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxtrain as jt
-from jaxtrain import nn
+from jaxtrain.nn import networks as nn
 from tests.kit.tiers import longer
 from tests.small import copies
 

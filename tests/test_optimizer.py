@@ -12,8 +12,8 @@ import optax
 import pytest
 import saiunit as u
 
-from jaxtrain.optimizer import Optimizer
-from jaxtrain.state import Functional
+from jaxtrain.core.state import Functional
+from jaxtrain.engine.optimizer import Optimizer
 
 RNG = np.random.default_rng(0)
 SHAPES: dict[str, Any] = {"in.weight": {"weight": (3, 4), "bias": (4,)}, "out.weight": (4, 2)}

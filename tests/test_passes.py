@@ -5,9 +5,9 @@ import logging
 import numpy as np
 import pytest
 
-from jaxtrain.data import Feed
-from jaxtrain.passes import Passes, alike, one_pass
-from jaxtrain.sources import DataError
+from jaxtrain.data.iterator import Feed
+from jaxtrain.data.passes import Passes, alike, one_pass
+from jaxtrain.data.sources import DataError
 from tests.batches import EXACT, LIST, SHORT, Again, Cursor, Items, Loader, batch, ids
 
 WHOLE = [np.full((3, 4), float(i), np.float32) for i in range(3)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxtrain as jt
-from jaxtrain import preflight
+from jaxtrain.engine import report as preflight
 from tests.small import CopyGRU, copies
 
 N, T, B = 8, 11, 4
@@ -128,7 +128,7 @@ def test_what_a_person_should_know_is_a_line_each():
 
 
 def test_more_memory_than_there_is_is_refused_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxtrain.preflight.device_memory", lambda: 1000)
+    monkeypatch.setattr("jaxtrain.engine.report.device_memory", lambda: 1000)
     fit = jt.Fit("drtrl", max_steps=1, run_dir=tmp_path / "run")
     with pytest.raises(MemoryError) as caught:
         fit.run(CopyGRU(), copies())
@@ -136,7 +136,7 @@ def test_more_memory_than_there_is_is_refused_before_anything_is_written(tmp_pat
     assert text.startswith("a train step of strategy 'drtrl' needs ") and "this machine has 1000 B" in text
     assert "\n" not in text and not (tmp_path / "run").exists()
     fit.run(CopyGRU(), copies(), dry_run=True)  # it may be for another machine
-    monkeypatch.setattr("jaxtrain.preflight.device_memory", lambda: None)
+    monkeypatch.setattr("jaxtrain.engine.report.device_memory", lambda: None)
     assert fit.run(CopyGRU(), copies()).step == 1
 
 

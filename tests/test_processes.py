@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxtrain import processes
+from jaxtrain.distributed import processes
 from tests.kit import forks
 from tests.kit.tiers import longer
 from tests.together import ROOT, Group, free_port, running, started
@@ -203,7 +203,7 @@ def test_a_curriculum_in_a_fresh_directory(tmp_path):
 ALONE = """
 import sys
 from dataclasses import dataclass
-import jaxtrain.cli
+import jaxtrain.cli.recipe
 from jaxtrain import processes
 sys.path.insert(0, {root!r})
 

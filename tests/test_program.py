@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 import jaxtrain as jt
-from jaxtrain import chunks
-from jaxtrain.metrics import Pending
-from jaxtrain.program import Program
-from jaxtrain.state import lasting
+from jaxtrain.core.metrics import Pending
+from jaxtrain.core.state import lasting
+from jaxtrain.engine import chunks
+from jaxtrain.engine.program import Program
 from jaxtrain.strategies.names import make_strategy
 from tests.small import CopyGRU, Linear, Lines, copies, leaves, line
 
 
 def make(module, example, strategy="bptt", encode=lambda x: x, **changes):
-    from jaxtrain.loading import build
+    from jaxtrain.checkpoint.load import build
 
     build(module, 0)
     options = {**dict(seed=0, clip=None, accumulate=1, nonfinite="raise", chunk=4), **changes}
@@ -61,7 +61,7 @@ def test_every_step_of_a_chunk_draws_its_own_numbers():
 
 def test_chunk_auto_is_a_rule_over_work(monkeypatch):
     assert make(Linear(), line(0), chunk="auto").chunk == chunks.CAP
-    monkeypatch.setattr("jaxtrain.chunks.FLOPS", 1.0)
+    monkeypatch.setattr("jaxtrain.engine.chunks.FLOPS", 1.0)
     assert make(Linear(), line(0), chunk="auto").chunk == 1
 
 

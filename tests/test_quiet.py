@@ -8,8 +8,8 @@ import sys
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxtrain import quiet
-from jaxtrain.checkpoint import CorruptCheckpoint, Store
+from jaxtrain.checkpoint import orbax_noise as quiet
+from jaxtrain.checkpoint.store import CorruptCheckpoint, Store
 from tests.stores import put, spoil, tree
 
 
@@ -30,7 +30,7 @@ def test_what_is_said_of_other_things_is_heard(tmp_path):
     is said of that step alone."""
     code = (
         "import logging, shutil, sys, types, numpy as np\n"
-        "from jaxtrain.checkpoint import CorruptCheckpoint, Store\n"
+        "from jaxtrain.checkpoint.store import CorruptCheckpoint, Store\n"
         "told, loud = [], logging.getLogger('asyncio')\n"
         "sys.unraisablehook = hook = lambda what: told.append(what.exc_value)\n"
         "heard, loud.propagate = [], False\n"
@@ -99,8 +99,8 @@ def test_logging_of_the_program_around_it_is_left_alone(tmp_path, words):
     """After Orbax was imported and used, basicConfig still does what it says, and lines are printed once and plain."""
     code = (
         "import logging, sys, numpy as np\n"
-        "from jaxtrain.checkpoint import Store\n"
-        "from jaxtrain.console import log\n"
+        "from jaxtrain.checkpoint.store import Store\n"
+        "from jaxtrain.utils.logging import log\n"
         "s = Store(sys.argv[1])\n"
         "s.save(1, {'w': np.arange(3.0)}, {}, {}); s.wait(); s.restore(1)\n"
         "log.info('one line')\n"

@@ -7,9 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxtrain.nn import is_pole
-from jaxtrain.options import NetworkOptions, TrainingOptions
-from jaxtrain.rates import adam, matrices, schedule
+from jaxtrain.cli.options import NetworkOptions, TrainingOptions
+from jaxtrain.nn.networks import is_pole
+from jaxtrain.nn.schedules import adam, matrices, schedule
 
 
 def test_warm_up_then_cosine():

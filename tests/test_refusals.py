@@ -3,9 +3,10 @@
 import pytest
 
 import jaxtrain as jt
-from jaxtrain import cli, compare
-from jaxtrain.config import ConfigError
-from jaxtrain.options import NetworkOptions, TrainingOptions, check_options
+from jaxtrain import cli
+from jaxtrain.cli.options import NetworkOptions, TrainingOptions, check_options
+from jaxtrain.commands.compare import runner as compare
+from jaxtrain.utils.coerce import ConfigError
 from tests.small import Linear, lines
 
 

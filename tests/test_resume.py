@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.resume import refuse_differences
+from jaxtrain.checkpoint.locate import refuse_differences
 from tests.small import At, Linear, Lines, kill, leaves, line, lines, result_of, rows, same, steps_of, tree_bytes
 
 # ------------------------------------------------------------------------------------------------- where it starts
@@ -369,6 +369,6 @@ def test_a_plateau_of_the_loss_outlives_a_resume(tmp_path):
 
 
 def saved_scales(run_dir):
-    from jaxtrain.resume import read_checkpoint
+    from jaxtrain.checkpoint.locate import read_checkpoint
 
     return [float(leaf) for name, leaf in read_checkpoint(run_dir).train.items() if "scale" in name]

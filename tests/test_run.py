@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxtrain.callback import Callback, Callbacks
-from jaxtrain.record import Recorder
-from jaxtrain.run import Requests, Result, Run
+from jaxtrain.callbacks.base import Callback, Callbacks
+from jaxtrain.callbacks.run import Requests, Result, Run
+from jaxtrain.training.recorder import Recorder
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.files import RunLock
-from jaxtrain.folders import describe_run
+from jaxtrain.cli.run_dirs import describe_run
+from jaxtrain.utils.files import RunLock
 from tests.small import CopyGRU, Linear, Lines, LinesOf, copies, tree_bytes
 
 
@@ -149,7 +149,7 @@ def test_a_run_directory_that_is_a_file(tmp_path):
 def test_a_run_directory_in_use(tmp_path):
     """By another process: its number is named, and the directory is left alone."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom jaxtrain.files import RunLock\n"
+        "import sys\nfrom pathlib import Path\nfrom jaxtrain.utils.files import RunLock\n"
         "with RunLock(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "run")]

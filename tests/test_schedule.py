@@ -2,9 +2,9 @@
 
 import pytest
 
-import jaxtrain.schedule as module
+import jaxtrain.training.schedule as module
 from jaxtrain.period import Period
-from jaxtrain.schedule import Schedule, total_steps, unused_batches
+from jaxtrain.training.schedule import Schedule, total_steps, unused_batches
 
 
 def make(**changes):

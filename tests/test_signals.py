@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from jaxtrain.signals import ENDING, Signals
+from jaxtrain.training.signals import ENDING, Signals
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def test_the_first_of_two_kinds_is_kept():
 def test_second_sigterm_kills_the_process():
     code = (
         "import os, signal, time\n"
-        "from jaxtrain.signals import Signals\n"
+        "from jaxtrain.training.signals import Signals\n"
         "with Signals() as s:\n"
         "    os.kill(os.getpid(), signal.SIGTERM); print(s.received, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(20)\n"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtrain.data import DataEnded, DataError, Feed
+from jaxtrain.data.iterator import DataEnded, DataError, Feed
 from tests.batches import EXACT, LIST, Addressed, Again, Cursor, Items, Loader, batch, ids
 
 

@@ -10,7 +10,7 @@ import saiunit as u
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtrain import state as js
+from jaxtrain.core import state as js
 from jaxtrain.strategies.axes import where_lanes
 
 DTYPES = (np.float32, np.int32, np.int8, np.uint32, np.bool_, np.complex64)

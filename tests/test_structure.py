@@ -87,7 +87,7 @@ def test_the_reader_of_imports_sees_them(tmp_path, monkeypatch):
     (tmp_path / "loggers").mkdir()
     path = tmp_path / "loggers" / "x.py"
     path.write_text(
-        "from ..run import Run\nfrom . import y\nimport jaxtrain.fit\nfrom jaxtrain import cli\nimport os\n"
+        "from ..run import Run\nfrom . import y\nimport jaxtrain.training.fit\nfrom jaxtrain import cli\nimport os\n"
         "if TYPE_CHECKING:\n    from ..fit import Fit\ndef f():\n    from ..callback import Callback\n"
     )
     assert imports(path) == [(1, "run"), (2, "loggers"), (3, "fit"), (4, "cli"), (9, "callback")]
@@ -106,7 +106,7 @@ def without_jax(code: str, *argv: str) -> str:
 
 
 def test_importing_the_package_leaves_jax_alone():
-    without_jax("import jaxtrain, jaxtrain.cli, jaxtrain.strategies\nfrom jaxtrain.strategies import names")
+    without_jax("import jaxtrain, jaxtrain.cli.recipe, jaxtrain.strategies\nfrom jaxtrain.strategies import names")
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.stem)

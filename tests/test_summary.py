@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxtrain import cli
-from jaxtrain.fidelity import load_recipe
+from jaxtrain.commands.fidelity import load_recipe
 from tests.commands import RECIPES, ROOT
 
 

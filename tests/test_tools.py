@@ -1,7 +1,7 @@
 """The `jaxtrain` command."""
 
 import jaxtrain
-from jaxtrain import tools
+from jaxtrain.commands import main as tools
 from tests.commands import RECIPES
 
 

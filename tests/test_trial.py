@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxtrain import trial
 from jaxtrain.callbacks.early_stopping import Monitor
-from jaxtrain.trial import Watch, run_trial
+from jaxtrain.commands.compare import trial
+from jaxtrain.commands.compare.trial import Watch, run_trial
 from tests.kit.tiers import longer
 
 RECIPE = str(Path(__file__).parents[1] / "recipes/copy_lru.py")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxtrain as jt
-from jaxtrain import processes
+from jaxtrain.distributed import processes
 from tests.small import Linear, line
 
 SETTINGS = {"max_epochs": 2, "chunk": 3, "log_every": 2}

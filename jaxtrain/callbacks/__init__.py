@@ -1,10 +1,5 @@
-"""Callbacks that come with the trainer: one idea a file."""
+"""Callbacks: the base class, what a callback sees of a run, and those that come with the trainer."""
 
-from .checkpoint import Checkpoint as Checkpoint
-from .copy_figure import CopyFigure as CopyFigure
-from .curriculum import Curriculum as Curriculum
-from .early_stopping import EarlyStopping as EarlyStopping
-from .gradient_fidelity import GradientFidelity as GradientFidelity
-from .lr_monitor import LearningRateMonitor as LearningRateMonitor
-from .progress import ProgressBar as ProgressBar
-from .throughput import Throughput as Throughput
+from ..utils.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -6,15 +6,15 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from ..callback import Callback
 from ..period import Period
+from .base import Callback
 from .early_stopping import Mode, Monitor, pack, same_monitor
 from .periods import optional_period
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..run import Run
+    from .run import Run
 
 
 # Made here and now, so that no tuple that somebody writes down is this object.

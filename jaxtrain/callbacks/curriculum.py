@@ -8,14 +8,14 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..callback import Callback
-from ..files import as_json
+from ..utils.files import as_json
+from .base import Callback
 from .early_stopping import MAX, Mode, pack
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..run import Run
+    from .run import Run
 
 log = logging.getLogger("jaxtrain")
 SHOWN = "task/"

@@ -7,11 +7,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..callback import Callback
-from ..metrics import LANES
+from ..core.metrics import LANES
+from .base import Callback
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from .run import Run
 
 log = logging.getLogger("jaxtrain")
 Mode = Literal["min", "max"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..callback import Callback
 from ..period import Period
+from .base import Callback
 from .periods import steps_or_epochs
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from .run import Run
 
 
 class GradientFidelity(Callback):

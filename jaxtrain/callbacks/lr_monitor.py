@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..callback import Callback
+from .base import Callback
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from .run import Run
 
 log = logging.getLogger("jaxtrain")
 

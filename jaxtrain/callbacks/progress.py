@@ -8,11 +8,11 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from ..callback import Callback
-from ..metrics import LANES
+from ..core.metrics import LANES
+from .base import Callback
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from .run import Run
 
 log = logging.getLogger("jaxtrain")
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..module import Phases
+from ..core.module import Phases
 
 
 class Episode(NamedTuple):

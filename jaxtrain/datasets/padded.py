@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..module import Phases
+from ..core.module import Phases
 from .copy import CopyDataModule, CopyDataset
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data import DataModule
+from ..data.iterator import DataModule
 from .copy import SPLITS, as_integer
 from .episodes import Episode, Episodes, EpisodeStream
 

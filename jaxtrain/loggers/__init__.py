@@ -1,5 +1,5 @@
 """Loggers: callbacks of rank "record" that write the finished rows of a run."""
 
-from .jsonl import JSONL as JSONL
-from .jsonl import read_rows as read_rows
-from .tensorboard import TensorBoard as TensorBoard
+from ..utils.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

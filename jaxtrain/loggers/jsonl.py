@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..callback import Callback
-from ..files import write_atomic
+from ..callbacks.base import Callback
+from ..utils.files import write_atomic
 from .appender import Appender
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..callbacks.run import Run
 
 log = logging.getLogger("jaxtrain")
 FILE = "metrics.jsonl"

@@ -22,13 +22,13 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
-from ..callback import Callback
-from ..files import jsonable, write_atomic
+from ..callbacks.base import Callback
+from ..utils.files import jsonable, write_atomic
 from .appender import LIMIT, Appender
 from .jsonl import past
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..callbacks.run import Run
 
 log = logging.getLogger("jaxtrain")
 METRICS = ("val/loss", "val/accuracy", "train/loss", "train/accuracy")

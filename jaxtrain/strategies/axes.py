@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from brainstate.transform import StatefulFunction
 
-from ..state import fresh_hidden
+from ..core.state import fresh_hidden
 
 UNCLEAR = -1
 """In place of a batch axis: the shape follows the batch size, but no one axis has it."""

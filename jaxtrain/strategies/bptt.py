@@ -9,9 +9,9 @@ from typing import ClassVar
 import brainstate
 import jax
 
-from ..metrics import Metrics
-from ..module import Objective, Phases, total_weight
-from ..state import State, gradient
+from ..core.metrics import Metrics
+from ..core.module import Objective, Phases, total_weight
+from ..core.state import State, gradient
 from .base import (
     Batching,
     Learner,

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import brainstate
 import jax
 
-from ..metrics import Metrics, add, sum_over_time
-from ..module import Phases, sum_of_weights, total_weight
-from ..state import add_to
+from ..core.metrics import Metrics, add, sum_over_time
+from ..core.module import Phases, sum_of_weights, total_weight
+from ..core.state import add_to
 from .base import Update, scored
 
 UpdateEvery = Literal["sequence"] | int

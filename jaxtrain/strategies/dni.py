@@ -11,9 +11,9 @@ import braintrace
 import jax
 import jax.numpy as jnp
 
-from ..console import log
-from ..module import Objective, Phases
-from ..state import Functional, gradient, lasting, parameters, set_key
+from ..core.module import Objective, Phases
+from ..core.state import Functional, gradient, lasting, parameters, set_key
+from ..utils.logging import log
 from .base import Learner, scored, warm_up
 from .online import OnlineLearner
 from .padding import inert

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from ..console import one_line
-from ..module import Objective, Phases
-from ..state import draws_random
+from ..core.module import Objective, Phases
+from ..core.state import draws_random
+from ..utils.logging import one_line
 from .base import Learner, Network, choose_batching, input_of, trained
-from .cut import Cut
 from .equations import ELEMENTWISE, Irreversible
-from .reverse import ReverseLearner
+from .reverse.detached_step import Cut
+from .reverse.learner import ReverseLearner
 from .rule import WindowedRule
 
 SEGMENT, SEQUENCE_UP_TO = 120, 512

@@ -8,9 +8,9 @@ import brainstate
 import jax
 import jax.numpy as jnp
 
-from ..metrics import Metrics
-from ..module import Phases
-from ..state import State, add_to, lasting
+from ..core.metrics import Metrics
+from ..core.module import Phases
+from ..core.state import State, add_to, lasting
 from .base import Learner, trained, zeros_like_parameters
 from .bptt import BPTTLearner
 

@@ -16,8 +16,8 @@ from brainstate import HiddenState
 from brainstate.transform import StatefulFunction
 from jax.interpreters import partial_eval
 
-from ..module import Phases
-from ..state import State, parameters
+from ..core.module import Phases
+from ..core.state import State, parameters
 from .base import Learner, Network, scored
 from .equations import bind, read
 

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..console import one_line
-from ..state import SHORT, create_hidden, fresh_hidden, is_key, pure, seeded, states_of
+from ..core.state import SHORT, create_hidden, fresh_hidden, is_key, pure, seeded, states_of
+from ..utils.logging import one_line
 from .network import Network
 
 Way = Callable[[dict[str, Any], Any], dict[str, Any]]

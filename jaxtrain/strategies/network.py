@@ -9,7 +9,7 @@ import brainstate
 import jax
 import jax.numpy as jnp
 
-from ..state import fresh_hidden, short_term
+from ..core.state import fresh_hidden, short_term
 from .axes import UNCLEAR, batch_axes, where_lanes
 
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import saiunit as u
 
-from ..metrics import Metrics
-from ..module import Objective, Phases
-from ..state import SHORT, State, differentiable, gradient, is_key, name_of, states_of
+from ..core.metrics import Metrics
+from ..core.module import Objective, Phases
+from ..core.state import SHORT, State, differentiable, gradient, is_key, name_of, states_of
 from .axes import where_lanes
 from .base import Learner, Network, Row, Update, score, score_by_step, trained, warm_up, zeros_like_parameters
 from .cadence import SEQUENCE, Cadence, over_tiles

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..module import Phases
-from ..state import is_key, reaches_states
+from ..core.module import Phases
+from ..core.state import is_key, reaches_states
 from .base import Network, scored
 
 

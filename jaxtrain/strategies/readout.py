@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..metrics import Metrics
-from ..module import Objective, Phases
-from ..state import State, parameters_behind
+from ..core.metrics import Metrics
+from ..core.module import Objective, Phases
+from ..core.state import State, parameters_behind
 from .base import (
     Batching,
     Learner,

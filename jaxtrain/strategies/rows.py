@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..state import name_of
+from ..core.state import name_of
 from .base import Row
 from .cadence import UpdateEvery
 from .flow import Flow

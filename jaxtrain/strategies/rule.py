@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal
 import brainstate
 import jax
 
-from ..console import one_line
-from ..module import Objective, Phases
-from ..state import draws_random, lasting, parameters
+from ..core.module import Objective, Phases
+from ..core.state import draws_random, lasting, parameters
+from ..utils.logging import one_line
 from .base import Batching, Learner, Strategy, choose_batching, input_of
 from .cadence import Cadence, Carry, UpdateEvery, check_cadence, check_length
 from .independence import dependence

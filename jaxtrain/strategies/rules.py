@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..metrics import Metrics
-from ..module import Objective, Phases
-from ..state import State, is_key
+from ..core.metrics import Metrics
+from ..core.module import Objective, Phases
+from ..core.state import State, is_key
 from .base import Learner, Row, Update
 from .online import OnlineLearner
 from .rows import PARTLY

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ..metrics import Metrics, add
-from ..module import Objective, Phases, total_weight
-from ..state import gradient
+from ..core.metrics import Metrics, add
+from ..core.module import Objective, Phases, total_weight
+from ..core.state import gradient
 from .base import (
     Batching,
     Learner,

@@ -7,10 +7,10 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from jaxtrain.callback import Callback
 from jaxtrain.callbacks import CopyFigure
+from jaxtrain.callbacks.base import Callback
 from jaxtrain.callbacks.copy_figure import WRONG, draw
-from jaxtrain.module import Phases
+from jaxtrain.core.module import Phases
 from jaxtrain.period import Period
 
 TARGETS = np.arange(15, dtype=np.int32).reshape(3, 5) % 4

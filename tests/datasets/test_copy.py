@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtrain.data import DataModule, Feed
+from jaxtrain.data.iterator import DataModule, Feed
 from jaxtrain.datasets import CopyDataModule, CopyDataset
 
 

@@ -9,9 +9,9 @@ import optax
 import pytest
 
 import jaxtrain
-from jaxtrain import nn
-from jaxtrain.data import Feed
+from jaxtrain.data.iterator import Feed
 from jaxtrain.datasets import Adding, AnBn, BinaryCopy, Episodes, EpisodeStream, StreamCopy, StreamDataModule
+from jaxtrain.nn import networks as nn
 from tests.kit.tiers import longer
 
 TASKS = [StreamCopy(3, 4), Adding(7), AnBn(4), BinaryCopy(lambda: 6)]

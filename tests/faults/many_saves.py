@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 
-from jaxtrain.checkpoint import Store
+from jaxtrain.checkpoint.store import Store
 
 PAGE = resource.getpagesize()
 LEAF = np.zeros((128, 128), np.float32)

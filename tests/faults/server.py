@@ -25,8 +25,8 @@ import tensorboard.backend.event_processing.event_accumulator  # noqa: F401
 import tensorboardX.event_file_writer  # noqa: F401
 from jax._src import xla_bridge
 
-from jaxtrain import fit, loggers  # noqa: F401
-from jaxtrain.cli import guarded
+from jaxtrain import loggers  # noqa: F401
+from jaxtrain.cli.recipe import guarded
 from tests.faults import tiny
 from tests.faults.library import arm
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.checkpoint import CorruptCheckpoint, NoReadableCheckpoint, Store
-from jaxtrain.digests import json_digest
+from jaxtrain.checkpoint.store import CorruptCheckpoint, NoReadableCheckpoint, Store
+from jaxtrain.utils.digests import json_digest
 from tests.faults.tiny import Noisy, fit
 from tests.small import lines, tree_bytes
 

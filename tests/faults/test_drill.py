@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.checkpoint import Store
+from jaxtrain.checkpoint.store import Store
 from tests.kit import forks
 from tests.kit.tiers import longer
 from tests.small import (

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import jaxtrain as jt
-from jaxtrain import cli, optimizer
-from jaxtrain.run import Result
+from jaxtrain import cli
+from jaxtrain.callbacks.run import Result
+from jaxtrain.engine import optimizer
 from tests import small
 from tests.small import Linear
 

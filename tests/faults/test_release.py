@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.checkpoint import Store
-from jaxtrain.digests import json_digest
+from jaxtrain.checkpoint.store import Store
+from jaxtrain.utils.digests import json_digest
 from tests.faults.release import CUT, FIXTURES, WHOLE
 from tests.faults.tiny import Noisy, fit
 from tests.small import lines, rows, scalars

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxtrain import verify
-from jaxtrain.tools import tool
+from jaxtrain.commands import verify_resume as verify
+from jaxtrain.commands.main import tool
 from tests.kit import forks
 
 RECIPE = '''

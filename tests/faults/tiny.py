@@ -14,8 +14,8 @@ import brainstate
 import optax
 
 import jaxtrain as jt
-from jaxtrain.checkpoint import Store
-from jaxtrain.digests import digest
+from jaxtrain.checkpoint.store import Store
+from jaxtrain.utils.digests import digest
 from tests.small import TIMED, Linear, lines, rows, scalars
 
 STEPS = 8

@@ -26,8 +26,8 @@ PIPE, STDOUT = subprocess.PIPE, subprocess.STDOUT
 TimeoutExpired, CompletedProcess = subprocess.TimeoutExpired, subprocess.CompletedProcess
 
 PRELOADED = ["jax", "brainstate", "braintools", "braintrace", "optax", "orbax.checkpoint", "matplotlib.figure"]
-PRELOADED += ["tensorboardX.event_file_writer", "tqdm", "tyro", "jaxtrain.fit", "jaxtrain.loggers", "jaxtrain.cli"]
-PRELOADED += ["tests.small"]
+PRELOADED += ["tensorboardX.event_file_writer", "tqdm", "tyro", "jaxtrain.training.fit", "jaxtrain.loggers.tensorboard"]
+PRELOADED += ["jaxtrain.cli", "tests.small"]
 
 # OpenBLAS would start threads at import, and a process with threads cannot be forked safely.
 FORKS_WITH = {"OPENBLAS_NUM_THREADS": "1"}

@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from jaxtrain.callback import Callback, Callbacks
-from jaxtrain.record import Recorder
-from jaxtrain.run import Run
+from jaxtrain.callbacks.base import Callback, Callbacks
+from jaxtrain.callbacks.run import Run
+from jaxtrain.training.recorder import Recorder
 
 CONFIG = {
     "schema": 1,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import jaxtrain
-import jaxtrain.tools
+import jaxtrain.commands.main
 from tests.kit import forks
 from tests.kit.tiers import longer
 
@@ -61,7 +61,7 @@ def test_a_run(call, strategy):
     assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == [10, 20]
     assert any((run / "tensorboard").iterdir()) and len(list((run / "figures").iterdir())) == 2
     assert "finished at step 20" in out and "(chance 0.125)" in out and f"--run-dir {run} --resume last" in out
-    assert jaxtrain.tools.tool(["info", str(run)]) == 0
+    assert jaxtrain.commands.main.tool(["info", str(run)]) == 0
 
 
 @pytest.mark.full

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import jaxtrain
-from jaxtrain.callback import Callbacks
-from jaxtrain.fidelity import load_recipe
-from jaxtrain.state import parameters
+from jaxtrain.callbacks.base import Callbacks
+from jaxtrain.commands.fidelity import load_recipe
+from jaxtrain.core.state import parameters
 from tests.kit.tiers import longer
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -108,7 +108,7 @@ def test_an_lru_gets_its_poles_by_the_lag(call):
 
     def radii(**options):
         fit, module, data = recipe.make(recipe.Config(hidden=200, width=4, **options))
-        from jaxtrain.loading import build_each
+        from jaxtrain.checkpoint.load import build_each
 
         build_each(module, (0,), several=False, resumed=False)
         found = {name: np.asarray(jax.tree.leaves(state.value)[0]) for name, state in parameters(module.model).items()}

@@ -14,8 +14,8 @@ import pytest
 import saiunit as u
 
 import jaxtrain
-from jaxtrain.module import Objective, Phases, check_phases
-from jaxtrain.state import Functional, lasting, name_of, parameters, set_key, strengthen, strong
+from jaxtrain.core.module import Objective, Phases, check_phases
+from jaxtrain.core.state import Functional, lasting, name_of, parameters, set_key, strengthen, strong
 
 _programs: dict[Any, Any] = {}
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrain.metrics import Metrics
-from jaxtrain.module import Objective, check_phases
-from jaxtrain.state import Functional, lasting, parameters, set_key, strengthen, strong
+from jaxtrain.core.metrics import Metrics
+from jaxtrain.core.module import Objective, check_phases
+from jaxtrain.core.state import Functional, lasting, parameters, set_key, strengthen, strong
 from jaxtrain.strategies.base import trained, zeros_like_parameters
 
 

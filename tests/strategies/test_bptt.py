@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxtrain import BPTT, DRTRL
-from jaxtrain.module import Phases
-from jaxtrain.state import parameters
+from jaxtrain.core.module import Phases
+from jaxtrain.core.state import parameters
 from tests.kit.tiers import longer
 
 pytestmark = pytest.mark.full

@@ -12,9 +12,9 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain import BPTT, DRTRL, TBPTT, OSTLFeedforward, PPProp, ReadoutOnly
-from jaxtrain.module import Objective, Phases
-from jaxtrain.program import Program
-from jaxtrain.state import name_of, parameters
+from jaxtrain.core.module import Objective, Phases
+from jaxtrain.core.state import name_of, parameters
+from jaxtrain.engine.program import Program
 from tests.kit.tiers import longer
 from tests.small import leaves, same
 

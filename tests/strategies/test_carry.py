@@ -15,9 +15,9 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain import BPTT, DNI, DRTRL, TBPTT, UORO, EProp, PPProp, ReadoutOnly
-from jaxtrain.module import Objective, Phases
-from jaxtrain.program import Program
-from jaxtrain.state import is_key
+from jaxtrain.core.module import Objective, Phases
+from jaxtrain.core.state import is_key
+from jaxtrain.engine.program import Program
 from tests.kit.tiers import longer
 from tests.small import At, kill, leaves, result_of, rows, same
 
@@ -174,7 +174,7 @@ import numpy as np
 junk = [np.zeros(1) for _ in range(int(sys.argv[1]))]  # other addresses
 from tests.strategies import conftest as lab
 from tests.strategies.test_carry import STREAMS, RULES
-from jaxtrain.module import Objective
+from jaxtrain.core.module import Objective
 found = {{}}
 for name, strategy in {{**RULES, **STREAMS}}.items():
     for cell in ("gru", "lstm"):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from jaxtrain import DRTRL
-from jaxtrain.module import Objective
-from jaxtrain.strategies.cut import Cut
-from jaxtrain.strategies.reverse import ReverseLearner
+from jaxtrain.core.module import Objective
+from jaxtrain.strategies.reverse.detached_step import Cut
+from jaxtrain.strategies.reverse.learner import ReverseLearner
 
 
 class Mixed(brainstate.nn.Module):

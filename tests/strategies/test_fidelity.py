@@ -12,7 +12,7 @@ import pytest
 import jaxtrain as jt
 from jaxtrain import BPTT, DRTRL, TBPTT, UORO, PPProp
 from jaxtrain.callbacks import GradientFidelity
-from jaxtrain.state import parameters
+from jaxtrain.core.state import parameters
 from jaxtrain.strategies.fidelity import _compare
 from tests.kit.tiers import longer
 from tests.small import leaves, same

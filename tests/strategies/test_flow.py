@@ -4,19 +4,7 @@ import brainstate
 import numpy as np
 import pytest
 
-from jaxtrain import (
-    BPTT,
-    DNI,
-    DRTRL,
-    TBPTT,
-    UORO,
-    EProp,
-    OSTLFeedforward,
-    OSTLRecurrent,
-    PPProp,
-    ReadoutOnly,
-    SnAp,
-)
+from jaxtrain import BPTT, DNI, DRTRL, TBPTT, UORO, EProp, OSTLFeedforward, OSTLRecurrent, PPProp, ReadoutOnly, SnAp
 from tests.kit.tiers import longer
 from tests.strategies.ways import MODELS, NONE, build, expected
 

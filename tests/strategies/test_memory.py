@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxtrain import BPTT, DRTRL, EProp
-from jaxtrain.module import Objective
-from jaxtrain.state import parameters
-from jaxtrain.strategies.reverse import ReverseLearner
+from jaxtrain.core.module import Objective
+from jaxtrain.core.state import parameters
+from jaxtrain.strategies.reverse.learner import ReverseLearner
 from tests.kit.tiers import longer
 from tests.strategies.sums import sums
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxtrain as jt
-from jaxtrain.loading import build, build_each
-from jaxtrain.program import BAD, FINE
+from jaxtrain.checkpoint.load import build, build_each
+from jaxtrain.engine.program import BAD, FINE
 from jaxtrain.strategies.padding import inert
 from tests.kit.tiers import longer
 from tests.small import Linear

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxtrain import BPTT, DRTRL
-from jaxtrain.module import Objective
-from jaxtrain.program import Program
-from jaxtrain.state import parameters
-from jaxtrain.strategies.reverse import ReverseLearner
+from jaxtrain.core.module import Objective
+from jaxtrain.core.state import parameters
+from jaxtrain.engine.program import Program
+from jaxtrain.strategies.reverse.learner import ReverseLearner
 from tests.kit.tiers import longer
 from tests.strategies.conftest import CELLS
 
@@ -258,7 +258,7 @@ def test_noise_and_running_statistics(lab, strategy):
 
 def updates(lab, strategy, batches, cell="gru"):
     """Every gradient and weight handed to ``update``, the parameters moved a little each time."""
-    from jaxtrain.state import Functional, lasting, set_key, strengthen
+    from jaxtrain.core.state import Functional, lasting, set_key, strengthen
 
     module = lab.task(cell)
     strengthen(parameters(module.model).values())

@@ -23,8 +23,8 @@ from jaxtrain import (
     SnAp,
     ThreeFactor,
 )
-from jaxtrain.module import Objective, check_phases
-from jaxtrain.state import parameters
+from jaxtrain.core.module import Objective, check_phases
+from jaxtrain.core.state import parameters
 from tests.kit.tiers import longer
 
 pytestmark = pytest.mark.full

@@ -9,20 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxtrain import (
-    BPTT,
-    DNI,
-    DRTRL,
-    TBPTT,
-    UORO,
-    EProp,
-    ETrace,
-    PPProp,
-    ReadoutOnly,
-    SnAp,
-    ThreeFactor,
-)
-from jaxtrain.cli import guarded
+from jaxtrain import BPTT, DNI, DRTRL, TBPTT, UORO, EProp, ETrace, PPProp, ReadoutOnly, SnAp, ThreeFactor
+from jaxtrain.cli.recipe import guarded
 from jaxtrain.strategies import names, register
 
 pytestmark = pytest.mark.full

@@ -23,8 +23,8 @@ from jaxtrain import (
     SnAp,
     ThreeFactor,
 )
-from jaxtrain.module import Objective
-from jaxtrain.state import parameters
+from jaxtrain.core.module import Objective
+from jaxtrain.core.state import parameters
 from jaxtrain.strategies import rule as rules_of
 from tests.strategies.test_rules import CASES, LEAK, at_work, compiled, rewarded, three_sequences
 

@@ -26,8 +26,8 @@ from jaxtrain import (
     Strategy,
     ThreeFactor,
 )
-from jaxtrain.module import Phases
-from jaxtrain.state import name_of
+from jaxtrain.core.module import Phases
+from jaxtrain.core.state import name_of
 
 MULTI, SINGLE = {"vjp_method": "multi-step"}, {"vjp_method": "single-step"}
 LEAK = {"temporal_recursion": "scalar_leak", "decay": 0.8}

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 import jaxtrain.strategies.rule as rules_of
 from jaxtrain import BPTT, DRTRL, PPProp, SnAp
-from jaxtrain.module import Objective, Phases
-from jaxtrain.state import create_hidden, parameters
+from jaxtrain.core.module import Objective, Phases
+from jaxtrain.core.state import create_hidden, parameters
 from jaxtrain.strategies.axes import batch_axes
 from jaxtrain.strategies.network import Network
-from jaxtrain.strategies.reverse import ReverseLearner
+from jaxtrain.strategies.reverse.learner import ReverseLearner
 from tests.kit.tiers import longer
 from tests.strategies.short_term import HIDDEN, KINDS, SHORT, N, Net, Shared
 from tests.strategies.sums import sums

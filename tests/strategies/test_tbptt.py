@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxtrain import BPTT, TBPTT
-from jaxtrain.module import Objective, Phases
-from jaxtrain.state import parameters
+from jaxtrain.core.module import Objective, Phases
+from jaxtrain.core.state import parameters
 from tests.kit.tiers import longer
 
 pytestmark = pytest.mark.full

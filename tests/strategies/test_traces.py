@@ -23,8 +23,8 @@ from jaxtrain import (
     SnAp,
     ThreeFactor,
 )
-from jaxtrain.metrics import Mean
-from jaxtrain.module import Objective, Phases
+from jaxtrain.core.metrics import Mean
+from jaxtrain.core.module import Objective, Phases
 from jaxtrain.strategies.cadence import Cadence
 from tests.kit.tiers import longer
 from tests.strategies.test_rules import LEAK, OTTT, rewarded

@@ -12,7 +12,7 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain import BPTT, DRTRL, TBPTT, EProp, OSTLFeedforward, ReadoutOnly, SnAp
-from jaxtrain.state import parameters
+from jaxtrain.core.state import parameters
 from tests.kit.tiers import longer
 from tests.small import leaves
 

@@ -1,0 +1,131 @@
+"""A module's model: built under a seed, or given the values of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import brainstate
+
+from ..core.module import Module
+from ..core.ownership import alone, refuse_in_use
+from ..core.state import State, create_hidden, flatten, lasting, parameters, seeded, signature, strong, unflatten
+from .locate import read_checkpoint, refuse_differences
+from .store import Saved
+
+LASTING = "model/"
+"""What names of lasting states begin with in a checkpoint."""
+
+
+@alone("jaxtrain.load")
+def load(path: str | Path, module: Module, *, seed: int | None = None) -> Module:
+    """Give a module the values of a checkpoint and return it, its model built where it has none.
+
+    Restored are the parameters and the states that outlive a sequence (running statistics, a model's own random
+    states). ``path``: a run directory (its newest readable checkpoint) or ``<run>/checkpoints/<step>``. ``seed``:
+    which one, of a run of several. Raises ValueError where the checkpoint is of another model or has no such seed,
+    FileNotFoundError where there is none.
+    """
+    refuse_in_use(module, "jaxtrain.load")
+    saved = _of_seed(read_checkpoint(path), seed)
+    require_module(module)
+    build(module, 0)
+    make_lasting(module, saved)
+    load_into(module, saved)
+    return module
+
+
+def make_lasting(module: Module, saved: Saved) -> None:
+    """Run the model's ``init_state`` where a checkpoint holds lasting states that only that makes."""
+    if {name for name in saved.train if name.startswith(LASTING)} - _flat(_lasting(module)).keys():
+        with brainstate.environ.context(**module.environ, fit=True), seeded(0):
+            create_hidden(module.model, 1, False)
+
+
+def _of_seed(saved: Saved, seed: int | None) -> Saved:
+    if seed is None:
+        return saved
+    seeds = saved.meta.get("seeds") or []
+    if seed not in seeds:
+        raise ValueError(f"seed={seed}: the checkpoint of step {saved.step} holds {seeds or 'one run; leave seed out'}")
+    lane = seeds.index(seed)
+    params, train = ({n: leaf[lane] for n, leaf in flat.items()} for flat in (saved.params, saved.train))
+    return replace(saved, params=params, train=train, meta={**saved.meta, "seeds": None})
+
+
+def load_into(module: Module, saved: Saved) -> None:
+    """Parameters and lasting states, or nothing where any of them is another model's."""
+    refuse_other_parameters(module, saved)
+    kept = {name: leaf for name, leaf in saved.train.items() if name.startswith(LASTING)}
+    states = _lasting(module)
+    _refuse(saved, kept, states)
+    _assign(parameters(module.model), saved.params)
+    _assign(states, kept)
+
+
+def refuse_other_parameters(module: Module, saved: Saved) -> None:
+    """Raise ValueError where a checkpoint's parameters are of other names, shapes or dtypes, or of several seeds."""
+    if seeds := saved.meta.get("seeds"):
+        raise ValueError(
+            f"the checkpoint of step {saved.step} holds the seeds {seeds}: take one with "
+            f"jaxtrain.load(path, module, seed={seeds[0]}), and go on with that module and no checkpoint"
+        )
+    _refuse(saved, saved.params, parameters(module.model))
+
+
+def _refuse(saved: Saved, flat: dict[str, Any], states: Any) -> None:
+    recorded = {"step": saved.step, "model": signature(flat)}
+    refuse_differences(recorded, {"model": signature(_flat(states))}, ("model",), "give the module of that run")
+
+
+def _lasting(module: Module) -> dict[str, State]:
+    return {f"{LASTING}{name}": state for name, state in lasting(module.model).items()}
+
+
+def _flat(states: Any) -> dict[str, Any]:
+    return flatten({name: strong(state.value) for name, state in states.items()})
+
+
+def _assign(states: Any, flat: dict[str, Any]) -> None:
+    template = {name: strong(state.value) for name, state in states.items()}
+    for name, value in unflatten(template, flat).items():
+        states[name].value = value
+
+
+def build(module: Module, seed: int) -> None:
+    """Build a module's model under a seed, unless it has one already."""
+    if module.model is None:
+        with brainstate.environ.context(**module.environ, fit=True), seeded(seed):
+            module.model = module.build()
+    if not isinstance(module.model, brainstate.nn.Module):
+        raise TypeError(
+            f"the model of {type(module).__name__} is a {type(module.model).__name__}; expected a brainstate.nn.Module"
+        )
+
+
+def build_each(module: Module, seeds: Sequence[int], *, several: bool, resumed: bool) -> list[dict[str, Any]]:
+    """The module's attributes, its model among them, as built under each seed. A model that it has already is kept:
+    alone it is trained on, and where a run of ``several`` seeds is ``resumed`` it serves all, since their values come
+    from a checkpoint."""
+    if module.model is not None:
+        if several and not resumed:
+            raise ValueError(
+                f"Fit(seeds=...): {type(module).__name__} has a model already, whose values every seed would start "
+                "from; give a new module"
+            )
+        build(module, seeds[0])  # checks it
+        return [dict(vars(module))] * len(seeds)
+    before, each = dict(vars(module)), []
+    for seed in seeds:
+        vars(module).clear()
+        vars(module).update(before)
+        build(module, seed)
+        each.append(dict(vars(module)))
+    return each
+
+
+def require_module(module: Any) -> None:
+    if not isinstance(module, Module):
+        raise TypeError(f"expected a jaxtrain.Module object, got {module!r}")

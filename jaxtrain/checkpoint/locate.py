@@ -1,0 +1,367 @@
+"""Where a run starts: fresh, at its own last checkpoint, or as a fork of another run; and whether that may be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..callbacks.base import Callbacks
+from ..core.state import flatten, signature
+from ..data.iterator import DataModule, Feed, identity_of
+from ..data.passes import Passes
+from ..distributed import processes
+from ..engine.program import Program
+from ..strategies import Strategy
+from ..utils.diff import first_difference, refuse_unlike
+from ..utils.digests import digest, json_digest
+from ..utils.files import RunLock, as_json, read_json
+from ..utils.logging import log
+from .store import Saved, Store
+
+CHECKPOINTS = "checkpoints"
+FOLDERS = (CHECKPOINTS, "tensorboard", "figures")
+"""Of a run directory."""
+SCHEMA = 1
+"""Of what the loop writes into a checkpoint's metadata."""
+
+
+@dataclass
+class Origin:
+    """``run_dir``: where the run writes. ``saved``: the checkpoint it goes on from. ``restarted``: it begins at step 0
+    in a directory that holds an earlier attempt. ``parent``: the run it is a fork of. ``config``: the saved config.
+    ``explicit``: a step was asked for, so a run that a callback stopped there trains on. ``forked``: it goes on in
+    another directory than that of the checkpoint."""
+
+    run_dir: Path | None
+    saved: Saved | None = None
+    restarted: bool = False
+    parent: dict[str, Any] | None = None
+    config: dict[str, Any] | None = None
+    explicit: bool = False
+    forked: bool = False
+
+
+def absolute(path: str | Path) -> Path:
+    """Raises ValueError where links lead round in a circle."""
+    try:
+        return Path(path).expanduser().resolve()
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"{path}: cannot be followed ({error}); give another path") from None
+
+
+@contextmanager
+def opened(run_dir: str | Path | None, resume: str | int | Path, *, write: bool) -> Iterator[Origin]:
+    """``locate`` with the run's directory locked before it is read; ``write=False`` locks and makes nothing.
+
+    Where the run is forked, only the fork stays locked: what it came from is read, and may go on. Of several processes
+    the first one locks, after the others have looked.
+    """
+    if not processes.is_first():
+        origin = locate(run_dir, resume)
+        processes.meet()
+        _refuse_other(origin, write)
+        yield origin
+        return
+    processes.meet()
+    with ExitStack() as locks:
+        home = _home(run_dir, resume)
+        if write:
+            _refuse_inside(home)
+            locks.enter_context(RunLock(home))
+            _refuse_in_the_way(home)
+        origin = locate(run_dir, resume)
+        if write and origin.run_dir != home:
+            locks.close()
+            _refuse_inside(origin.run_dir)
+            locks.enter_context(RunLock(origin.run_dir))
+            if origin.run_dir is not None and _holds_run(origin.run_dir):  # another fork was faster
+                raise FileExistsError(f"run directory {origin.run_dir} holds a run by now: start again")
+        _refuse_other(origin, write)
+        yield origin
+
+
+def _refuse_other(origin: Origin, write: bool) -> None:
+    """Raise ValueError where several processes would go on in different ways."""
+    kept = {"restarted": origin.restarted, "explicit": origin.explicit, "forked": origin.forked}
+    step = None if origin.saved is None else origin.saved.step
+    own = {"run directory": origin.run_dir, "checkpoint": step, "dry run": not write, **kept}
+    refuse_unlike(own, "all need the same options, and one disk for the run directory")
+
+
+def _refuse_inside(run_dir: Path | None) -> None:
+    """Raise ValueError for a directory among the checkpoints of a run, which would be removed with them."""
+    for path in () if run_dir is None else (run_dir, *run_dir.parents):
+        if path.name == CHECKPOINTS and (path.parent / "config.json").exists() and (path.parent / ".lock").exists():
+            raise ValueError(
+                f"run directory {run_dir} lies among the checkpoints of the run {path.parent}; choose another"
+            )
+
+
+def _refuse_in_the_way(run_dir: Path | None) -> None:
+    """Raise FileExistsError before anything is changed where a file cannot be written, or a folder made."""
+    if run_dir is None:
+        return
+    for name in ("config.json", "result.json", "metrics.jsonl", *FOLDERS):
+        path = run_dir / name
+        if path.exists() and path.is_dir() != (name in FOLDERS):
+            is_a, wanted = ("file", "folder") if name in FOLDERS else ("folder", "file")
+            raise FileExistsError(f"{path} is a {is_a}, and a run keeps a {wanted} there: move it away")
+
+
+def refuse_unlike_runs(
+    record: dict[str, Any], callbacks: Callbacks, program: Program, feed: Feed, val: Passes | None
+) -> None:
+    """Raise ValueError where several processes would not train the same: what is recorded of the run, its data, and the
+    values that it begins with. (A bar or a log may be the first one's alone.)"""
+    if processes.count() == 1:
+        return
+    watching = [name for name, callback in callbacks.keys().items() if callback.rank != "record"]
+    params, train = program.signature()
+    first, examples = flatten({"batch": program.example}), [] if val is None else val.examples
+    refuse_unlike(
+        {
+            **{key: value for key, value in record.items() if key != "command"},
+            "fit": {**record["fit"], "callbacks": watching},
+            "model": params,
+            "optimizer": train,
+            "data": {**record["data"], "epoch": feed.length, "first batch": digest(first)},
+            "val data": {
+                "batches": None if val is None else val.length,
+                "shapes": [signature(flatten({"batch": batch})) for batch in examples],
+            },
+        }
+    )
+    params, train = program.state()  # which may be gathered from all: not before their shapes agree
+    refuse_unlike({"initial values": digest({**params, **train})})
+
+
+def _home(run_dir: str | Path | None, resume: str | int | Path) -> Path | None:
+    """The directory that the run goes on in unless it is forked."""
+    if run_dir is not None:
+        return absolute(run_dir)
+    path = absolute(str(resume))
+    there = _is_checkpoint(path) and path.with_name(f"{int(path.name):08d}").is_dir()
+    return path.parent.parent if there else None
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether it ends in checkpoints/STEP; the folder's own name has the number with zeros before it."""
+    return path.name.isdecimal() and path.parent.name == CHECKPOINTS
+
+
+def locate(run_dir: str | Path | None, resume: str | int | Path) -> Origin:
+    """Resolve ``resume``: "never", "last", "best", a step, or a path ``<run>/checkpoints/<step>``."""
+    own = None if run_dir is None else absolute(run_dir)
+    word = str(resume)
+    if resume is None or isinstance(resume, bool):
+        meant = "last" if resume else "never"
+        raise ValueError(
+            f"resume={resume}: expected 'never', 'last', 'best', a step, or a path; did you mean {meant!r}?"
+        )
+    if word == "never":
+        if own is not None and _holds_run(own):
+            raise FileExistsError(
+                f"run directory {own} holds a run: resume='last' continues it, or choose another run_dir"
+            )
+        return Origin(own)
+    if word == "last":
+        return _last(_required(own, word))
+    if word == "best" or word.isdecimal():
+        return _from_step(_required(own, word), word, None)
+    path = absolute(word)
+    if not _is_checkpoint(path):
+        raise ValueError(
+            f"resume={word!r}: expected 'never', 'last', 'best', a step, or a path that ends in {CHECKPOINTS}/<step>"
+        )
+    source = path.parent.parent
+    return _from_step(source, path.name, None if own in (None, source) else own)
+
+
+def read_checkpoint(where: str | Path, word: str = "last") -> Saved:
+    """The checkpoint at a path: ``<run>/checkpoints/<step>``, or of a run directory its "last" readable one, its
+    "best", or a step."""
+    path = absolute(where)
+    if _is_checkpoint(path):
+        path, word = path.parent.parent, path.name
+    config = _config(path)
+    if word != "last":
+        return _choose(path, word, config)[0]
+    saved = _newest(path, config)
+    if saved is None:
+        raise FileNotFoundError(f"no checkpoint in {path}: expected a run directory or <run>/{CHECKPOINTS}/<step>")
+    return saved
+
+
+def chosen(checkpoint: str | int | Path, run_dir: Path | None) -> Saved:
+    """The checkpoint that ``Fit.validate`` and its like mean: "last", "best" or a step of a run, or a path."""
+    word = str(checkpoint)
+    if word not in ("last", "best") and not word.isdecimal():
+        return read_checkpoint(word)
+    if run_dir is None:
+        raise ValueError(f"checkpoint={checkpoint!r} needs a run directory: Fit(run_dir=...)")
+    return read_checkpoint(run_dir, word)
+
+
+def _required(run_dir: Path | None, word: str) -> Path:
+    if run_dir is None:
+        raise ValueError(f"resume={word!r} needs a run directory: Fit(run_dir=...)")
+    return run_dir
+
+
+def _holds_run(run_dir: Path) -> bool:
+    return (run_dir / "config.json").exists() or (run_dir / CHECKPOINTS).exists()
+
+
+@contextmanager
+def _store(run_dir: Path, config: dict[str, Any] | None = None) -> Iterator[Store]:
+    """The checkpoints of a run, to read: nothing is touched, so the run may be alive."""
+    kept = ((config or {}).get("fit") or {}).get("checkpoint") or {}
+    store = Store(run_dir / CHECKPOINTS, mode=kept.get("mode", "min"), read_only=True)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _config(run_dir: Path) -> dict[str, Any] | None:
+    path = run_dir / "config.json"
+    if not path.exists():
+        return None
+    config = read_json(path)
+    missing = [key for key in ("fit", "strategy", "data") if not isinstance(config.get(key), dict)]
+    if missing:
+        raise RuntimeError(f"{path} is damaged: it has no table {missing[0]!r}; restore it, or start another run")
+    return config
+
+
+def run_key(config: dict[str, Any]) -> str:
+    """A digest of what a run cannot change when it goes on, from its config.json: says whose a checkpoint is."""
+    fit = config["fit"]
+    return json_digest({"seeds": [fit["seed"], fit.get("seeds")], **{key: config[key] for key in ("strategy", "data")}})
+
+
+def _newest(run_dir: Path, config: dict[str, Any] | None) -> Saved | None:
+    if not (run_dir / CHECKPOINTS).is_dir():
+        return None
+    with _store(run_dir) as store:
+        saved = store.latest_readable()
+        return None if saved is None else _understood(saved, run_dir, config)
+
+
+def _understood(saved: Saved, run_dir: Path, config: dict[str, Any] | None) -> Saved:
+    """Raises ValueError for what another release wrote in a way that this one does not know, and for another run's."""
+    if (schema := saved.meta.get("schema")) != SCHEMA:
+        wrote = (saved.meta.get("versions") or {}).get("jaxtrain", "another release")
+        raise ValueError(
+            f"the checkpoint of step {saved.step} has schema {schema!r}, and this jaxtrain reads {SCHEMA}: it was "
+            f"written by jaxtrain {wrote}; install that one, or start another run"
+        )
+    if config is not None and saved.meta.get("run", run_key(config)) != run_key(config):
+        raise ValueError(
+            f"the checkpoint of step {saved.step} in {run_dir} is of another run than config.json there (another seed, "
+            "strategy or data): put its own back, or remove it"
+        )
+    return saved
+
+
+def _last(run_dir: Path) -> Origin:
+    if not _holds_run(run_dir):
+        log.info("resume: %s holds no run yet, starting fresh", run_dir)
+        return Origin(run_dir)
+    config = _config(run_dir)
+    saved = _newest(run_dir, config)
+    if saved is None:
+        _refuse_lost(run_dir)
+        log.info("resume: %s has no checkpoint yet, starting again at step 0; its log rows are cut", run_dir)
+    else:
+        log.info("resume: step %d of %s", saved.step, run_dir)
+    return Origin(run_dir, saved, restarted=saved is None, config=config, parent=(config or {}).get("parent"))
+
+
+def _refuse_lost(run_dir: Path) -> None:
+    """Raise FileNotFoundError where there is no checkpoint, and result.json says that there was."""
+    path = run_dir / "result.json"
+    result = read_json(path) if path.exists() else {}
+    if result.get("saved") is True:
+        raise FileNotFoundError(
+            f"{run_dir} has no checkpoint, and its result.json says that step {result.get('step')} was saved: put the "
+            "checkpoints back, or choose another run_dir (without result.json it starts again at step 0)"
+        )
+
+
+def _choose(source: Path, word: str, config: dict[str, Any] | None) -> tuple[Saved, bool]:
+    """The checkpoint of a run that a word names, and whether it is the run's last."""
+    if not (source / CHECKPOINTS).is_dir():
+        raise FileNotFoundError(f"{word!r}: {source} holds no checkpoints")
+    with _store(source, config) as store:
+        steps = store.steps()
+        step = store.best_step() if word == "best" else int(word)
+        if step is None:
+            raise FileNotFoundError(f"'best': no checkpoint of {source} carries a score; there are steps {steps}")
+        if step not in steps:
+            raise FileNotFoundError(f"{word!r}: {source} holds no checkpoint of step {step}; there are {steps}")
+        return _understood(store.restore(step), source, config), step == steps[-1]
+
+
+def _from_step(source: Path, word: str, target: Path | None) -> Origin:
+    """A checkpoint that is the run's last continues it; any other is forked, so that nothing is overwritten."""
+    config = _config(source)
+    saved, is_last = _choose(source, word, config)
+    if is_last and target is None:
+        log.info("resume: step %d of %s, its last: the run goes on there", saved.step, source)
+        return Origin(source, saved, config=config, parent=(config or {}).get("parent"), explicit=True)
+    target = target or _free(source.with_name(f"{source.name}-from-{saved.step}"))
+    if _holds_run(target):
+        raise FileExistsError(f"run directory {target} holds a run: a fork of {source} needs an empty one")
+    log.info("resume: step %d of %s goes on as a fork in %s", saved.step, source, target)
+    parent = {"run_dir": source.name, "step": saved.step}
+    return Origin(target, saved, config=config, parent=parent, explicit=True, forked=True)
+
+
+def _free(path: Path) -> Path:
+    candidate, n = path, 1
+    while candidate.exists():
+        n += 1
+        candidate = path.with_name(f"{path.name}-{n}")
+    return candidate
+
+
+# ------------------------------------------------------------------------------------------------- comparisons
+
+
+def describe(strategy: Strategy, data: DataModule, callbacks: Callbacks) -> dict[str, Any]:
+    """What checkpoints say of the strategy and the data, as it reads back. Raises TypeError for what is not JSON,
+    also in the data's task and the callbacks' states, which no checkpoint could hold."""
+    as_json(data.task, f"{type(data).__name__}.task")
+    for key, callback in callbacks.keys().items():
+        with suppress(AttributeError):  # what its on_fit_start is still to make
+            as_json(callback.state(), f"the state of callback {key}")
+    return {
+        "strategy": as_json(strategy.config(), f"the configuration of {type(strategy).__name__}"),
+        "data": as_json(identity_of(data), f"{type(data).__name__}.identity()"),
+    }
+
+
+def refuse_differences(
+    saved: dict[str, Any], live: dict[str, Any], keys: Iterable[str],
+    advice: str = "resume with what the run was made with, or start another run",
+) -> None:  # fmt: skip
+    """Raise ValueError where the checkpoint belongs to another model, optimizer or strategy, or to other data."""
+    for key in keys:
+        difference = first_difference(saved[key], live[key])
+        if difference:
+            other = "other data" if key == "data" else f"another {key}"
+            raise ValueError(f"the checkpoint of step {saved['step']} is of {other}: {difference}; {advice}")
+
+
+def log_changes(saved: dict[str, Any] | None, live: dict[str, Any]) -> None:
+    """Print what was changed since the run was saved, where a change is allowed."""
+    for part in ("fit", "config", "optimizer"):
+        before, now = (saved or {}).get(part) or {}, live.get(part) or {}
+        for key in sorted({*before, *now}):
+            if before.get(key) != now.get(key):
+                name = f"{part}.{key}" if key else part  # an optimizer alone has no label
+                log.info("resume: %s changes from %r to %r", name, before.get(key), now.get(key))

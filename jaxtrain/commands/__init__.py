@@ -1,0 +1,1 @@
+"""The command ``jaxtrain``: info, fidelity, compare, verify-resume."""

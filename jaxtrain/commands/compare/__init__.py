@@ -1,0 +1,1 @@
+"""``jaxtrain compare``: strategies by options by seeds."""

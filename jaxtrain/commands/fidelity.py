@@ -1,0 +1,294 @@
+"""``jaxtrain fidelity RECIPE``: cells by rules, how far each rule's gradient is from BPTT's, and what it costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+
+from ..callbacks import GradientFidelity
+from ..checkpoint.load import build
+from ..core.ownership import alone
+from ..data.iterator import Feed, as_data, set_up, warn_of_layout
+from ..engine.program import Program
+from ..strategies import names
+from ..utils.coerce import ConfigError, coerce
+from ..utils.files import write_json
+from ..utils.logging import log, one_line
+
+ROUNDS = 5
+
+
+@dataclasses.dataclass
+class Cell:
+    """One entry of the table. Cosine and norm ratio at initialisation and after training; ``time``: a step's over
+    BPTT's, measured side by side; ``trace_bytes``: what the rule carries. ``failed``: why there is nothing else;
+    ``untimed``: why there is no time."""
+
+    cell: str
+    rule: str
+    cosine: float = math.nan
+    norm_ratio: float = math.nan
+    sign_agreement: float = math.nan
+    trained_cosine: float = math.nan
+    trained_norm_ratio: float = math.nan
+    loss: float = math.nan
+    time: float = math.nan
+    trace_bytes: int = 0
+    failed: str = ""
+    untimed: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A strategy with fields of its own, and how it was spelled."""
+
+    spelled: str
+    name: str
+    fields: Mapping[str, Any]
+
+    def all_fields(self, recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """``recipes``: by strategy, the fields that a recipe sets; they hold where the rule was spelled without any."""
+        plain = {name: field.default for name, field in names.lookup(self.name).fields.items()}
+        return plain | dict(self.fields or recipes.get(self.name, {}))
+
+
+def parse_rules(text: str) -> list[Rule]:
+    """Rules by commas, each with its fields: ``"drtrl:window=5,vjp=multi-step,pp_prop"``.
+
+    A value is read as a number, true or false (True, False) where it is one; words by spaces are a pair. Raises
+    ConfigError for an unknown name or field, or a value of the wrong type.
+    """
+    found: list[tuple[str, list[str]]] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, colon, first = part.partition(":")
+        if not colon and "=" in part:  # one more field of the rule before
+            if not found:
+                raise ConfigError(f"--rules {text!r}: {part!r} stands before any rule; expected NAME:FIELD=VALUE")
+            found[-1][1].append(part)
+        else:
+            found.append((name.strip(), [first] if colon else []))
+    if not found:
+        raise ConfigError(f"--rules {text!r}: expected names of strategies, by commas")
+    return [_rule(name, given) for name, given in found]
+
+
+def _rule(name: str, given: list[str]) -> Rule:
+    where, fields = f"--rules {name}", {}
+    for item in given:
+        field, equals, value = (part.strip() for part in item.partition("="))
+        if not (field and equals and value):
+            raise ConfigError(f"{where}: {item!r}; expected FIELD=VALUE")
+        fields[field.replace("-", "_")] = _value(value)
+    entry = names.lookup(name)
+    checked = entry.check(fields, where)
+    try:
+        names.make_strategy(entry.name, **checked)
+    except ValueError as error:  # says now what does not go together
+        raise ConfigError(f"{where}: {error}") from None
+    return Rule(f"{name}:{','.join(given)}" if given else name, entry.name, checked)
+
+
+def _value(text: str) -> Any:
+    def one(word: str) -> Any:
+        try:
+            value = json.loads({"True": "true", "False": "false"}.get(word, word))
+        except ValueError:
+            return word
+        return value if isinstance(value, bool | int | float) else word
+
+    words = [one(word) for word in text.split()]
+    return words[0] if len(words) == 1 else words
+
+
+@alone("jaxtrain fidelity")
+def measure(module: Any, config: Any, rules: Sequence[Rule], cells: Sequence[str], steps: int) -> list[Cell]:
+    """The table: every rule on every cell of a recipe, trained for ``steps`` steps in between.
+
+    ``module``: the recipe (its ``make``); ``config``: its options; ``cells``: values of its option ``cell``, or none.
+    What cannot be measured is an entry that says why.
+    """
+    check_cells(config, cells)
+    table = []
+    log.info("%s", "\n".join(HEAD))
+    for cell in cells or [getattr(config, "cell", "model")]:
+        chosen = dataclasses.replace(config, cell=cell) if cells else config
+        truth, failed, untimed = None, "", ""
+        try:
+            truth = _program(module, Rule("bptt", "bptt", {}), chosen)
+        except ConfigError as error:  # a recipe that does not train by BPTT, as of a stream: its gradient is there
+            untimed = one_line(error)
+        except Exception as error:  # a cell that BPTT cannot train, either
+            failed = f"bptt: {one_line(error)}"
+        for rule in rules:
+            entry = Cell(cell, rule.spelled, failed=failed, untimed=untimed)
+            try:
+                if not failed:
+                    _fill(entry, module, rule, chosen, truth, steps)
+            except Exception as error:  # a rule that cannot run on a cell is a result, and is printed as one
+                entry.failed = one_line(error)
+            table.append(entry)
+            log.info("%s", line(entry, reasons(table)))
+    return table
+
+
+def check_cells(config: Any, cells: Sequence[str]) -> None:
+    """Raises ConfigError where the recipe's option ``cell`` does not take these values, or there is none."""
+    if cells and not hasattr(config, "cell"):
+        raise ConfigError("this recipe has no option --cell: leave --cells out")
+    for cell in cells:
+        coerce(cell, get_type_hints(type(config), include_extras=True)["cell"], "--cells")
+
+
+def _fill(entry: Cell, module: Any, rule: Rule, config: Any, truth: tuple[Program, Feed] | None, steps: int) -> None:
+    program, feed = _program(module, rule, config)
+    entry.cosine, entry.norm_ratio, entry.sign_agreement = _compare(program)
+    entry.trace_bytes = program.learner.trace_bytes()
+    entry.loss = _train(program, feed, steps)
+    entry.trained_cosine, entry.trained_norm_ratio, _ = _compare(program)
+    if truth is not None:
+        entry.time = _relative_time((program, feed), truth)
+
+
+def _train(program: Program, feed: Feed, steps: int) -> float:
+    """The loss of the last step in which anything was scored."""
+    done, loss = 0, math.nan
+    while done < steps:
+        n = min(program.chunk, steps - done)
+        mean = program.train(feed.take(n), done).fetch()["loss"]
+        scored = np.flatnonzero(mean.weight[:n])
+        if len(scored):
+            loss = float(mean.num[scored[-1]] / mean.weight[scored[-1]])
+        done += n
+    return loss
+
+
+def _compare(program: Program) -> tuple[float, float, float]:
+    total = program.probe(_PROBE, program.example, 0).fetch()[""]
+    return float(total["cosine"]), float(total["norm_ratio"]), float(total["sign_agreement"])
+
+
+_PROBE = GradientFidelity(every=1)
+
+
+def _relative_time(ours: tuple[Program, Feed], theirs: tuple[Program, Feed]) -> float:
+    """Median over rounds of the time of a step over that of the other program, one after the other; both train on."""
+
+    def step(program: Program, feed: Feed) -> float:
+        batches = feed.take(program.chunk)
+        started = time.perf_counter()
+        program.train(batches, feed.taken).fetch()
+        return (time.perf_counter() - started) / program.chunk
+
+    ratios = [step(*ours) / step(*theirs) for _ in range(ROUNDS + 1)]
+    return statistics.median(ratios[1:])  # the first round warms up
+
+
+def _program(module: Any, rule: Rule, config: Any) -> tuple[Program, Feed]:
+    fields = rule.all_fields(config.checked_defaults())
+    chosen = dataclasses.replace(config, strategy=rule.name, strategy_fields=fields, run_dir=None, progress=False)
+    fit, trained, data = module.make(chosen)
+    data = as_data(data)
+    set_up(data)
+    feed = Feed(data.train_data(), "train", data.batch_first)
+    warn_of_layout(data, feed.example(), feed.batch_first)
+    build(trained, fit.seed)
+    program = fit.program(trained, data, feed.example())
+    program.prepare()
+    return program, feed
+
+
+def load_recipe(path: Path) -> Any:
+    """A recipe as a module. Raises ConfigError where there is none, or it defines no ``Config`` or ``make``."""
+    if path.suffix != ".py":
+        raise ConfigError(f"{path} is no recipe: expected a .py file with Config and make")
+    if not path.is_file():
+        raise ConfigError(f"there is no recipe {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up there
+    sys.path.insert(0, str(path.resolve().parent))  # what lies beside it is found, as by `python RECIPE`
+    spec.loader.exec_module(module)
+    missing = [name for name in ("Config", "make") if not hasattr(module, name)]
+    if missing:
+        raise ConfigError(f"{path} is no recipe: it defines no {' and no '.join(missing)}")
+    if not (isinstance(module.Config, type) and dataclasses.is_dataclass(module.Config)):
+        raise ConfigError(f"{path} is no recipe: its Config is no dataclass that extends jaxtrain.cli.Options")
+    return module
+
+
+# ---------------------------------------------------------------------------------------------------- output
+
+COLUMNS = ("cell", "rule", "cosine", "norm ratio", "signs", "cosine, trained", "norm ratio, trained", "loss",
+           "time / BPTT", "trace bytes")  # fmt: skip
+
+
+HEAD = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+
+
+def reasons(table: Sequence[Cell]) -> list[str]:
+    """Why entries lack numbers, each reason once: they are too long for a cell, and stand below the table."""
+    return list(dict.fromkeys(why for entry in table if (why := entry.failed or entry.untimed)))
+
+
+def notes(table: Sequence[Cell]) -> str:
+    return "".join(f"\n({number}) {reason}\n" for number, reason in enumerate(reasons(table), 1))
+
+
+def line(entry: Cell, reasons: Sequence[str] = ()) -> str:
+    """``reasons``: of the table, so that the row can say which is its own."""
+    if entry.failed:
+        return f"| {entry.cell} | {entry.rule} | cannot run ({reasons.index(entry.failed) + 1}) | | | | | | | |"
+    numbers = (entry.cosine, entry.norm_ratio, entry.sign_agreement, entry.trained_cosine, entry.trained_norm_ratio,
+               entry.loss)  # fmt: skip
+    time = f"- ({reasons.index(entry.untimed) + 1})" if entry.untimed else f"{entry.time:.3f}"
+    cells = [entry.cell, entry.rule, *(f"{x:.3f}" for x in numbers), time, f"{entry.trace_bytes:,}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def markdown(table: Sequence[Cell]) -> str:
+    why = reasons(table)
+    return "\n".join([*HEAD, *(line(entry, why) for entry in table)]) + "\n" + notes(table)
+
+
+def write(table: Sequence[Cell], out: Path, command: str) -> None:
+    """``fidelity.md``, ``fidelity.json`` and ``fidelity.png`` under ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "fidelity.md").write_text(f"`{command}`\n\n{markdown(table)}")
+    write_json(out / "fidelity.json", {"command": command, "table": [dataclasses.asdict(entry) for entry in table]})
+    _figure(table).savefig(out / "fidelity.png", dpi=150, bbox_inches="tight")
+
+
+def _figure(table: Sequence[Cell]) -> Any:
+    """Cosine to BPTT at initialisation and after training: cells by rules."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    cells, rules = list(dict.fromkeys(e.cell for e in table)), list(dict.fromkeys(e.rule for e in table))
+    found = {(entry.cell, entry.rule): entry for entry in table}
+    figure = Figure(figsize=(2.6 + 0.85 * len(rules), 1.6 + 1.1 * len(cells)), facecolor="white")
+    FigureCanvasAgg(figure)
+    for place, (title, name) in enumerate((("at initialisation", "cosine"), ("after training", "trained_cosine")), 1):
+        axes = figure.add_subplot(2, 1, place)
+        values = [[getattr(found[cell, rule], name) for rule in rules] for cell in cells]
+        axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        axes.set_yticks(range(len(cells)), cells)
+        labels = [rule.replace(",", ",\n") if place == 2 else "" for rule in rules]  # one field a line
+        axes.set_xticks(range(len(rules)), labels, rotation=40, ha="right")
+        axes.set_title(f"cosine to BPTT's gradient, {title}", fontsize=9)
+        for i, row in enumerate(values):
+            for j, value in enumerate(row):
+                text = "-" if math.isnan(value) else f"{value:.2f}"
+                axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if value < 0.6 else "black")
+    figure.subplots_adjust(hspace=0.4)
+    return figure

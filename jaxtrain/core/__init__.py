@@ -1,0 +1,1 @@
+"""What the engine and the strategies stand on: modules, phases, metrics, states."""

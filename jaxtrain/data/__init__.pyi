@@ -1,0 +1,3 @@
+from .batch import DataError as DataError
+from .datamodule import DataModule as DataModule
+from .sources import DataEnded as DataEnded

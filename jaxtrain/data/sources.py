@@ -1,0 +1,309 @@
+"""What stands behind a `Feed`: kinds of sources, a source's own state as JSON."""
+
+import base64
+import inspect
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from ..utils.digests import digest
+from .batch import DataError, host, stated_layout
+
+Kind = Literal["addressed", "stateful", "reiterable", "iterator"]
+_STATE_METHODS = (("state_dict", "load_state_dict"), ("get_state", "set_state"))
+
+
+class DataEnded(DataError):
+    """A one-shot iterator ended where batch number `batch` (counted from 0) was asked for."""
+
+    def __init__(self, batch: int, name: str = "train") -> None:
+        super().__init__(
+            f"{name} data: ended after {batch} batches, and another was asked for; give a list or an object with "
+            "batch(step), or ask for fewer steps",
+            batch,
+        )
+
+
+# ---- a source's own state as JSON --------------------------------------------------------------------------------
+
+
+def _encode(value: Any, where: str) -> Any:
+    """`value` as JSON; what JSON has no word for becomes {"~kind": ...}. Raises DataError for anything else."""
+    if value is None or isinstance(value, (bool, str)) or type(value) in (int, float):
+        return value
+    if isinstance(value, (bytes, bytearray)):
+        return {"~bytes": base64.b64encode(value).decode()}
+    if isinstance(value, (list, tuple)):
+        items = [_encode(v, f"{where}[{i}]") for i, v in enumerate(value)]
+        return items if isinstance(value, list) else {"~tuple": items}
+    if isinstance(value, Mapping):
+        items = [(_encode(k, where), _encode(v, f"{where}[{k!r}]")) for k, v in value.items()]
+        if all(isinstance(k, str) and not k.startswith("~") for k, _ in items):
+            return dict(items)
+        return {"~dict": [list(item) for item in items]}
+    torch = sys.modules.get("torch")  # a torch tensor can only come from a program that has imported torch
+    if torch is not None and isinstance(value, torch.Tensor):
+        return {"~tensor": _encode(value.numpy(), where)}
+    if isinstance(value, (np.ndarray, np.generic)) and not value.dtype.hasobject:
+        data = base64.b64encode(value.tobytes()).decode()
+        return {"~array": data, "dtype": value.dtype.str, "shape": [*value.shape]}
+    raise DataError(f"{where} is a {type(value).__name__} and cannot be saved; expected numbers, text, bytes or arrays")
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decode(v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    if "~bytes" in value:
+        return base64.b64decode(value["~bytes"])
+    if "~tuple" in value:
+        return tuple(_decode(v) for v in value["~tuple"])
+    if "~dict" in value:
+        return {_decode(k): _decode(v) for k, v in value["~dict"]}
+    if "~tensor" in value:
+        import torch  # pyright: ignore[reportMissingImports]
+
+        return torch.from_numpy(_decode(value["~tensor"]))
+    if "~array" in value:
+        flat = np.frombuffer(base64.b64decode(value["~array"]), np.dtype(value["dtype"]))
+        return flat.reshape(value["shape"]).copy()
+    return {k: _decode(v) for k, v in value.items()}
+
+
+# ---- sources: batch number -> what the user's data gives, and the position after it -----------------------------
+
+
+class _Reader(ABC):
+    """What every kind of source has."""
+
+    name: str
+    batch_first: bool | None = None
+    """The layout that is stated for the source; None: not stated, so its batches are read as time-major."""
+
+    @abstractmethod
+    def get(self, number: int) -> Any:
+        """Batch ``number`` as the source gives it."""
+
+    def host(self, number: int) -> Any:
+        """Batch ``number`` on the host, time-major."""
+        return host(self.get(number), self.name, number, self.batch_first)
+
+    def read(self, number: int) -> Any:
+        """Batch ``number`` on the host. What the source raises gets a note that says which batch."""
+        try:
+            return self.host(number)
+        except Exception as error:
+            raise noted(error, number, self.name)  # noqa: B904
+
+
+class Counted(_Reader):
+    """Addressed by a number: `batch(step)`, or a sequence, whose items come round again."""
+
+    kind: Kind
+    replays = False
+
+    def __init__(self, source: Any, name: str, kind: Kind) -> None:
+        self.source, self.name, self.kind = source, name, kind
+        self.length = length_of(source, name)
+
+    def get(self, number: int) -> Any:
+        if self.kind == "addressed":
+            return self.source.batch(number)
+        assert self.length
+        return self.source[number % self.length]
+
+    def ended(self) -> bool:
+        return False  # `Feed` leaves a short last item out of a sequence's length
+
+    def position(self, number: int) -> dict[str, Any]:
+        if self.kind == "addressed":
+            return {"batch": number}
+        assert self.length
+        return {"batch": number, "epoch": number // self.length, "index": number % self.length}
+
+    def seek(self, position: dict[str, Any]) -> int:
+        if position != self.position(position["batch"]):
+            raise DataError(
+                f"{self.name} data: the saved position {position} does not fit an epoch of {self.length} batches; "
+                "give the data that the run was saved with"
+            )
+        return position["batch"]
+
+
+class Stream(_Reader):
+    """Read in order through an iterator; `methods` are the names of its or the source's own state methods."""
+
+    kind: Kind
+
+    def __init__(self, source: Any, name: str) -> None:
+        self.source, self.name = source, name
+        self.iterator: Iterator[Any] = iter(source)
+        self.on_iterator = _state_methods(self.iterator) is not None
+        self.methods = _state_methods(self.iterator) or _state_methods(source)
+        self.own = self.iterator is source
+        self.kind = "stateful" if self.methods else "iterator" if self.own else "reiterable"
+        self.replays = not self.methods
+        self.repeat = self.kind != "iterator"
+        self.length = length_of(source, name) if self.repeat else None
+        self.epoch = self.index = 0
+        self.ahead: list[Any] = []
+
+    def get(self, number: int) -> Any:
+        if self.ended():
+            if number == 0:
+                raise _empty(self.name)
+            if self.repeat:
+                self.start(self.epoch + 1)
+            if self.ended():
+                if self.own or not self.repeat:
+                    raise DataEnded(number, self.name)
+                raise DataError(
+                    f"{self.name} data: gave nothing when started again at batch {number}; __iter__ of "
+                    f"{type(self.source).__name__} must give a new iterator each time",
+                    number,
+                )
+        self.index += 1
+        return self.ahead.pop()
+
+    def start(self, epoch: int) -> None:
+        self.iterator, self.epoch, self.index = iter(self.source), epoch, 0
+        self.ahead.clear()
+
+    def ended(self) -> bool:
+        if not self.ahead:
+            try:
+                self.ahead.append(next(self.iterator))
+            except StopIteration:
+                return True
+        return False
+
+    def position(self, number: int) -> dict[str, Any]:
+        position: dict[str, Any] = {"batch": number}
+        if self.kind != "iterator":
+            position |= {"epoch": self.epoch, "index": self.index}
+        if self.methods:
+            # Encoded at once: the source may go on changing the object it gave.
+            state = getattr(self.iterator if self.on_iterator else self.source, self.methods[0])()
+            position["state"] = _encode(state, f"{self.name} data: state of {type(self.source).__name__}")
+        return position
+
+    def seek(self, position: dict[str, Any]) -> int:
+        """Go to `position`, or to the start of its epoch; returns the number of the batch that comes next."""
+        if self.kind == "iterator":
+            raise DataError(f"{self.name} data: a one-shot iterator cannot go back to batch {position['batch']}")
+        if self.methods and not self.on_iterator:
+            getattr(self.source, self.methods[1])(_decode(position["state"]))
+        self.start(position["epoch"])
+        if not self.methods:
+            return position["batch"] - position["index"]
+        if self.on_iterator:  # after iter(), which may begin again
+            getattr(self.iterator, self.methods[1])(_decode(position["state"]))
+        self.index = position["index"]
+        return position["batch"]
+
+
+def _state_methods(value: Any) -> tuple[str, str] | None:
+    for methods in _STATE_METHODS:
+        if all(callable(getattr(value, method, None)) for method in methods):
+            return methods
+    return None
+
+
+def _empty(name: str) -> DataError:
+    return DataError(f"{name} data: holds no batch; expected at least one", 0)
+
+
+def length_of(source: Any, name: str) -> int | None:
+    if not hasattr(source, "__len__"):
+        return None
+    try:
+        length = len(source)
+    except (TypeError, NotImplementedError):  # what an endless data set says
+        return None
+    if length == 0:
+        raise _empty(name)
+    return length
+
+
+def _is_addressed(source: Any) -> bool:
+    """Whether it has `batch(step)`; the `batch(batch_size)` of other libraries makes batches and is not it."""
+    if not callable(batch := getattr(source, "batch", None)):
+        return False
+    parameters = [*inspect.signature(batch).parameters.values()]
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [p for p in parameters if p.default is p.empty and p.kind in positional]
+    return len(required) == 1 and required[0].name != "batch_size"
+
+
+def adapt(source: Any, name: str, batch_first: bool | None = None) -> Counted | Stream:
+    """What reads a source. Raises DataError for what is none, as one batch alone."""
+    _refuse_one_batch(source, name)
+    reader = _reader(source, name)
+    reader.batch_first = stated_layout(source, name, batch_first)
+    return reader
+
+
+def _reader(source: Any, name: str) -> Counted | Stream:
+    if not isinstance(source, type):
+        if _is_addressed(source):
+            return Counted(source, name, "addressed")
+        if isinstance(source, (list, tuple)):
+            return Counted(source, name, "reiterable")
+        if not isinstance(source, (str, bytes, Mapping)) and (hasattr(source, "__iter__") or _is_sequence(source)):
+            stream = Stream(source, name)
+            if stream.kind == "reiterable" and _is_sequence(source):
+                return Counted(source, name, "reiterable")
+            return stream
+    what = f"the class {source.__qualname__}" if isinstance(source, type) else f"a {type(source).__name__}"
+    advice = "call it first" if callable(source) else "see jaxtrain.DataModule"
+    raise DataError(f"{name} data: got {what}; expected batch(step) or an iterable of batches; {advice}")
+
+
+def _refuse_one_batch(source: Any, name: str) -> None:
+    """One batch would be read as a list of batches, its first axis as their number."""
+    torch = sys.modules.get("torch")
+    if isinstance(source, (np.ndarray, jax.Array)) or (torch is not None and isinstance(source, torch.Tensor)):
+        raise DataError(
+            f"{name} data: got one array of shape {tuple(source.shape)}; give a list of batches: [x], or list(x) where "
+            "its first axis counts batches"
+        )
+    if isinstance(source, tuple) and source and all(hasattr(x, "shape") and hasattr(x, "dtype") for x in source):
+        raise DataError(f"{name} data: a tuple of arrays is one batch; give a list of batches: [(x, y)]")
+
+
+def by_number(source: Any, name: str) -> Counted | None:
+    """What reads a source batch by number, in any order; None for one that is read from its start, left alone."""
+    if isinstance(source, type) or not (_is_addressed(source) or _is_sequence(source)):
+        return None
+    reader = adapt(source, name)
+    return reader if isinstance(reader, Counted) else None
+
+
+def fingerprint(source: Any, name: str) -> dict[str, Any]:
+    """Of a source that is read by number: how many batches, the arrays of the first one, and their sha256."""
+    reader = by_number(source, name)
+    assert reader is not None
+    batch = reader.read(0)
+    leaves = {f"batch{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree_util.tree_leaves_with_path(batch)}
+    arrays = {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves.items()}
+    return {"batches": reader.length, "arrays": arrays, "sha256": digest(leaves)}
+
+
+def _is_sequence(source: Any) -> bool:
+    if isinstance(source, (str, bytes, Mapping)):
+        return False
+    return isinstance(source, Sequence) or (hasattr(source, "__getitem__") and hasattr(source, "__len__"))
+
+
+def noted(error: Exception, number: int, name: str) -> Exception:
+    """An error of the user's data, with a word on which batch it was."""
+    if isinstance(error, StopIteration):  # would end a generator around us without a sound
+        return DataEnded(number, name)
+    if not isinstance(error, DataError):
+        error.add_note(f"while making batch {number} of the {name} data (counted from 0)")
+    return error

@@ -1,0 +1,1 @@
+"""Compiled programs: a strategy, an optimizer and devices as one train step."""

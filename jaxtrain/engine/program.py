@@ -1,0 +1,401 @@
+"""Module + learner -> compiled programs: train a chunk, evaluate, predict, probe. The training state lives here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..core.metrics import Mean, Metrics, Pending
+from ..core.module import Module, Objective, Phases, check_phases
+from ..core.state import (
+    Functional,
+    attributes_kept,
+    flatten,
+    fold_in,
+    global_norm,
+    kind_of,
+    lasting,
+    parameters,
+    put_back,
+    set_key,
+    signature,
+    stack,
+    state_objects,
+    strengthen,
+    strong,
+    traced,
+    unflatten,
+)
+from ..distributed import processes
+from ..strategies.base import Learner, Strategy, trained
+from ..strategies.padding import inert
+from . import chunks
+from .optimizer import Optimizer
+from .report import compiled_memory, describe_parameters, flops, time_steps
+from .seeds import LIVE, Lanes
+from .sharding import Devices
+
+NonFinite = Literal["raise", "skip", "warn"]
+TRAIN, EVALUATE, PREDICT, PROBE = range(4)
+"""Streams of random numbers that share one root."""
+BAD, DEAD = "nonfinite", "dead"
+"""What a train program says beside metrics: the first thing that is not finite, and which parameters had a gradient
+of exactly zero."""
+FINE, FROZEN = -1, -2
+"""Entries of ``BAD`` that stand for no name: all is finite; the lane was frozen at an earlier step."""
+
+
+class Program:
+    """Compiled programs of one module under one strategy, and the state that they share.
+
+    ``values`` maps names to device values: parameters under their own names, the rest under ``model/``,
+    ``optimizer/`` and ``learner/``. The train program donates it, so nobody else keeps a reference to it.
+
+    ``seed``: a number, or a tuple of numbers, which are trained side by side as lanes of one program: every leaf of
+    ``values`` then has an axis of lanes first, and ``models`` holds the module's attributes as built under each seed. A
+    lane whose numbers stop being finite is frozen as it was before, unless they are skipped or allowed. ``devices``: on
+    so many the program runs; the rule is then bound to the share of a batch that one of them sees.
+    """
+
+    def __init__(self, module: Module, strategy: Strategy, encode: Callable, example: Any, *,
+                 seed: int | tuple[int, ...], clip: float | None, accumulate: int, nonfinite: NonFinite,
+                 chunk: int | Literal["auto"], models: Sequence[Any] = (), devices: int = 1):  # fmt: skip
+        started = time.perf_counter()
+        self.module, self.strategy, self._nonfinite = module, strategy, nonfinite
+        self.example = example
+        self._executables: dict[Any, Any] = {}
+        self._bad_names: list[str] = []
+        self._packed: dict[str, tuple[int, int]] = {}
+        self.lanes, self._seed = (Lanes(seed), seed[0]) if isinstance(seed, tuple) else (None, seed)
+        self._width = 1 if self.lanes is None else len(self.lanes.seeds)
+        self.devices = Devices(devices, None if self.lanes is None else self._width)
+        if accumulate > 1 and strategy.config().get("update_every", "sequence") != "sequence":
+            raise ValueError(
+                f"Fit(accumulate={accumulate}) with update_every={strategy.config()['update_every']}: a sequence makes "
+                "several updates; choose one of the two"
+            )
+        bind = lambda: self._bind(encode, clip, accumulate)  # noqa: E731
+        if self.lanes is None:
+            bind()
+            root, values = jax.random.key(self._seed), self._now()
+        else:
+            root, values = self.lanes.root(), self._side_by_side(self.lanes, models, bind)
+        self.root, self.values = self.devices.place(root), self.devices.place(values)
+        self._objects, self.state_ids = state_objects(module.model), {id(state) for state in self._named.values()}
+        self.chunk = chunks.chosen(self.flops) if chunk == "auto" else chunk
+        self._train: Any = None
+        self.compile_seconds = time.perf_counter() - started
+
+    def _bind(self, encode: Callable, clip: float | None, accumulate: int) -> None:
+        """The rule and the optimizer for the module's model as it is, and the States that outlive a step."""
+        module = self.module
+        with self._environ(fit=True):
+            strengthen(parameters(module.model).values())
+            self.objective = Objective(module, encode)
+            self.phases = check_phases(module.phases(self.example))
+            self._share = self.devices.share(module, self.example)
+            share = check_phases(module.phases(self._share))
+            self.learner: Learner = self.strategy.bind(self.objective, share)
+            self.rows = self.learner.report(share)
+            self.optimizer = self._optimizer(clip, accumulate)
+            self._kept = lasting(module.model)
+            self.parameters = list(parameters(module.model))
+            self._named = {
+                **parameters(module.model),
+                **{f"model/{name}": state for name, state in self._kept.items()},
+                **{f"optimizer/{name}": state for name, state in self.optimizer.states().items()},
+                **{f"learner/{name}": state for name, state in self.learner.states().items()},
+            }
+            strengthen([*self._named.values(), *self.learner.scratch()])
+            self._whole: dict[str, Any] = {}
+            if self.devices.splits_batch and (own := self.learner.states()):
+                with attributes_kept(module.model):
+                    whole = self.strategy.bind(self.objective, self.phases).states()
+                    self._whole = self.devices.carried(own, whole, f"strategy {self.strategy.name!r}")
+
+    def _now(self) -> dict[str, Any]:
+        values = {name: state.value for name, state in self._named.items()}
+        return {name: strong(value) for name, value in {**values, **self._whole}.items()}
+
+    def _side_by_side(self, lanes: Lanes, models: Sequence[Any], bind: Callable[[], None]) -> dict[str, Any]:
+        """The values of every lane. The module is left as built under the first seed, whose step all lanes run."""
+        each: list[tuple[dict[str, Any], Any]] = []
+        for built in reversed(models):
+            if not each or built["model"] is not self.module.model:
+                vars(self.module).clear()
+                vars(self.module).update(built)
+                bind()
+                with self._environ(fit=True):
+                    own = self._now(), traced(lambda: time_steps(self.learner, self.phases))
+            each.insert(0, own)
+        lanes.require_one_step([step for _, step in each], type(self.module).__name__)
+        return lanes.stacked([values for values, _ in each])
+
+    def _optimizer(self, clip: float | None, accumulate: int) -> Optimizer:
+        """Of the parameters that the rule trains: one without a gradient would still be moved by weight decay."""
+        chosen, untrained = trained(self.objective), {row.name for row in self.rows if row.trains == "no"}
+        params = {name: state for name, state in chosen.items() if name not in untrained}
+        if not params:
+            raise ValueError(
+                f"strategy {self.strategy.name!r} trains none of the parameters {list(chosen)}: use another strategy"
+            )
+        idle = {name: state for name, state in chosen.items() if name in untrained}
+        return Optimizer(self.module, params, clip=clip, accumulate=accumulate, idle=idle)
+
+    @cached_property
+    def _step(self) -> Functional:
+        """One train step, traced when it is first needed: data to predict has no targets to train with."""
+        with self._environ(fit=True):
+            return self._functional(self._train_step, jnp.int32(0), self._share)
+
+    @cached_property
+    def flops(self) -> float:
+        """Work of one train step, of all lanes and devices."""
+        return flops(self._step.jaxpr) * self._width * (self.devices.count if self.devices.splits_batch else 1)
+
+    # ------------------------------------------------------------------------------------------------- running
+
+    def train(self, batches: list[Any], first_step: int) -> Pending:
+        """Dispatch the steps ``first_step + 1 ... first_step + len(batches)``; their metrics are pending."""
+        data = self.devices.arrive(self.module, batches, lambda some: chunks.stacked(some, self.chunk))
+        self.values, metrics = self._train(self.values, self.root, np.int32(first_step), np.int32(len(batches)), data)
+        return Pending(metrics, self._unpack)
+
+    def _unpack(self, arrays: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+        """One array holds all metrics, since fetching costs by the array: ``([lanes,] 2 x metrics)`` a step."""
+        numbers, bad = arrays
+        means = {name: Mean(numbers[..., num], numbers[..., weight]) for name, (num, weight) in self._packed.items()}
+        dead = numbers[..., 2 * len(means) :] != 0
+        if self.lanes is None:
+            return {**means, BAD: bad[:, None], DEAD: dead}
+        return {**self.lanes.merged(means), BAD: bad, DEAD: dead.all(axis=1)}
+
+    def evaluate(self, batch: Any, index: int, values: Any = None, *, first: bool = False) -> Pending:
+        """Metrics of one batch, ``Mean`` by name; of lanes, what they come to together, and each under ``lanes/``."""
+        found = self.read("evaluate", self._evaluate_step, batch, index, values=values, first=first)
+        return Pending(found) if self.lanes is None else Pending(found, self.lanes.merged)
+
+    def probe(self, callback: Any, batch: Any, index: int) -> Pending:
+        """A callback's ``probe`` of one batch, by the first lane that is not frozen, or the first device's share."""
+
+        def step(root, index, batch):
+            set_key(fold_in(root, PROBE, index))
+            return callback.probe(self.module, self.learner, self.phases_of(batch, self.objective.learn))
+
+        with self._environ(fit=True):
+            batch = self.devices.share(self.module, batch)
+        return Pending(self.read(("probe", id(callback)), step, batch, index, first=True, fit=True))
+
+    def prepare(self, *, evaluate: Iterable[Any] = (), probes: Iterable[Any] = (), train: bool = True) -> None:
+        """Compile what a run will need, so that nothing is compiled after step 0."""
+        started = time.perf_counter()
+        if train:
+            self._train = self._compile_train()
+        for batch in evaluate:
+            self.evaluate(batch, 0)
+        for callback in probes:
+            self.probe(callback, self.example, 0)
+        self.compile_seconds += time.perf_counter() - started
+
+    # --------------------------------------------------------------------------------------------------- state
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Flat arrays of the parameters, and of everything else that training goes on from."""
+        params = {name: self.values[name] for name in self.parameters}
+        rest = {name: value for name, value in self.values.items() if name not in params}
+        return flatten(params), flatten({**rest, "rng": self.root})
+
+    def signature(self) -> tuple[dict[str, str], dict[str, str]]:
+        params, train = self.state()
+        return signature(params), signature(train)
+
+    def load_parameters(self, flat: dict[str, Any]) -> None:
+        template = {name: self.values[name] for name in self.parameters}
+        self.values = self.devices.place({**self.values, **unflatten(template, flat)})
+
+    def load(self, params: dict[str, Any], train: dict[str, Any], optimizer_settings: dict[str, Any]) -> None:
+        """Go on from a checkpoint; a learning rate changed since then wins over the saved one."""
+        self.load_parameters(params)
+        template = {name: value for name, value in self.values.items() if name not in self.parameters}
+        restored = unflatten({**template, "rng": self.root}, train)
+        self.root = self.devices.place(restored.pop("rng"))
+        self.values = self.devices.place({**self.values, **restored})
+        if optimizer_settings != self.optimizer.settings():
+            each = [dict(self.values)] if self.lanes is None else self.lanes.each(self.values)
+            for values in each:
+                self._assign(self.devices.alone(values))
+                self.optimizer.renew(optimizer_settings)
+                for name, state in self.optimizer.states().items():
+                    values[f"optimizer/{name}"] = strong(state.value)
+            self.values = self.devices.place(each[0] if self.lanes is None else stack(each))
+
+    def write_back(self, values: dict[str, Any] | None = None) -> int:
+        """Give the module's model (and the optimizer) the values reached so far, or these, as copies; of lanes, those
+        of the first that is not frozen. Returns the seed that they are of.
+
+        Where a dispatch failed after it had been given the state, there is none to give back.
+        """
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.values)):
+            return self._seed
+        held = jax.tree.map(processes.whole, values or self.values)
+        put_back(self._objects)
+        seed, held = (self._seed, held) if self.lanes is None else self.lanes.first_live(held)
+        self._assign(held)
+        return seed
+
+    def _assign(self, values: dict[str, Any]) -> None:
+        for name in self._named.keys() & values.keys():
+            self._named[name].value = strong(values[name])  # through the host: a copy on the device would compile
+
+    def host_parameters(self, values: dict[str, Any] | None = None) -> dict[str, Any]:
+        return jax.tree.map(np.array, jax.device_get({n: (values or self.values)[n] for n in self.parameters}))
+
+    @property
+    def auto(self) -> dict[str, Any]:
+        """What every "auto" became."""
+        return {"chunk": self.chunk, **self.learner.resolved()}
+
+    def report(self) -> dict[str, Any]:
+        warm, learn, batch = self.phases.sizes
+        return {
+            "strategy": self.strategy.config(),
+            "warmup": warm,
+            "learning": learn,
+            "batch": batch,
+            "parameters": describe_parameters(parameters(self.module.model), self.rows),
+            "memory": compiled_memory(self._train),
+            "flops": self.flops,
+            "seeds": None if self.lanes is None else list(self.lanes.seeds),
+            "devices": self.devices.count,
+            "auto": self.auto,
+            "compile_seconds": self.compile_seconds,
+            "trace_bytes": self.learner.trace_bytes() * self._width,
+            "notes": self.learner.notes,
+        }
+
+    # ------------------------------------------------------------------------------------------- traced bodies
+
+    def phases_of(self, batch: Any, step: Callable, carried: bool = False) -> Phases:
+        return inert(check_phases(self.module.phases(batch)), step, self.learner.network, carried=carried)
+
+    def _train_step(self, root, index, batch) -> tuple[dict[str, Mean], jax.Array, jax.Array]:
+        set_key(self.devices.fold(fold_in(root, TRAIN, index)))
+        phases = self.phases_of(batch, self.objective.learn, carried=self.learner.carried)
+        with self.devices.own_random(self._kept.values()):
+            metrics = self.learner.learn(phases, self._update)
+        counts, live = metrics.pop(BAD).num, metrics.pop(DEAD).num
+        # The norm comes last: a gradient that is not finite is named by its own leaf.
+        means = {name: mean for name, mean in metrics.items() if name != "grad_norm"}
+        finite = jnp.stack([jnp.isfinite(mean.num) for mean in means.values()])
+        last = jnp.isfinite(metrics["grad_norm"].num)[None]
+        self._bad_names = [
+            *(f"train/{name}" for name in means),
+            *(f"the gradient of {n}" for n in self.optimizer.leaves),
+            "grad_norm",
+            "the parameters after the update",
+        ]
+        norm = global_norm([self._named[name].value for name in self.parameters])
+        flags = jnp.concatenate([~finite, counts > 0, ~last, ~jnp.isfinite(norm)[None]])
+        bad = jnp.where(flags.any(), jnp.argmax(flags), FINE).astype(jnp.int32)
+        metrics["param_norm"] = Mean(norm, jnp.float32(1))
+        return metrics, bad, (live == 0).astype(jnp.float32)
+
+    def _update(self, grads: dict[str, Any], weight: Any, metrics: Metrics) -> Metrics:
+        """Everything that devices tell each other goes into this one sum."""
+        grads = {name: grads[name] for name in self.optimizer.names}
+        kept = {n: s.value for n, s in self._kept.items() if not isinstance(s, brainstate.random.RandomState)}
+        known = isinstance(weight, float)
+        sums, kept = self.devices.total((grads, metrics, () if known else weight), kept)
+        grads, metrics, weight = *sums[:2], self.devices.weight(weight) if known else sums[2]
+        for name, value in kept.items():
+            self._kept[name].value = value
+        leaves = flatten(grads).values()
+        counts = jnp.stack([(~jnp.isfinite(leaf)).any().astype(jnp.float32) for leaf in leaves])
+        whole = self.optimizer.accumulated(grads)
+        parts = [jax.tree.leaves(whole[name]) for name in self.optimizer.names]
+        live = jnp.stack([sum((leaf != 0).any().astype(jnp.float32) for leaf in part) for part in parts])
+        said = {BAD: Mean(counts, jnp.float32(1)), DEAD: Mean(live, jnp.float32(1))}
+        loss = metrics["loss"].num if self.optimizer.wants_loss else 0.0
+        return {**metrics, **self.optimizer.update(grads, weight, loss), **said}
+
+    def _evaluate_step(self, root, index, batch) -> Metrics:
+        set_key(self.devices.fold(fold_in(root, EVALUATE, index)))
+        with self.devices.own_random(self._kept.values()):
+            metrics = self.learner.evaluate(self.phases_of(batch, self.objective.evaluate))
+        return self.devices.total(metrics, ())[0]
+
+    # ----------------------------------------------------------------------------------------------- compiling
+
+    def _environ(self, fit: bool):
+        return brainstate.environ.context(**self.module.environ, fit=fit)
+
+    def _functional(self, step: Callable, index: Any, batch: Any, *, carried: bool = True) -> Functional:
+        """``carried=False``: the step begins with fresh hidden states, for any number of lanes."""
+        named, scratch = self._named, self.learner.scratch()
+        if not carried:
+            hidden = list(self.learner.network.hidden.values())
+            scratch = [*scratch, *hidden]
+            named = {name: state for name, state in named.items() if not any(state is own for own in hidden)}
+        return Functional(step, named, scratch, jax.random.key(0), index, batch, axes=self.devices.axis_env)
+
+    def _compile_train(self):
+        """One program for every number of steps up to ``chunk``: a loop with a traced count."""
+        train_step = self._step
+
+        def step(values, root, index, batch):
+            new, (metrics, bad, dead) = train_step(values, root, index, batch)
+            if self.lanes is not None:
+                bad = jnp.where(values[LIVE], bad, FROZEN)
+            if self._nonfinite == "skip" or self.lanes is not None:
+                counts = bad != FROZEN if self._nonfinite == "warn" else bad == FINE
+                new = jax.tree.map(lambda n, o: jnp.where(counts, n, o), new, values)
+                metrics = jax.tree.map(lambda leaf: jnp.where(counts, leaf, 0), metrics)
+                dead = jnp.where(counts, dead, 1)
+            if self._nonfinite == "skip":
+                metrics["skipped_fraction"] = Mean(jnp.float32(bad >= 0), jnp.float32(bad != FROZEN))
+            if self.lanes is not None and self._nonfinite == "raise":
+                new[LIVE] = bad == FINE
+            self._packed = {name: (2 * i, 2 * i + 1) for i, name in enumerate(metrics)}
+            numbers = jnp.stack([leaf for mean in metrics.values() for leaf in mean])
+            return new, (jnp.concatenate([numbers, dead]), bad)
+
+        chunk = chunks.looped(step if self.lanes is None else self.lanes.map(step), self.chunk)
+        with self._environ(fit=True):
+            numbers = jnp.int32(0), jnp.int32(0)
+            lowered = self.devices.lower(
+                chunk, self.values, self.root, numbers, self.example, self.module, stacked=self.chunk, donate=True
+            )
+        return lowered.compile()
+
+    def read(self, kind: Any, step: Callable, batch: Any, index: int, *, values: Any = None, first: bool = False,
+             fit: bool = False) -> Any:  # fmt: skip
+        """Run a program that reads the state, or ``values`` in its place, and changes nothing; compiled once for each
+        shape of batch. ``first``: by the first device on the whole batch, and the first lane that is not frozen."""
+        key = (kind, first, self.objective.encode, kind_of(batch))
+        with self._environ(fit=fit):
+            alone = first or not self.devices.divides(self.module, batch)
+        given = values or self.values, self.root
+        values, root = self.devices.alone(given) if alone else given
+        if key not in self._executables:
+            put_back(self._objects)
+            with self._environ(fit=fit), self.devices.only_one(alone):
+                example = batch if alone else self.devices.share(self.module, batch)
+                functional = self._functional(step, jnp.int32(0), example, carried=fit)
+                read = lambda *args: functional(*args)[1]  # noqa: E731
+                if self.lanes is not None:
+                    read = self.lanes.first(read) if first else self.lanes.map_live(read)
+                lowered = self.devices.lower(read, values, root, (jnp.int32(0),), batch, self.module)
+                self._executables[key] = lowered.compile()
+        arrived = batch if alone else self.devices.arrive(self.module, [batch], lambda some: some[0])
+        return self._executables[key](values, root, np.int32(index), arrived)
+
+    def bad_name(self, code: int) -> str:
+        """What a non-negative entry of the non-finite mask stands for."""
+        return self._bad_names[code]

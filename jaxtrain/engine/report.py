@@ -1,0 +1,167 @@
+"""What is known before step 0: parameters and what the rule does to them, memory, work, and what every auto became."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ..core.module import Phases
+from ..core.state import State
+from ..strategies.base import Learner, Row, scored
+
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+
+
+def time_steps(learner: Learner, phases: Phases) -> Any:
+    """Traced: a time step as it is warmed up with, scored, and evaluated."""
+    objective, network, first = learner.objective, learner.network, _first(scored(phases)[:4])
+    if phases.warmup is not None:
+        objective.warmup(network, _first(phases.warmup))
+    return objective.learn(network, *first), objective.evaluate(network, *first)
+
+
+def _first(sequences: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[0], sequences)
+
+
+def flops(jaxpr: Any) -> float:
+    """Floating-point operations of a jaxpr: products by their contraction, everything else one a result element.
+
+    Bodies of scans count once a time step. (XLA's own estimate takes a loop's body once, whatever its length.)
+    """
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # without the constants it is closed over
+    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
+
+
+def _equation_flops(equation: Any) -> float:
+    name, params = equation.primitive.name, equation.params
+    inner = [value for value in jax.tree.leaves(params, is_leaf=_is_jaxpr) if _is_jaxpr(value)]
+    if name == "cond":
+        return max((flops(branch) for branch in inner), default=0.0)
+    if inner:
+        return params.get("length", 1) * sum(flops(body) for body in inner)
+    size = sum(math.prod(out.aval.shape) for out in equation.outvars if hasattr(out.aval, "shape"))
+    if name == "dot_general":
+        (contracting, _), _ = params["dimension_numbers"]
+        return 2.0 * size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracting)
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        return 2.0 * size * math.prod(kernel) / kernel[params["dimension_numbers"].rhs_spec[0]]
+    return float(size)
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "jaxpr") or hasattr(value, "eqns")
+
+
+def compiled_memory(compiled: Any) -> dict[str, int]:
+    """The compiler's own account of a program's memory, in bytes; empty where the backend gives none."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return {}
+    alive = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return {"peak_bytes": int(alive + analysis.temp_size_in_bytes), "temporary_bytes": int(analysis.temp_size_in_bytes)}
+
+
+def refuse_beyond_memory(report: dict[str, Any]) -> None:
+    """Raise MemoryError where the compiled train step alone needs more than there is, whatever else runs."""
+    there, kind = device_memory(), jax.default_backend()
+    shares = report["devices"] if kind == "cpu" else 1  # devices on CPU share the memory of the machine
+    needed = report["memory"].get("peak_bytes", 0) * shares
+    if there is not None and needed > there:
+        traces = report["trace_bytes"]
+        of_traces = f", of which traces are {_bytes(traces)}" if traces > needed / 10 else ""
+        raise MemoryError(
+            f"a train step of strategy {report['strategy']['name']!r} needs {_bytes(needed)} at once{of_traces}, and "
+            f"this {'machine' if kind == 'cpu' else 'device'} has {_bytes(there)}: use a smaller batch or model, or "
+            "another strategy"
+        )
+
+
+def device_memory() -> int | None:
+    """Bytes that a program on a device can have at most: of a CPU, the machine's memory, swap included, or the limit
+    of its control group; None where it is not known."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats is not None:
+        return stats.get("bytes_limit")
+    limits = [_meminfo("MemTotal") + _meminfo("SwapTotal")] if MEMINFO.exists() else []
+    with suppress(OSError, ValueError):  # there is no such group, or "max", no limit
+        limits.append(int(CGROUP.read_text()))
+    return min(limits, default=None)
+
+
+def _meminfo(name: str) -> int:
+    return int(re.search(rf"{name}:\s*(\d+) kB", MEMINFO.read_text())[1]) * 1024  # pyright: ignore
+
+
+def describe_parameters(params: Mapping[str, State], rows: list[Row]) -> dict[str, dict[str, Any]]:
+    """One entry a parameter: sizes, whether the rule trains it, why not, and bytes of trace."""
+    by_name = {row.name: row for row in rows}
+    table = {}
+    for name, state in params.items():
+        leaves = jax.tree.leaves(state.value)
+        row = by_name.get(name) or Row(name, "no", "excluded by Module.trainable")
+        table[name] = {
+            "count": sum(leaf.size for leaf in leaves),
+            "bytes": sum(leaf.nbytes for leaf in leaves),
+            "trains": row.trains,
+            "why": row.why,
+            "trace_bytes": row.bytes,
+        }
+    return table
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+    """The report for the terminal."""
+    table = report["parameters"]
+    total = sum(entry["count"] for entry in table.values())
+    strategy = report["strategy"]
+    fields = ", ".join(f"{key}={value}" for key, value in strategy.items() if key != "name")
+    out = [
+        f"strategy   {strategy['name']}" + (f" ({fields})" if fields else ""),
+        f"sequence   {report['warmup']} warm-up + {report['learning']} scored time steps, {report['batch']} lanes",
+        f"parameters {total:,} ({_bytes(sum(entry['bytes'] for entry in table.values()))})",
+    ]
+    if "batch_first" in report:  # of a run
+        axes = "axis 0 is the batch, axis 1 time" if report["batch_first"] else "axis 0 is time, axis 1 the batch"
+        said = "not stated" if report["batch_first"] is None else f"batch_first={report['batch_first']}"
+        out.append(f"layout     {axes} ({said})")
+    if report["seeds"] is not None:
+        out.append(f"seeds      {', '.join(map(str, report['seeds']))}, side by side; parameters are counted for one")
+    if report["devices"] > 1:
+        seeds, count = report["seeds"], report["devices"]
+        share = f"{report['batch'] // count} lanes" if seeds is None else f"{len(seeds) // count} seeds"
+        out.append(f"devices    {count}, {share} each; memory is that of one")
+    width = max(len(name) for name in table)
+    for name, entry in table.items():
+        trace = f"  trace {_bytes(entry['trace_bytes'])}" if entry["trace_bytes"] else ""
+        note = "" if entry["trains"] == "yes" else f"  trained: {entry['trains']}"
+        out.append(f"  {name:<{width}}  {entry['count']:>9,}{trace}{note}")
+        if entry["trains"] != "yes":
+            out.append(f"  {'':<{width}}  {entry['why']}")
+    if report["trace_bytes"]:
+        out.append(f"traces     {_bytes(report['trace_bytes'])}")
+    if "peak_bytes" in report["memory"]:
+        memory = report["memory"]
+        out.append(
+            f"memory     {_bytes(memory['peak_bytes'])} peak, {_bytes(memory['temporary_bytes'])} of it temporary"
+        )
+    out.append(f"work       {report['flops'] / 1e6:,.1f} MFLOP a step")
+    out.append("resolved   " + ", ".join(f"{key}={value}" for key, value in report["auto"].items()))
+    out.append(f"compiled   in {report['compile_seconds']:.1f} s")
+    out += [f"note       {note}" for note in report["notes"]]
+    return out
+
+
+def _bytes(n: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if n < 1024:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1024
+    return f"{n:.1f} GiB"

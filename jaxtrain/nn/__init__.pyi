@@ -1,0 +1,9 @@
+from .cells import CellName as CellName
+from .networks import Block as Block
+from .networks import LearnedState as LearnedState
+from .networks import Network as Network
+from .networks import chrono_bias as chrono_bias
+from .networks import make_cell as make_cell
+from .networks import orthogonal_recurrence as orthogonal_recurrence
+from .schedules import adam as adam
+from .schedules import schedule as schedule

@@ -1,0 +1,1 @@
+"""D-RTRL by reverse mode through detached time steps."""

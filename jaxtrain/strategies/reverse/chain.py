@@ -1,0 +1,151 @@
+"""Cut steps of a piece of a sequence, one after another, and the way back through them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+
+from ...core.state import State, pure
+from .influence import Influence
+
+if TYPE_CHECKING:
+    from .learner import ReverseLearner
+
+
+class Chain:
+    """Cut steps over a warm-up and scored time steps, run once, with their reverse kept.
+
+    ``hidden``, ``others``: what the windows' entries hold, ``(lead + windows, ...)``; ``lead``: steps of the warm-up
+    that are a window each, all of them where there is readout memory. ``inputs``: of the nudged relations,
+    ``(steps, ...)``.
+    """
+
+    def __init__(self, learner: ReverseLearner, warm: tuple[Any, Any], sequences: Any, through: int, weights: list):
+        self.learner, cut = learner, learner.cut
+        ahead = jax.tree.map(lambda leaf: leaf[:through], sequences)
+        warm_steps = 0 if warm[0] is None else jax.tree.leaves(warm[0])[0].shape[0]
+        self.steps = warm_steps + through
+        self.lead = warm_steps if learner._memory and sequences is not None else 0
+        time = 0 if sequences is None else jax.tree.leaves(sequences)[0].shape[0]
+        self._ends = any(start >= through for start in range(0, time, learner.window))  # where the last window begins
+        lanes = (cut.lanes,) if cut.mapped else ()
+        nudges = {
+            i: jnp.zeros((self.steps, *lanes, *cut.relations[i].y_var.aval.shape), cut.relations[i].y_var.aval.dtype)
+            for i in learner._nudged
+        }
+        live = {i: weights[i] for i in learner._live}
+        starts = {name: state.value for name, state in learner._starts.items()}
+        kept = [*learner._traced.values(), *learner._others]
+
+        def run(warm, ahead, nudges, live, starts):
+            def forward(u, nudge, seen):
+                out, found = cut.step(u, live, nudge)
+                seen.append(found)
+                return out
+
+            def begin(mask) -> list[Any]:
+                entry = [state.value for state in kept]
+                if mask is not None:
+                    with learner.starting(starts):
+                        learner._reset(mask)
+                return entry
+
+            def news() -> list[Any]:
+                return [state.value for state in learner._traced.values()] if learner.single else []
+
+            def warm_step(x, mask, nudge):
+                entry = begin(mask)
+                seen: list[Any] = []
+                learner.objective.warmup(lambda u: forward(u, nudge, seen), x)
+                if len(seen) != 1:
+                    raise ValueError(
+                        f"warmup_step called forward {len(seen)} times; DRTRL(engine='reverse') needs one call a time "
+                        "step: use engine='trace'"
+                    )
+                return (seen[0], entry, news()) if self.lead else (seen[0], [], [])
+
+            def scored_step(x, y, w, extras, mask, nudge):
+                entry = begin(mask)
+                seen: list[Any] = []
+                learner.objective.learn(lambda u: forward(u, nudge, seen), x, y, w, extras)
+                return seen[0], entry, news()
+
+            head = jax.tree.map(lambda leaf: leaf[:warm_steps], nudges)
+            tail = jax.tree.map(lambda leaf: leaf[warm_steps:], nudges)
+            found = []
+            if warm_steps:
+                found.append(brainstate.transform.for_loop(warm_step, *warm, head))
+            if through:
+                seen, entry, new = brainstate.transform.for_loop(scored_step, *ahead, tail)
+                found.append((seen, jax.tree.map(lambda leaf: leaf[:: learner.window], entry), new))
+            inputs = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(seen for seen, _, _ in found))
+            entries = [[parts[i] for _, parts, _ in found if parts] for i in range(len(kept))]
+            after = [[parts[i] for _, _, parts in found if parts] for i in range(len(learner._traced))]
+            return inputs, entries, [join(parts) for parts in after if parts]
+
+        self._states: list[State] = []
+        call: Any = None
+        if self.steps:
+            self._states, call = pure(run, warm, ahead, nudges, live, starts)
+        values = [state.value for state in self._states]
+        place = {id(state): i for i, state in enumerate(self._states)}
+        missing = [name for name, state in learner._hidden.items() if id(state) not in place]
+        assert not self.steps or not missing, missing
+
+        def pull_through(nudges, live, given, starts):
+            now = list(values)
+            for name, state in learner._hidden.items():
+                now[place[id(state)]] = given[name]
+            new, (inputs, entries, news) = call(now, warm, ahead, nudges, live, starts)
+            end = lambda state: new[place[id(state)]] if id(state) in place else state.value  # noqa: E731
+            if self._ends:
+                for parts, state in zip(entries, kept, strict=True):
+                    parts.append(jax.tree.map(lambda leaf: leaf[None], end(state)))
+            joined = [join(parts) if parts else None for parts in entries]
+            traced, others = joined[: len(learner._traced)], joined[len(learner._traced) :]
+            at = dict(zip(learner._traced, traced, strict=True))
+            after = dict(zip(learner._traced, news, strict=True)) if news else {}
+            ends = {name: end(state) for name, state in learner._hidden.items()}
+            return (at, after, ends), (inputs, others, new)
+
+        begin = {name: state.value for name, state in learner._hidden.items()}
+        self._pull: Any = None
+        if self.steps:
+            outs, self._pull, aux = jax.vjp(pull_through, nudges, live, begin, starts, has_aux=True)
+            (self.hidden, self._after, self._end), (self.inputs, self.others, self._new) = outs, aux
+        else:
+            self._live = live
+            one = lambda value: jax.tree.map(lambda leaf: leaf[None], value)  # noqa: E731
+            self.hidden, self.inputs, self._new = {n: one(begin[n]) for n in learner._traced}, {}, []
+            self.others = [one(state.value) for state in learner._others]
+
+    def back(self, entries: dict[str, Any], news: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
+        """From cotangents of the entries and of the new hidden states: those of nudges, live weights, the hidden states
+        at the beginning, and the parameters that make initial states, as far as resets use them."""
+        if self._pull is None:
+            return {}, jax.tree.map(jnp.zeros_like, self._live), jax.tree.map(lambda leaf: leaf[0], entries), {}
+        after = {
+            name: jax.tree.unflatten(jax.tree.structure(value), jax.tree.leaves(news.get(name)))
+            for name, value in self._after.items()
+        }
+        return self._pull((entries, after, jax.tree.map(jnp.zeros_like, self._end)))
+
+    def factors(self, influence: Influence) -> tuple[Any, Any]:
+        """How the relations' outputs, and the hidden states at the beginning, act on those at the end."""
+        zeros = jax.tree.map(jnp.zeros_like, (self.hidden, self._after))
+        deltas, _, carried, _ = jax.vmap(lambda ends: self._pull((*zeros, ends)))(influence.basis(self._end))
+        return deltas, carried
+
+    def finish(self) -> None:
+        """Leave the States as they are after the last step."""
+        for state, value in zip(self._states, self._new, strict=True):
+            if not isinstance(state, brainstate.ParamState):
+                state.value = value
+
+
+def join(parts: list[Any]) -> Any:
+    """Values one after another along the leading axis."""
+    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)

@@ -1,0 +1,386 @@
+"""One time step of a model as braintrace reads it, with the inputs of its traced weights held constant.
+
+Reverse mode through such steps gives D-RTRL's gradient: braintrace's trace obeys ``e_t = D_t e_{t-1} + df_t (x) x_t``
+with a block-diagonal ``D_t``, which is what the step's derivative becomes once every path through a weight is cut.
+Everything that depends on the shape of braintrace's graph, and of a jaxpr, stands in this file.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+import brainstate
+import braintrace
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal
+
+from ...core.module import Objective
+from ...core.state import SHORT, State, differentiable, name_of, states_of
+from ..equations import ELEMENTWISE, Irreversible, bind, follow, origins, read
+from ..independence import compare, way
+from ..memory import find_memory
+from ..network import Network, along
+
+DENSE = ("etp_mm", "etp_mv")
+EMBEDDING = ("etp_emb", "etp_emb_v")
+BATCHED = ("etp_mm", "etp_emb")
+"""Primitives whose input carries an axis of lanes; the others take one lane's."""
+REVERSIBLE = (*DENSE, *EMBEDDING, ELEMENTWISE, "etp_gmm", "etp_gmv", "etp_lora_mm", "etp_lora_mv")
+
+
+class Relation:
+    """One operation whose weights are traced: ``y = primitive(x, weights)``, and the hidden states that it reaches."""
+
+    def __init__(self, found: Any, equation: Any, groups: set[int], trained: bool):
+        self.equation, self.name = equation, found.primitive.name
+        self.y_var, self.x_var = found.y_var, found.x_var
+        self.paths = {name_of(path) for path in found.trainable_paths.values()}
+        self.groups, self.direct = groups, False
+        own = {id(var) for var in found.trainable_vars.values()}
+        self.places = [i for i, var in enumerate(equation.invars) if id(var) in own]
+        self.x_place = next((i for i, var in enumerate(equation.invars) if var is found.x_var), None)
+        self.trained = trained
+        self.batched = self.name in BATCHED
+
+    def attach(self, memory: frozenset[int]) -> None:
+        """``direct``: it reaches readout memory alone, through which reverse mode goes by itself."""
+        self.direct = bool(self.groups) and self.groups <= memory
+        self.groups = self.groups if self.direct else self.groups - memory
+
+    def alone(self, weights: list[Any]) -> Any:
+        """``y`` of an element-wise weight."""
+        return bind(self.equation, weights)[0]
+
+    def product(self, x: Any, weights: list[Any]) -> Any:
+        """``y`` for inputs with one further leading axis, ``(N, ...)``."""
+
+        def one(x):
+            operands = [x if place == self.x_place else None for place in range(len(self.equation.invars))]
+            for place, weight in zip(self.places, weights, strict=True):
+                operands[place] = weight
+            return bind(self.equation, operands)[0]
+
+        return one(x) if self.batched else jax.vmap(one)(x)
+
+
+class Cut:
+    """The cut step of a network.
+
+    ``step(u, weights, nudges)`` runs the network's time step on its States; ``nudges`` are added to the outputs ``y``
+    of relations, so that their cotangents are those of ``y``. ``alone(u, nudges)`` is the single-step rule's step.
+    """
+
+    def __init__(self, objective: Objective, network: Network, u: Any, trained: Iterable[str], *, lanes: bool = False,
+                 memory: bool = False):  # fmt: skip
+        """``lanes=True``: a batched model is compiled for one sequence and mapped, so that every relation has a batch
+        axis. ``memory=True``: finds the groups of hidden states that are readout memory. Raises Irreversible where the
+        model does not fit."""
+        self.network, self.mapped, self._as_batch = network, network.vmapped or lanes, lanes and not network.vmapped
+        self.lanes = jax.tree.leaves(u)[0].shape[0]
+        self._axes, self._through = network.axes(self.lanes) if self.mapped else {}, memory
+        graph, self._out_tree = self._compile(objective, u)
+        self.report = braintrace.CompilationReport(graph)
+        info: Any = graph.module_info
+        closed = info.closed_jaxpr
+        self.jaxpr, self.consts = closed.jaxpr, closed.consts
+        self.states: list[State] = list(info.compiled_model_states)
+        self.names = [name_of(info.state_id_to_path[id(state)]) for state in self.states]
+        self._outs, self._state_outs = info.num_var_out, info.num_var_state
+        self.groups = self._differentiable(graph)
+        self._hidden_of = {name: index for index, names in self.groups.items() for name in names}
+        self._number_variables()
+        self.relations = self._relations(graph, set(trained))
+        reached = {group for r in self.relations if r.trained for group in r.groups}
+        self.memory = find_memory(self.jaxpr, self._short, self.groups, reached) if memory else frozenset()
+        for relation in self.relations:
+            relation.attach(self.memory)
+        self._by_y = {id(r.y_var): i for i, r in enumerate(self.relations)}
+        self._weight_equations = self._behind_weights()
+        self.traced = [name for name, group in self._hidden_of.items() if group not in self.memory]
+        direct = {group for r in self.relations if r.direct for group in r.groups}
+        self._credited = [*self.traced, *(name for name, group in self._hidden_of.items() if group in direct)]
+        for r in self.relations:
+            if r.trained and not r.direct and r.name not in REVERSIBLE:
+                raise Irreversible(f"{', '.join(sorted(r.paths))} acts by {r.name}, which has no reverse form here")
+        self.check(group for group in self.groups if group not in self.memory)
+        if self.mapped:
+            self._try(u)
+
+    # ----------------------------------------------------------------------------------------------- compiling
+
+    def _example(self, u: Any) -> Any:
+        cut = 0 if self.network.vmapped else slice(0, 1) if self.mapped else slice(None)
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)[cut], u)
+
+    def _compile(self, objective: Objective, u: Any) -> tuple[Any, Any]:
+        """braintrace's graph of the model, for the whole batch or for one sequence, and the tree of what a call
+        returns."""
+        example = self._example(u)
+        held = {name: state.value for name, state in self.network.hidden.items()}
+        try:
+            if self.mapped:
+                for name, state in self.network.hidden.items():
+                    state.value = self._first(held[name], self._axes[name])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                graph = braintrace.compile_etrace_graph(objective.model, example, include_hidden_perturb=False)
+            model: Any = graph.module_info.stateful_model
+            return graph, model.get_out_treedef_by_cache(model.get_arg_cache_key(example, compile_if_miss=True))
+        finally:
+            for name, state in self.network.hidden.items():
+                state.value = held[name]
+
+    def _first(self, value: Any, axes: list[int | None]) -> Any:
+        """What the first sequence has of a hidden state."""
+        keep = slice(0, 1) if self._as_batch else 0
+        return along(lambda leaf, axis: leaf[(slice(None),) * axis + (keep,)], value, axes)
+
+    def _differentiable(self, graph: Any) -> dict[int, list[str]]:
+        """The hidden states of each group, without those of whole numbers or flags."""
+        values = dict(zip(self.names, (state.value for state in self.states), strict=True))
+        inexact = {name for name, value in values.items() if differentiable(value)}
+        groups = {
+            g.index: [name_of(path) for path in g.hidden_paths if name_of(path) in inexact] for g in graph.hidden_groups
+        }
+        return {index: names for index, names in groups.items() if names}
+
+    def units_of(self, name: str) -> int | None:
+        """How many units a hidden state ``(B, ...)`` has; None where its batch axis is not the first."""
+        (leaf,) = jax.tree.leaves(self.network.hidden[name].value)
+        first = self._axes[name] == [0] if self.mapped else leaf.shape[:1] == (self.lanes,)
+        return leaf.size // self.lanes if first else None
+
+    def _number_variables(self) -> None:
+        """The variables of each state's leaves, before and after the time step; which are a parameter's leaves,
+        ``{id(var): (name, leaf)}``."""
+        sizes = [len(jax.tree.leaves(state.value)) for state in self.states]
+        invars = iter(self.jaxpr.invars[len(self.jaxpr.invars) - sum(sizes) :])
+        outvars = iter(self.jaxpr.outvars[self._outs : self._outs + self._state_outs])
+        self._variables = [
+            (state, name, list(islice(invars, size)), list(islice(outvars, size)))
+            for state, name, size in zip(self.states, self.names, sizes, strict=True)
+        ]
+        self._params = {
+            id(var): (name, leaf)
+            for state, name, ins, _ in self._variables
+            if isinstance(state, brainstate.ParamState)
+            for leaf, var in enumerate(ins)
+        }
+        self._short = {name: (ins, outs) for state, name, ins, outs in self._variables if isinstance(state, SHORT)}
+        self._state_axes = [self._axes.get(name, [None] * len(ins)) for _, name, ins, _ in self._variables]
+
+    def _relations(self, graph: Any, trained: set[str]) -> list[Relation]:
+        equations = {id(e.outvars[0]): e for e in self.jaxpr.eqns if len(e.outvars) == 1}
+        relations = []
+        for found in graph.hidden_param_op_relations:
+            if found.control_flow_context is not None or id(found.y_var) not in equations:
+                raise Irreversible("a traced weight acts within a loop inside the time step")
+            paths = {name_of(path) for path in found.trainable_paths.values()}
+            groups = {group.index for group in found.hidden_groups} & self.groups.keys()
+            relations.append(Relation(found, equations[id(found.y_var)], groups, bool(paths & trained)))
+        return relations
+
+    def _behind_weights(self) -> list[Any]:
+        """The equations between parameters and what a relation takes as its weights."""
+        wanted = {
+            id(r.equation.invars[place])
+            for r in self.relations
+            for place in r.places
+            if not isinstance(r.equation.invars[place], Literal)
+        }
+        kept = []
+        for equation in reversed(self.jaxpr.eqns):
+            if any(id(var) in wanted for var in equation.outvars):
+                kept.append(equation)
+                wanted |= {id(var) for var in equation.invars if not isinstance(var, Literal)}
+        made = {id(var) for equation in kept for var in equation.outvars}
+        free = wanted - made - set(self._params) - {id(var) for var in self.jaxpr.constvars}
+        if free:
+            raise Irreversible("a traced weight is made from more than parameters")
+        return kept[::-1]
+
+    # ------------------------------------------------------------------------------------------------ the rule
+
+    def weights(self, params: dict[str, list[Any]]) -> list[list[Any]]:
+        """What each relation takes as its weights, from the leaves of the parameters. To be differentiated."""
+        env = {id(var): params[name][leaf] for var, (name, leaf) in self._named_params()}
+        env |= {id(var): const for var, const in zip(self.jaxpr.constvars, self.consts, strict=True)}
+        for equation in self._weight_equations:
+            outs = bind(equation, [read(env, var) for var in equation.invars])
+            env |= {id(var): out for var, out in zip(equation.outvars, outs, strict=True)}
+        return [[read(env, r.equation.invars[place]) for place in r.places] for r in self.relations]
+
+    def _named_params(self):
+        return [(var, self._params[id(var)]) for var in self.jaxpr.invars if id(var) in self._params]
+
+    def step(self, u: Any, weights: dict[int, list[Any]], nudges: dict[int, Any]) -> tuple[Any, dict[int, Any]]:
+        """One time step: the model's States are written; gives its outputs ``(B, ...)`` and the inputs ``x`` of the
+        nudged relations. ``weights``, ``nudges``: by number of the relation; weights left out are the model's own.
+        """
+
+        def run(u, values, weights, nudges):
+            env = self._env(u, values)
+            seen = self._evaluate(env, weights, nudges, cut=True)
+            return *self._results(env), seen
+
+        return self._over_lanes(run, u, weights, nudges, through=False)
+
+    def alone(self, u: Any, nudges: dict[str, Any]) -> Any:
+        """One time step whose output depends on the parameters only where they do not act through the new hidden
+        states of traced groups, and on ``nudges``, which are added to these: braintrace's single-step rule. Readout
+        memory goes on from its own past."""
+
+        def run(u, values, _, nudges):
+            if self._as_batch:
+                nudges = {name: along(jnp.expand_dims, value, self._axes[name]) for name, value in nudges.items()}
+            frozen = self._env(jax.lax.stop_gradient(u), [jax.lax.stop_gradient(value) for value in values])
+            self._evaluate(frozen, {}, {}, cut=False, hidden=nudges)
+            env = self._env(u, values)
+            self._evaluate(env, {}, {}, cut=False, given=frozen)
+            return *self._results(env), None
+
+        axes = {
+            name: jax.tree.structure(nudge).unflatten(self._axes[name]) for name, nudge in nudges.items() if self.mapped
+        }
+        return self._over_lanes(run, u, {}, nudges, nudge_axes=axes, through=self._through)[0]
+
+    def _over_lanes(
+        self, run: Any, u: Any, weights: Any, nudges: Any, *, through: bool, nudge_axes: Any = 0
+    ) -> tuple[Any, Any]:
+        """``run`` for the whole batch, or for each sequence with what is its own; the new values go to the States."""
+        leaves, tree = jax.tree.flatten([state.value for state in self.states])
+        if not self.mapped:
+            out, new, seen = run(u, tree.unflatten(leaves), weights, nudges)
+        else:
+            axes = [axis for own in self._state_axes for axis in own]
+            keep = lambda leaf, axis: leaf  # noqa: E731
+            add, drop = (jnp.expand_dims, jnp.squeeze) if self._as_batch else (keep, keep)
+
+            def one(u, leaves, weights, nudges):
+                u = jax.tree.map(lambda leaf: add(leaf, 0), u)
+                out, new, seen = run(u, tree.unflatten(along(add, leaves, axes)), weights, nudges)
+                return jax.tree.map(lambda leaf: drop(leaf, 0), out), along(drop, jax.tree.leaves(new), axes), seen
+
+            call: Any = jax.vmap(one, in_axes=(0, axes, None, nudge_axes), out_axes=(0, axes, 0))
+            out, new, seen = call(u, leaves, weights, nudges)
+            new = tree.unflatten(new)
+        for name, state, value in zip(self.names, self.states, new, strict=True):
+            if not isinstance(state, brainstate.ParamState):
+                # Else credit goes back in time through the hidden states of traced groups alone.
+                state.value = value if through or name in self._credited else jax.lax.stop_gradient(value)
+        return out, seen
+
+    def _try(self, u: Any) -> None:
+        """Raise Irreversible where a time step cannot be taken one sequence at a time, or is another one then."""
+        states = sum(len(ins) for *_, ins, _ in self._variables)
+        own = [*self.jaxpr.invars[: len(self.jaxpr.invars) - states]]
+        each = list(zip(self._variables, self._state_axes, strict=True))
+        for (*_, ins, _), axes in each:
+            own += [var for var, axis in zip(ins, axes, strict=True) if axis is not None]
+        found = origins(self.jaxpr, dict.fromkeys(map(id, own), ""))
+        for (_, name, _, outs), axes in each:
+            if any(axis is None and found(var) for var, axis in zip(outs, axes, strict=True)):
+                raise Irreversible(f"the sequences share the state {name!r}, which each of them changes")
+        model = self.network.model
+        one_by_one = way(lambda u: self.step(u, {}, {})[0], model, u)
+        if self._as_batch:
+            kept = {name: s.value for name, s in states_of(model).items() if name not in self.network.hidden}
+            begin = {name: state.value for name, state in self.network.hidden.items()}
+            reason = compare(way(self.network, model, u), one_by_one, kept, begin, u)
+            if reason:
+                raise Irreversible(reason)
+
+    # ---------------------------------------------------------------------------------------------- evaluating
+
+    def _env(self, u: Any, values: list[Any]) -> dict[int, Any]:
+        given = jax.tree.leaves((u, values))
+        env = {id(var): value for var, value in zip(self.jaxpr.invars, given, strict=True)}
+        return env | {id(var): const for var, const in zip(self.jaxpr.constvars, self.consts, strict=True)}
+
+    def _evaluate(self, env, weights, nudges, *, cut: bool, hidden=None, given=None) -> dict[int, Any]:
+        """Fills ``env``; gives the inputs of nudged relations.
+
+        ``hidden``: what to add to new hidden states. ``given``: an environment whose new hidden states are taken.
+        """
+        news = {id(self._short[name][1][0]): name for name in self.traced}
+        seen = {}
+        for equation in self.jaxpr.eqns:
+            operands = [read(env, var) for var in equation.invars]
+            number = self._by_y.get(id(equation.outvars[0])) if len(equation.outvars) == 1 else None
+            if number is not None:
+                relation = self.relations[number]
+                if relation.x_place is not None:
+                    if number in nudges:
+                        seen[number] = operands[relation.x_place]
+                    if cut:
+                        operands[relation.x_place] = jax.lax.stop_gradient(operands[relation.x_place])
+                if number in weights:
+                    for place, weight in zip(relation.places, weights[number], strict=True):
+                        operands[place] = weight
+            outs = bind(equation, operands)
+            if number is not None and number in nudges:
+                outs = [outs[0] + nudges[number]]
+            for var, out in zip(equation.outvars, outs, strict=True):
+                name = news.get(id(var))
+                if name is not None and hidden is not None and name in hidden:
+                    out = out + hidden[name]
+                if name is not None and given is not None:
+                    out = given[id(var)]
+                env[id(var)] = out
+        return seen
+
+    def _results(self, env: dict[int, Any]) -> tuple[Any, list[Any]]:
+        outs = [read(env, var) for var in self.jaxpr.outvars[: self._outs + self._state_outs]]
+        out, new = self._out_tree.unflatten(outs)
+        return out, list(new)
+
+    # ------------------------------------------------------------------------------------------------ checking
+
+    def check(self, groups: Iterable[int]) -> None:
+        """Raise Irreversible where the cut step's derivative of these groups' hidden states is not block-diagonal as
+        braintrace takes it to be.
+
+        Follows, along the equations that their new values need, which hidden states (by group) and which relations a
+        value depends on.
+        """
+        news = {name: self._short[name][1] for group in groups for name in self.groups[group]}
+        needed = {id(var) for outs in news.values() for var in outs if not isinstance(var, Literal)}
+        path = []
+        for equation in reversed(self.jaxpr.eqns):
+            if any(id(var) in needed for var in equation.outvars):
+                path.append(equation)
+                if id(equation.outvars[0]) in self._by_y:
+                    relation = self.relations[self._by_y[id(equation.outvars[0])]]
+                    needed |= {id(equation.invars[place]) for place in relation.places}
+                else:
+                    needed |= {id(var) for var in equation.invars if not isinstance(var, Literal)}
+        depends: dict[int, frozenset] = {
+            id(var): frozenset((("hidden", self._hidden_of[name]),))
+            for name in self._credited
+            for var in self._short[name][0]
+        }
+        for equation in path[::-1]:
+            number = self._by_y.get(id(equation.outvars[0]))
+            if number is not None:
+                depends[id(equation.outvars[0])] = frozenset((("relation", number),))
+                continue
+            follow(equation, depends)
+        for name, outs in news.items():
+            group, shape = self._hidden_of[name], outs[0].aval.shape
+            for kind, number in frozenset().union(*(depends.get(id(var), frozenset()) for var in outs)):
+                if kind == "hidden" and number != group:
+                    raise Irreversible(f"the hidden state {name!r} depends on one of another group, not by a weight")
+                if kind == "relation":
+                    relation = self.relations[number]
+                    y = relation.y_var.aval.shape
+                    if group not in relation.groups:
+                        raise Irreversible(f"{sorted(relation.paths)} reaches {name!r}, which braintrace leaves out")
+                    if y not in (shape, shape[1:]):
+                        raise Irreversible(
+                            f"{', '.join(sorted(relation.paths))} gives {y} where the hidden state {name!r} has "
+                            f"{shape}: positions are mixed between the two"
+                        )

@@ -1,0 +1,142 @@
+"""What callbacks read of a run under way: module, parameters and predictions with the values of its present step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import brainstate
+import jax
+
+from ..checkpoint.load import LASTING
+from ..core.metrics import Pending
+from ..core.module import check_phases
+from ..core.ownership import alone, runs
+from ..core.state import fold_in, seeded, set_key, states_of, strong
+from ..data.batch import stated_layout
+from ..data.sources import DataError
+from ..distributed import processes
+from ..engine.program import PREDICT, Program
+from ..engine.seeds import LIVE
+
+if TYPE_CHECKING:
+    from .loop import Loop
+
+
+class Live:
+    """The values of ``run.step``.
+
+    The loop dispatches a chunk before it delivers the metrics of the one before, and the program is given its values to
+    overwrite. So those of ``run.step`` exist while nothing is in flight, as at an event edge; beyond, the loop keeps
+    them (``keep``) where a callback says ``reads_model = True``.
+    """
+
+    def __init__(self, loop: Loop):
+        self._loop = loop
+        self._kept: tuple[int, dict[str, Any]] | None = None
+
+    def keep(self) -> None:
+        """Keep the model's present values beyond the dispatch of the next chunk."""
+        program = self._loop.program
+        own = {name: strong(value) for name, value in _of_model(program, program.values).items()}
+        self._kept = self._loop.position, program.devices.place(own)
+
+    def params(self) -> dict[str, Any]:
+        """A host copy of the parameters."""
+        with alone("run.params"):
+            return self._loop.program.host_parameters(self._values())
+
+    def show(self) -> None:
+        """Give the module's model the present values, while the run is under way."""
+        if self in runs:
+            with alone("run.module"):
+                program = self._loop.program
+                program.write_back(_of_model(program, self._values()))
+
+    def view(self, source: Any, encode: Callable | None) -> View:
+        """The run's programs, to read batches of this source; without an ``encode`` of its own, by that of the run's
+        data."""
+        feed = self._loop.feed
+        if feed.reads(source):
+            raise DataError(
+                f"{feed.name} data: the run takes its batches from this {type(source).__name__}, and a pass over it "
+                "would move its place: give another one that reads the same data"
+            )
+        return View(self._loop.program, self._values(), encode or self._loop.data.encode)
+
+    @property
+    def batch_first(self) -> bool | None:
+        """The layout of the run's own train data."""
+        feed = self._loop.feed
+        return stated_layout(self._loop.program.example, feed.name, feed.batch_first)
+
+    def trains(self, module: Any) -> bool:
+        return module is self._loop.run.own_module
+
+    def tells(self, callback: Any) -> bool:
+        return any(callback is own for own in self._loop.callbacks)
+
+    def shares(self, module: Any) -> bool:
+        """Whether it trains a state of the module's model."""
+        model = getattr(module, "model", None)
+        if not isinstance(model, brainstate.nn.Module):
+            return False
+        return not self._loop.program.state_ids.isdisjoint(id(state) for state in states_of(model).values())
+
+    def describe(self) -> str:
+        return f"a run under way, at step {self._loop.run.step}, trains {type(self._loop.run.own_module).__name__}"
+
+    def _values(self) -> dict[str, Any]:
+        loop, program = self._loop, self._loop.program
+        step = loop.run.step
+        lost = any(leaf.is_deleted() for leaf in jax.tree.leaves(program.values))
+        if step == loop.position and not lost:
+            return program.values
+        if self._kept is not None and self._kept[0] == step and not lost:
+            return {**program.values, **self._kept[1]}
+        if lost or self._kept is not None:
+            raise RuntimeError(f"the model's values at step {step} are lost: the run failed within a chunk")
+        raise RuntimeError(
+            f"the model's values at step {step} are gone: the program holds those of step {loop.position} by now. Set "
+            "reads_model = True in the callback's class, which copies them each chunk, or read them at an event edge, "
+            "as in on_validation_end (a callback's edges() makes more). Where the run failed within a chunk they are "
+            "lost"
+        )
+
+
+def _of_model(program: Program, values: dict[str, Any]) -> dict[str, Any]:
+    mine = {*program.parameters, LIVE}
+    return {name: value for name, value in values.items() if name in mine or name.startswith(LASTING)}
+
+
+class View:
+    """A run's compiled programs on certain values of its model; one for each shape of batch, made once a run."""
+
+    def __init__(self, program: Program, values: dict[str, Any], encode: Callable):
+        self._program, self._values, self._encode = program, values, encode
+
+    def evaluate(self, batch: Any, index: int) -> Pending:
+        with self._reading():
+            # Of several processes this one may be the only one that asks: it uses one device of its own.
+            return self._program.evaluate(batch, index, self._values, first=processes.count() > 1)
+
+    def predict(self, batch: Any, index: int) -> Pending:
+        program = self._program
+
+        def step(root, index, batch):
+            set_key(fold_in(root, PREDICT, index))
+            return program.learner.predict(check_phases(program.module.phases(batch)))
+
+        with self._reading():
+            return Pending(program.read("predict", step, batch, index, values=self._values, first=True))
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        objective = self._program.objective
+        before, objective.encode = objective.encode, self._encode
+        try:
+            with seeded(0):  # the caller's random numbers stay as they are
+                yield
+        finally:
+            objective.encode = before

@@ -1,0 +1,100 @@
+"""When something is due: a function of the step alone, except where a period is given in minutes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from ..period import Period
+
+
+def total_steps(max_steps: int | None, max_epochs: int | None, epoch_length: int | None) -> int | None:
+    """The steps of a whole run; None where only the clock or a callback ends it."""
+    totals = [] if max_steps is None else [max_steps]
+    if max_epochs is not None:
+        if epoch_length is None:
+            raise ValueError("Fit(max_epochs=...) needs train data with a length; give max_steps instead")
+        totals.append(max_epochs * epoch_length)
+    return min(totals, default=None)
+
+
+def unused_batches(total: int | None, accumulate: int, epochs: bool = False) -> list[str]:
+    """For the report: that the last batches of a run make no update.
+
+    Args:
+        epochs: Whether the run is as long as a number of epochs.
+
+    Raises:
+        ValueError: No batch of the run would make one.
+    """
+    if total is None or total % accumulate == 0:
+        return []
+    whole = total - total % accumulate
+    if not whole:
+        raise ValueError(f"Fit(accumulate={accumulate}): a run of {total} batches would make no update; give more")
+    instead = " in place of max_epochs" if epochs else ""
+    return [
+        f"accumulate={accumulate}: the last {total - whole} of {total} batches make no update; choose "
+        f"max_steps={whole} or max_steps={whole + accumulate}{instead}"
+    ]
+
+
+class Schedule:
+    """Event edges of a run and the chunks between them.
+
+    Chunks end at multiples of ``chunk`` and at event edges, so where they end does not depend on where a run was
+    resumed. ``total``: steps of the whole run, None where only the clock or a callback ends it.
+    """
+
+    def __init__(self, *, chunk: int, total: int | None, max_time: Period | None, validate_every: Period | None,
+                 epoch_length: int | None, edges: Iterable[Period], epochs_are_edges: bool = False):  # fmt: skip
+        self.chunk, self.total, self.epoch_length = chunk, total, epoch_length
+        self.validate_every = validate_every
+        self._max_time = max_time
+        periods = [*edges, *([validate_every] if validate_every else [])]
+        if epochs_are_edges and epoch_length:
+            periods.append(Period(1, "epoch"))
+        self._periods = [period for period in periods if period.unit != "time"]
+        for period in self._periods:
+            period.steps(epoch_length)  # an epoch of unknown length is an error now, not at the first event
+        self._started = self._validated = time.monotonic()
+        self.validate_now = self.out_of_time = False
+        """What the clock said when it was last looked at."""
+
+    def next_edge(self, step: int) -> int | None:
+        due = [period.next(step, self.epoch_length) for period in self._periods]
+        if self.total is not None:
+            due.append(self.total)
+        return min((edge for edge in due if edge is not None), default=None)
+
+    def length(self, step: int) -> int:
+        """Steps of the chunk that starts at ``step``."""
+        n = self.chunk - step % self.chunk
+        edge = self.next_edge(step)
+        return n if edge is None else max(0, min(n, edge - step))
+
+    def is_edge(self, step: int) -> bool:
+        return self.is_over(step) or any(period.due(step, self.epoch_length) for period in self._periods)
+
+    def is_over(self, step: int) -> bool:
+        return self.total is not None and step >= self.total
+
+    def is_epoch_end(self, step: int) -> bool:
+        return bool(self.epoch_length) and step > 0 and step % self.epoch_length == 0
+
+    def validation_due(self, step: int) -> bool:
+        if self.validate_every is None:
+            return False
+        if self.validate_every.unit == "time":
+            return self.validate_now
+        return self.validate_every.due(step, self.epoch_length)
+
+    def look(self) -> tuple[bool, bool]:
+        """Look at the clock: whether a validation is due by it, and whether the time is up."""
+        every, now = self.validate_every, time.monotonic()
+        self.validate_now = every is not None and every.unit == "time" and now - self._validated >= every.n
+        self.out_of_time = self._max_time is not None and now - self._started >= self._max_time.n
+        return self.validate_now, self.out_of_time
+
+    def validated(self) -> None:
+        self._validated, self.validate_now = time.monotonic(), False

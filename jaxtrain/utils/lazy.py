@@ -1,0 +1,32 @@
+"""Lazy exports of a package: its stub, __init__.pyi, is the only list of what it exports."""
+
+import ast
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+
+def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Make ``__getattr__``, ``__dir__`` and ``__all__`` of a package whose stub holds lines ``from .a import b as b``.
+
+    Importing the package then imports none of its files, and so neither JAX nor numpy (PEP 562).
+
+    Args:
+        package: ``__name__`` of the package.
+        file: ``__file__`` of its ``__init__.py``.
+    """
+    homes: dict[str, tuple[str | None, str]] = {}
+    for node in ast.parse(Path(file).with_suffix(".pyi").read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            homes.update({alias.asname or alias.name: (node.module, alias.name) for alias in node.names})
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module, own = homes[name]
+        if module is None:
+            return import_module(f".{own}", package)
+        return getattr(import_module(f".{module}", package), own)
+
+    return get, lambda: sorted(homes), [*homes]

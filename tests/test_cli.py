@@ -9,6 +9,8 @@ import pytest
 
 import jaxtrain
 from jaxtrain import cli
+from jaxtrain.strategies import names
+from jaxtrain.utils.coerce import ConfigError
 from tests.commands import ROOT, Config
 
 
@@ -55,7 +57,7 @@ def test_a_recipes_own_fields_of_a_strategy(fit, tmp_path, monkeypatch):
     assert "window" in fit.config.saved()["strategy_fields"], "a resume needs no defaults"
     for wrong, said in ({"drtl": {}}, "unknown strategy 'drtl'"), ({"bptt": {"windw": 1}}, "no field 'windw'"):
         monkeypatch.setattr(Own, "rule_defaults", wrong)
-        with pytest.raises(cli.ConfigError, match=said):
+        with pytest.raises(ConfigError, match=said):
             Own(strategy="bptt").make_strategy()
 
 
@@ -87,7 +89,7 @@ def test_an_alias_stands_for_its_strategy(fit, call):
 
 
 def test_a_strategy_that_is_registered_later_is_a_choice(fit, call, monkeypatch):
-    monkeypatch.setattr(cli.names, "REGISTRY", dict(cli.names.REGISTRY))
+    monkeypatch.setattr(names, "REGISTRY", dict(names.REGISTRY))
     assert call("--strategy", "late")[0] == 2
 
     @jaxtrain.register

@@ -11,6 +11,7 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain.callbacks.base import EVENTS
+from jaxtrain.engine.program import Program
 from tests.small import Linear, Lines, LinesOf, count_compiles, leaves, line, lines, same
 
 VAL = [line(1000), line(1001)]
@@ -371,7 +372,7 @@ def test_a_dispatch_that_failed_leaves_no_values(monkeypatch):
                 run.params()
             said.append(caught.value)
 
-    def failing(self, batches, first, train=jt.fit.Program.train):  # pyright: ignore
+    def failing(self, batches, first, train=Program.train):  # pyright: ignore
         pending = train(self, batches, first)
         if first == 2:
             jax.tree.map(lambda leaf: leaf.delete(), self.values)

@@ -4,6 +4,7 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain import cli
+from jaxtrain.cli import recipe
 from jaxtrain.cli.options import NetworkOptions, TrainingOptions, check_options
 from jaxtrain.commands.compare import runner as compare
 from jaxtrain.utils.coerce import ConfigError
@@ -52,7 +53,7 @@ def test_options(Kind, values, text):
 
 def test_an_empty_run_dir_is_no_directory(capsys):
     with pytest.raises(ConfigError, match="--run-dir '': expected a directory"):
-        cli._find("last", "", None)
+        recipe._find("last", "", None)
 
 
 def test_memory_that_runs_out_is_one_line(capsys):

@@ -380,7 +380,7 @@ def _deliberate(error: BaseException) -> bool:
     if isinstance(error, OSError):
         while files and (files[-1].startswith("<frozen") or Path(files[-1]).parent in STDLIB):
             files.pop()
-    if not files or not Path(files[-1]).is_relative_to(Path(__file__).parent):
+    if not files or not Path(files[-1]).is_relative_to(Path(__file__).parents[1]):
         return False
     last = error.__traceback__
     while last is not None and last.tb_next is not None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import jaxtrain as jt
 from jaxtrain import cli
 from jaxtrain.callbacks.run import Result
+from jaxtrain.cli import recipe
 from jaxtrain.engine import optimizer
 from tests import small
 from tests.small import Linear
@@ -166,7 +167,7 @@ def one_line(error: BaseException, what) -> None:
     assert isinstance(error, OURS), what
     text = str(error)
     assert text and "\n" not in text.strip() and len(text) < 600, (what, text)
-    assert cli._deliberate(error), (what, text)  # raised on purpose, not stumbled over
+    assert recipe._deliberate(error), (what, text)  # raised on purpose, not stumbled over
 
 
 @pytest.mark.long

@@ -7,21 +7,20 @@ from .callbacks import LearningRateMonitor as LearningRateMonitor
 from .callbacks import ProgressBar as ProgressBar
 from .callbacks import Throughput as Throughput
 from .callbacks.base import Callback as Callback
-from .callbacks.run import NonFiniteError as NonFiniteError
-from .callbacks.run import Result as Result
 from .callbacks.run import Run as Run
 from .checkpoint.load import load as load
-from .checkpoint.store import CorruptCheckpoint as CorruptCheckpoint
-from .checkpoint.store import NoReadableCheckpoint as NoReadableCheckpoint
 from .core.module import Module as Module
 from .core.module import Phases as Phases
-from .data.iterator import DataEnded as DataEnded
-from .data.iterator import DataError as DataError
-from .data.iterator import DataModule as DataModule
+from .data.datamodule import DataModule as DataModule
 from .datasets import CopyDataModule as CopyDataModule
 from .datasets import CopyDataset as CopyDataset
 from .datasets import PaddedCopyDataModule as PaddedCopyDataModule
 from .datasets import StreamDataModule as StreamDataModule
+from .errors import CorruptCheckpoint as CorruptCheckpoint
+from .errors import DataEnded as DataEnded
+from .errors import DataError as DataError
+from .errors import NonFiniteError as NonFiniteError
+from .errors import NoReadableCheckpoint as NoReadableCheckpoint
 from .loggers import JSONL as JSONL
 from .loggers import TensorBoard as TensorBoard
 from .period import Period as Period
@@ -45,5 +44,6 @@ from .strategies import ThreeFactor as ThreeFactor
 from .strategies import WindowedRule as WindowedRule
 from .strategies import register as register
 from .training.fit import Fit as Fit
+from .training.result import Result as Result
 
 __version__: str

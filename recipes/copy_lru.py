@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from jaxtrain import cli
 from jaxtrain.cli.options import NetworkOptions, TrainingOptions, check_options
+from jaxtrain.errors import ConfigError
 from jaxtrain.nn.cells import CellName
-from jaxtrain.utils.coerce import ConfigError
 
 
 @dataclass(frozen=True)

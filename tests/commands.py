@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxtrain import cli
-from jaxtrain.callbacks.run import Result
+from jaxtrain.training.result import Result
 
 
 @dataclass(frozen=True)

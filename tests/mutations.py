@@ -56,7 +56,7 @@ MUTATIONS = [
     Mutation("clipping enlarges small gradients", "engine/optimizer.py",
              "jnp.minimum(1.0, self._clip / jnp.maximum(norm, 1e-12))", "self._clip / jnp.maximum(norm, 1e-12)",
              "test_optimizer.py"),
-    Mutation("rows ignore weights", "training/recorder.py",
+    Mutation("rows ignore weights", "callbacks/recorder.py",
              "total[1] + weights[name][i].astype(np.float64)", "total[1] + (weights[name][i] > 0)", "test_record.py"),
     Mutation("a target that weighs nothing reaches the loss", "strategies/padding.py",
              "if phases.weights is None:", "if True:", "strategies/test_padding.py"),

@@ -3,7 +3,7 @@
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.utils.coerce import ConfigError
+from jaxtrain.errors import ConfigError
 from tests.small import Linear, Lines
 
 FITS = {

@@ -16,7 +16,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxtrain.checkpoint.store import CorruptCheckpoint, Store
+from jaxtrain.checkpoint.store import Store
+from jaxtrain.errors import CorruptCheckpoint
 from jaxtrain.utils.digests import digest
 from tests.stores import put, same, tree
 

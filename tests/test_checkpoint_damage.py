@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from jaxtrain.checkpoint.store import CorruptCheckpoint, NoReadableCheckpoint
+from jaxtrain.errors import CorruptCheckpoint, NoReadableCheckpoint
 from tests.stores import data_files, put, same, scored, spoil, tree
 
 FAULTS = ["empty", "no meta", "no params", "params twice", "data gone", "data cut", "meta cut", "meta changed"]

@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxtrain.checkpoint.store import SaveFailed
+from jaxtrain.errors import SaveFailed
 from tests.stores import put, same, scored, spoil, tree
 
 

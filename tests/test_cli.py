@@ -9,8 +9,8 @@ import pytest
 
 import jaxtrain
 from jaxtrain import cli
+from jaxtrain.errors import ConfigError
 from jaxtrain.strategies import names
-from jaxtrain.utils.coerce import ConfigError
 from tests.commands import ROOT, Config
 
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pytest
 
-from jaxtrain.utils.coerce import ConfigError, coerce, did_you_mean, field_types, is_plain, overlay, read_config
+from jaxtrain.errors import ConfigError
+from jaxtrain.utils.coerce import coerce, did_you_mean, field_types, is_plain, overlay, read_config
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from jaxtrain.cli.run_dirs import describe_run, drop_unused, fresh_run, newest_run, saved_config, saved_steps
-from jaxtrain.utils.coerce import ConfigError
+from jaxtrain.errors import ConfigError
 from jaxtrain.utils.files import RunLock
 
 

@@ -9,7 +9,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxtrain.checkpoint import orbax_noise as quiet
-from jaxtrain.checkpoint.store import CorruptCheckpoint, Store
+from jaxtrain.checkpoint.store import Store
+from jaxtrain.errors import CorruptCheckpoint
 from tests.stores import put, spoil, tree
 
 

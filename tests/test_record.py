@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxtrain.training.recorder import Recorder, tag
+from jaxtrain.callbacks.recorder import Recorder, tag
 
 LOSS = np.random.default_rng(0).normal(size=20).astype(np.float32)
 WEIGHT = np.arange(1, 21, dtype=np.float32)

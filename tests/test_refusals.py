@@ -7,7 +7,7 @@ from jaxtrain import cli
 from jaxtrain.cli import recipe
 from jaxtrain.cli.options import NetworkOptions, TrainingOptions, check_options
 from jaxtrain.commands.compare import runner as compare
-from jaxtrain.utils.coerce import ConfigError
+from jaxtrain.errors import ConfigError
 from tests.small import Linear, lines
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from jaxtrain.callbacks.base import Callback, Callbacks
-from jaxtrain.callbacks.run import Requests, Result, Run
-from jaxtrain.training.recorder import Recorder
+from jaxtrain.callbacks.recorder import Recorder
+from jaxtrain.callbacks.run import Requests, Run
+from jaxtrain.training.result import Result
 
 
 @pytest.fixture

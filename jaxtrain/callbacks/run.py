@@ -2,80 +2,35 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 
-from .. import __version__
-from ..distributed import processes
-from ..training.signals import exit_code
-from ..utils.files import jsonable
 from ..utils.logging import log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..core.module import Module
-    from ..training.fit import Fit
-    from ..training.live import Live
-    from ..training.recorder import Recorder
     from .base import Callbacks
-
-Status = Literal["finished", "stopped", "interrupted", "terminated", "failed"]
-PACKAGES = ("jax", "brainstate", "braintools", "braintrace", "numpy", "orbax-checkpoint")
-EXIT_CODES = {"finished": 0, "stopped": 0, "failed": 1, "interrupted": 130, "terminated": 143}
-"""Of a run that a signal ended it is that of the signal, where ``reason`` names one."""
+    from .recorder import Recorder
 
 
-class NonFiniteError(FloatingPointError):
-    """A loss, metric or gradient became NaN or infinite under ``Fit(nonfinite="raise")``."""
+class LiveModel(Protocol):
+    """Gives the module the values of the present step."""
+
+    def show(self) -> None: ...
 
 
-@dataclass(repr=False)
-class Result:
-    """What ``fit.run`` returns.
+class Reads(Protocol):
+    """Predicts and validates with a module; ``Fit`` does."""
 
-    ``status``: finished, stopped (by a callback or the clock), interrupted (Ctrl-C) or terminated (by another signal,
-    which ``reason`` names); a run that failed raises, and says "failed" in result.json.
-    ``history``: the rows of the record that this process wrote. ``metrics``: the last value of every tag, below
-    ``lanes/`` a list, a number of each seed.
-    ``saved``: whether the newest state is on disk (None without a run directory). ``report``: the pre-flight report.
-    ``summary``: what result.json holds.
-    """
-
-    status: Status
-    step: int
-    reason: str | None = None
-    metrics: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    run_dir: Path | None = None
-    best: dict[str, Any] | None = None
-    digest: str | None = None
-    saved: bool | None = None
-    report: dict[str, Any] = field(default_factory=dict)
-    summary: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def exit_code(self) -> int:
-        """0, or 128 and the number of the signal that ended the run (130 of Ctrl-C, 143 of SIGTERM, 138 of SIGUSR1);
-        1 where the newest state is not on disk."""
-        if self.saved is False:
-            return 1
-        by_signal = self.status in ("interrupted", "terminated") and self.reason in signal.Signals.__members__
-        return exit_code(str(self.reason)) if by_signal else EXIT_CODES[self.status]
-
-    def __repr__(self) -> str:
-        why = f" ({self.reason})" if self.reason else ""
-        shown = [f"{tag}={value:.4g}" for tag, value in self.metrics.items() if tag.startswith(("train/", "val/"))][:6]
-        where = [] if self.run_dir is None else [f"in {self.run_dir}"]
-        return f"<Result {', '.join([f'{self.status} at step {self.step}{why}', *shown, *where])}>"
+    def predict(self, module: Module, data: Any, *, batch_first: bool | None = None) -> Any: ...
+    def validate(self, module: Module, data: Any, *, batch_first: bool | None = None) -> dict[str, Any]: ...
 
 
 @dataclass
@@ -107,9 +62,9 @@ class Run:
 
     def __init__(self, *, module: Module, callbacks: Callbacks, recorder: Recorder, config: dict[str, Any],
                  run_dir: Path | None, max_steps: int | None, epoch_length: int | None, batch_size: int,
-                 params: Callable[[], dict[str, Any]], fit: Fit | None = None):  # fmt: skip
+                 params: Callable[[], dict[str, Any]], fit: Reads | None = None):  # fmt: skip
         self.own_module, self._fit = module, fit
-        self.live: Live | None = None
+        self.live: LiveModel | None = None
         self.callbacks = callbacks
         self.recorder = recorder
         self.config = config
@@ -223,26 +178,5 @@ class Run:
         return self._fit.predict(self.own_module, data, batch_first=batch_first)
 
 
-def recorded(config: Any, settings: dict[str, Any], described: dict[str, Any], auto: dict[str, Any], module: str,
-             initial: str, parent: dict[str, Any] | None) -> dict[str, Any]:  # fmt: skip
-    """What config.json holds of a run."""
-    return {
-        "schema": 1,
-        "config": jsonable(config),
-        "fit": settings,
-        "strategy": described["strategy"],
-        "module": module,
-        "initial": initial,
-        "data": described["data"],
-        "auto": auto,
-        "versions": versions(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "parent": parent,
-        "processes": processes.count(),
-    }
 
 
-def versions() -> dict[str, str]:
-    """Of Python, jaxtrain and the packages that a run hangs on."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": sys.version.split()[0], "jaxtrain": __version__, **found}

@@ -1,3 +1,3 @@
+from ..errors import CorruptCheckpoint as CorruptCheckpoint
+from ..errors import NoReadableCheckpoint as NoReadableCheckpoint
 from .load import load as load
-from .store import CorruptCheckpoint as CorruptCheckpoint
-from .store import NoReadableCheckpoint as NoReadableCheckpoint

@@ -23,6 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from ..distributed import processes
+from ..errors import CorruptCheckpoint, NoReadableCheckpoint, SaveFailed
 from ..utils.digests import RESERVED, describe, host, json_digest, leaf_digest
 from ..utils.logging import one_line
 from . import orbax_noise as quiet
@@ -48,20 +49,10 @@ def readable(path: Path) -> Path:
     return path
 
 
-class CorruptCheckpoint(RuntimeError):
-    """A checkpoint that does not hold what was saved. Attributes: step, why (one line)."""
-
-    def __init__(self, step: int, why: str):
-        super().__init__(f"the checkpoint of step {step} is unreadable: {why}")
-        self.step, self.why = step, why
 
 
-class NoReadableCheckpoint(RuntimeError):
-    """There are checkpoints, and none of them can be read."""
 
 
-class SaveFailed(RuntimeError):
-    """A checkpoint that could not be written, for another reason than want of space."""
 
 
 @dataclass(frozen=True)

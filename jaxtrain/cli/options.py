@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..errors import ConfigError
 from ..nn.cells import CellName
-from ..utils.coerce import ConfigError
 from .recipe import Options, check
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hi
 import tyro
 
 from ..distributed import processes
+from ..errors import ConfigError as ConfigError
 from ..period import Period
 from ..strategies import names
-from ..utils.coerce import ConfigError as ConfigError
 from ..utils.coerce import did_you_mean, overlay, read_config
 from ..utils.compilation_cache import use_compilation_cache
 from ..utils.diff import refuse_unlike

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..utils.coerce import ConfigError
+from ..errors import ConfigError
 from ..utils.files import read_json
 
 

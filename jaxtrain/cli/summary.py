@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..callbacks.run import Result
+    from ..training.result import Result
     from .recipe import Options
 
 

@@ -20,8 +20,9 @@ from ..checkpoint.load import build
 from ..core.ownership import alone
 from ..data.iterator import Feed, as_data, set_up, warn_of_layout
 from ..engine.program import Program
+from ..errors import ConfigError
 from ..strategies import names
-from ..utils.coerce import ConfigError, coerce
+from ..utils.coerce import coerce
 from ..utils.files import write_json
 from ..utils.logging import log, one_line
 

@@ -15,7 +15,8 @@ from typing import Any, get_type_hints
 from ..cli.argv import readable
 from ..cli.recipe import guarded, overlaid
 from ..cli.run_dirs import describe_run
-from ..utils.coerce import ConfigError, did_you_mean
+from ..errors import ConfigError
+from ..utils.coerce import did_you_mean
 
 RULES = ("bptt", "tbptt", "drtrl", "pp_prop", "eprop", "ostl_recurrent", "ostl_feedforward", "snap", "uoro", "dni",
          "readout_only")  # fmt: skip

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cli.run_dirs import saved_steps
-from ..utils.coerce import ConfigError
+from ..errors import ConfigError
 from ..utils.files import read_json
 
 TIMED = ("time/", "throughput/", "memory/")

@@ -6,12 +6,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from ..training.live import Live
 
-runs: list[Live] = []
+class RunUnderWay(Protocol):
+    """What may be asked of a run that trains a module."""
+
+    def trains(self, module: Any) -> bool: ...
+    def shares(self, module: Any) -> bool: ...
+    def tells(self, callback: Any) -> bool: ...
+    def describe(self) -> str: ...
+
+
+runs: list[Any] = []
 """Under way, in the thread that is in ``alone``: a run that a callback starts comes behind the one that called it."""
 _lock = threading.RLock()
 _owner = ""
@@ -42,7 +49,7 @@ def alone(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def under_way(live: Live) -> Iterator[None]:
+def under_way(live: RunUnderWay) -> Iterator[None]:
     """While a run trains its module."""
     runs.append(live)
     try:
@@ -51,7 +58,7 @@ def under_way(live: Live) -> Iterator[None]:
         runs.remove(live)
 
 
-def run_of(module: Any) -> Live | None:
+def run_of(module: Any) -> Any:
     """The run under way that trains this module. Raises RuntimeError where one trains its model under another."""
     for live in reversed(runs):
         if live.trains(module):

@@ -1,3 +1,3 @@
-from .batch import DataError as DataError
+from ..errors import DataEnded as DataEnded
+from ..errors import DataError as DataError
 from .datamodule import DataModule as DataModule
-from .sources import DataEnded as DataEnded

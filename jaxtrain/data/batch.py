@@ -6,14 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-class DataError(ValueError):
-    """The data is not what a run can use. `batch` is the number of the batch, counted from 0, where there is one."""
-
-    def __init__(self, message: str, batch: int | None = None) -> None:
-        super().__init__(message)
-        self.batch = batch
-
+from ..errors import DataError
 
 # ---- the layout: which of the axes 0 and 1 is time ---------------------------------------------------------------
 

@@ -5,8 +5,9 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Self
 
+from ..errors import DataError
 from ..utils.logging import warn_of_foreign
-from .batch import DataError, layout_warning, stated_layout
+from .batch import layout_warning, stated_layout
 from .sources import by_number, fingerprint
 
 logger = logging.getLogger("jaxtrain")

@@ -6,10 +6,11 @@ from typing import Any, NoReturn
 
 import jax
 
+from ..errors import DataEnded, DataError
 from ..utils.digests import digest
-from .batch import DataError, Spec
+from .batch import Spec
 from .datamodule import DataModule, as_data, begin_task, change_task, encodes, identity_of, set_up, warn_of_layout
-from .sources import Counted, DataEnded, Kind, adapt, length_of, noted
+from .sources import Counted, Kind, adapt, length_of, noted
 
 __all__ = [
     "DataEnded", "DataError", "DataModule", "Feed", "as_data", "begin_task", "change_task", "encodes", "identity_of",

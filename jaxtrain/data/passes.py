@@ -6,9 +6,10 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .batch import DataError, Spec
+from ..errors import DataEnded, DataError
+from .batch import Spec
 from .datamodule import DataModule, warn_of_layout
-from .sources import Counted, DataEnded, Stream, adapt
+from .sources import Counted, Stream, adapt
 
 logger = logging.getLogger("jaxtrain")
 

@@ -10,22 +10,14 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from ..errors import DataEnded, DataError
 from ..utils.digests import digest
-from .batch import DataError, host, stated_layout
+from .batch import host, stated_layout
 
 Kind = Literal["addressed", "stateful", "reiterable", "iterator"]
 _STATE_METHODS = (("state_dict", "load_state_dict"), ("get_state", "set_state"))
 
 
-class DataEnded(DataError):
-    """A one-shot iterator ended where batch number `batch` (counted from 0) was asked for."""
-
-    def __init__(self, batch: int, name: str = "train") -> None:
-        super().__init__(
-            f"{name} data: ended after {batch} batches, and another was asked for; give a list or an object with "
-            "batch(step), or ask for fewer steps",
-            batch,
-        )
 
 
 # ---- a source's own state as JSON --------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from ..errors import ProcessError
+
 SECONDS = 100
 """How long a process may be silent before it counts as dead."""
 _SLICE_MS, _KEPT = 1000, 1000
@@ -30,8 +32,6 @@ _run, _turns = 0, itertools.count()
 _polls = itertools.count(1)
 
 
-class ProcessError(RuntimeError):
-    """Another process failed, so this one cannot go on."""
 
 
 def _state() -> Any:

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..callbacks.run import NonFiniteError
 from ..core.state import is_key, seeded
+from ..errors import NonFiniteError
 from ..utils.logging import log
 from .program import FINE, NonFinite, Program
 

@@ -13,7 +13,8 @@ import jax
 from ..core.metrics import Metrics, sum_over_time
 from ..core.module import Objective, Phases, weights_of
 from ..core.state import State, add_to, create_hidden, gradient, lasting, parameters, wide_zeros
-from ..utils.coerce import ConfigError, coerce, field_types, is_plain, spell
+from ..errors import ConfigError
+from ..utils.coerce import coerce, field_types, is_plain, spell
 from .network import Network, model_over_batch
 
 Batching = Literal["auto", "batched", "vmap"]

@@ -8,7 +8,8 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..utils.coerce import ConfigError, coerce, did_you_mean, field_types
+from ..errors import ConfigError
+from ..utils.coerce import coerce, did_you_mean, field_types
 
 if TYPE_CHECKING:
     from .base import Strategy

@@ -21,10 +21,11 @@ from ..core.module import Module, Objective, Phases, check_phases
 from ..core.ownership import refuse_in_use, run_of
 from ..core.snapshots import snapshot
 from ..core.state import Functional, State, fold_in, kind_of, lasting, parameters, set_key, strengthen, strong
-from ..data.batch import BATCH_FIRST, DataError, stated_layout, time_major
+from ..data.batch import BATCH_FIRST, stated_layout, time_major
 from ..data.iterator import DataModule, as_data, encodes, set_up, warn_of_layout
 from ..data.passes import alike, one_pass
 from ..engine.program import EVALUATE, PREDICT
+from ..errors import DataError
 from ..strategies import Strategy
 from ..strategies.base import Network, choose_batching, input_of
 from ..strategies.bptt import BPTTLearner

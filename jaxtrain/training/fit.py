@@ -14,7 +14,8 @@ import numpy as np
 from ..callbacks.base import Callback, Callbacks
 from ..callbacks.checkpoint import Checkpoint, best_of, kept_by
 from ..callbacks.periods import optional_period
-from ..callbacks.run import NonFiniteError, Result, Run, Status, recorded
+from ..callbacks.recorder import Recorder
+from ..callbacks.run import Run
 from ..checkpoint.load import build_each, require_module
 from ..checkpoint.locate import CHECKPOINTS, Origin, absolute, chosen, describe, log_changes, opened, refuse_unlike_runs
 from ..checkpoint.locate import refuse_differences as refuse
@@ -31,6 +32,7 @@ from ..engine.optimizer import accumulated_batches
 from ..engine.program import NonFinite, Program
 from ..engine.seeds import as_seeds, is_seed
 from ..engine.sharding import as_devices
+from ..errors import NonFiniteError
 from ..period import Period
 from ..strategies import Strategy
 from ..strategies.names import make_strategy
@@ -40,8 +42,8 @@ from ..utils.files import as_json, read_json, write_json
 from ..utils.logging import log
 from .evaluate import Kind, Readers, evaluate, predict, read
 from .loop import Loop
-from .recorder import Recorder
-from .result import summarize
+from .result import Result, Status, summarize
+from .run_config import recorded
 from .schedule import Schedule, total_steps, unused_batches
 from .signals import Signals
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..callbacks.base import Callback, Callbacks
-from ..callbacks.run import Requests, Run, Status
+from ..callbacks.run import Requests, Run
 from ..checkpoint.locate import run_key
 from ..checkpoint.store import Store
 from ..core.metrics import Pending
@@ -24,6 +24,7 @@ from ..utils.files import as_json
 from ..utils.logging import log, one_line
 from .evaluate import evaluate
 from .live import Live
+from .result import Status
 from .schedule import Schedule
 from .signals import Signals
 

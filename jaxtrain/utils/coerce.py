@@ -11,9 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, SupportsInt, TypeGuard, Union, get_args, get_origin, get_type_hints
 
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message says where it comes from and what was expected."""
+from ..errors import ConfigError
 
 
 def did_you_mean(word: object, options: Iterable[object]) -> str:

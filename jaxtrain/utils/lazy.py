@@ -16,17 +16,17 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
         package: ``__name__`` of the package.
         file: ``__file__`` of its ``__init__.py``.
     """
-    homes: dict[str, tuple[str | None, str]] = {}
+    homes: dict[str, tuple[int, str | None, str]] = {}
     for node in ast.parse(Path(file).with_suffix(".pyi").read_text()).body:
         if isinstance(node, ast.ImportFrom):
-            homes.update({alias.asname or alias.name: (node.module, alias.name) for alias in node.names})
+            homes.update({alias.asname or alias.name: (node.level, node.module, alias.name) for alias in node.names})
 
     def get(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module, own = homes[name]
+        level, module, own = homes[name]
         if module is None:
-            return import_module(f".{own}", package)
-        return getattr(import_module(f".{module}", package), own)
+            return import_module("." * level + own, package)
+        return getattr(import_module("." * level + module, package), own)
 
     return get, lambda: sorted(homes), [*homes]

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 
 from jaxtrain.callbacks.base import Callback, Callbacks
+from jaxtrain.callbacks.recorder import Recorder
 from jaxtrain.callbacks.run import Run
-from jaxtrain.training.recorder import Recorder
 
 
 @pytest.fixture

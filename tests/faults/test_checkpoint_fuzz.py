@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.checkpoint.store import CorruptCheckpoint, NoReadableCheckpoint, Store
+from jaxtrain.checkpoint.store import Store
+from jaxtrain.errors import CorruptCheckpoint, NoReadableCheckpoint
 from jaxtrain.utils.digests import json_digest
 from tests.faults.tiny import Noisy, fit
 from tests.small import lines, tree_bytes

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 import jaxtrain as jt
 from jaxtrain import cli
-from jaxtrain.callbacks.run import Result
 from jaxtrain.cli import recipe
 from jaxtrain.engine import optimizer
+from jaxtrain.training.result import Result
 from tests import small
 from tests.small import Linear
 

@@ -6,8 +6,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
+from jaxtrain.errors import ConfigError
 from jaxtrain.strategies import names
-from jaxtrain.utils.coerce import ConfigError
 
 
 @pytest.mark.parametrize("name", names.REGISTRY)

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from ...callbacks.early_stopping import MAX, Mode, Monitor
-from ...callbacks.run import versions
 from ...engine.sharding import cores
+from ...errors import ConfigError
+from ...training.run_config import versions
 from ...training.signals import ENDING
-from ...utils.coerce import ConfigError, coerce
+from ...utils.coerce import coerce
 from ...utils.files import RunLock, jsonable, read_json, write_atomic, write_json
 from ..fidelity import Rule, parse_rules
 from .trial import reached

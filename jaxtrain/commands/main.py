@@ -35,7 +35,7 @@ def tool(argv: Sequence[str] | None = None) -> int:
 
 
 def _tool(argv: list[str]) -> int:
-    from .. import __version__
+    from .._version import __version__
 
     parser = argparse.ArgumentParser(
         prog="jaxtrain", description="Look at runs, how faithful learning rules are, and what they learn."

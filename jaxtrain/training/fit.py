@@ -42,7 +42,8 @@ from ..utils.files import as_json, read_json, write_json
 from ..utils.logging import log
 from .evaluate import Kind, Readers, evaluate, predict, read
 from .loop import Loop
-from .result import Result, Status, summarize
+from .outcome import summarize
+from .result import Result, Status
 from .run_config import recorded
 from .schedule import Schedule, total_steps, unused_batches
 from .signals import Signals

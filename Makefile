@@ -44,6 +44,7 @@ durations: $(READY)
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # step_time has a budget: it takes all its points unless ARGS chooses among them.

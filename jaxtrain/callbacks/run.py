@@ -176,7 +176,3 @@ class Run:
         """
         assert self._fit is not None
         return self._fit.predict(self.own_module, data, batch_first=batch_first)
-
-
-
-

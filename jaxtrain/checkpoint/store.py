@@ -49,12 +49,6 @@ def readable(path: Path) -> Path:
     return path
 
 
-
-
-
-
-
-
 @dataclass(frozen=True)
 class Saved:
     """What a checkpoint holds: numpy arrays by name, JSON metadata. An item that was not asked for is empty."""

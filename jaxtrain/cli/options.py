@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ..strategies import Strategy
 
 
-
 @dataclass(frozen=True)
 class NetworkOptions(Options):
     """Which cell, and what it begins with; a recipe's Config extends this and sets defaults of its own."""

@@ -18,8 +18,6 @@ Kind = Literal["addressed", "stateful", "reiterable", "iterator"]
 _STATE_METHODS = (("state_dict", "load_state_dict"), ("get_state", "set_state"))
 
 
-
-
 # ---- a source's own state as JSON --------------------------------------------------------------------------------
 
 

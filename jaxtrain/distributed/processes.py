@@ -32,8 +32,6 @@ _run, _turns = 0, itertools.count()
 _polls = itertools.count(1)
 
 
-
-
 def _state() -> Any:
     """What JAX knows of the other processes, or None; JAX is not imported for it."""
     module = sys.modules.get("jax._src.distributed")

@@ -45,8 +45,10 @@ def judged(bad: np.ndarray, first: int, batches: list[Any], policy: NonFinite,
     metric = fatal_name.startswith("train/") and fatal_name != "train/loss"
     own = "return (value, weight), with weight 0 where the metric has no value; or " if metric else ""
     mend = f"{data}: mend the data, give it weight 0 (Phases.weights), or choose Fit(nonfinite='skip'); or "
-    advice = (mend if data else "") + own + (
-        "lower the learning rate, clip gradients, or choose Fit(nonfinite='skip' or 'warn')"
+    advice = (
+        (mend if data else "")
+        + own
+        + ("lower the learning rate, clip gradients, or choose Fit(nonfinite='skip' or 'warn')")
     )
     return int(fatal[0]), NonFiniteError(f"{fatal_text}{none_left}; {advice}")
 

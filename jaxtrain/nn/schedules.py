@@ -25,9 +25,7 @@ def schedule(lr: float, updates: int, *, warmup: int = 0, decay: Decay = "consta
         raise ValueError(f"warmup={warmup}: expected 0 or more updates, and fewer than all {updates}")
     if decay == "constant" and not warmup:
         return lr
-    after = (
-        optax.cosine_decay_schedule(lr, updates - warmup) if decay == "cosine" else optax.constant_schedule(lr)
-    )
+    after = optax.cosine_decay_schedule(lr, updates - warmup) if decay == "cosine" else optax.constant_schedule(lr)
     return optax.join_schedules([optax.linear_schedule(0.0, lr, warmup), after], [warmup]) if warmup else after
 
 

@@ -186,9 +186,7 @@ class OnlineLearner(Learner):
         """The hidden states of braintrace's groups that can be differentiated, which a counter, say, cannot."""
         names = {name_of(path) for group in self.inner.graph.hidden_groups for path in group.hidden_paths}
         return {
-            name: state
-            for name, state in self.network.hidden.items()
-            if name in names and differentiable(state.value)
+            name: state for name, state in self.network.hidden.items() if name in names and differentiable(state.value)
         }
 
     def _grouped(self, values: dict[str, Any]) -> dict[int, jax.Array]:
@@ -216,7 +214,11 @@ class OnlineLearner(Learner):
     def report(self, phases: Phases) -> list[Row]:
         single, again = self.inner.vjp_method == "single-step", self.window > 1 and phases.reset is not None
         return describe(
-            self._params, Flow.of(self, phases), replace(self.traces(), again=again), window=self.window, single=single,
+            self._params,
+            Flow.of(self, phases),
+            replace(self.traces(), again=again),
+            window=self.window,
+            single=single,
             reach=self.reach,
         )
 
@@ -235,9 +237,7 @@ class OnlineLearner(Learner):
     def _traces(self) -> dict[str, State]:
         """What the rule carries along, its counters and random numbers apart."""
         return {
-            name: state
-            for name, state in self.own.items()
-            if isinstance(state, SHORT) and differentiable(state.value)
+            name: state for name, state in self.own.items() if isinstance(state, SHORT) and differentiable(state.value)
         }
 
     def _trace_bytes(self) -> dict[str, int]:

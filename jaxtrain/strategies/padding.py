@@ -101,4 +101,3 @@ def _sample(leaf: Any, keep: jax.Array) -> jax.Array:
 
 def _filled(leaf: Any, keep: jax.Array, sample: jax.Array) -> jax.Array:
     return jnp.where(keep.reshape(keep.shape + (1,) * (leaf.ndim - 2)), leaf, sample)
-

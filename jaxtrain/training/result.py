@@ -13,12 +13,6 @@ if TYPE_CHECKING:
     pass
 
 
-
-
-
-
-
-
 Status = Literal["finished", "stopped", "interrupted", "terminated", "failed"]
 
 

@@ -28,7 +28,7 @@ UNKNOWN = ("0000-00-00", 60.0)
 
 
 def of(item: pytest.Item) -> str | None:
-    """"quick", "full" or "long"; None without a marker. In a file whose `pytestmark` is full, a test may be long."""
+    """ "quick", "full" or "long"; None without a marker. In a file whose `pytestmark` is full, a test may be long."""
     return next((name for name in reversed(MARKERS) if item.get_closest_marker(name)), None)
 
 

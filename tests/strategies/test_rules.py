@@ -78,6 +78,8 @@ CASES = {
     "etrace-kappa": Case(ETrace(**KAPPA), braintrace.ETraceConfig(**KAPPA), MULTI),
     "etrace-sparse": Case(ETrace(**SPARSE), braintrace.ETraceConfig(**SPARSE), MULTI, True),
 }  # fmt: skip
+
+
 @contextmanager
 def at_work(module):
     with warnings.catch_warnings(), brainstate.environ.context(**module.environ, fit=True):

@@ -275,4 +275,3 @@ def reach(results: Sequence[Mapping[str, Any]], table: Sequence[Mapping[str, Any
     axes.legend(fontsize=9, frameon=False, title="hollow: not on every seed", title_fontsize=8)
     figure.tight_layout()
     return figure
-

@@ -1,3 +1,10 @@
+from . import callbacks as callbacks
+from . import cli as cli
+from . import datasets as datasets
+from . import distributed as distributed
+from . import loggers as loggers
+from . import nn as nn
+from . import strategies as strategies
 from .callbacks import Checkpoint as Checkpoint
 from .callbacks import CopyFigure as CopyFigure
 from .callbacks import Curriculum as Curriculum

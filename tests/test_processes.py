@@ -73,7 +73,7 @@ def test_one_process_is_the_first_of_one():
     processes.meet()
     with pytest.raises(KeyError), processes.watched():
         raise KeyError
-    assert processes.left(lambda: 1) == 1
+    assert processes.run(lambda: 1) == 1
 
 
 @pytest.mark.parametrize(

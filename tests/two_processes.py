@@ -120,4 +120,4 @@ if __name__ == "__main__":
     port, rank, folder = sys.argv[1:]
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(rank), cluster_detection_method="deactivate",
                                heartbeat_timeout_seconds=20)  # fmt: skip
-    sys.exit(processes.left(lambda: main(Path(folder))))
+    sys.exit(processes.run(lambda: main(Path(folder))))

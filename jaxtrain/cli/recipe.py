@@ -114,7 +114,7 @@ def main(Config: type[Options], make: Callable[[Any], tuple[Any, Any, Any]], *,
     `presets`: name -> {option: value}; a key that is a strategy's name holds fields for that strategy alone.
     `chance`: metric name -> what guessing scores, shown beside the results. `argv`: without the program's name.
     """
-    return processes.left(lambda: guarded(lambda: _recipe(Config, make, presets or {}, chance or {}, argv)))
+    return processes.run(lambda: guarded(lambda: _recipe(Config, make, presets or {}, chance or {}, argv)))
 
 
 def _recipe(Config, make, presets, chance, argv) -> int:

@@ -249,7 +249,7 @@ def whole(array: Any) -> Any:
 # ------------------------------------------------------------------------------------------------------- the end
 
 
-def left(work: Callable[[], int]) -> int:
+def run(work: Callable[[], int]) -> int:
     """``work()``'s exit code. Where one of several processes failed, it ends here and at once: at a usual exit JAX
     would wait for the others, which wait for this one."""
     try:

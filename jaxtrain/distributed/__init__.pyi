@@ -1,0 +1,1 @@
+from .processes import run as run

@@ -4,7 +4,7 @@
 """
 
 from ._version import __version__ as __version__
-from .utils.lazy import attach
+from ._lazy import attach
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)
 __all__ += ["__version__"]

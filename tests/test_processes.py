@@ -203,8 +203,8 @@ def test_a_curriculum_in_a_fresh_directory(tmp_path):
 ALONE = """
 import sys
 from dataclasses import dataclass
-import jaxtrain.cli.recipe
-from jaxtrain import processes
+import jaxtrain.cli
+from jaxtrain.distributed import processes
 sys.path.insert(0, {root!r})
 
 

@@ -1,5 +1,5 @@
 """Checkpoints: verified, atomic, and found again."""
 
-from ..utils.lazy import attach
+from .._lazy import attach
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

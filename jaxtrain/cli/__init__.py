@@ -1,5 +1,5 @@
 """The command line of a recipe."""
 
-from ..utils.lazy import attach
+from .._lazy import attach
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -1,5 +1,5 @@
 """Tasks with data made on the spot."""
 
-from ..utils.lazy import attach
+from .._lazy import attach
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

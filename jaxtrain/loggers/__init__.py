@@ -1,5 +1,5 @@
 """Loggers: callbacks of rank "record" that write the finished rows of a run."""
 
-from ..utils.lazy import attach
+from .._lazy import attach
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

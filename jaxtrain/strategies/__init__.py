@@ -1,5 +1,5 @@
 """Strategies: how gradients are made."""
 
-from ..utils.lazy import attach
+from .._lazy import attach
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -7,156 +7,14 @@ from typing import Any
 import brainstate
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from braintools.optim import OptaxOptimizer
 
 from ..core.metrics import Mean, Metrics
-from ..core.state import State, add_to, global_norm, leaf_names, states_of, strengthen, wide_zeros
+from ..core.state import State, add_to, global_norm, leaf_names, strengthen, wide_zeros
 from ..distributed import processes
 from ..utils.logging import one_line
-
-_UNJITTED = {
-    "ReduceLROnPlateau": (
-        "optax.contrib.reduce_on_plateau, chained behind the optimizer, which sees the train loss of every update (its "
-        "accumulation_size averages so many of them)"
-    ),
-    "SequentialLR": "optax.join_schedules",
-    "ChainedScheduler": "one optax schedule that multiplies the factors",
-    "CosineAnnealingWarmRestarts": "optax.sgdr_schedule",
-}
-
-
-class _Braintools:
-    """A braintools.optim optimizer with its scheduler, which is stepped at every update."""
-
-    wants_loss = False
-
-    def __init__(self, optimizer: OptaxOptimizer, params: dict[str, State], idle: dict[str, State], where: str):
-        self.optimizer = optimizer
-        if optimizer.opt_state is not None and int(optimizer.step_count.value) > 0:
-            raise ValueError(
-                f"the optimizer {where}has made {int(optimizer.step_count.value)} updates already: "
-                "configure_optimizer must return a new one each time"
-            )
-        if optimizer.opt_state is None:
-            optimizer.register_trainable_weights(params)
-        known = {id(state): name for name, state in (params | idle).items()}
-        registered = optimizer.param_states.to_dict()
-        missing = [name for name, state in params.items() if id(state) not in {id(s) for s in registered.values()}]
-        if missing:
-            raise ValueError(
-                f"the optimizer {where}misses {missing}: register every trained parameter, or none (jaxtrain does it), "
-                "or exclude them with Module.trainable"
-            )
-        extra = [str(key) for key, state in registered.items() if id(state) not in known]
-        if extra:
-            raise ValueError(f"the optimizer {where}holds {extra}, which the module does not train (Module.trainable)")
-        # Whoever registered them chose the keys, or a tree of dicts: the gradients take its shape.
-        self._names = jax.tree.map(
-            lambda state: known[id(state)], optimizer.param_states.to_pytree(), is_leaf=lambda x: isinstance(x, State)
-        )
-        registered_names = jax.tree.leaves(self._names)
-        self._idle = {name: state for name, state in idle.items() if name in registered_names}
-
-    def apply(self, grads: dict[str, Any], *loss: Any) -> None:
-        # Who registers parameters that the rule does not train gets them back as they were, weight decay or not.
-        held = {name: state.value for name, state in self._idle.items()}
-        grads = grads | {name: jax.tree.map(jnp.zeros_like, value) for name, value in held.items()}
-        self.optimizer.update(jax.tree.map(lambda name: grads[name], self._names))
-        self.optimizer.lr_scheduler.step()
-        for name, value in held.items():
-            self._idle[name].value = value
-
-    def rate(self) -> Any:
-        return self.optimizer.lr_scheduler.current_lrs.value[0]
-
-    def states(self) -> dict[str, State]:
-        own = {
-            name: state
-            for name, state in states_of(self.optimizer).items()
-            if not isinstance(state, brainstate.ParamState)
-        }
-        # The scheduler is a plain object: no enumeration of the optimizer's states reaches it.
-        scheduler = vars(self.optimizer.lr_scheduler)
-        own |= {f"scheduler.{name.lstrip('_')}": state for name, state in scheduler.items() if isinstance(state, State)}
-        return own
-
-    def settings(self) -> dict[str, Any]:
-        return {"base_lrs": [float(rate) for rate in self.optimizer.lr_scheduler.base_lrs]}
-
-    def renew(self, saved: dict[str, Any]) -> None:
-        """After a restore: a learning rate that was changed since wins over the one in the checkpoint."""
-        if saved != self.settings():
-            scheduler = self.optimizer.lr_scheduler
-            scheduler.step(int(scheduler.last_epoch.value))
-            strengthen(self.states().values())
-
-
-class _Optax:
-    """An optax transformation; a schedule inside it counts updates by itself. One that asks for ``value``, as
-    ``optax.contrib.reduce_on_plateau``, is given the train loss of the update."""
-
-    def __init__(self, transformation: optax.GradientTransformation, params: dict[str, State]):
-        self._tx = optax.with_extra_args_support(transformation)
-        self._params = params
-        self._state = State(self._tx.init({name: state.value for name, state in params.items()}))
-        self._initial = self._hyperparameters()
-        self.wants_loss = isinstance(transformation, optax.GradientTransformationExtraArgs) and self._refuses()
-
-    def _refuses(self) -> bool:
-        """Whether an update needs more than gradients and parameters."""
-        values = {name: state.value for name, state in self._params.items()}
-        try:
-            jax.eval_shape(self._tx.update, values, self._state.value, values)
-        except (TypeError, ValueError):
-            return True
-        return False
-
-    def apply(self, grads: dict[str, Any], *loss: Any) -> None:
-        values = {name: state.value for name, state in self._params.items()}
-        mine = {name: grads[name] for name in values}
-        extra = {"value": loss[0]} if self.wants_loss else {}
-        updates, self._state.value = self._tx.update(mine, self._state.value, values, **extra)
-        new: Any = optax.apply_updates(values, updates)
-        for name, state in self._params.items():
-            state.value = new[name]
-
-    def rate(self) -> Any:
-        """Known where the transformation is wrapped in ``optax.inject_hyperparams``, else None."""
-        rates = [value for path, value in self._injected() if path.endswith("learning_rate")]
-        return rates[0] if len(rates) == 1 else None
-
-    def states(self) -> dict[str, State]:
-        return {"state": self._state}
-
-    def settings(self) -> dict[str, Any]:
-        return {"hyperparameters": self._initial}
-
-    def renew(self, saved: dict[str, Any]) -> None:
-        """After a restore: injected hyperparameters that were changed since win over those in the checkpoint."""
-        changed = {k: v for k, v in self._initial.items() if saved.get("hyperparameters", {}).get(k, v) != v}
-        if changed:
-            leaves, tree = jax.tree_util.tree_flatten_with_path(self._state.value)
-            new = [
-                jnp.asarray(changed.get(jax.tree_util.keystr(path), leaf), jnp.asarray(leaf).dtype)
-                for path, leaf in leaves
-            ]
-            self._state.value = jax.tree.unflatten(tree, new)
-
-    def _injected(self):
-        return [
-            (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(self._state.value)
-            if ".hyperparams[" in jax.tree_util.keystr(path)
-        ]
-
-    def _hyperparameters(self) -> dict[str, float]:
-        return {
-            jax.tree_util.keystr(path): float(leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(self._state.value)
-            if ".hyperparams[" in jax.tree_util.keystr(path) and np.ndim(leaf) == 0
-        }
+from .backends import UNJITTED, Braintools, Optax, cast
 
 
 class Optimizer:
@@ -240,7 +98,7 @@ class Optimizer:
         if self._clip is not None:
             scale = jnp.minimum(1.0, self._clip / jnp.maximum(norm, 1e-12))
             grads = jax.tree.map(lambda leaf: leaf * scale, grads)
-        grads = {name: _cast(grads[name], self._params[name].value) for name in self.names}
+        grads = {name: cast(grads[name], self._params[name].value) for name in self.names}
         rates = self._rates()
         for part in self._parts.values():
             part.apply(grads, *(total / weight for total in loss))
@@ -272,13 +130,7 @@ class Optimizer:
             ) from error
 
 
-def _cast(grad: Any, value: Any) -> Any:
-    """A gradient in the types of its parameter."""
-    leaves, tree = jax.tree.flatten(grad)
-    return tree.unflatten([g.astype(v.dtype) for g, v in zip(leaves, jax.tree.leaves(value), strict=True)])
-
-
-def _bind(module, params: dict[str, State], idle: dict[str, State]) -> dict[str, _Braintools | _Optax]:
+def _bind(module, params: dict[str, State], idle: dict[str, State]) -> dict[str, Braintools | Optax]:
     configured = module.configure_optimizer()
     if not isinstance(configured, dict):
         return {"": _one(configured, params, idle, "")}
@@ -297,16 +149,16 @@ def _bind(module, params: dict[str, State], idle: dict[str, State]) -> dict[str,
     }
 
 
-def _one(optimizer: Any, params: dict[str, State], idle: dict[str, State], where: str) -> _Braintools | _Optax:
+def _one(optimizer: Any, params: dict[str, State], idle: dict[str, State], where: str) -> Braintools | Optax:
     if isinstance(optimizer, OptaxOptimizer):
         scheduler = type(optimizer.lr_scheduler).__name__
-        if scheduler in _UNJITTED:
+        if scheduler in UNJITTED:
             raise ValueError(
-                f"the scheduler {scheduler} cannot run in a compiled program: use optax with {_UNJITTED[scheduler]}"
+                f"the scheduler {scheduler} cannot run in a compiled program: use optax with {UNJITTED[scheduler]}"
             )
-        return _Braintools(optimizer, params, idle, where)
+        return Braintools(optimizer, params, idle, where)
     if isinstance(optimizer, optax.GradientTransformation):
-        return _Optax(optimizer, params)
+        return Optax(optimizer, params)
     raise TypeError(
         f"configure_optimizer {where}gave {type(optimizer).__name__}; expected a gradient-based braintools.optim "
         "optimizer (an OptaxOptimizer), an optax transformation, or a dict of them"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import math
-import numbers
 import os
 import re
 import shlex
@@ -15,16 +13,15 @@ import struct
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
-import numpy as np
-
 from ..callbacks.base import Callback
 from ..utils.files import jsonable, write_atomic
 from .appender import LIMIT, Appender
+from .event_files import cut, event_files, event_proto, events, histogram, image, scalars
+from .hparams import hparams
 from .jsonl import past
 
 if TYPE_CHECKING:
@@ -33,8 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("jaxtrain")
 METRICS = ("val/loss", "val/accuracy", "train/loss", "train/accuracy")
 """Tags that are columns of TensorBoard's HPARAMS page."""
-BINS = 64
-_OURS = re.compile(r"events\.out\.tfevents\.\d+\..+\.\d{20}\.\d+\.[0-9a-f]{6}")
 _FIGURE = re.compile(r"(.+)-(\d{8,})\.png")
 
 
@@ -94,9 +89,9 @@ class TensorBoard(Callback):
         self._write_config(run, step=0 if rows else run.step)
         if rows:
             for row in rows:
-                self._add(_scalars(row), row["step"])
+                self._add(scalars(row), row["step"])
             for path, tag, step in figures:
-                self._add(_image(tag, path.read_bytes()), step)
+                self._add(image(tag, path.read_bytes()), step)
             for event in histograms.values():
                 self._write(event)
         self.flush()
@@ -104,7 +99,7 @@ class TensorBoard(Callback):
             cut(path, None if rows else run.step)
 
     def on_row(self, run: Run, row: dict[str, Any]) -> None:
-        self._add(_scalars(row), row["step"])
+        self._add(scalars(row), row["step"])
         self._flush_if_due()
 
     def on_chunk_end(self, run: Run, metrics: dict[str, Any]) -> None:
@@ -115,10 +110,10 @@ class TensorBoard(Callback):
         png = _render(figure)
         self._figures[run.run_dir / "figures" / f"{quote(tag, safe='')}-{run.step:08d}.png"] = png
         self._write_figures()
-        self._add(_image(tag, png), run.step)
+        self._add(image(tag, png), run.step)
 
     def on_histogram(self, run: Run, tag: str, values: Any) -> None:
-        self._add(_histogram(tag, values), run.step)
+        self._add(histogram(tag, values), run.step)
 
     def flush(self) -> None:
         if self._writer is not None:
@@ -173,12 +168,12 @@ class TensorBoard(Callback):
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{suffix}"
         self._writer = Appender(directory / name)
         # Without a SessionLog.START: by that a reader drops what is behind a step in every file, other writers' too.
-        self._write(_event_proto().Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._write(event_proto().Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def _add(self, summary: Any, step: int) -> None:
         if self._writer is None:
             raise RuntimeError(f"TensorBoard: values for step {step} after the end of the run; rows end at on_fit_end")
-        self._write(_event_proto().Event(wall_time=time.time(), step=step, summary=summary))
+        self._write(event_proto().Event(wall_time=time.time(), step=step, summary=summary))
 
     def _write(self, event: Any) -> None:
         """One record of an event file: length, data, and a checksum of each."""
@@ -204,42 +199,6 @@ class TensorBoard(Callback):
             self._add(part, step)
 
 
-def event_files(run_dir: Path) -> list[Path]:
-    """The event files that this logger wrote, in the order of their names."""
-    return sorted(path for path in (run_dir / "tensorboard").glob("*") if _OURS.fullmatch(path.name))
-
-
-def events(path: Path) -> Iterator[tuple[int, Any]]:
-    """The events of a file, each with the offset of its end, up to one that is torn or damaged."""
-    from google.protobuf.message import DecodeError
-
-    with path.open("rb") as file:
-        while len(head := file.read(12)) == 12:
-            (size,) = struct.unpack("<Q", head[:8])
-            body = file.read(min(size, LIMIT))
-            if len(body) < size or len(file.read(4)) < 4:
-                return
-            try:
-                yield file.tell(), _event_proto().Event.FromString(body)
-            except DecodeError:
-                return
-
-
-def cut(path: Path, step: int | None) -> None:
-    """Leave of an event file what it holds up to a step; None: nothing."""
-    end = 0
-    for after, event in events(path):
-        if not event.file_version and (step is None or event.step > step):
-            break
-        end = after
-    file = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
-    try:
-        if os.fstat(file).st_size > end:
-            os.ftruncate(file, end)
-    finally:
-        os.close(file)
-
-
 def _histograms(paths: list[Path], last: int) -> dict[tuple[str, int], Any]:
     """The events that hold a histogram of a step up to the last, by tag and step: no other file has them."""
     return {
@@ -248,86 +207,6 @@ def _histograms(paths: list[Path], last: int) -> dict[tuple[str, int], Any]:
         for _, event in events(path)
         if event.step <= last and any(value.HasField("histo") for value in event.summary.value)
     }
-
-
-def hparams(config: dict[str, Any]) -> dict[str, bool | float | str]:
-    """Flat values for the HPARAMS page from what config.json holds.
-
-    The keys are those of the recipe's config, or of Fit and the data where there is none; they do not depend on the
-    values (None is "null"; the fields of a strategy are one text), because TensorBoard shows the columns of one run.
-    """
-    strategy = dict(config.get("strategy") or {})
-    flat = {"module": config.get("module"), "strategy": strategy.pop("name", None), "strategy.fields": strategy}
-    source = config.get("config") or {"fit": config.get("fit") or {}, "data": config.get("data") or {}}
-    return {name: _hparam(value) for name, value in {**flat, **_flatten(source)}.items()}
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat.update(_flatten(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def _hparam(value: Any) -> bool | float | str:
-    if isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    return json.dumps(value, default=str)
-
-
-def _event_proto() -> Any:
-    from tensorboardX.proto import event_pb2
-
-    return event_pb2
-
-
-def _summary_proto() -> Any:
-    from tensorboardX.proto import summary_pb2
-
-    return summary_pb2.Summary  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _scalars(row: dict[str, Any]) -> Any:
-    """All numbers of a row in one event."""
-    proto = _summary_proto()
-    values = []
-    for tag, value in row.items():
-        if tag == "nonfinite":
-            continue
-        if isinstance(value, list):  # a number of each seed: the mean has a curve of its own
-            finite = [number for number in value if number is not None and math.isfinite(number)]
-            ends = {"min": min(finite), "max": max(finite)} if finite else {}
-            values += [proto.Value(tag=f"{tag}/{end}", simple_value=number) for end, number in ends.items()]
-            continue
-        if tag in row.get("nonfinite", ()):
-            value = math.nan
-        if tag == "step" or isinstance(value, bool) or not isinstance(value, numbers.Real):
-            continue
-        number = float(value)
-        values.append(proto.Value(tag=tag, simple_value=number if math.isfinite(number) else math.nan))
-    return proto(value=values)
-
-
-def _image(tag: str, png: bytes) -> Any:
-    proto = _summary_proto()
-    width, height = struct.unpack(">II", png[16:24])
-    image = proto.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
-    return proto(value=[proto.Value(tag=tag, image=image)])
-
-
-def _histogram(tag: str, values: Any) -> Any:
-    from tensorboardX.proto import summary_pb2
-
-    spread = values.max() - values.min()
-    counts, edges = np.histogram(values, BINS if spread > 1e-9 * np.abs(values).max() else 1)
-    histogram = summary_pb2.HistogramProto(  # pyright: ignore[reportAttributeAccessIssue]
-        min=values.min(), max=values.max(), num=len(values), sum=values.sum(), sum_squares=np.square(values).sum(),
-        bucket_limit=edges[1:], bucket=counts,
-    )  # fmt: skip
-    return _summary_proto()(value=[_summary_proto().Value(tag=tag, histo=histogram)])
 
 
 def _render(figure: Any) -> bytes:

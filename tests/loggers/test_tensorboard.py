@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from jaxtrain.loggers import JSONL, TensorBoard
-from jaxtrain.loggers.tensorboard import hparams
+from jaxtrain.loggers.hparams import hparams
 
 PluginData = plugin_data_pb2.HParamsPluginData  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -1,0 +1,162 @@
+"""Optimizers of braintools and optax behind one interface."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from braintools.optim import OptaxOptimizer
+
+from ..core.state import State, states_of, strengthen
+
+UNJITTED = {
+    "ReduceLROnPlateau": (
+        "optax.contrib.reduce_on_plateau, chained behind the optimizer, which sees the train loss of every update (its "
+        "accumulation_size averages so many of them)"
+    ),
+    "SequentialLR": "optax.join_schedules",
+    "ChainedScheduler": "one optax schedule that multiplies the factors",
+    "CosineAnnealingWarmRestarts": "optax.sgdr_schedule",
+}
+
+
+class Braintools:
+    """A braintools.optim optimizer with its scheduler, which is stepped at every update."""
+
+    wants_loss = False
+
+    def __init__(self, optimizer: OptaxOptimizer, params: dict[str, State], idle: dict[str, State], where: str):
+        self.optimizer = optimizer
+        if optimizer.opt_state is not None and int(optimizer.step_count.value) > 0:
+            raise ValueError(
+                f"the optimizer {where}has made {int(optimizer.step_count.value)} updates already: "
+                "configure_optimizer must return a new one each time"
+            )
+        if optimizer.opt_state is None:
+            optimizer.register_trainable_weights(params)
+        known = {id(state): name for name, state in (params | idle).items()}
+        registered = optimizer.param_states.to_dict()
+        missing = [name for name, state in params.items() if id(state) not in {id(s) for s in registered.values()}]
+        if missing:
+            raise ValueError(
+                f"the optimizer {where}misses {missing}: register every trained parameter, or none (jaxtrain does it), "
+                "or exclude them with Module.trainable"
+            )
+        extra = [str(key) for key, state in registered.items() if id(state) not in known]
+        if extra:
+            raise ValueError(f"the optimizer {where}holds {extra}, which the module does not train (Module.trainable)")
+        # Whoever registered them chose the keys, or a tree of dicts: the gradients take its shape.
+        self._names = jax.tree.map(
+            lambda state: known[id(state)], optimizer.param_states.to_pytree(), is_leaf=lambda x: isinstance(x, State)
+        )
+        registered_names = jax.tree.leaves(self._names)
+        self._idle = {name: state for name, state in idle.items() if name in registered_names}
+
+    def apply(self, grads: dict[str, Any], *loss: Any) -> None:
+        # Who registers parameters that the rule does not train gets them back as they were, weight decay or not.
+        held = {name: state.value for name, state in self._idle.items()}
+        grads = grads | {name: jax.tree.map(jnp.zeros_like, value) for name, value in held.items()}
+        self.optimizer.update(jax.tree.map(lambda name: grads[name], self._names))
+        self.optimizer.lr_scheduler.step()
+        for name, value in held.items():
+            self._idle[name].value = value
+
+    def rate(self) -> Any:
+        return self.optimizer.lr_scheduler.current_lrs.value[0]
+
+    def states(self) -> dict[str, State]:
+        own = {
+            name: state
+            for name, state in states_of(self.optimizer).items()
+            if not isinstance(state, brainstate.ParamState)
+        }
+        # The scheduler is a plain object: no enumeration of the optimizer's states reaches it.
+        scheduler = vars(self.optimizer.lr_scheduler)
+        own |= {f"scheduler.{name.lstrip('_')}": state for name, state in scheduler.items() if isinstance(state, State)}
+        return own
+
+    def settings(self) -> dict[str, Any]:
+        return {"base_lrs": [float(rate) for rate in self.optimizer.lr_scheduler.base_lrs]}
+
+    def renew(self, saved: dict[str, Any]) -> None:
+        """After a restore: a learning rate that was changed since wins over the one in the checkpoint."""
+        if saved != self.settings():
+            scheduler = self.optimizer.lr_scheduler
+            scheduler.step(int(scheduler.last_epoch.value))
+            strengthen(self.states().values())
+
+
+class Optax:
+    """An optax transformation; a schedule inside it counts updates by itself. One that asks for ``value``, as
+    ``optax.contrib.reduce_on_plateau``, is given the train loss of the update."""
+
+    def __init__(self, transformation: optax.GradientTransformation, params: dict[str, State]):
+        self._tx = optax.with_extra_args_support(transformation)
+        self._params = params
+        self._state = State(self._tx.init({name: state.value for name, state in params.items()}))
+        self._initial = self._hyperparameters()
+        self.wants_loss = isinstance(transformation, optax.GradientTransformationExtraArgs) and self._refuses()
+
+    def _refuses(self) -> bool:
+        """Whether an update needs more than gradients and parameters."""
+        values = {name: state.value for name, state in self._params.items()}
+        try:
+            jax.eval_shape(self._tx.update, values, self._state.value, values)
+        except (TypeError, ValueError):
+            return True
+        return False
+
+    def apply(self, grads: dict[str, Any], *loss: Any) -> None:
+        values = {name: state.value for name, state in self._params.items()}
+        mine = {name: grads[name] for name in values}
+        extra = {"value": loss[0]} if self.wants_loss else {}
+        updates, self._state.value = self._tx.update(mine, self._state.value, values, **extra)
+        new: Any = optax.apply_updates(values, updates)
+        for name, state in self._params.items():
+            state.value = new[name]
+
+    def rate(self) -> Any:
+        """Known where the transformation is wrapped in ``optax.inject_hyperparams``, else None."""
+        rates = [value for path, value in self._injected() if path.endswith("learning_rate")]
+        return rates[0] if len(rates) == 1 else None
+
+    def states(self) -> dict[str, State]:
+        return {"state": self._state}
+
+    def settings(self) -> dict[str, Any]:
+        return {"hyperparameters": self._initial}
+
+    def renew(self, saved: dict[str, Any]) -> None:
+        """After a restore: injected hyperparameters that were changed since win over those in the checkpoint."""
+        changed = {k: v for k, v in self._initial.items() if saved.get("hyperparameters", {}).get(k, v) != v}
+        if changed:
+            leaves, tree = jax.tree_util.tree_flatten_with_path(self._state.value)
+            new = [
+                jnp.asarray(changed.get(jax.tree_util.keystr(path), leaf), jnp.asarray(leaf).dtype)
+                for path, leaf in leaves
+            ]
+            self._state.value = jax.tree.unflatten(tree, new)
+
+    def _injected(self):
+        return [
+            (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(self._state.value)
+            if ".hyperparams[" in jax.tree_util.keystr(path)
+        ]
+
+    def _hyperparameters(self) -> dict[str, float]:
+        return {
+            jax.tree_util.keystr(path): float(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(self._state.value)
+            if ".hyperparams[" in jax.tree_util.keystr(path) and np.ndim(leaf) == 0
+        }
+
+
+def cast(grad: Any, value: Any) -> Any:
+    """A gradient in the types of its parameter."""
+    leaves, tree = jax.tree.flatten(grad)
+    return tree.unflatten([g.astype(v.dtype) for g, v in zip(leaves, jax.tree.leaves(value), strict=True)])

@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 BENCHMARKS := step_time online memory credit overhead seeds devices start peers
 
 .DEFAULT_GOAL := help
-.PHONY: help copy test test-all test-long smoke durations lint bench clean which-python venv
+.PHONY: help copy test test-all test-long smoke durations lint release-check bench clean which-python venv
 
 help:
 	@echo "make copy [ARGS='...']   train a GRU on the copying task with D-RTRL (ARGS='--help' shows the options)"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-long           exhaustive products and walks, fuzzers, leaks, long streams (90 minutes)"
 	@echo "make durations           make test-all, and write the CPU minutes of each test file to tests/durations.tsv"
 	@echo "make lint                ruff and pyright"
+	@echo "make release-check       build the package, install the wheel in a new environment, train from an empty folder"
 	@echo "make bench               the benchmarks, onto docs/performance.md; BENCHMARKS='start memory' chooses, ARGS='...'"
 	@echo "                         goes to each"
 	@echo "make clean               remove $(VENV) and caches; runs under checkpoints/ stay"
@@ -46,6 +47,17 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+release-check: $(READY)
+	@set -e; folder="$$(mktemp -d)"; trap 'rm -rf "$$folder"' EXIT; \
+	$(BIN)/python -m build --outdir "$$folder/dist" . >"$$folder/log" 2>&1 || { cat "$$folder/log"; exit 1; }; \
+	$(BIN)/python -m twine check --strict "$$folder"/dist/*; \
+	$(BIN)/python -m venv "$$folder/venv"; \
+	"$$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check "$$folder"/dist/*.whl; \
+	mkdir "$$folder/empty"; cp recipes/copy_gru.py "$$folder/"; cd "$$folder/empty"; \
+	"$$folder/venv/bin/jaxtrain" --version; \
+	"$$folder/venv/bin/python" "$$folder/copy_gru.py" --time-lag 3 --hidden 8 --max-steps 20 --no-progress; \
+	"$$folder/venv/bin/jaxtrain" info checkpoints/copy_gru/0001-*
 
 # step_time has a budget: it takes all its points unless ARGS chooses among them.
 bench: $(READY)

@@ -114,3 +114,7 @@ def test_every_folder_and_path_of_the_architecture_exists():
     assert folders <= set(re.findall(r"(\w+)/", picture))
     for name in re.findall(r"`([\w/]+(?:\.py|/))`", page):
         assert any((ROOT / where / name).exists() for where in ("jaxtrain", ".")), name
+
+
+def test_the_citation_names_the_version():
+    assert f"\nversion: {jaxtrain.__version__}\n" in (ROOT / "CITATION.cff").read_text()

@@ -161,7 +161,7 @@ class Store:
         try:
             ocp = self._orbax()
             args: dict[str, Any] = {"meta": ocp.args.JsonSave(record)}
-            for item, leaves in items.items():  # Orbax refuses empty arrays and trees; metadata restores them
+            for item, leaves in items.items():  # Orbax refuses empty arrays and trees; the metadata suffices
                 given = params if item == "params" else train
                 if stored := {name: to_save(given[name], leaf) for name, leaf in leaves.items() if leaf.size}:
                     args[item] = ocp.args.StandardSave(stored)
@@ -393,7 +393,7 @@ class Store:
         return Saved(step, items.get("params", {}), items.get("train", {}), meta)
 
     def _read_item(self, step: int, item: str, meta: dict[str, Any]) -> dict[str, np.ndarray]:
-        # A template with the recorded dtypes and shapes: without one, Orbax needs the devices that saved.
+        # A template with the recorded dtypes and shapes: without one, Orbax needs the devices of the save.
         recorded = meta["store"][item].items()
         leaves = {name: np.empty(shape, getattr(ml_dtypes, dtype, dtype)) for name, (dtype, shape) in recorded}
         if stored := {name: leaf for name, leaf in leaves.items() if leaf.size}:

@@ -50,6 +50,7 @@ def is_seed(value: Any) -> bool:
 
 
 def _text(step: Any) -> str:
+    """The jaxpr as text, for comparison."""
     return re.sub(r"0x[0-9a-f]+", "", str(step.jaxpr))  # without addresses of Python functions
 
 

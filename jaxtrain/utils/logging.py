@@ -31,7 +31,7 @@ class _Console(logging.Handler):
         theirs = [h for h in logging.getLogger().handlers if not type(h).__module__.startswith("absl")]
         if theirs:
             for handler in theirs:
-                if handler not in log.handlers and record.levelno >= handler.level:  # no record twice
+                if handler not in log.handlers and record.levelno >= handler.level:  # never emit a record twice
                     handler.handle(record)
             return
         text = f"{processes.who()}{record.levelname.lower()}: " * warning + self.format(record)

@@ -1,4 +1,4 @@
-"""Period: one type for every "how often" and "how long" (200 steps, 1 epoch, 10 minutes)."""
+"""Period: one type for intervals and durations (200 steps, 1 epoch, 10 minutes)."""
 
 import math
 import numbers
@@ -20,14 +20,19 @@ _EXPECTED = 'expected a number of steps (200, "200", "200st"), epochs ("1ep") or
 
 @dataclass(frozen=True)
 class Period:
-    """A number of steps, of epochs, or of seconds; `n` is positive and finite, steps are whole.
+    """A number of steps, epochs or seconds.
 
     >>> Period.of("10min")
     Period(n=600.0, unit='time')
     >>> Period.of(200).next(350, epoch_length=None)
     400
 
-    Raises ValueError for anything else.
+    Args:
+        n: The number: positive and finite, and whole if the unit is "step".
+        unit: "step", "epoch" or "time" (seconds).
+
+    Raises:
+        ValueError: ``n`` or ``unit`` is invalid.
     """
 
     n: float
@@ -47,7 +52,17 @@ class Period:
 
     @staticmethod
     def of(value: "int | float | str | Period | None") -> "Period | None":
-        """Read a period from an int (steps), a text, or a Period; None stays None. Raises ValueError."""
+        """Make a period.
+
+        Args:
+            value: A number of steps, a text such as "200", "1ep" or "10min", a Period, or None.
+
+        Returns:
+            The period; None for None.
+
+        Raises:
+            ValueError: ``value`` is not understood.
+        """
         if value is None or isinstance(value, Period):
             return value
         if not isinstance(value, str):
@@ -63,15 +78,20 @@ class Period:
         return Period(n * factor, unit)
 
     def __str__(self) -> str:
-        """The text that `Period.of` reads back as this period."""
+        """The text from which `Period.of` makes this period."""
         n = int(self.n) if self.n.is_integer() else self.n
         return f"{n}{ {'step': '', 'epoch': 'ep', 'time': 's'}[self.unit] }"
 
     def steps(self, epoch_length: int | None) -> int | None:
-        """The period in steps; None for a time.
+        """The period in steps, or None for a time.
 
-        A part of an epoch is rounded down to whole steps, at least one. Raises ValueError for epochs when the
-        length of an epoch (in steps) is not known.
+        A fraction of an epoch is rounded down to whole steps, but not below one.
+
+        Args:
+            epoch_length: Steps per epoch, or None if unknown.
+
+        Raises:
+            ValueError: The period counts epochs and ``epoch_length`` is None.
         """
         if self.unit == "time":
             return None
@@ -85,11 +105,27 @@ class Period:
         return max(1, math.floor(self.n * epoch_length + 1e-9))  # 0.29 * 100 is 28.999...
 
     def next(self, step: int, epoch_length: int | None) -> int | None:
-        """The first due step strictly after `step`; None for a time. Raises ValueError as `steps` does."""
+        """The first multiple of the period that is greater than `step`, or None for a time.
+
+        Args:
+            step: Number of completed steps.
+            epoch_length: Steps per epoch, or None if unknown.
+
+        Raises:
+            ValueError: The period counts epochs and ``epoch_length`` is None.
+        """
         steps = self.steps(epoch_length)
         return None if steps is None else (step // steps + 1) * steps
 
     def due(self, step: int, epoch_length: int | None) -> bool:
-        """Whether `step` (> 0) is a multiple of the period; never for a time. Raises ValueError as `steps` does."""
+        """Whether `step` is a positive multiple of the period; always False for a time.
+
+        Args:
+            step: Number of completed steps.
+            epoch_length: Steps per epoch, or None if unknown.
+
+        Raises:
+            ValueError: The period counts epochs and ``epoch_length`` is None.
+        """
         steps = self.steps(epoch_length)
         return steps is not None and step > 0 and step % steps == 0

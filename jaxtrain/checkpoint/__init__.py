@@ -1,4 +1,4 @@
-"""Checkpoints: verified, atomic, and found again."""
+"""Checkpoints: saving atomically, verifying, finding and loading."""
 
 from .._lazy import attach
 

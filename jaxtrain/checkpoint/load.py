@@ -1,4 +1,4 @@
-"""A module's model: built under a seed, or given the values of a checkpoint."""
+"""Builds a module's model under a seed, or gives it the values of a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,17 +16,29 @@ from .locate import read_checkpoint, refuse_differences
 from .store import Saved
 
 LASTING = "model/"
-"""What names of lasting states begin with in a checkpoint."""
+"""Prefix of the names of lasting states in a checkpoint."""
 
 
 @alone("jaxtrain.load")
 def load(path: str | Path, module: Module, *, seed: int | None = None) -> Module:
-    """Give a module the values of a checkpoint and return it, its model built where it has none.
+    """Load a checkpoint into a module, building its model if it has none.
 
-    Restored are the parameters and the states that outlive a sequence (running statistics, a model's own random
-    states). ``path``: a run directory (its newest readable checkpoint) or ``<run>/checkpoints/<step>``. ``seed``:
-    which one, of a run of several. Raises ValueError where the checkpoint is of another model or has no such seed,
-    FileNotFoundError where there is none.
+    The parameters are restored, and the states that outlive a sequence (running statistics, a model's own random
+    states).
+
+    Args:
+        path: A run directory, whose newest readable checkpoint is loaded, or ``<run>/checkpoints/<step>``.
+        module: The module to load into.
+        seed: The seed to load, if the run trained several seeds.
+
+    Returns:
+        ``module``.
+
+    Raises:
+        ValueError: The checkpoint belongs to another model or does not contain ``seed``.
+        FileNotFoundError: There is no checkpoint.
+        RuntimeError: A run in progress trains this module.
+        TypeError: ``module`` is not a ``jaxtrain.Module``.
     """
     refuse_in_use(module, "jaxtrain.load")
     saved = _of_seed(read_checkpoint(path), seed)
@@ -38,7 +50,7 @@ def load(path: str | Path, module: Module, *, seed: int | None = None) -> Module
 
 
 def make_lasting(module: Module, saved: Saved) -> None:
-    """Run the model's ``init_state`` where a checkpoint holds lasting states that only that makes."""
+    """Run the model's ``init_state`` if the checkpoint holds lasting states that only ``init_state`` creates."""
     if {name for name in saved.train if name.startswith(LASTING)} - _flat(_lasting(module)).keys():
         with brainstate.environ.context(**module.environ, fit=True), seeded(0):
             create_hidden(module.model, 1, False)
@@ -56,7 +68,7 @@ def _of_seed(saved: Saved, seed: int | None) -> Saved:
 
 
 def load_into(module: Module, saved: Saved) -> None:
-    """Parameters and lasting states, or nothing where any of them is another model's."""
+    """Load parameters and lasting states into a module; change nothing if any of them belongs to another model."""
     refuse_other_parameters(module, saved)
     kept = {name: leaf for name, leaf in saved.train.items() if name.startswith(LASTING)}
     states = _lasting(module)
@@ -66,7 +78,7 @@ def load_into(module: Module, saved: Saved) -> None:
 
 
 def refuse_other_parameters(module: Module, saved: Saved) -> None:
-    """Raise ValueError where a checkpoint's parameters are of other names, shapes or dtypes, or of several seeds."""
+    """Raise ValueError if a checkpoint's parameters have other names, shapes or dtypes, or belong to several seeds."""
     if seeds := saved.meta.get("seeds"):
         raise ValueError(
             f"the checkpoint of step {saved.step} holds the seeds {seeds}: take one with "
@@ -95,7 +107,7 @@ def _assign(states: Any, flat: dict[str, Any]) -> None:
 
 
 def build(module: Module, seed: int) -> None:
-    """Build a module's model under a seed, unless it has one already."""
+    """Build a module's model under a seed, unless it already has one."""
     if module.model is None:
         with brainstate.environ.context(**module.environ, fit=True), seeded(seed):
             module.model = module.build()
@@ -106,9 +118,20 @@ def build(module: Module, seed: int) -> None:
 
 
 def build_each(module: Module, seeds: Sequence[int], *, several: bool, resumed: bool) -> list[dict[str, Any]]:
-    """The module's attributes, its model among them, as built under each seed. A model that it has already is kept:
-    alone it is trained on, and where a run of ``several`` seeds is ``resumed`` it serves all, since their values come
-    from a checkpoint."""
+    """The module's attributes, including its model, as built under each seed.
+
+    A model that the module already has is kept. With one seed, training starts from it. When a run of several seeds is
+    resumed, it serves all seeds, because their values come from the checkpoint.
+
+    Args:
+        module: The module; its attributes are those of the last seed afterwards.
+        seeds: The seeds to build under.
+        several: Whether the run trains several seeds.
+        resumed: Whether the values will come from a checkpoint.
+
+    Raises:
+        ValueError: The module has a model, and a new run of several seeds would start every seed from its values.
+    """
     if module.model is not None:
         if several and not resumed:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Where a run starts: fresh, at its own last checkpoint, or as a fork of another run; and whether that may be."""
+"""Decides where a run starts: at step 0, at its own last checkpoint, or as a fork of another run."""
 
 from __future__ import annotations
 
@@ -23,17 +23,24 @@ from .store import Saved, Store
 
 CHECKPOINTS = "checkpoints"
 FOLDERS = (CHECKPOINTS, "tensorboard", "figures")
-"""Of a run directory."""
+"""Subdirectories of a run directory."""
 SCHEMA = 1
-"""Of what the loop writes into a checkpoint's metadata."""
+"""Version of the metadata that the loop writes into a checkpoint."""
 
 
 @dataclass
 class Origin:
-    """``run_dir``: where the run writes. ``saved``: the checkpoint it goes on from. ``restarted``: it begins at step 0
-    in a directory that holds an earlier attempt. ``parent``: the run it is a fork of. ``config``: the saved config.
-    ``explicit``: a step was asked for, so a run that a callback stopped there trains on. ``forked``: it goes on in
-    another directory than that of the checkpoint."""
+    """Where a run starts.
+
+    Attributes:
+        run_dir: Directory that the run writes to, or None.
+        saved: Checkpoint that the run continues from, or None.
+        restarted: The run starts at step 0 in a directory that holds an earlier attempt.
+        parent: The run that this run is a fork of, or None.
+        config: The saved config.json, or None.
+        explicit: The user asked for a step, so a run that a callback stopped at that step continues training.
+        forked: The run continues in a directory other than the checkpoint's.
+    """
 
     run_dir: Path | None
     saved: Saved | None = None
@@ -45,7 +52,7 @@ class Origin:
 
 
 def absolute(path: str | Path) -> Path:
-    """Raises ValueError where links lead round in a circle."""
+    """The absolute path. Raises ValueError if symbolic links form a loop."""
     try:
         return Path(path).expanduser().resolve()
     except (RuntimeError, OSError) as error:
@@ -54,10 +61,16 @@ def absolute(path: str | Path) -> Path:
 
 @contextmanager
 def opened(run_dir: str | Path | None, resume: str | int | Path, *, write: bool) -> Iterator[Origin]:
-    """``locate`` with the run's directory locked before it is read; ``write=False`` locks and makes nothing.
+    """Call ``locate`` with the run directory locked before it is read.
 
-    Where the run is forked, only the fork stays locked: what it came from is read, and may go on. Of several processes
-    the first one locks, after the others have looked.
+    ``write=False`` neither locks nor creates anything. If the run is forked, only the fork stays locked: the original
+    run is only read, and may be in progress. With several processes, the first one locks, after the others have read
+    the directory.
+
+    Raises:
+        ValueError: The directory cannot be used, or the processes disagree.
+        FileExistsError: The directory already holds a run, or a file or folder is in the way.
+        RuntimeError: Another process uses the directory.
     """
     if not processes.is_first():
         origin = locate(run_dir, resume)
@@ -77,14 +90,14 @@ def opened(run_dir: str | Path | None, resume: str | int | Path, *, write: bool)
             locks.close()
             _refuse_inside(origin.run_dir)
             locks.enter_context(RunLock(origin.run_dir))
-            if origin.run_dir is not None and _holds_run(origin.run_dir):  # another fork was faster
+            if origin.run_dir is not None and _holds_run(origin.run_dir):  # another process forked it first
                 raise FileExistsError(f"run directory {origin.run_dir} holds a run by now: start again")
         _refuse_other(origin, write)
         yield origin
 
 
 def _refuse_other(origin: Origin, write: bool) -> None:
-    """Raise ValueError where several processes would go on in different ways."""
+    """Raise ValueError if the processes would continue from different places."""
     kept = {"restarted": origin.restarted, "explicit": origin.explicit, "forked": origin.forked}
     step = None if origin.saved is None else origin.saved.step
     own = {"run directory": origin.run_dir, "checkpoint": step, "dry run": not write, **kept}
@@ -92,7 +105,7 @@ def _refuse_other(origin: Origin, write: bool) -> None:
 
 
 def _refuse_inside(run_dir: Path | None) -> None:
-    """Raise ValueError for a directory among the checkpoints of a run, which would be removed with them."""
+    """Raise ValueError for a directory inside the checkpoints of a run, which would be deleted with them."""
     for path in () if run_dir is None else (run_dir, *run_dir.parents):
         if path.name == CHECKPOINTS and (path.parent / "config.json").exists() and (path.parent / ".lock").exists():
             raise ValueError(
@@ -101,7 +114,7 @@ def _refuse_inside(run_dir: Path | None) -> None:
 
 
 def _refuse_in_the_way(run_dir: Path | None) -> None:
-    """Raise FileExistsError before anything is changed where a file cannot be written, or a folder made."""
+    """Raise FileExistsError, before anything is changed, if a file is in the place of a folder or vice versa."""
     if run_dir is None:
         return
     for name in ("config.json", "result.json", "metrics.jsonl", *FOLDERS):
@@ -114,8 +127,11 @@ def _refuse_in_the_way(run_dir: Path | None) -> None:
 def refuse_unlike_runs(
     record: dict[str, Any], callbacks: Callbacks, program: Program, feed: Feed, val: Passes | None
 ) -> None:
-    """Raise ValueError where several processes would not train the same: what is recorded of the run, its data, and the
-    values that it begins with. (A bar or a log may be the first one's alone.)"""
+    """Raise ValueError if several processes would not train the same run.
+
+    Compared are the recorded configuration, the data, and the initial values. A callback of rank "record", such as a
+    logger or a progress bar, may exist in the first process only.
+    """
     if processes.count() == 1:
         return
     watching = [name for name, callback in callbacks.keys().items() if callback.rank != "record"]
@@ -134,12 +150,12 @@ def refuse_unlike_runs(
             },
         }
     )
-    params, train = program.state()  # which may be gathered from all: not before their shapes agree
+    params, train = program.state()  # may gather from all processes, so shapes must agree first
     refuse_unlike({"initial values": digest({**params, **train})})
 
 
 def _home(run_dir: str | Path | None, resume: str | int | Path) -> Path | None:
-    """The directory that the run goes on in unless it is forked."""
+    """The directory in which the run continues unless it is forked."""
     if run_dir is not None:
         return absolute(run_dir)
     path = absolute(str(resume))
@@ -148,12 +164,22 @@ def _home(run_dir: str | Path | None, resume: str | int | Path) -> Path | None:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Whether it ends in checkpoints/STEP; the folder's own name has the number with zeros before it."""
+    """Return True if the path ends in checkpoints/STEP. On disk, STEP is padded with zeros."""
     return path.name.isdecimal() and path.parent.name == CHECKPOINTS
 
 
 def locate(run_dir: str | Path | None, resume: str | int | Path) -> Origin:
-    """Resolve ``resume``: "never", "last", "best", a step, or a path ``<run>/checkpoints/<step>``."""
+    """Resolve ``resume``.
+
+    Args:
+        run_dir: Run directory, or None.
+        resume: "never", "last", "best", a step, or a path ``<run>/checkpoints/<step>``.
+
+    Raises:
+        ValueError: ``resume`` is invalid or needs a run directory.
+        FileExistsError: The directory already holds a run.
+        FileNotFoundError: There is no such checkpoint.
+    """
     own = None if run_dir is None else absolute(run_dir)
     word = str(resume)
     if resume is None or isinstance(resume, bool):
@@ -181,8 +207,15 @@ def locate(run_dir: str | Path | None, resume: str | int | Path) -> Origin:
 
 
 def read_checkpoint(where: str | Path, word: str = "last") -> Saved:
-    """The checkpoint at a path: ``<run>/checkpoints/<step>``, or of a run directory its "last" readable one, its
-    "best", or a step."""
+    """Read a checkpoint.
+
+    Args:
+        where: ``<run>/checkpoints/<step>``, or a run directory.
+        word: For a run directory: "last" (newest readable checkpoint), "best", or a step.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+    """
     path = absolute(where)
     if _is_checkpoint(path):
         path, word = path.parent.parent, path.name
@@ -196,7 +229,15 @@ def read_checkpoint(where: str | Path, word: str = "last") -> Saved:
 
 
 def chosen(checkpoint: str | int | Path, run_dir: Path | None) -> Saved:
-    """The checkpoint that ``Fit.validate`` and its like mean: "last", "best" or a step of a run, or a path."""
+    """Read the checkpoint that ``Fit.validate`` and similar methods ask for.
+
+    Args:
+        checkpoint: "last", "best" or a step of the run in ``run_dir``, or a path.
+        run_dir: Run directory, or None.
+
+    Raises:
+        ValueError: ``run_dir`` is needed and None.
+    """
     word = str(checkpoint)
     if word not in ("last", "best") and not word.isdecimal():
         return read_checkpoint(word)
@@ -217,7 +258,7 @@ def _holds_run(run_dir: Path) -> bool:
 
 @contextmanager
 def _store(run_dir: Path, config: dict[str, Any] | None = None) -> Iterator[Store]:
-    """The checkpoints of a run, to read: nothing is touched, so the run may be alive."""
+    """Open the checkpoints of a run read-only, so that the run may be in progress."""
     kept = ((config or {}).get("fit") or {}).get("checkpoint") or {}
     store = Store(run_dir / CHECKPOINTS, mode=kept.get("mode", "min"), read_only=True)
     try:
@@ -238,7 +279,7 @@ def _config(run_dir: Path) -> dict[str, Any] | None:
 
 
 def run_key(config: dict[str, Any]) -> str:
-    """A digest of what a run cannot change when it goes on, from its config.json: says whose a checkpoint is."""
+    """Digest of the parts of config.json that cannot change on resume; it identifies the run of a checkpoint."""
     fit = config["fit"]
     return json_digest({"seeds": [fit["seed"], fit.get("seeds")], **{key: config[key] for key in ("strategy", "data")}})
 
@@ -252,7 +293,7 @@ def _newest(run_dir: Path, config: dict[str, Any] | None) -> Saved | None:
 
 
 def _understood(saved: Saved, run_dir: Path, config: dict[str, Any] | None) -> Saved:
-    """Raises ValueError for what another release wrote in a way that this one does not know, and for another run's."""
+    """Return ``saved``. Raises ValueError if its schema is unknown to this release or it belongs to another run."""
     if (schema := saved.meta.get("schema")) != SCHEMA:
         wrote = (saved.meta.get("versions") or {}).get("jaxtrain", "another release")
         raise ValueError(
@@ -282,7 +323,7 @@ def _last(run_dir: Path) -> Origin:
 
 
 def _refuse_lost(run_dir: Path) -> None:
-    """Raise FileNotFoundError where there is no checkpoint, and result.json says that there was."""
+    """Raise FileNotFoundError if there is no checkpoint although result.json reports one."""
     path = run_dir / "result.json"
     result = read_json(path) if path.exists() else {}
     if result.get("saved") is True:
@@ -293,7 +334,7 @@ def _refuse_lost(run_dir: Path) -> None:
 
 
 def _choose(source: Path, word: str, config: dict[str, Any] | None) -> tuple[Saved, bool]:
-    """The checkpoint of a run that a word names, and whether it is the run's last."""
+    """The checkpoint of a run that ``word`` names, and whether it is the run's last."""
     if not (source / CHECKPOINTS).is_dir():
         raise FileNotFoundError(f"{word!r}: {source} holds no checkpoints")
     with _store(source, config) as store:
@@ -307,7 +348,7 @@ def _choose(source: Path, word: str, config: dict[str, Any] | None) -> tuple[Sav
 
 
 def _from_step(source: Path, word: str, target: Path | None) -> Origin:
-    """A checkpoint that is the run's last continues it; any other is forked, so that nothing is overwritten."""
+    """Continue a run from its last checkpoint, or fork it from an earlier one, so that nothing is overwritten."""
     config = _config(source)
     saved, is_last = _choose(source, word, config)
     if is_last and target is None:
@@ -333,11 +374,14 @@ def _free(path: Path) -> Path:
 
 
 def describe(strategy: Strategy, data: DataModule, callbacks: Callbacks) -> dict[str, Any]:
-    """What checkpoints say of the strategy and the data, as it reads back. Raises TypeError for what is not JSON,
-    also in the data's task and the callbacks' states, which no checkpoint could hold."""
+    """Description of strategy and data for the metadata of checkpoints, as it reads back from JSON.
+
+    Raises:
+        TypeError: The description, the data's task or the state of a callback is not JSON and could not be saved.
+    """
     as_json(data.task, f"{type(data).__name__}.task")
     for key, callback in callbacks.keys().items():
-        with suppress(AttributeError):  # what its on_fit_start is still to make
+        with suppress(AttributeError):  # its on_fit_start has not created the state yet
             as_json(callback.state(), f"the state of callback {key}")
     return {
         "strategy": as_json(strategy.config(), f"the configuration of {type(strategy).__name__}"),
@@ -349,7 +393,7 @@ def refuse_differences(
     saved: dict[str, Any], live: dict[str, Any], keys: Iterable[str],
     advice: str = "resume with what the run was made with, or start another run",
 ) -> None:  # fmt: skip
-    """Raise ValueError where the checkpoint belongs to another model, optimizer or strategy, or to other data."""
+    """Raise ValueError if the checkpoint belongs to another model, optimizer or strategy, or to other data."""
     for key in keys:
         difference = first_difference(saved[key], live[key])
         if difference:
@@ -358,10 +402,10 @@ def refuse_differences(
 
 
 def log_changes(saved: dict[str, Any] | None, live: dict[str, Any]) -> None:
-    """Print what was changed since the run was saved, where a change is allowed."""
+    """Log which settings were changed since the run was saved, among those that may change."""
     for part in ("fit", "config", "optimizer"):
         before, now = (saved or {}).get(part) or {}, live.get(part) or {}
         for key in sorted({*before, *now}):
             if before.get(key) != now.get(key):
-                name = f"{part}.{key}" if key else part  # an optimizer alone has no label
+                name = f"{part}.{key}" if key else part  # a single optimizer has no label
                 log.info("resume: %s changes from %r to %r", name, before.get(key), now.get(key))

@@ -1,4 +1,4 @@
-"""What a Store asks of Orbax: a manager that saves, for all processes together, and a reader, for each by itself."""
+"""The Orbax objects that a Store uses: a manager that saves for all processes together, and a reader per process."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from ..distributed import processes
 
 
 def manager(directory: Path, keeper: Any, gone: str) -> Any:
-    """``keeper.should_preserve`` says which steps stay; others are moved to the folder ``gone`` before they go."""
+    """Create the CheckpointManager of a directory.
+
+    ``keeper.should_preserve`` decides which steps are kept. The others are moved to the folder ``gone`` before they are
+    deleted.
+    """
     import orbax.checkpoint as ocp
     from orbax.checkpoint.checkpoint_managers import FixedIntervalPolicy
 
-    # FixedIntervalPolicy(1), force: Orbax must have no opinion of its own on which steps are worth saving.
+    # FixedIntervalPolicy(1), with force=True in save(), keeps Orbax from choosing which steps to save.
     options = ocp.CheckpointManagerOptions(
         save_decision_policy=FixedIntervalPolicy(1),
         preservation_policy=keeper,
@@ -27,7 +31,7 @@ def manager(directory: Path, keeper: Any, gone: str) -> Any:
 
 
 def reader() -> Any:
-    """A context manager. Where several processes read, none waits for the others."""
+    """Create a context manager that reads. With several processes, each reads without waiting for the others."""
     import orbax.checkpoint as ocp
 
     if processes.count() == 1:
@@ -40,6 +44,8 @@ def reader() -> Any:
 
 
 def to_save(leaf: Any, held: np.ndarray) -> Any:
-    """What Orbax is given of a leaf: the copy ``held`` of it, or what lies in several processes as it is, so that each
-    writes its own part."""
+    """What Orbax receives for a leaf: the host copy ``held``, or an array that spans processes itself.
+
+    Each process writes its own part of such an array.
+    """
     return held if getattr(leaf, "is_fully_addressable", True) or leaf.is_fully_replicated else leaf

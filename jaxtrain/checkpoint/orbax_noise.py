@@ -1,13 +1,14 @@
-"""What Orbax does to the process beside saving, kept from the program that embeds jaxtrain.
+"""Limits what Orbax does to the logging of the program that embeds jaxtrain.
 
-Where the root logger has no handler, each line that Orbax logs through absl calls basicConfig, as if that program had,
-whose own call would then do nothing. Its errors are written to absl's logger, and raised or named by jaxtrain as well.
-And it reads and writes leaves side by side and closes its event loop at the first that fails: what becomes of the
-others would be told a second time, at length, at some moment of the garbage collector or of TensorStore's threads, by
-asyncio, with the path of the step, and through sys.unraisablehook, with nothing that says whose it is.
+If the root logger has no handler, each line that Orbax logs through absl calls basicConfig, and the program's own call
+to basicConfig would have no effect. Orbax also logs errors to absl's logger that jaxtrain already raises or reports.
 
-So while a store is in use the root logger has absl's handler, and these lines are dropped. When none is, all is as
-before, unless a read or a save failed: what is told of that one stays silent for good.
+Orbax reads and writes leaves concurrently and closes its event loop at the first failure. The failures of the other
+leaves would be reported again, at length, at some later moment, when the garbage collector or TensorStore's threads
+run: by asyncio, with the path of the step, and through sys.unraisablehook, without naming the origin.
+
+Therefore, while a store is in use, the root logger has absl's handler, and these messages are dropped. When no store is
+in use, everything is restored. Only messages about a read or save that failed stay suppressed.
 """
 
 import logging
@@ -22,19 +23,19 @@ from typing import Any
 import absl.logging
 
 MOST = 64
-"""Failed reads and saves that are remembered: the reports of older ones have come by now."""
+"""Number of failed reads and saves that are remembered; reports of older ones have arrived by then."""
 
 _lock = threading.Lock()
 _users: weakref.WeakSet[Any] = weakref.WeakSet()
 _root: list[logging.Handler] = []
-_hooks: list[Callable[[Any], None]] = []  # ours, and what it stands before
-# Replaced whole, never changed: the threads of Orbax and of TensorStore read them while they grow and shrink.
+_hooks: list[Callable[[Any], None]] = []  # our unraisablehook, and the hook that it wraps
+# Replaced as a whole, never mutated: threads of Orbax and TensorStore read them concurrently.
 _under_way: tuple[str, ...] = ()
 _failed: tuple[str, ...] = ()
 
 
 def hold(user: object) -> None:
-    """``user`` uses Orbax from now on, until ``release``."""
+    """Mark ``user`` as using Orbax until ``release``."""
     with _lock:
         if user in _users:
             return
@@ -59,20 +60,23 @@ def release(user: object) -> None:
         logging.getLogger("absl").removeFilter(_not_orbax)
         if not _failed:
             logging.getLogger("asyncio").removeFilter(_not_under_way)
-            if _hooks and sys.unraisablehook is _hooks[0]:  # else somebody's own stands before it
+            if _hooks and sys.unraisablehook is _hooks[0]:  # else another hook was installed over it
                 sys.unraisablehook = _hooks[1]
             _hooks.clear()
 
 
 def begin(step: Path) -> None:
-    """A step is read or saved from now on."""
+    """Mark a step as being read or saved."""
     global _under_way
     with _lock:
         _under_way = (*_under_way, str(step))
 
 
 def end(step: Path, well: bool) -> None:
-    """It is over; where not ``well``, more may be said of it at any time, by Orbax's threads through absl, too."""
+    """Mark an operation as finished. After a failure (``well`` is False), its late log messages are suppressed.
+
+    Orbax's threads may report a failed operation at any later time, also through absl.
+    """
     global _under_way, _failed
     with _lock:
         if not well:

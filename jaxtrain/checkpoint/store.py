@@ -1,8 +1,10 @@
-"""Orbax behind one class: save, restore, the latest readable, retention, digests. Knows flat dicts and JSON only.
+"""Saves, verifies, restores and deletes checkpoints with Orbax. Knows only flat dicts of arrays, and JSON.
 
-Of several processes all save together, each what it holds; the first one alone tidies up, and each reads by itself.
-Orbax promises that a listed step was complete once, not that its content is unchanged: most flipped bits it reads back
-as numbers. So every leaf carries a sha256, the metadata carries its own, and both are checked on the way back.
+With several processes, all save together, each its own part. Only the first process deletes files. Each process reads
+independently.
+
+Orbax guarantees that a listed step was once complete, but not that its content is unchanged: it reads most flipped bits
+back as numbers. Therefore every leaf has a sha256, the metadata has its own, and both are checked when they are read.
 """
 
 import errno
@@ -33,15 +35,15 @@ Mode = Literal["min", "max"]
 Arrays = Mapping[str, Any]  # arrays by name, on the host or on a device
 _log = logging.getLogger("jaxtrain")
 _STEP = re.compile(r"[0-9]{8}|[1-9][0-9]{8,}")
-_ASIDE = ".replaced"  # ending of a step that another save is about to replace
+_ASIDE = ".replaced"  # suffix of a step that another save is about to replace
 _UNFINISHED = re.compile(r"[0-9]{8,}\.orbax-checkpoint-tmp.*")
 _PROBE = ".probe"
-_GONE = ".deleted"  # steps on their way out: one rename takes a step off the list, so none is ever listed in part
-_SPACE = ("No space left", "Disk quota exceeded", "RESOURCE_EXHAUSTED")  # TensorStore says it in words only
+_GONE = ".deleted"  # steps being deleted: one rename unlists a step, so no step is ever listed in part
+_SPACE = ("No space left", "Disk quota exceeded", "RESOURCE_EXHAUSTED")  # TensorStore reports these only as text
 
 
 def readable(path: Path) -> Path:
-    """The path. Raises ValueError where Orbax could write checkpoints below it and would never find them again."""
+    """Return the path. Raises ValueError if Orbax could write checkpoints below it but would never find them again."""
     if wrong := [mark for mark in "[\\" if mark in str(path)]:
         raise ValueError(
             f"{path}: Orbax cannot read checkpoints back from a path that holds {' or '.join(wrong)}; choose another"
@@ -51,7 +53,7 @@ def readable(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds: numpy arrays by name, JSON metadata. An item that was not asked for is empty."""
+    """Content of a checkpoint: numpy arrays by name, and JSON metadata. Items that were not requested are empty."""
 
     step: int
     params: dict[str, np.ndarray]
@@ -60,16 +62,20 @@ class Saved:
 
 
 class Store:
-    """The checkpoints of one directory: saved asynchronously, verified when read, the `last` and the `best` kept.
+    """The checkpoints of one directory: saved asynchronously, verified when read.
+
+    The newest and the best checkpoints are kept; older ones are deleted when a save completes.
 
     Args:
-        directory: made if it is missing; `~` and relative paths are resolved here.
-        last: how many of the newest are kept (at least 1).
-        best: how many of the best by score are kept beside them; of equal scores the earlier is the better.
-        mode: whether a low ("min") or a high ("max") score is good; a non-finite one is the worst either way.
-        read_only: touches nothing (save() is refused), so it may read the directory of a run that is alive.
+        directory: Created if missing; `~` and relative paths are resolved here.
+        last: Number of newest checkpoints to keep, at least 1.
+        best: Number of best checkpoints to keep in addition, by score. With equal scores the earlier one is better.
+        mode: "min" or "max": whether a low or a high score is better. A nonfinite score is always the worst.
+        read_only: Changes nothing and refuses save(), so the directory may belong to a run in progress.
 
-    Raises OSError if the directory cannot be written.
+    Raises:
+        OSError: The directory cannot be written.
+        ValueError: ``last`` or ``best`` is too small, or Orbax cannot read from such a path.
     """
 
     def __init__(
@@ -79,8 +85,8 @@ class Store:
             raise ValueError(f"a store keeps last >= 1 and best >= 0 checkpoints, not last={last}, best={best}")
         self.directory = readable(Path(directory).expanduser().resolve())
         self.last, self.best, self.mode, self.read_only = last, best, mode, read_only
-        self._manager: Any = None  # made by the first save
-        self._pending: int | None = None  # the step whose save is in flight
+        self._manager: Any = None  # created by the first save
+        self._pending: int | None = None  # the step that is being saved
         self._saved = True  # the newest save is on disk
         self._scores: dict[int, float | None] = {}
         self._bad: dict[int, str] = {}  # steps known to be unreadable, and why
@@ -89,12 +95,12 @@ class Store:
             self._tidy()
 
     def steps(self) -> list[int]:
-        """The steps on disk, ascending. A save in flight is listed once it is committed."""
+        """Steps on disk, ascending. A step that is being saved is listed once it is committed."""
         names = {path.name.removesuffix(_ASIDE) for path in self.directory.glob("[0-9]*") if path.is_dir()}
         return sorted(int(name) for name in names if _STEP.fullmatch(name))
 
     def best_step(self) -> int | None:
-        """The step with the best recorded score; None when no readable checkpoint carries one."""
+        """The step with the best recorded score, or None if no readable checkpoint has one."""
         self._settle()
         self._learn_scores()
         return next(iter(self._ranked(self.steps())), None)
@@ -103,13 +109,28 @@ class Store:
         self, step: int, params: Arrays, train: Arrays, meta: Mapping[str, Any], score: float | None = None,
         replace: bool = False,
     ) -> bool:  # fmt: skip
-        """Starts to save a step; returns when all is copied to the host, so buffers may be donated or overwritten.
+        """Start to save a step.
 
-        `params` and `train` are flat dicts of arrays (a PRNG key as uint32 key data), `meta` is JSON. A step that is on
-        disk already is not written again, unless it is unreadable or to `replace` what an interrupted run left of it;
-        then the old one stays until the new one is on disk. False: failed at once for want of disk space, which is
-        logged. Raises TypeError for a leaf that is no numeric array or metadata that is not JSON, and SaveFailed, also
-        for the save before this one, if anything but want of space was in the way.
+        Returns when all arrays are copied to the host, so buffers may then be donated or overwritten. A step that is
+        already on disk is written again only if it is unreadable, or if `replace` is True. The old checkpoint then
+        stays until the new one is on disk.
+
+        Args:
+            step: The step, at least 0.
+            params: Parameters: a flat dict of arrays (a PRNG key as uint32 key data).
+            train: The rest of the training state, likewise.
+            meta: JSON metadata.
+            score: Score for the choice of the best checkpoints, or None.
+            replace: Overwrite what an interrupted run left of this step.
+
+        Returns:
+            False if the save failed immediately because the disk is full, which is logged; else True.
+
+        Raises:
+            TypeError: A leaf is not a numeric array, or the metadata is not JSON.
+            SaveFailed: This save or the previous one failed for a reason other than a full disk.
+            RuntimeError: The store is read-only.
+            ValueError: ``step`` is negative, or the metadata uses a reserved key.
         """
         if self.read_only:
             raise RuntimeError(f"step {step} is not saved: the checkpoints in {self.directory} were opened read-only")
@@ -124,12 +145,12 @@ class Store:
                 return True
             if not replace:
                 _log.warning("the unreadable checkpoint of step %d in %s is replaced", step, self.directory)
-            self._drop_manager()  # which would go on listing it
+            self._drop_manager()  # it would still list the step
             try:
                 if processes.is_first():
                     self._whole(step).rename(self._whole(step, _ASIDE))
                 processes.meet()
-            except OSError as error:  # the old one stays as it is
+            except OSError as error:  # the old checkpoint is unchanged
                 self._saved = False
                 self._report(step, error)
                 return False
@@ -140,7 +161,7 @@ class Store:
         try:
             ocp = self._orbax()
             args: dict[str, Any] = {"meta": ocp.args.JsonSave(record)}
-            for item, leaves in items.items():  # Orbax refuses empty arrays and trees; the metadata says enough of them
+            for item, leaves in items.items():  # Orbax refuses empty arrays and trees; the metadata suffices
                 given = params if item == "params" else train
                 if stored := {name: to_save(given[name], leaf) for name, leaf in leaves.items() if leaf.size}:
                     args[item] = ocp.args.StandardSave(stored)
@@ -154,22 +175,51 @@ class Store:
         return True
 
     def wait(self) -> bool:
-        """True: the newest save is on disk; False: it failed for want of space. Else it raises SaveFailed, once."""
+        """Wait for the newest save.
+
+        Returns:
+            True if it is on disk, False if it failed because the disk is full.
+
+        Raises:
+            SaveFailed: It failed for another reason. Raised once.
+        """
         self._settle()
         return self._saved
 
     def read_meta(self, step: int) -> dict[str, Any]:
-        """The verified metadata of a step. Raises CorruptCheckpoint; FileNotFoundError names the steps there are."""
+        """Read and verify the metadata of a step.
+
+        Raises:
+            CorruptCheckpoint: The metadata is damaged.
+            FileNotFoundError: There is no such step; the message lists the steps.
+        """
         return self._read(step, ()).meta
 
     def restore(self, step: int, *, params: bool = True, train: bool = True) -> Saved:
-        """Numpy arrays of the saved dtypes and shapes, every leaf verified. Raises what read_meta does."""
+        """Read a step. Every leaf is verified.
+
+        Args:
+            step: The step.
+            params: Read the parameters.
+            train: Read the rest of the training state.
+
+        Returns:
+            Numpy arrays with the saved dtypes and shapes.
+
+        Raises:
+            CorruptCheckpoint: The checkpoint is damaged.
+            FileNotFoundError: There is no such step; the message lists the steps.
+        """
         return self._read(step, ("params",) * params + ("train",) * train)
 
     def latest_readable(self) -> Saved | None:
-        """The newest checkpoint that reads back whole, each unreadable one before it named in a warning; None if empty.
+        """Read the newest readable checkpoint. A warning names each newer one that is unreadable.
 
-        Raises NoReadableCheckpoint if there are some and all are unreadable.
+        Returns:
+            The checkpoint, or None if the directory holds none.
+
+        Raises:
+            NoReadableCheckpoint: There are checkpoints, but all are unreadable.
         """
         self._settle()
         for step in reversed(self.steps()):
@@ -181,7 +231,7 @@ class Store:
         return None
 
     def close(self) -> None:
-        """Waits for the save in flight and frees its threads. Raises SaveFailed if that save failed."""
+        """Wait for the save in progress and free its threads. Raises SaveFailed if that save failed."""
         try:
             self._settle()
         finally:
@@ -189,13 +239,13 @@ class Store:
             quiet.release(self)
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Orbax asks which steps stay, while one is being saved; the others go when that one is on disk."""
-        # Orbax' own LatestN | BestN keeps steps without a score while there are few, counts unreadable ones, and
-        # trusts a metrics file that nothing protects. The scores used here come from verified metadata.
+        """Called by Orbax during a save: which steps to keep. The others are deleted when the new step is on disk."""
+        # Orbax's own LatestN | BestN keeps steps without a score while there are few, counts unreadable steps, and
+        # trusts a metrics file that has no digest. The scores used here come from verified metadata.
         assert self._pending is not None
         readable = sorted(c.step for c in checkpoints if c.step not in self._bad)
         kept = {self._pending, *readable[-self.last :], *self._ranked(readable)[: self.best]}
-        kept.update(step for step in self._bad if step > self._pending)  # others go: an unreadable one does not count
+        kept.update(step for step in self._bad if step > self._pending)  # older unreadable steps are deleted
         return [c.step in kept for c in checkpoints]
 
     def _probe(self) -> None:
@@ -206,12 +256,15 @@ class Store:
             probe.unlink()
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT) and self.directory.is_dir():
-                return  # a full disk is dealt with save by save
+                return  # each save handles a full disk itself
             why = f"checkpoints cannot be written here ({error.strerror}), give another directory"
             raise OSError(error.errno, why, str(self.directory)) from None
 
     def _tidy(self, step: int | None = None) -> None:
-        """Removes what unfinished saves left, and the given step; a step whose replacement is missing comes back."""
+        """Delete the remains of unfinished saves, and ``step`` if given.
+
+        A step whose replacement was not completed is renamed back.
+        """
         if not processes.is_first():
             return
         try:
@@ -226,17 +279,17 @@ class Store:
                     shutil.rmtree(aside)
                 else:
                     aside.rename(aside.with_suffix(""))
-        except OSError as error:  # no reason to lose a run: it is tried again after the next save
+        except OSError as error:  # no reason to end a run: retried after the next save
             _log.warning("%s: what is left of older saves cannot be removed: %s", self.directory, error)
 
     def _orbax(self) -> Any:
         quiet.hold(self)
-        import orbax.checkpoint as ocp  # costs a second, so not before the first use
+        import orbax.checkpoint as ocp  # takes a second to import, so not before the first use
 
         return ocp
 
     def _settle(self) -> None:
-        """Waits for the save in flight and deals with its outcome."""
+        """Wait for the save in progress and handle its outcome."""
         if (step := self._pending) is None:
             return
         try:
@@ -253,12 +306,12 @@ class Store:
             self._scores = {step: score for step, score in self._scores.items() if step in there}
 
     def _failed(self, step: int, error: Exception) -> None:
-        """Removes what a failed save left, and reports it."""
-        # Orbax goes on listing a step that failed, and forgets those it meant to delete: start over with a new manager.
+        """Delete the remains of a failed save, and report it."""
+        # Orbax keeps listing the failed step and forgets the steps it was to delete, so start over with a new manager.
         self._pending = None
         quiet.end(self._whole(step), well=False)
         self._drop_manager()
-        # The step is whole if only the removal of older ones failed.
+        # The step is complete if only the deletion of older ones failed.
         self._saved = self._whole(step).is_dir() and self._attempt(step) is not None
         if not self._saved:
             self._scores.pop(step, None)
@@ -266,10 +319,10 @@ class Store:
         self._report(step, error)
 
     def _report(self, step: int, error: Exception) -> None:
-        """Says what became of a step. Raises SaveFailed unless there was no space for it, or it is on disk."""
-        # Without frames, but with all that the error was raised from.
+        """Log what became of a save. Raises SaveFailed unless the disk was full or the step is on disk."""
+        # No stack frames, but the whole chain of causes.
         text = "".join(traceback.format_exception(error, limit=0))
-        # Several processes cannot go on after it: the others wait in Orbax for what this one did not write.
+        # Several processes cannot continue: the others wait in Orbax for what this one did not write.
         several = processes.count() > 1
         space, code = any(words in text for words in _SPACE), re.search(r"os_error_code='(\d+)'", text)  # TensorStore's
         why = "no space left" if space else os.strerror(int(code[1])) if code else one_line(error)[:200]
@@ -285,7 +338,7 @@ class Store:
     def _drop_manager(self) -> None:
         manager, self._manager = self._manager, None
         if manager is not None:
-            for _ in range(4):  # each part of Orbax raises once more the failure of the save, which is in hand by now
+            for _ in range(4):  # each part of Orbax raises the failure again, which is already handled
                 with suppress(Exception):
                     return manager.close()
             manager.close()
@@ -303,10 +356,10 @@ class Store:
                 self._attempt(step, ())
 
     def _ranked(self, steps: list[int]) -> list[int]:
-        """Those of the readable steps that carry a score, the best first."""
+        """The readable steps that have a score, best first."""
         scores = {step: self._scores.get(step) for step in steps if step not in self._bad}
         sign = 1 if self.mode == "min" else -1
-        # A NaN compares with nothing: left in, it would scramble the order and the best would be deleted.
+        # NaN is unordered: it would scramble the sort, and the best checkpoint could be deleted.
         keys = {s: sign * x if math.isfinite(x) else math.inf for s, x in scores.items() if x is not None}
         return sorted(keys, key=lambda step: (keys[step], step))
 
@@ -340,7 +393,7 @@ class Store:
         return Saved(step, items.get("params", {}), items.get("train", {}), meta)
 
     def _read_item(self, step: int, item: str, meta: dict[str, Any]) -> dict[str, np.ndarray]:
-        # A template of exactly the recorded dtypes and shapes: without one, Orbax wants the devices of the save.
+        # A template with the recorded dtypes and shapes: without one, Orbax needs the devices of the save.
         recorded = meta["store"][item].items()
         leaves = {name: np.empty(shape, getattr(ml_dtypes, dtype, dtype)) for name, (dtype, shape) in recorded}
         if stored := {name: leaf for name, leaf in leaves.items() if leaf.size}:
@@ -364,7 +417,7 @@ class Store:
             return found
         except MemoryError:
             raise
-        except Exception as error:  # anything from a KeyError to a bare Exception of 40 lines
+        except Exception as error:  # anything from a KeyError to a bare Exception with 40 lines of text
             text = (str(error).strip().splitlines() or [""])[0]
             raise CorruptCheckpoint(step, f"{type(error).__name__}: {text[:160]}") from None
         finally:

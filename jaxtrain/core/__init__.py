@@ -1,1 +1,1 @@
-"""What the engine and the strategies stand on: modules, phases, metrics, states."""
+"""Foundations of the engine and the strategies: modules, phases, metrics, states."""

@@ -1,4 +1,4 @@
-"""Numbers that leave a compiled program: monoids that merge there, and the one place where they reach the host."""
+"""Metrics of a compiled program: sums that merge on the device, and the only place that fetches them to the host."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Mean(NamedTuple):
-    """A weighted mean in the making: ``num / weight``; two of them merge by adding."""
+    """A weighted mean ``num / weight``, kept as two sums so that two of them merge by addition."""
 
     num: Any
     weight: Any
@@ -22,26 +22,26 @@ class Mean(NamedTuple):
 
 Metrics = dict[str, Mean]
 LANES = "lanes/"
-"""What names of metrics begin with that are not one number but one of each seed trained side by side."""
+"""Prefix of metrics that have one number per seed instead of one number."""
 
 
 def tag(prefix: str, name: str) -> str:
-    """``train/loss`` of ``loss``, ``lanes/train/loss`` of ``lanes/loss``."""
+    """Add a prefix to the name of a metric: ``loss`` -> ``train/loss``, ``lanes/loss`` -> ``lanes/train/loss``."""
     return f"{LANES}{prefix}/{name.removeprefix(LANES)}" if name.startswith(LANES) else f"{prefix}/{name}"
 
 
 def is_rate(name: str) -> bool:
-    """Learning rates are no mean over steps; a callback (LearningRateMonitor) puts them into rows."""
+    """Return True for learning rates, which are not averaged over steps; LearningRateMonitor logs them."""
     return name == "lr" or name.startswith("lr/")
 
 
 def plain(value: Any) -> Any:
-    """A float, or of an array a list of floats."""
+    """A float, or for an array a list of floats."""
     return np.asarray(value, np.float64).tolist()
 
 
 def sum_over_time(metrics: Metrics) -> Metrics:
-    """Metrics stacked over time steps ``(T,)`` -> their sum ``()``."""
+    """Sum metrics stacked over time steps ``(T,)`` to ``()``."""
     return jax.tree.map(lambda leaf: jnp.sum(leaf, 0), metrics)
 
 
@@ -50,9 +50,9 @@ def add(a: Metrics, b: Metrics) -> Metrics:
 
 
 class Pending:
-    """Arrays that a dispatched program will fill in; ``fetch`` waits for them.
+    """Arrays that a dispatched program will produce; ``fetch`` waits for them.
 
-    ``fetch`` is the only place where a device array becomes a host value while training; ``Pending.fetches`` counts.
+    ``fetch`` is the only place where training copies device arrays to the host; ``Pending.fetches`` counts the calls.
     """
 
     fetches = 0
@@ -61,7 +61,7 @@ class Pending:
         self._arrays, self._unpack = arrays, unpack
 
     def fetch(self) -> Any:
-        """The arrays as numpy, in their tree or as ``unpack`` makes of it."""
+        """The arrays as numpy, in their tree or as ``unpack`` returns them."""
         Pending.fetches += 1
         leaves, tree = jax.tree.flatten(self._arrays)
         for leaf in leaves:

@@ -1,5 +1,8 @@
-"""One thread at a time, since models are traced with state of the whole process (brainstate's random numbers and
-environment); and the runs under way, whose modules are theirs."""
+"""Ensures that one thread at a time traces and runs models, and keeps track of the runs in progress.
+
+Tracing uses state of the whole process (brainstate's random numbers and environment). A run in progress owns its
+module.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any, Protocol
 
 
 class RunUnderWay(Protocol):
-    """What may be asked of a run that trains a module."""
+    """Queries to a run in progress that trains a module."""
 
     def trains(self, module: Any) -> bool: ...
     def shares(self, module: Any) -> bool: ...
@@ -19,20 +22,20 @@ class RunUnderWay(Protocol):
 
 
 runs: list[Any] = []
-"""Under way, in the thread that is in ``alone``: a run that a callback starts comes behind the one that called it."""
+"""Runs in progress in the thread that holds ``alone``, each before the runs that its callbacks start."""
 _lock = threading.RLock()
 _owner = ""
 
 
 @contextmanager
 def alone(what: str) -> Iterator[None]:
-    """While this thread, and no other, traces and runs models; also a decorator. A callback may enter again.
+    """Context (or decorator) in which only the current thread may trace and run models; a callback may enter again.
 
     Args:
-        what: what is done, for the message.
+        what: The operation, for messages.
 
     Raises:
-        RuntimeError: another thread is in here.
+        RuntimeError: Another thread holds it.
     """
     global _owner
     if not _lock.acquire(blocking=False):
@@ -50,7 +53,7 @@ def alone(what: str) -> Iterator[None]:
 
 @contextmanager
 def under_way(live: RunUnderWay) -> Iterator[None]:
-    """While a run trains its module."""
+    """Context during which a run trains its module."""
     runs.append(live)
     try:
         yield
@@ -59,7 +62,11 @@ def under_way(live: RunUnderWay) -> Iterator[None]:
 
 
 def run_of(module: Any) -> Any:
-    """The run under way that trains this module. Raises RuntimeError where one trains its model under another."""
+    """The run in progress that trains ``module``, or None.
+
+    Raises:
+        RuntimeError: A run trains the module's model, or a part of it, as part of another module.
+    """
     for live in reversed(runs):
         if live.trains(module):
             return live
@@ -72,7 +79,7 @@ def run_of(module: Any) -> Any:
 
 
 def refuse_in_use(module: Any, what: str, callbacks: Iterable[Any] = ()) -> None:
-    """Raise RuntimeError where a run under way trains this module or a part of it, or tells one of these callbacks."""
+    """Raise RuntimeError if a run in progress trains this module or a part of it, or uses one of these callbacks."""
     if (live := run_of(module)) is not None:
         raise RuntimeError(f"{what}: {live.describe()}: wait for its end, or give a new module")
     for callback in callbacks:

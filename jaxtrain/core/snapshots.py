@@ -1,4 +1,4 @@
-"""Whether an object is still as it was: what a program was traced from is compared before the program is used again."""
+"""Detects whether an object has changed since a program was traced from it, before the program is used again."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .state import SHORT, State
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, range, np.generic, np.dtype)
 WHOLE = (jax.Array, type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
-"""What counts by identity alone."""
+"""Types that are compared by identity only."""
 
 
 class _Same:
-    """Equal to another of the same object, which it does not keep alive."""
+    """Equal to another wrapper of the same object; does not keep the object alive."""
 
     def __init__(self, value: Any):
         try:
@@ -35,8 +35,8 @@ class _Same:
 def snapshot(value: Any, seen: dict[int, int] | None = None) -> Any:
     """A value that equals a later snapshot of the same object if no attribute that a trace could read has changed.
 
-    Attributes are followed into containers and objects. States count by identity, tree, shapes and dtypes, since
-    programs read their values anew; short-term States do not count, since ``init_state`` makes them anew.
+    Containers and attributes of objects are followed. States are compared by identity, tree, shapes and dtypes, because
+    programs read their values at every call. Short-term States are ignored, because ``init_state`` recreates them.
     """
     seen = {} if seen is None else seen
     if isinstance(value, PLAIN):
@@ -65,7 +65,7 @@ def snapshot(value: Any, seen: dict[int, int] | None = None) -> Any:
         return _Same(value.__func__), snapshot(value.__self__, seen)
     slots = [name for kind in type(value).__mro__ for name in _names(getattr(kind, "__slots__", ()))]
     if not hasattr(value, "__dict__") and not slots:
-        return object()  # nobody can tell whether it has changed: equal to nothing
+        return object()  # changes cannot be detected, so it is equal to nothing
     held = {name: getattr(value, name) for name in slots if name != "__dict__" and hasattr(value, name)}
     held |= getattr(value, "__dict__", {})
     return _Same(value), [(name, snapshot(each, seen)) for name, each in held.items()]

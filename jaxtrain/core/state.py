@@ -1,4 +1,4 @@
-"""brainstate States on one side, plain pytrees on the other: the one place that touches brainstate's internals."""
+"""Conversions between brainstate States and plain pytrees: the only module that uses brainstate's internals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jax.extend.core import jaxpr_as_fun
 from jax.interpreters import partial_eval
 
 SHORT = brainstate.ShortTermState
-"""States that are made anew for every sequence; all others outlive it."""
+"""States that are recreated for every sequence; all other States outlive it."""
 
 
 def name_of(path: Iterable[Any]) -> str:
@@ -50,15 +50,15 @@ def is_key(value: Any) -> bool:
 
 
 def differentiable(value: Any) -> bool:
-    """Whether all leaves are of a floating or complex type."""
+    """Return True if all leaves have a floating or complex dtype."""
     return all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(value))
 
 
 def strong(value: Any) -> Any:
-    """Copies as device arrays with strong types: weak types and Python numbers recompile the second step."""
+    """Copy values to device arrays with strong types; weak types and Python numbers would recompile the second step."""
 
     def one(leaf):
-        if is_key(leaf):  # a copy too: a buffer that was donated is not always marked as deleted
+        if is_key(leaf):  # also a copy: donated buffers are not always marked as deleted
             data = jnp.array(np.asarray(jax.random.key_data(leaf)))
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
         array = jnp.asarray(leaf)
@@ -68,7 +68,7 @@ def strong(value: Any) -> Any:
 
 
 def stack(values: list[Any]) -> Any:
-    """Pytrees of arrays side by side: a new axis, the first, of each leaf."""
+    """Stack pytrees of arrays along a new leading axis of each leaf."""
 
     def one(*leaves):
         if is_key(leaves[0]):
@@ -80,27 +80,28 @@ def stack(values: list[Any]) -> Any:
 
 
 def global_norm(tree: Any) -> jax.Array:
-    """Euclidean norm over all leaves; units are left out."""
+    """Euclidean norm over all leaves; physical units are ignored."""
     return jnp.sqrt(sum(jnp.sum(jnp.square(jnp.abs(leaf))) for leaf in jax.tree.leaves(tree)))
 
 
 def strengthen(states: Iterable[State]) -> None:
+    """Convert the values of States to strong types."""
     for state in states:
         state.value = strong(state.value)
 
 
 def wide_zeros(value: Any) -> Any:
-    """What gradients of ``value`` are added up in: at least float32, whatever the parameter is kept in."""
+    """Zeros for accumulating gradients of ``value``: at least float32, whatever the parameter's dtype."""
     return jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), jnp.promote_types(leaf.dtype, jnp.float32)), value)
 
 
 def add_to(total: Any, more: Any) -> Any:
-    """``total + more`` in the types of ``total``."""
+    """``total + more`` in the dtypes of ``total``."""
     return jax.tree.map(lambda t, m: t + m.astype(t.dtype), total, more)
 
 
 def set_key(key: jax.Array) -> None:
-    """Root of every random number that a step draws from ``brainstate.random``."""
+    """Set the root of all random numbers that a step draws from ``brainstate.random``."""
     brainstate.random.DEFAULT.value = key
 
 
@@ -112,7 +113,7 @@ def fold_in(root: jax.Array, *numbers: Any) -> jax.Array:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Initial values under a seed; the caller's random state is put back."""
+    """Context for creating initial values under a seed; afterwards the caller's random state is restored."""
     before = brainstate.random.DEFAULT.value
     try:
         set_key(jax.random.key(seed))
@@ -125,10 +126,11 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def create_hidden(model, batch_size: int, vmapped: bool) -> None:
-    """Give the model hidden states for a batch: with a batch axis of their own, or mapped over lanes.
+    """Give the model hidden states for a batch.
 
-    What outlives a sequence keeps its value, also where ``init_state`` makes the State anew. So does the random state:
-    hidden states that begin at random are the same however often they are made before a run.
+    With ``vmapped``, ``init_state`` is mapped over the sequences; otherwise it creates states with a batch axis. States
+    that outlive a sequence keep their values, even if ``init_state`` recreates the State. The random state is kept too,
+    so random initial hidden states are the same however often they are created before a run.
     """
     before, key = states_of(model), brainstate.random.DEFAULT.value
     _init_states(model, batch_size, vmapped)
@@ -157,10 +159,10 @@ def _init_states(model, batch_size: int, vmapped: bool) -> None:
 
 
 def fresh_hidden(model, batch_size: int, vmapped: bool) -> dict[str, Any]:
-    """The values that ``init_state`` gives, name by name, while the model keeps the State objects it has.
+    """The values that ``init_state`` creates, by name; the model keeps its State objects.
 
-    ``init_all_states`` replaces State objects, and what was compiled against the old ones would go on without them;
-    so the attributes of every node are put back.
+    ``init_all_states`` replaces State objects, and programs compiled with the old ones would keep using those.
+    Therefore the attributes of every node are restored.
     """
     with attributes_kept(model):
         _init_states(model, batch_size, vmapped)
@@ -168,7 +170,7 @@ def fresh_hidden(model, batch_size: int, vmapped: bool) -> dict[str, Any]:
 
 
 def put_back(nodes: list[tuple[Any, dict[str, State]]]) -> None:
-    """Give nodes the State objects of ``state_objects`` again: a program that was traced with them knows no others."""
+    """Restore the State objects returned by ``state_objects``; a program traced with them does not use any others."""
     for node, states in nodes:
         vars(node).update(states)
 
@@ -182,7 +184,7 @@ def state_objects(model) -> list[tuple[Any, dict[str, State]]]:
 
 @contextmanager
 def attributes_kept(model) -> Iterator[None]:
-    """Put the attributes of every node of a model back at the end, the State objects among them."""
+    """Context after which the attributes of every node of a model are restored, State objects included."""
     found: Any = brainstate.graph.nodes(model)
     nodes = list({id(node): node for node in found.values()}.values())
     kept = [(node, dict(vars(node))) for node in nodes]
@@ -195,7 +197,7 @@ def attributes_kept(model) -> Iterator[None]:
 
 
 def draws_random(model: Callable, x: Any) -> bool:
-    """Whether one call of the model draws random numbers."""
+    """Return True if one call of the model draws random numbers."""
     touched = StatefulFunction(model).make_jaxpr(x).get_states(x)
     return any(isinstance(state, brainstate.random.RandomState) for state in touched)
 
@@ -206,7 +208,7 @@ def traced(call: Callable, *args: Any) -> Any:
 
 
 def parameters_behind(call: Callable, model, x: Any) -> set[str]:
-    """Names of the parameters that a call of the model uses for its new short-term states."""
+    """Names of the parameters that the new short-term states depend on, after one call of the model."""
     stateful = StatefulFunction(call, return_only_write=False).make_jaxpr(x)
     closed: Any = stateful.get_jaxpr(x)
     states = stateful.get_states(x)
@@ -234,8 +236,8 @@ def reaches_states(call: Callable, *args: Any) -> list[bool]:
 
 
 def _used(closed: Any, wanted: list[bool]) -> list[bool]:
-    """For each argument of a closed jaxpr: whether a result that is wanted depends on it."""
-    # Traced once more, since brainstate's jaxpr does not name its arguments as the elimination expects.
+    """For each argument of a closed jaxpr: whether any wanted result depends on it."""
+    # Traced again, since brainstate's jaxpr does not name its arguments as dead-code elimination expects.
     shapes = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in closed.jaxpr.invars]
     plain = jax.make_jaxpr(jaxpr_as_fun(closed))(*shapes)
     return partial_eval.dce_jaxpr(plain.jaxpr, wanted)[1]
@@ -245,16 +247,16 @@ def _used(closed: Any, wanted: list[bool]) -> list[bool]:
 
 
 def gradient(function: Callable, states: Any) -> Callable[..., tuple[Any, Any]]:
-    """Of a function that returns ``(loss, auxiliary)``: a function that returns ``(gradients, auxiliary)``.
+    """Turn a function that returns ``(loss, auxiliary)`` into one that returns ``(gradients, auxiliary)``.
 
-    Gradients come in the tree in which ``states`` holds the States to differentiate with respect to.
+    Gradients have the tree of ``states``, which holds the States to differentiate with respect to.
     """
-    # A parameter that the loss never touches gets zeros; the report and the audit of the first update name it.
+    # A parameter that the loss does not use gets zeros; the report and the audit of the first update name it.
     return cast(Any, brainstate.transform.grad(function, states, has_aux=True, check_states=False))
 
 
 def pure(function: Callable, *args: Any) -> tuple[list[State], Callable]:
-    """The States that ``function(*args)`` touches, and ``call(values, *args) -> (new values, result)`` without them."""
+    """The States that ``function(*args)`` uses, and a pure ``call(values, *args) -> (new values, result)``."""
     stateful = StatefulFunction(function, return_only_write=False)
     stateful.make_jaxpr(*args)
     return list(stateful.get_states(*args)), stateful.jaxpr_call
@@ -263,9 +265,17 @@ def pure(function: Callable, *args: Any) -> tuple[list[State], Callable]:
 class Functional:
     """A function that reads and writes States, as a pure function of a dict of their values.
 
-    ``named`` outlive the call: ``functional(values, *args) -> (new values, result)``. ``scratch`` are set by the
-    function before it reads them, so what they held before does not matter. Touching any other State is an error.
-    ``axes``: ``(name, size)`` of the mesh axes that the function will run under.
+    ``functional(values, *args) -> (new values, result)``.
+
+    Args:
+        function: The function.
+        named: States that outlive the call, by name.
+        scratch: States that the function sets before it reads them, so their previous values do not matter.
+        *example: Example arguments, for tracing.
+        axes: ``(name, size)`` of the mesh axes under which the function will run.
+
+    Raises:
+        ValueError: The function uses a State that is neither named nor scratch.
     """
 
     def __init__(self, function: Callable, named: dict[str, State], scratch: Iterable[State], *example: Any,
@@ -297,7 +307,10 @@ class Functional:
 
 
 def _same_type(name: str, before: Any, after: Any) -> Any:
-    """A state must leave a step as it came, or the next step would be another program."""
+    """Return ``after`` if its tree, shapes and dtypes equal those of ``before``, else raise ValueError.
+
+    A State that changes them would make the next step another program.
+    """
     old, new = jax.tree.map(jax.typeof, before), jax.tree.map(jax.typeof, after)
     if jax.tree.structure(before) != jax.tree.structure(after):
         raise ValueError(
@@ -316,20 +329,20 @@ def _same_type(name: str, before: Any, after: Any) -> Any:
 
 
 def kind_of(batch: Any) -> tuple[Any, ...]:
-    """The tree, shapes and dtypes of a batch: one program serves all of one kind."""
+    """The tree, shapes and dtypes of a batch; batches of one kind share a compiled program."""
     leaves, tree = jax.tree.flatten(batch)
     return tree, tuple((np.shape(leaf), str(np.asarray(leaf).dtype)) for leaf in leaves)
 
 
 def leaf_names(values: dict[str, Any]) -> list[str]:
-    """One name a leaf: the state's name and the path inside its value."""
+    """One name per leaf: the state's name and the path inside its value."""
     return [_leaf_name(name, path) for name, value in values.items() for path, _ in _leaves(value)]
 
 
 def flatten(values: dict[str, Any]) -> dict[str, Any]:
-    """``{name: pytree}`` -> ``{leaf name: array}``; random keys as their uint32 data.
+    """Convert ``{name: pytree}`` to ``{leaf name: array}``; random keys become their uint32 data.
 
-    Raises ValueError where two leaves would share a name.
+    Raises ValueError if two leaves have the same name.
     """
     flat = {}
     for name, value in values.items():
@@ -342,7 +355,7 @@ def flatten(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def unflatten(template: dict[str, Any], flat: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of ``flatten``; ``template`` gives trees, units and which leaves are random keys."""
+    """The inverse of ``flatten``; ``template`` provides trees and units, and tells which leaves are random keys."""
     result = {}
     for name, value in template.items():
         leaves = []

@@ -1,4 +1,4 @@
-"""DataModule: where the batches of a run come from, and what a run knows of them: layout, encoding, task, identity."""
+"""DataModule: the batches of a run, with their layout, encoding, task and identity."""
 
 import copy
 import logging
@@ -15,28 +15,35 @@ logger = logging.getLogger("jaxtrain")
 
 @dataclass
 class _Life:
-    """What a data module went through: so that it is set up once, and a fresh run begins with the task as made."""
+    """History of a data module: it is set up only once, and a new run starts with the original task."""
 
     set_up: bool = False
-    made_with: dict[str, Any] | None = None  # the task before a run changed it
-    left_with: dict[str, Any] | None = None  # the task as the last change of a run left it
-    printed: tuple[dict[str, Any], dict[str, Any]] | None = None  # the fingerprint of the train source, and its task
-    warned: bool = False  # that its layout is not stated
+    made_with: dict[str, Any] | None = None  # task before a run changed it
+    left_with: dict[str, Any] | None = None  # task after the last change by a run
+    printed: tuple[dict[str, Any], dict[str, Any]] | None = None  # task, and fingerprint of the train source under it
+    warned: bool = False  # whether the warning about an unstated layout was logged
 
 
 class DataModule:
-    """The data of a run: subclass it, or give it sources: `DataModule(train, val=..., test=..., predict=...)`.
+    """The data of a run. Subclass it, or pass sources: `DataModule(train, val=..., test=..., predict=...)`.
 
-    A source is anything a `Feed` takes: best an object with `batch(step)`, else an iterable of batches, each a
-    pytree of arrays, usually `(inputs, targets)`.
+    A source is preferably an object with `batch(step)`, otherwise an iterable of batches. Each batch is a pytree of
+    arrays, usually `(inputs, targets)`.
 
     `batch_first` states the layout of the arrays: False for time-major `(T, B, ...)`, True for batch-major
-    `(B, T, ...)`. Under True, axes 0 and 1 are swapped in every array of a batch that has two axes or more, before
-    `Module.phases` sees it; arrays with one axis, as labels `(B,)`, stay as they are. None, the default, reads
-    time-major arrays with a warning. A source or a batch may state its own layout by an attribute `batch_first`.
+    `(B, T, ...)`. With True, axes 0 and 1 of every array with two or more axes are swapped before `Module.phases`
+    receives the batch; arrays with one axis, such as labels `(B,)`, are not changed. With None (default), arrays are
+    read as time-major with a warning. A source or a batch may state its own layout in an attribute `batch_first`.
 
-    `task` holds the parameters of a curriculum as a JSON dict. It is saved in checkpoints and put back before data is
-    asked for; a source that reads it must read it anew for every batch.
+    `task` holds the parameters of a curriculum as a JSON dict. It is saved in checkpoints and restored before data is
+    read. A source that uses it must read it for every batch.
+
+    Args:
+        train: Source of train batches.
+        val: Source of validation batches, or None.
+        test: Source of test batches, or None.
+        predict: Source of batches to predict, or None.
+        batch_first: Layout of the arrays; None keeps the class's value.
     """
 
     task: dict[str, Any] = {}
@@ -50,7 +57,7 @@ class DataModule:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
-        # A dict of its own for every instance, also where a subclass has an __init__ without super().__init__().
+        # Each instance has its own dict, even if a subclass defines __init__ without super().__init__().
         object.__setattr__(self, "task", dict(cls.task))
         object.__setattr__(self, "_life", _Life())
         return self
@@ -69,10 +76,14 @@ class DataModule:
             self.batch_first = batch_first
 
     def setup(self) -> None:
-        """Called once in the life of the object, before any source is asked for: download, open, split."""
+        """Download, open or split data. Called once per object, before any source is requested."""
 
     def train_data(self) -> Any:
-        """The source of train batches. Raises DataError where there is none."""
+        """The source of train batches.
+
+        Raises:
+            DataError: There is none.
+        """
         if self._sources[0] is None:
             raise DataError(
                 f"train data: {type(self).__qualname__} has none; define train_data() or give it a source of batches"
@@ -92,18 +103,24 @@ class DataModule:
         return self._sources[3]
 
     def encode(self, x: Any) -> Any:
-        """Turn one time step of the inputs, `(B, ...)`, into what the model takes; traced, inside the time loop.
+        """Convert one time step of the inputs to the input of the model. Called while tracing, inside the time loop.
 
-        The default is the `encode` of the train source it was given, where that has one, else `x` itself.
+        The default is the `encode` method of the train source that was passed, if it has one, else the identity.
+
+        Args:
+            x: Inputs of one time step, `(B, ...)`.
+
+        Returns:
+            Input of the model, `(B, ...)`.
         """
         encode = getattr(self._sources[0], "encode", None)
         return encode(x) if callable(encode) else x
 
     def identity(self) -> dict[str, Any]:
-        """A JSON dict that says which data this is; compared when a run is resumed.
+        """A JSON dict that identifies the data; it is compared when a run is resumed.
 
-        The default is the class and, of a train source that was given and is read by number, the number of batches and
-        a sha256 of the first one.
+        The default contains the class and, for a train source that was passed and is read by number, the number of
+        batches and a sha256 of the first batch.
         """
         identity: dict[str, Any] = {"class": type(self).__qualname__}
         if by_number(self._sources[0], "train") is not None:
@@ -118,17 +135,17 @@ FOREIGN = {
     "prepare_data": "define setup()",
     "teardown": "free what setup() opened in a callback's on_fit_end",
 }
-"""What methods of Lightning's data modules are here."""
+"""Methods of Lightning's data modules, with what to do in jaxtrain."""
 
 
 def as_data(data: Any, val: Any = None, batch_first: bool | None = None) -> DataModule:
-    """A DataModule as it is; any other source, with its validation source, in a DataModule.
+    """Return a DataModule unchanged; wrap any other source, with its validation source, in a DataModule.
 
     >>> as_data([(1.0, 2.0)]).train_data()
     [(1.0, 2.0)]
 
     Raises:
-        DataError: ``data`` is None or a class, or ``val`` or ``batch_first`` is given beside a DataModule.
+        DataError: ``data`` is None or a class, or ``val`` or ``batch_first`` is given in addition to a DataModule.
     """
     if isinstance(data, type):
         raise DataError(f"train data: {data.__qualname__} is a class; give an instance: {data.__qualname__}(...)")
@@ -149,23 +166,23 @@ def as_data(data: Any, val: Any = None, batch_first: bool | None = None) -> Data
 
 
 def identity_of(data: DataModule) -> dict[str, Any]:
-    """Which data this is, its layout included; compared when a run is resumed."""
+    """Identity of the data including its layout; compared when a run is resumed."""
     batch_first = stated_layout(data._sources[0], "train", data.batch_first)
-    return {**data.identity(), **({"batch_first": True} if batch_first else {})}  # time-major is not written down
+    return {**data.identity(), **({"batch_first": True} if batch_first else {})}  # time-major is not recorded
 
 
 def encodes(data: DataModule) -> bool:
-    """Whether the data has an encoding of its inputs."""
+    """Return True if the data defines an encoding of its inputs."""
     return type(data).encode is not DataModule.encode or callable(getattr(data._sources[0], "encode", None))
 
 
 def warn_of_layout(data: DataModule, batch: Any, batch_first: bool | None, told: set[str] | None = None) -> None:
-    """Log one warning for a data module whose arrays are read as time-major though nobody has stated so.
+    """Log one warning per data module if its arrays are read as time-major without a stated layout.
 
     Args:
         data: The data module.
         batch: A batch on the host.
-        batch_first: The layout that is stated for the source of the batch.
+        batch_first: Layout stated for the source of the batch.
         told: Warnings that are not repeated; a new one is added.
     """
     if stated_layout(batch, "", batch_first) is None and not data._life.warned and (line := layout_warning(batch)):
@@ -183,9 +200,9 @@ def set_up(data: DataModule) -> None:
 
 
 def begin_task(data: DataModule, saved: dict[str, Any] | None) -> None:
-    """The task that a run begins with: as a checkpoint has it, or as the data module was made.
+    """Set the task with which a run starts: the one saved in its checkpoint, or the original one.
 
-    What earlier runs changed is taken back; what its owner has changed since stays.
+    Changes made by earlier runs are undone; changes made by the user since then are kept.
     """
     life = data._life
     if life.made_with is not None and data.task == life.left_with:
@@ -197,7 +214,7 @@ def begin_task(data: DataModule, saved: dict[str, Any] | None) -> None:
 
 
 def change_task(data: DataModule, task: dict[str, Any]) -> None:
-    """Change the task from within a run; ``begin_task`` of the next one takes it back."""
+    """Change the task during a run; ``begin_task`` of the next run undoes it."""
     life = data._life
     if life.made_with is None:
         life.made_with = copy.deepcopy(data.task)

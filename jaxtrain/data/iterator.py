@@ -1,4 +1,4 @@
-"""Feed: an exact position among the batches of a source, through prefetch and resume; and where batches come from."""
+"""Feed: reads the batches of a source and keeps an exact position, across prefetching and resume."""
 
 import logging
 from collections import deque
@@ -27,32 +27,43 @@ def _digest(batch: Any) -> str:
 class Feed:
     """A position in a source of batches.
 
-    A source is an object with `batch(step)` ("addressed"; with `__len__` an epoch is that many steps); an iterable
-    that, or whose iterator, has `state_dict/load_state_dict` or `get_state/set_state` ("stateful"); a list or any
-    iterable that starts again ("reiterable"; a short last batch is dropped); or a one-shot "iterator".
-    Batches are pytrees of arrays; they come out as copies in numpy, time-major `(T, B, ...)` whatever the source's
-    layout (`batch_first`), 64 bits made 32 unless `jax_enable_x64`; a list of plain numbers is one array. All have the
-    tree, shapes and dtypes of the first.
+    There are four kinds of sources:
 
-    `length` is the batches of an epoch, None where unknown; `kind` one of the words in quotes above; `taken` counts
-    the batches consumed; `ready` those that `take` can return without asking the source. Batches are numbered from 0.
-    Raises DataError for what is no source or holds no batch.
+    - "addressed": an object with `batch(step)`. If it has `__len__`, an epoch is that many steps.
+    - "stateful": an iterable that has `state_dict/load_state_dict` or `get_state/set_state`, or whose iterator has.
+    - "reiterable": a list or any iterable that can be iterated again. A short last batch is dropped.
+    - "iterator": a one-shot iterator.
+
+    Batches are pytrees of arrays. They are returned as numpy copies, time-major `(T, B, ...)` whatever the source's
+    layout (`batch_first`). 64-bit types become 32-bit unless `jax_enable_x64` is set; a list of plain numbers is one
+    array. All batches have the tree, shapes and dtypes of the first. Batches are numbered from 0.
+
+    `length` is the number of batches per epoch, or None if unknown. `kind` is one of the words above. `taken` counts
+    the batches consumed, and `ready` those that `take` can return without reading the source.
 
     >>> feed = Feed([[1.0, 2.0], [3.0, 4.0]])
     >>> feed.take(1), feed.state()
     ([array([1., 2.], dtype=float32)], {'kind': 'reiterable', 'batch': 1, 'epoch': 0, 'index': 1})
+
+    Args:
+        source: The source.
+        name: Name of the data, for messages.
+        batch_first: Layout of the source's arrays, True for `(B, T, ...)`; None: not stated.
+
+    Raises:
+        DataError: `source` is not a source or has no batches.
     """
 
     def __init__(self, source: Any, name: str = "train", batch_first: bool | None = None) -> None:
         self.name = name
         self._source = adapt(source, name, batch_first)
-        self._queue: deque[tuple[Any, dict[str, Any]]] = deque()  # batches made ahead, each with the position after it
-        self._error: Exception | None = None  # what making the batch after those in the queue raised
-        self._spec: Spec | None = None  # what all batches look like
-        self._old_spec: Spec | None = None  # before clear(): the next batch may be a short last one
+        self._queue: deque[tuple[Any, dict[str, Any]]] = deque()  # prefetched batches, each with the position after it
+        self._error: Exception | None = None  # raised for the batch after those in the queue
+        self._spec: Spec | None = None  # tree, shapes and dtypes of all batches
+        self._old_spec: Spec | None = None  # from before clear(): the next batch may be a short last one
         self._said: set[str] = set()
         self._last: Any = None  # the last batch consumed
-        self._digest: str | None = None  # after a restore: that of the last batch, until another one is
+        self._digest: str | None = None  # after restore(): of the last batch, until another is consumed
         self.differs = False
         self.taken = 0
         self._measure()
@@ -64,7 +75,7 @@ class Feed:
 
     @property
     def batch_first(self) -> bool | None:
-        """The layout stated for the source; None where it is not, and time-major arrays are taken for granted."""
+        """Layout stated for the source; None: not stated, and arrays are taken to be time-major."""
         return self._source.batch_first
 
     @property
@@ -76,7 +87,7 @@ class Feed:
         return len(self._queue)
 
     def example(self) -> Any:
-        """The next batch, not consumed. Raises as `take` does."""
+        """The next batch, without consuming it. Raises as `take` does."""
         self._fill(1)
         if not self._queue:
             self._fail()
@@ -85,8 +96,12 @@ class Feed:
     def take(self, n: int) -> list[Any]:
         """Consume the next `n` batches.
 
-        Raises DataError for a batch unlike the first, DataEnded where an iterator has ended, and what the source
-        raised, with a note that says which batch. Then nothing is consumed; the `ready` batches before it can be.
+        If an error is raised, nothing is consumed; the `ready` batches before the error can still be taken.
+
+        Raises:
+            DataError: A batch differs from the first in tree, shapes or dtypes.
+            DataEnded: An iterator has ended.
+            Exception: What the source raised, with a note that names the batch.
         """
         self._fill(n)
         if len(self._queue) < n:
@@ -99,13 +114,14 @@ class Feed:
         return batches
 
     def prefetch(self, n: int) -> None:
-        """Make the next `n` batches now. The position stays; an error is kept for the `take` that reaches it."""
+        """Read the next `n` batches now, without moving the position. An error is kept until `take` reaches it."""
         self._fill(n)
 
     def first(self) -> Any:
-        """Batch 0 as the source gives it now, whatever the position; the position stays.
+        """Batch 0 as the source returns it now. The position does not move.
 
-        Raises DataError for a one-shot iterator that is past it.
+        Raises:
+            DataError: A one-shot iterator is past batch 0.
         """
         if isinstance(self._source, Counted):
             return self._source.read(0)
@@ -119,7 +135,7 @@ class Feed:
         return batch
 
     def reads(self, source: Any) -> bool:
-        """Whether it reads this source in order, so that a pass over it would move the position."""
+        """Return True if it reads `source` in order, so that iterating over `source` would move the position."""
         return self._source.source is source and not isinstance(self._source, Counted)
 
     def state(self) -> dict[str, Any]:
@@ -127,17 +143,23 @@ class Feed:
         return {"kind": self.kind, **self._position}
 
     def mark(self) -> dict[str, Any]:
-        """`state()` with a digest of the last batch consumed: by it `restore` sees whether a source repeats itself."""
+        """`state()` with a digest of the last batch consumed.
+
+        `restore` uses the digest to check that the source repeats itself.
+        """
         last = self._digest if self._last is None else _digest(self._last)
         return self.state() if last is None else {**self.state(), "digest": last}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go to the position of `state()` or `mark()`; the next batch is exactly the one that would have come.
+        """Go to a position from `state()` or `mark()`, so that the next batch is exactly the one that would have come.
 
-        What cannot be set is replayed from the start, epoch by epoch, with a line in the log. `differs` says
-        afterwards that the batch before the position is not the one that `mark()` was made after: the source gives
-        other batches each time. (One that sets its own state is believed.) Raises DataError for a position of another
-        kind of source, DataEnded for an iterator that ends before it.
+        A position that cannot be set is replayed from the start, epoch by epoch, with a line in the log. Afterwards
+        `differs` is True if the batch before the position is not the one of `mark()`: the source returns different
+        batches each time. (A source that sets its own state is not checked.)
+
+        Raises:
+            DataError: The position belongs to another kind of source.
+            DataEnded: An iterator ends before the position.
         """
         position = {key: value for key, value in state.items() if key not in ("kind", "digest")}
         if state["kind"] != self.kind:
@@ -146,7 +168,7 @@ class Feed:
                 f"{self.kind!r}; give the data that the run was saved with"
             )
         if self._spec is None:
-            self.example()  # the next batch may be a short one: only the first of all says what is expected
+            self.example()  # read the first batch as the reference: the next may be a short one
         if not self._source.replays or position["batch"] < self.taken:
             self._seek(position)
         self._skip(position["batch"] - self.taken)
@@ -157,9 +179,10 @@ class Feed:
         self.differs = known and _digest(self._last) != self._digest
 
     def clear(self) -> None:
-        """Drop what was prefetched, and expect what comes next to look anew: the task of the data has changed.
+        """Drop prefetched batches and accept new shapes, because the task of the data has changed.
 
-        Raises DataError for a one-shot iterator, which cannot make its batches again.
+        Raises:
+            DataError: The source is a one-shot iterator, which cannot make its batches again.
         """
         if self.kind == "iterator":
             raise DataError(
@@ -169,12 +192,12 @@ class Feed:
         self._spec, self._old_spec = None, self._spec or self._old_spec
         self._measure()
         if isinstance(self._source, Counted):
-            self._position = self._source.position(self.taken)  # in epochs of what may be another length now
+            self._position = self._source.position(self.taken)  # the length of an epoch may have changed
         if self._queue or self._error:
             target = self.taken
             self._seek(self._position)
             self._skip(target - self.taken)
-        self._last = self._digest = None  # what was consumed was of another task
+        self._last = self._digest = None  # the last batch belonged to the previous task
 
     def _seek(self, position: dict[str, Any]) -> None:
         self.taken = self._source.seek(position)
@@ -202,9 +225,9 @@ class Feed:
 
     def _make(self, number: int) -> tuple[Any, dict[str, Any]]:
         why = None
-        for _ in range(2):  # a short last batch is dropped once: then an epoch must begin with a whole one
+        for _ in range(2):  # drop one short last batch; the next epoch must start with a full one
             batch = self._source.host(number)
-            position = self._source.position(number + 1)  # before ended(), which may read on
+            position = self._source.position(number + 1)  # before ended(), which may read ahead
             why = self._spec.mismatch(batch) if self._spec else None
             expected = self._old_spec if self._spec is None else self._spec if why else None  # a match is not short
             short = expected is not None and expected.short(batch) and self._source.ended()
@@ -225,7 +248,7 @@ class Feed:
         return DataError(f"{self.name} data: batch {number}: {why} as in batches before; {advice}", number)
 
     def _measure(self) -> None:
-        """Ask for the length of an epoch; a sequence's is without a short last item, before anything counts by it."""
+        """Determine the length of an epoch, without a short last item of a sequence, before anything uses it."""
         source = self._source
         if source.kind != "iterator":
             source.length = length_of(source.source, self.name)

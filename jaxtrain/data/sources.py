@@ -1,4 +1,4 @@
-"""What stands behind a `Feed`: kinds of sources, a source's own state as JSON."""
+"""Readers behind a `Feed`: one per kind of source. Also stores a source's own state as JSON."""
 
 import base64
 import inspect
@@ -22,7 +22,7 @@ _STATE_METHODS = (("state_dict", "load_state_dict"), ("get_state", "set_state"))
 
 
 def _encode(value: Any, where: str) -> Any:
-    """`value` as JSON; what JSON has no word for becomes {"~kind": ...}. Raises DataError for anything else."""
+    """`value` as JSON; types that JSON lacks become {"~kind": ...}. Raises DataError for unsupported types."""
     if value is None or isinstance(value, (bool, str)) or type(value) in (int, float):
         return value
     if isinstance(value, (bytes, bytearray)):
@@ -35,7 +35,7 @@ def _encode(value: Any, where: str) -> Any:
         if all(isinstance(k, str) and not k.startswith("~") for k, _ in items):
             return dict(items)
         return {"~dict": [list(item) for item in items]}
-    torch = sys.modules.get("torch")  # a torch tensor can only come from a program that has imported torch
+    torch = sys.modules.get("torch")  # a torch tensor exists only if torch is imported
     if torch is not None and isinstance(value, torch.Tensor):
         return {"~tensor": _encode(value.numpy(), where)}
     if isinstance(value, (np.ndarray, np.generic)) and not value.dtype.hasobject:
@@ -65,26 +65,26 @@ def _decode(value: Any) -> Any:
     return {k: _decode(v) for k, v in value.items()}
 
 
-# ---- sources: batch number -> what the user's data gives, and the position after it -----------------------------
+# ---- readers: batch number -> the user's batch, and the position after it -----------------------------------------
 
 
 class _Reader(ABC):
-    """What every kind of source has."""
+    """Base class of the readers of all kinds of sources."""
 
     name: str
     batch_first: bool | None = None
-    """The layout that is stated for the source; None: not stated, so its batches are read as time-major."""
+    """Layout stated for the source; None: not stated, so its batches are read as time-major."""
 
     @abstractmethod
     def get(self, number: int) -> Any:
-        """Batch ``number`` as the source gives it."""
+        """Batch ``number`` as the source returns it."""
 
     def host(self, number: int) -> Any:
         """Batch ``number`` on the host, time-major."""
         return host(self.get(number), self.name, number, self.batch_first)
 
     def read(self, number: int) -> Any:
-        """Batch ``number`` on the host. What the source raises gets a note that says which batch."""
+        """Batch ``number`` on the host. An error of the source gets a note that names the batch."""
         try:
             return self.host(number)
         except Exception as error:
@@ -92,7 +92,7 @@ class _Reader(ABC):
 
 
 class Counted(_Reader):
-    """Addressed by a number: `batch(step)`, or a sequence, whose items come round again."""
+    """Reads batches by number, from `batch(step)` or from a sequence, which repeats."""
 
     kind: Kind
     replays = False
@@ -108,7 +108,7 @@ class Counted(_Reader):
         return self.source[number % self.length]
 
     def ended(self) -> bool:
-        return False  # `Feed` leaves a short last item out of a sequence's length
+        return False  # `Feed` excludes a short last item from a sequence's length
 
     def position(self, number: int) -> dict[str, Any]:
         if self.kind == "addressed":
@@ -126,7 +126,7 @@ class Counted(_Reader):
 
 
 class Stream(_Reader):
-    """Read in order through an iterator; `methods` are the names of its or the source's own state methods."""
+    """Reads in order through an iterator; `methods` names the state methods of the iterator or the source."""
 
     kind: Kind
 
@@ -177,13 +177,13 @@ class Stream(_Reader):
         if self.kind != "iterator":
             position |= {"epoch": self.epoch, "index": self.index}
         if self.methods:
-            # Encoded at once: the source may go on changing the object it gave.
+            # Encoded immediately: the source may change the returned object later.
             state = getattr(self.iterator if self.on_iterator else self.source, self.methods[0])()
             position["state"] = _encode(state, f"{self.name} data: state of {type(self.source).__name__}")
         return position
 
     def seek(self, position: dict[str, Any]) -> int:
-        """Go to `position`, or to the start of its epoch; returns the number of the batch that comes next."""
+        """Go to `position`, or to the start of its epoch; returns the number of the next batch."""
         if self.kind == "iterator":
             raise DataError(f"{self.name} data: a one-shot iterator cannot go back to batch {position['batch']}")
         if self.methods and not self.on_iterator:
@@ -191,7 +191,7 @@ class Stream(_Reader):
         self.start(position["epoch"])
         if not self.methods:
             return position["batch"] - position["index"]
-        if self.on_iterator:  # after iter(), which may begin again
+        if self.on_iterator:  # after iter(), which may restart the iterator
             getattr(self.iterator, self.methods[1])(_decode(position["state"]))
         self.index = position["index"]
         return position["batch"]
@@ -213,7 +213,7 @@ def length_of(source: Any, name: str) -> int | None:
         return None
     try:
         length = len(source)
-    except (TypeError, NotImplementedError):  # what an endless data set says
+    except (TypeError, NotImplementedError):  # raised by endless data sets
         return None
     if length == 0:
         raise _empty(name)
@@ -221,7 +221,7 @@ def length_of(source: Any, name: str) -> int | None:
 
 
 def _is_addressed(source: Any) -> bool:
-    """Whether it has `batch(step)`; the `batch(batch_size)` of other libraries makes batches and is not it."""
+    """Return True if it has `batch(step)`; `batch(batch_size)` of other libraries makes batches and does not count."""
     if not callable(batch := getattr(source, "batch", None)):
         return False
     parameters = [*inspect.signature(batch).parameters.values()]
@@ -231,7 +231,7 @@ def _is_addressed(source: Any) -> bool:
 
 
 def adapt(source: Any, name: str, batch_first: bool | None = None) -> Counted | Stream:
-    """What reads a source. Raises DataError for what is none, as one batch alone."""
+    """The reader for a source. Raises DataError if it is not a source, for example a single batch."""
     _refuse_one_batch(source, name)
     reader = _reader(source, name)
     reader.batch_first = stated_layout(source, name, batch_first)
@@ -255,7 +255,7 @@ def _reader(source: Any, name: str) -> Counted | Stream:
 
 
 def _refuse_one_batch(source: Any, name: str) -> None:
-    """One batch would be read as a list of batches, its first axis as their number."""
+    """Raise DataError for a single batch, whose first axis would be read as the number of batches."""
     torch = sys.modules.get("torch")
     if isinstance(source, (np.ndarray, jax.Array)) or (torch is not None and isinstance(source, torch.Tensor)):
         raise DataError(
@@ -267,7 +267,7 @@ def _refuse_one_batch(source: Any, name: str) -> None:
 
 
 def by_number(source: Any, name: str) -> Counted | None:
-    """What reads a source batch by number, in any order; None for one that is read from its start, left alone."""
+    """A reader of batches by number, in any order. None, leaving it untouched, if the source is read from its start."""
     if isinstance(source, type) or not (_is_addressed(source) or _is_sequence(source)):
         return None
     reader = adapt(source, name)
@@ -275,7 +275,7 @@ def by_number(source: Any, name: str) -> Counted | None:
 
 
 def fingerprint(source: Any, name: str) -> dict[str, Any]:
-    """Of a source that is read by number: how many batches, the arrays of the first one, and their sha256."""
+    """For a source read by number: the number of batches, and the arrays and sha256 of the first batch."""
     reader = by_number(source, name)
     assert reader is not None
     batch = reader.read(0)
@@ -291,8 +291,8 @@ def _is_sequence(source: Any) -> bool:
 
 
 def noted(error: Exception, number: int, name: str) -> Exception:
-    """An error of the user's data, with a word on which batch it was."""
-    if isinstance(error, StopIteration):  # would end a generator around us without a sound
+    """An error of the user's data, with a note that names the batch."""
+    if isinstance(error, StopIteration):  # would silently end an enclosing generator
         return DataEnded(number, name)
     if not isinstance(error, DataError):
         error.add_note(f"while making batch {number} of the {name} data (counted from 0)")

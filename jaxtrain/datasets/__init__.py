@@ -1,4 +1,4 @@
-"""Tasks with data made on the spot."""
+"""Tasks whose data is generated on the fly."""
 
 from .._lazy import attach
 

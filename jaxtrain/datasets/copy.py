@@ -14,6 +14,7 @@ SPLITS = ("train", "val", "test")
 
 
 def as_integer(name: str, value: Any, least: int, task: str = "copying task") -> int:
+    """Return ``value`` as an int. Raises ValueError if it is not an integer or is less than ``least``."""
     try:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError
@@ -32,17 +33,27 @@ def _one_hot(ids: Any) -> Any:
 
 
 class CopyDataset:
-    """Batches of the copying task, each a pure function of (seed, split, step), in any order and without end.
+    """Batches of the copying task. Each is a pure function of (seed, split, step).
 
-    The inputs are `num_digits` random symbols 1..8, `time_lag` blanks (0), then `num_digits` times the trigger (9): in
-    all `T = time_lag + 2 * num_digits` time steps. The target is the symbols, for the last `num_digits` time steps.
-    `length` (batches) makes `len()` known and iteration finite; `batch(step)` goes on for ever.
+    The inputs are `num_digits` random symbols 1..8, then `time_lag` blanks (0), then the trigger (9) `num_digits`
+    times: `T = time_lag + 2 * num_digits` time steps. The targets are the symbols, for the last `num_digits` time
+    steps. Batches may be read in any order, and there is no last one.
 
     >>> inputs, targets = CopyDataset(time_lag=3, num_digits=2, batch_size=4).batch(0)
     >>> inputs.shape, targets.shape, inputs[2:, 0].tolist()
     ((7, 4), (2, 4), [0, 0, 0, 9, 9])
 
-    Raises ValueError for a size that is not a positive integer, a negative seed, and an unknown split.
+    Args:
+        time_lag: Number of blanks, in time steps.
+        num_digits: Number of symbols.
+        batch_size: Sequences per batch.
+        seed: Seed of the data.
+        split: "train", "val" or "test"; splits differ.
+        length: Number of batches, which `len()` reports and after which iteration ends; `batch(step)` ignores it.
+
+    Raises:
+        ValueError: A size is not a positive integer (`time_lag` may be 0), the seed is negative, or the split is
+            unknown.
     """
 
     batch_first = False
@@ -66,7 +77,17 @@ class CopyDataset:
         self.length = None if length is None else as_integer("length", length, 1)
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs (T, B) and targets (num_digits, B): int8 ids, time-major. Raises ValueError for a negative step."""
+        """Batch number `step`.
+
+        Args:
+            step: Number of the batch, starting at 0.
+
+        Returns:
+            Inputs (T, B) and targets (num_digits, B): int8 ids, time-major.
+
+        Raises:
+            ValueError: `step` is negative.
+        """
         rng = np.random.default_rng((self.seed, SPLITS.index(self.split), as_integer("step", step, 0)))
         symbols = rng.integers(1, TRIGGER, (self.num_digits, self.batch_size), dtype=np.int8)
         inputs = np.zeros((self.time_lag + 2 * self.num_digits, self.batch_size), np.int8)
@@ -75,7 +96,7 @@ class CopyDataset:
         return inputs, symbols
 
     def encode(self, ids: Any) -> Any:
-        """Ids (B,) of one time step as one-hot float32 (B, 10); traced."""
+        """One-hot encode the ids (B,) of one time step as float32 (B, 10). Called while tracing."""
         return _one_hot(ids)
 
     def __len__(self) -> int:
@@ -84,7 +105,7 @@ class CopyDataset:
         return self.length
 
     def __bool__(self) -> bool:
-        return True  # not asked of __len__, which an endless one refuses
+        return True  # not from __len__, which raises for endless data
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The same batches as plain arrays, batch-major: x one-hot float32 (B, T, 10), y int32 (B, num_digits)."""
@@ -102,7 +123,7 @@ def _sizes(task: dict[str, Any]) -> tuple[int, int]:
 
 
 class _TaskDataset(CopyDataset):
-    """A CopyDataset that reads its sizes from the module's `task` anew for every batch."""
+    """A CopyDataset that reads its sizes from the data module's `task` for every batch."""
 
     def __init__(self, module: "CopyDataModule", split: str, length: int | None) -> None:
         sizes = _sizes(module.task)
@@ -115,11 +136,20 @@ class _TaskDataset(CopyDataset):
 
 
 class CopyDataModule(DataModule):
-    """The copying task: endless train data, and fixed batches of their own to validate, test and predict.
+    """The copying task with endless train data and fixed batches for validation, test and prediction.
 
-    `task` is {"time_lag", "num_digits"}: a curriculum changes it, and all splits follow with the next batch.
+    `task` is {"time_lag", "num_digits"}. A curriculum may change it; all splits follow with their next batch.
 
-    Raises ValueError as CopyDataset does.
+    Args:
+        time_lag: Number of blanks, in time steps.
+        num_digits: Number of symbols.
+        batch_size: Sequences per batch.
+        seed: Seed of the data.
+        val_batches: Number of validation batches.
+        test_batches: Number of test batches, which are also those of prediction.
+
+    Raises:
+        ValueError: A size is not a positive integer (`time_lag` may be 0), or the seed is negative.
     """
 
     batch_first = False
@@ -140,7 +170,7 @@ class CopyDataModule(DataModule):
         self.seed = as_integer("seed", seed, 0)
         self.val_batches = as_integer("val_batches", val_batches, 1)
         self.test_batches = as_integer("test_batches", test_batches, 1)
-        # As it was made: what a curriculum has changed since does not make it other data.
+        # The initial task: changes made by a curriculum do not make this different data.
         self._identity = {
             "class": type(self).__qualname__,
             **self.task,
@@ -163,7 +193,7 @@ class CopyDataModule(DataModule):
         return self.test_data()
 
     def encode(self, x: Any) -> Any:
-        """Ids (B,) of one time step as one-hot float32 (B, 10); traced."""
+        """One-hot encode the ids (B,) of one time step as float32 (B, 10). Called while tracing."""
         return _one_hot(x)
 
     def identity(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Endless streams of episodes, one after another in every lane, cut into pieces of equal length."""
+"""Endless streams of consecutive episodes for each sequence of a batch, split into segments of equal length."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -10,7 +10,13 @@ from ..core.module import Phases
 
 
 class Episode(NamedTuple):
-    """``inputs``, ``targets``: ``(T, ...)``. ``weights``: ``(T,)``, which time steps are scored, or None for all."""
+    """One episode of T time steps.
+
+    Attributes:
+        inputs: ``(T, ...)``.
+        targets: ``(T, ...)``.
+        weights: ``(T,)``, weights of the scored time steps, or None if all are scored.
+    """
 
     inputs: np.ndarray
     targets: np.ndarray
@@ -18,37 +24,66 @@ class Episode(NamedTuple):
 
 
 class Episodes(ABC):
-    """A task of episodes. ``depth``: ids of the inputs, which are then fed as one-hot; None: they are vectors."""
+    """A task made of episodes.
+
+    Attributes:
+        depth: Number of input ids, which are then one-hot encoded; None if inputs are vectors.
+        n_in: Size of the encoded input.
+        n_out: Size of the output.
+        scores_all: Whether every time step is scored.
+    """
 
     depth: int | None = None
     n_in: int
     n_out: int
     scores_all: bool
-    """Whether every time step is scored."""
 
     @abstractmethod
     def size(self, rng: np.random.Generator) -> int:
-        """What is drawn about an episode when it begins, under the task as it is then: its length, say. It draws as
-        often whatever the task is: ``make`` goes on with the same ``rng``, also in a stream that is restored later."""
+        """Draw the properties of a new episode, such as its length, under the current task.
+
+        The number of draws must not depend on the task, because ``make`` continues with the same ``rng``, also in a
+        stream that is restored later.
+
+        Args:
+            rng: Random numbers of the episode.
+
+        Returns:
+            The size, which is saved in checkpoints.
+        """
 
     @abstractmethod
     def make(self, rng: np.random.Generator, size: int) -> Episode:
-        """The episode of this size."""
+        """Make the episode.
+
+        Args:
+            rng: Random numbers of the episode, after ``size`` has drawn from it.
+            size: What ``size`` returned, now or before the stream was restored.
+        """
 
 
 class EpisodeStream:
-    """Pieces of ``piece`` time steps of ``lanes`` endless lanes, as ``Phases`` with ``reset`` where an episode begins.
+    """Segments of endless streams of episodes, as ``Phases`` with ``reset`` set where an episode begins.
 
-    Episode ``number`` of a lane hangs on ``(seed, split, lane, number)`` and its size alone; sizes may hang on a task
-    that changes. ``spread``: each lane begins somewhere within its first episode, so that lanes are not aligned.
-    Saved and restored exactly, in the middle of episodes (``state_dict``, ``load_state_dict``).
+    Each of the ``lanes`` sequences of a batch is one endless stream. Every segment continues it for ``piece`` time
+    steps. An episode depends only on ``seed``, ``split``, the index of its sequence, its number in the sequence, and
+    its size; sizes may depend on a task that changes. A stream can be saved and restored exactly, also within an
+    episode (``state_dict``, ``load_state_dict``).
+
+    Args:
+        episodes: The task.
+        lanes: Sequences per batch.
+        piece: Time steps per segment.
+        seed: Seed of the data.
+        split: Number of the split.
+        spread: Start each sequence at a random time step of its first episode, so that sequences are not aligned.
     """
 
     def __init__(self, episodes: Episodes, lanes: int, piece: int, seed: int, split: int = 0, spread: bool = True):
         self.episodes, self.lanes, self.piece = episodes, lanes, piece
         self._root = (seed, split)
         self._open: list[Episode] = []
-        # Of every lane: the number of its episode, its size, and the next time step in it.
+        # For each sequence: the number of its episode, the episode's size, and the next time step in it.
         self._at = np.zeros((lanes, 3), np.int64)
         for lane in range(lanes):
             self._begin(lane, 0)
@@ -94,9 +129,15 @@ class EpisodeStream:
         return Phases(warmup=None, inputs=inputs, targets=targets, weights=weights, reset=reset)
 
     def state_dict(self) -> dict[str, Any]:
+        """The position of the stream.
+
+        Returns:
+            ``{"at": array (lanes, 3)}``: for each sequence its episode's number and size, and the next time step in it.
+        """
         return {"at": self._at.copy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a position returned by ``state_dict``."""
         for lane, (number, size, at) in enumerate(np.asarray(state["at"]).tolist()):
             if (number, size) != tuple(self._at[lane, :2].tolist()):
                 self._begin(lane, number, size)

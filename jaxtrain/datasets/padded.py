@@ -1,4 +1,4 @@
-"""The copying task in a few lengths: what a curriculum makes longer is padded, so that few programs are compiled."""
+"""The copying task in a few lengths: sequences are padded, so that a curriculum compiles few programs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +10,12 @@ from .copy import CopyDataModule, CopyDataset
 
 
 def padded(size: int, sizes: Sequence[int], what: str) -> int:
-    """The least of ``sizes`` that holds ``size``.
+    """The smallest of ``sizes`` that is at least ``size``.
 
     >>> padded(3, (2, 5, 10), "digits")
     5
 
-    Raises ValueError where none does.
+    Raises ValueError if there is none.
     """
     fitting = [other for other in sizes if other >= size]
     if not fitting:
@@ -24,7 +24,7 @@ def padded(size: int, sizes: Sequence[int], what: str) -> int:
 
 
 class _Padded:
-    """Batches of a CopyDataset behind padding, as ``Phases``."""
+    """Batches of a CopyDataset with padding in front, as ``Phases``."""
 
     def __init__(self, source: CopyDataset, module: "PaddedCopyDataModule"):
         self._source, self._module = source, module
@@ -37,7 +37,7 @@ class _Padded:
         scored = min(scored, total)
         blank = lambda n, like: np.zeros((n, like.shape[1]), like.dtype)  # noqa: E731
         reset = np.zeros((total, inputs.shape[1]), bool)
-        reset[total - time] = True  # so that the sequence begins as if nothing had been before it
+        reset[total - time] = True  # the sequence starts from fresh states after the padding
         weights = np.zeros(scored, np.float32)
         weights[-digits:] = 1.0
         ids = np.concatenate([blank(total - time, inputs), inputs])
@@ -55,14 +55,25 @@ class _Padded:
 
 
 class PaddedCopyDataModule(CopyDataModule):
-    """A CopyDataModule whose sequences come in the few ``lengths`` given (time steps), and whose recalls in as few
-    numbers of ``digits``: a curriculum compiles once a size instead of once a stage.
+    """A CopyDataModule that pads sequences to a few lengths, so that a curriculum compiles once per length.
 
-    The padding comes first and weighs nothing, and ``Phases.reset`` clears hidden states and traces behind it: losses,
-    metrics and gradients are those of the sequences alone (with windows of one time step; longer ones may begin before
-    the recall). A batch is a ``jaxtrain.Phases``.
+    Without padding, it would compile once per stage. The padding comes first and has weight 0, and ``Phases.reset``
+    clears hidden states and traces after it. Losses, metrics and gradients therefore equal those of the unpadded
+    sequences (with windows of one time step; longer windows may begin before the recall). A batch is a
+    ``jaxtrain.Phases``.
 
-    Raises ValueError as CopyDataModule does, and where a task fits into no size.
+    Args:
+        time_lag: Number of blanks, in time steps.
+        num_digits: Number of symbols.
+        batch_size: Sequences per batch.
+        seed: Seed of the data.
+        val_batches: Number of validation batches.
+        test_batches: Number of test batches.
+        lengths: Allowed lengths of a sequence, in time steps.
+        digits: Allowed lengths of the recall, in time steps.
+
+    Raises:
+        ValueError: As CopyDataModule; later, when a batch is made, if the task does not fit any size.
     """
 
     def __init__(self, time_lag: int, num_digits: int, batch_size: int = 64, seed: int = 0, val_batches: int = 8,

@@ -1,4 +1,4 @@
-"""Tasks to learn from one endless stream, with an update at every time step."""
+"""Tasks for learning from one endless stream, with an update at every time step."""
 
 import functools
 from collections.abc import Callable
@@ -12,7 +12,15 @@ from .episodes import Episode, Episodes, EpisodeStream
 
 
 class StreamCopy(Episodes):
-    """``digits`` symbols of eight, a ``delay`` of blanks, then as many cues, at which the symbols are recalled."""
+    """Copying: ``digits`` symbols (one of eight), ``delay`` blanks, then ``digits`` cues to recall the symbols.
+
+    Args:
+        digits: Number of symbols, at least 1.
+        delay: Number of blanks, in time steps.
+
+    Raises:
+        ValueError: A size is invalid.
+    """
 
     depth = n_in = 10  # symbols 0 to 7, blank 8, cue 9
     n_out = 8
@@ -34,8 +42,16 @@ class StreamCopy(Episodes):
 
 
 class Adding(Episodes):
-    """Random numbers in [0, 1), of which two are marked, one in each half: their sum is asked for at the last time step
-    (Hochreiter & Schmidhuber 1997)."""
+    """Adding problem: the target at the last time step is the sum of two marked inputs (Hochreiter & Schmidhuber 1997).
+
+    Inputs are random numbers in [0, 1) and a mark. One number in each half of the episode is marked.
+
+    Args:
+        length: Time steps of an episode, at least 2.
+
+    Raises:
+        ValueError: ``length`` is invalid.
+    """
 
     n_in, n_out = 2, 1
     scores_all = False
@@ -56,8 +72,16 @@ class Adding(Episodes):
 
 
 class AnBn(Episodes):
-    """The next character of ``a^n b^n #``, n from 1 to ``most``, at every time step; after # comes #, as in the
-    protocol whose numbers are compared with."""
+    """Predict the next character of ``a^n b^n #`` at every time step, with n from 1 to ``most``.
+
+    After # the target is #, as in the protocol of the published numbers that results are compared with.
+
+    Args:
+        most: Largest n.
+
+    Raises:
+        ValueError: ``most`` is invalid.
+    """
 
     depth = n_in = n_out = 3
     scores_all = True
@@ -74,9 +98,14 @@ class AnBn(Episodes):
 
 
 class BinaryCopy(Episodes):
-    """Copying bits, scored at every time step (Benzing et al. 2019): a start token, T bits, T + 1 blanks in; T + 1
-    blanks, the start token and the bits out. ``length()`` is L of the curriculum: T = max(1, L - 0 ... 4), drawn for
-    every episode."""
+    """Copying bits, scored at every time step (Benzing et al. 2019).
+
+    Inputs are a start token, T bits and T + 1 blanks. Targets are T + 1 blanks, the start token and the T bits. For
+    each episode, T = max(1, L - d) with d drawn from 0 ... 4.
+
+    Args:
+        length: Function that returns L, which a curriculum may change.
+    """
 
     depth = n_in = n_out = 4  # bits 0 and 1, start 2, blank 3
     scores_all = True
@@ -94,13 +123,23 @@ class BinaryCopy(Episodes):
 
 
 class StreamDataModule(DataModule):
-    """An endless stream of a task's episodes in ``lanes`` lanes, ``piece`` time steps a batch.
+    """An endless stream of episodes for each of ``lanes`` sequences, with ``piece`` time steps per batch.
 
-    ``episodes``: a task, or what makes one of this module, which may then read ``module.task``: a curriculum changes
-    it, and episodes that begin later follow. ``val_steps``: time steps of a held-out stream to validate with, from
-    fresh hidden states; 0: no validation data. For a rule with ``update_every=1, carry="carry"``.
+    Use it with a rule that has ``update_every=1, carry="carry"``.
 
-    Raises ValueError for sizes that are none.
+    Args:
+        episodes: A task, or a function that makes one from this data module. The task may read ``module.task``: a
+            curriculum changes it, and episodes that begin later follow.
+        lanes: Sequences per batch.
+        piece: Time steps per batch.
+        seed: Seed of the data.
+        spread: Start each sequence at a random time step of its first episode.
+        val_steps: Time steps of a held-out stream for validation, which starts from fresh hidden states; 0: no
+            validation data.
+        **task: Initial values of ``task``.
+
+    Raises:
+        ValueError: A size is invalid.
     """
 
     batch_first = False
@@ -130,8 +169,15 @@ class StreamDataModule(DataModule):
         return [next(EpisodeStream(self.episodes, self.lanes, self.val_steps, self.seed, split, spread=False))]
 
     def updates(self, pieces: int, every: int) -> int:
-        """Updates that a rule with ``update_every=every`` makes in the first ``pieces`` of the training data: one for
-        every so many time steps of a piece, unless nothing is scored in them."""
+        """Number of updates that a rule with ``update_every=every`` makes in the training data.
+
+        There is one update per ``every`` time steps of a batch (the last group may be shorter), unless none of them is
+        scored.
+
+        Args:
+            pieces: Number of batches, from the start of the training data.
+            every: Time steps per update.
+        """
         edges = range(0, self.piece, every)
         if self.episodes.scores_all:
             return pieces * len(edges)
@@ -141,7 +187,10 @@ class StreamDataModule(DataModule):
         return found
 
     def encode(self, x: Any) -> Any:
-        """Ids (B,) of one time step as one-hot (B, depth), vectors as they are; traced."""
+        """One-hot encode the ids (B,) of one time step as float32 (B, depth); return vectors unchanged.
+
+        Called while tracing.
+        """
         if self.episodes.depth is None:
             return x
         import jax

@@ -1,4 +1,4 @@
-"""Several processes over ``jax.distributed``."""
+"""Training in several processes with ``jax.distributed``."""
 
 from .._lazy import attach
 

@@ -1,7 +1,7 @@
-"""Several processes that train one model: how they start, tell each other what one alone knows, and end together.
+"""Processes that train one model together: how they start, exchange values, and end.
 
-All of it goes through JAX's coordination service, which costs the devices nothing. Every process calls the same
-functions in the same order. One that dies is missed by the service, which then ends the others; one that fails says why
+All communication uses JAX's coordination service and costs the devices nothing. Every process calls the same functions
+in the same order. If a process dies, the service notices and ends the others. A process that fails reports the reason
 before it ends.
 """
 
@@ -23,49 +23,49 @@ from typing import Any
 from ..errors import ProcessError
 
 SECONDS = 100
-"""How long a process may be silent before it counts as dead."""
+"""Seconds of silence after which a process counts as dead."""
 _SLICE_MS, _KEPT = 1000, 1000
 _FAILED, _LEFT = "jaxtrain/failed", "jaxtrain/left/"
 _LEAVE = 20
-"""Seconds that the others have to say why they end."""
+"""Seconds that the first process waits for the others to report why they end."""
 _run, _turns = 0, itertools.count()
 _polls = itertools.count(1)
 
 
 def _state() -> Any:
-    """What JAX knows of the other processes, or None; JAX is not imported for it."""
+    """JAX's distributed state, or None if there is one process. Does not import JAX."""
     module = sys.modules.get("jax._src.distributed")
     state = getattr(module, "global_state", None)
     return state if getattr(state, "client", None) is not None else None
 
 
 def count() -> int:
-    """How many processes train together: 1 unless ``start`` or ``jax.distributed.initialize`` was called."""
+    """Number of processes that train together: 1 unless ``start`` or ``jax.distributed.initialize`` was called."""
     state = _state()
     return 1 if state is None else state.num_processes
 
 
 def index() -> int:
-    """The number of this process, from 0."""
+    """Number of this process, starting at 0."""
     state = _state()
     return 0 if state is None else state.process_id
 
 
 def is_first() -> bool:
-    """Whether this process writes files, logs and lines: of several, number 0 does."""
+    """Return True in process 0, which writes files and prints log messages."""
     return index() == 0
 
 
 def who() -> str:
-    """Which of several processes says something."""
+    """Prefix that names this process in output; empty if there is only one."""
     return "" if count() == 1 else f"process {index()}: "
 
 
-# ----------------------------------------------------------------------------------------------------- the start
+# ------------------------------------------------------------------------------------------------------ starting
 
 
 def check(processes: Any, process: int | None, coordinator: str | None, seconds: int) -> None:
-    """Raise ValueError, in one line, where these cannot be."""
+    """Raise ValueError if the options of ``start`` are invalid or do not fit together."""
     if processes == "auto":
         if process is not None or coordinator is not None:
             raise ValueError("--processes auto takes the process and the coordinator from the job: leave them out")
@@ -84,10 +84,10 @@ def check(processes: Any, process: int | None, coordinator: str | None, seconds:
 
 
 def start(processes: Any, process: int | None = None, coordinator: str | None = None, seconds: int = SECONDS) -> None:
-    """Join the other processes, before JAX is used. "auto": as SLURM, Open MPI or Kubernetes tell JAX.
+    """Join the other processes, before JAX is used; print an error and exit if not all have joined within ``seconds``.
 
-    Raises ValueError or RuntimeError with one line that says what is wrong; where not all are there in ``seconds``, it
-    says so and ends the process.
+    With "auto", JAX reads the settings of SLURM, Open MPI or Kubernetes. Raises ValueError if the options are invalid
+    and RuntimeError if the processes cannot be joined.
     """
     check(processes, process, coordinator, seconds)
     if processes == 1:
@@ -107,9 +107,9 @@ def start(processes: Any, process: int | None = None, coordinator: str | None = 
     try:
         if process == 0:
             _refuse_port_in_use(coordinator)
-        # JAX ends a process that waits in vain, in words of its own: it is to wait longer than we do.
+        # JAX aborts a process on timeout with a message of its own; twice the time lets ours come first.
         jax.distributed.initialize(**given, initialization_timeout=2 * seconds, heartbeat_timeout_seconds=seconds)
-        jax.local_devices()  # they tell each other what devices they have: now that all are here
+        jax.local_devices()  # exchanges the devices, now that all processes are here
     except Exception as error:
         text = " ".join(str(error).split())
         if "should be defined" in text or "must be defined" in text:
@@ -136,11 +136,11 @@ def _end(text: str) -> None:
     os._exit(1)
 
 
-# ------------------------------------------------------------------------------------------------------ agreeing
+# --------------------------------------------------------------------------------------------- exchanging values
 
 
 def begin() -> None:
-    """A run begins in all processes: what an earlier one left unsaid, or said of its failure, is none of its."""
+    """Begin a run in all processes, so that messages and failures of earlier runs do not affect it."""
     global _run, _turns
     _run, _turns = _run + 1, itertools.count()
 
@@ -150,20 +150,20 @@ def _key(*parts: Any) -> str:
 
 
 def from_first(value: Any = None) -> Any:
-    """The JSON value that the first process gives here."""
+    """Return the first process's JSON ``value`` in every process."""
     if count() == 1:
         return value
     turn, client = next(_turns), _state().client
     if is_first():
         client.key_value_set(_key(turn), json.dumps(value))
-        if turn >= _KEPT:  # nobody is so far behind: within fewer turns all meet on the devices
+        if turn >= _KEPT:  # no process is so far behind: devices synchronize more often
             client.key_value_delete(_key(turn - _KEPT))
         return value
     return json.loads(_wait(_key(turn)))
 
 
 def to_first(value: Any = None) -> list[Any]:
-    """The JSON values of all processes, in the first one; an empty list in the others."""
+    """Return the JSON values of all processes in the first process, and an empty list in the others."""
     if count() == 1:
         return [value]
     turn, client = next(_turns), _state().client
@@ -174,35 +174,35 @@ def to_first(value: Any = None) -> list[Any]:
 
 
 def meet() -> None:
-    """Go on when all processes are here."""
+    """Barrier: continue when all processes have arrived."""
     to_first()
     from_first()
 
 
 def all_here(name: str, seconds: float) -> bool:
-    """Whether all processes come to the place of this name in time."""
+    """Barrier with a timeout: return True if all processes reach the barrier ``name`` within ``seconds``."""
     if count() == 1:
         return True
     try:
         _state().client.wait_at_barrier(_key(name), int(1000 * seconds))
         return True
-    except Exception:  # the client has one kind of error for all
+    except Exception:  # the client raises one kind of error for everything
         return False
 
 
 def _wait(key: str) -> str:
-    """What another process says; however long it takes, for one that is dead is missed by JAX's own clock."""
+    """Wait for the value that another process sets under ``key``. Has no timeout: JAX detects dead processes."""
     client = _state().client
     while True:
         try:
             return client.blocking_key_value_get(key, _SLICE_MS)
         except Exception as error:
             said: list[Any] = []
-            with suppress(Exception):  # the service is gone: so says the error
+            with suppress(Exception):  # the service is gone; reported below
                 found = [*client.key_value_dir_get(_key("failed")), *client.key_value_dir_get(_FAILED)]
                 said = [json.loads(text) for _, text in found]
             if said:
-                _, other, text = min(said)  # the one that failed first
+                _, other, text = min(said)  # the first failure
                 raise ProcessError(f"process {other} failed: {text}") from None
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise ProcessError(f"JAX's coordinator is gone: {' '.join(str(error).split())[:200]}") from None
@@ -210,8 +210,10 @@ def _wait(key: str) -> str:
 
 @contextmanager
 def watched(*, ends: bool = False) -> Iterator[None]:
-    """An error in here is told to the processes that wait for this one in the same run, or, where it ``ends`` this
-    process, in any."""
+    """Report an error raised in this context to the processes that wait for this one in the current run.
+
+    If the error ``ends`` this process, processes that wait in any run get the report.
+    """
     try:
         yield
     except BaseException as error:
@@ -227,10 +229,10 @@ def watched(*, ends: bool = False) -> Iterator[None]:
 
 
 def reached_preemption() -> bool:
-    """Whether SIGTERM has come to a process, asked by all at the same places: it is then true of all at the same one.
+    """Whether any process has received SIGTERM. All call this at the same points and get the same answer.
 
-    JAX caught the signal (its preemption service); a handler of our own would part the processes. It is what Orbax's
-    ``reached_preemption`` asks, too, with a line in the log of everybody.
+    JAX catches the signal (its preemption service); with a handler of our own the processes could disagree. Orbax's
+    ``reached_preemption`` makes the same query, but logs a line in every process.
     """
     from jax.experimental import multihost_utils
 
@@ -238,7 +240,10 @@ def reached_preemption() -> bool:
 
 
 def whole(array: Any) -> Any:
-    """A device array with what other processes hold of it, as numpy where that is more than here. All must call."""
+    """Gather a device array that spans processes, as numpy; return other arrays unchanged.
+
+    All processes must call it.
+    """
     if getattr(array, "is_fully_addressable", True) or array.is_fully_replicated:
         return array
     from jax.experimental import multihost_utils
@@ -246,12 +251,21 @@ def whole(array: Any) -> Any:
     return multihost_utils.process_allgather(array, tiled=True)
 
 
-# ------------------------------------------------------------------------------------------------------- the end
+# ------------------------------------------------------------------------------------------------------- exiting
 
 
 def run(work: Callable[[], int]) -> int:
-    """``work()``'s exit code. Where one of several processes failed, it ends here and at once: at a usual exit JAX
-    would wait for the others, which wait for this one."""
+    """Run a program that may train in several processes.
+
+    If one of several processes failed, it exits here, immediately: on a normal exit, JAX would wait for the others,
+    which wait for this one.
+
+    Args:
+        work: The program; returns an exit code.
+
+    Returns:
+        The exit code.
+    """
     try:
         code = work()
     except SystemExit as leaving:
@@ -270,11 +284,11 @@ def run(work: Callable[[], int]) -> int:
 
 
 def _leave(code: int) -> None:
-    """The first process goes last, since JAX ends the others when it is gone, in words of its own."""
+    """Exit. The first process exits last: JAX ends the others with its own message as soon as the first is gone."""
     sys.stdout.flush()
     sys.stderr.flush()
     client, others = _state().client, count() - 1
-    with suppress(Exception):  # a process that is leaving anyway
+    with suppress(Exception):  # this process exits in any case
         if not is_first():
             client.key_value_set(f"{_LEFT}{index()}", "")
         until = time.monotonic() + _LEAVE

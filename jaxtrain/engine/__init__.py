@@ -1,1 +1,1 @@
-"""Compiled programs: a strategy, an optimizer and devices as one train step."""
+"""Compiled programs: a strategy, an optimizer and devices combined into one train step."""

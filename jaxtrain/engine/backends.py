@@ -1,4 +1,4 @@
-"""Optimizers of braintools and optax behind one interface."""
+"""A common interface to optimizers of braintools and optax."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ UNJITTED = {
     "ChainedScheduler": "one optax schedule that multiplies the factors",
     "CosineAnnealingWarmRestarts": "optax.sgdr_schedule",
 }
+"""braintools schedulers that cannot run in a compiled program, and the optax replacement that the error suggests."""
 
 
 class Braintools:
-    """A braintools.optim optimizer with its scheduler, which is stepped at every update."""
+    """A braintools.optim optimizer with its scheduler. The scheduler advances by one at every update."""
 
     wants_loss = False
 
@@ -49,7 +50,7 @@ class Braintools:
         extra = [str(key) for key, state in registered.items() if id(state) not in known]
         if extra:
             raise ValueError(f"the optimizer {where}holds {extra}, which the module does not train (Module.trainable)")
-        # Whoever registered them chose the keys, or a tree of dicts: the gradients take its shape.
+        # The code that registered the weights chose their keys, possibly nested; gradients must have the same tree.
         self._names = jax.tree.map(
             lambda state: known[id(state)], optimizer.param_states.to_pytree(), is_leaf=lambda x: isinstance(x, State)
         )
@@ -57,7 +58,7 @@ class Braintools:
         self._idle = {name: state for name, state in idle.items() if name in registered_names}
 
     def apply(self, grads: dict[str, Any], *loss: Any) -> None:
-        # Who registers parameters that the rule does not train gets them back as they were, weight decay or not.
+        # Registered parameters that the rule does not train are restored, so that weight decay cannot move them.
         held = {name: state.value for name, state in self._idle.items()}
         grads = grads | {name: jax.tree.map(jnp.zeros_like, value) for name, value in held.items()}
         self.optimizer.update(jax.tree.map(lambda name: grads[name], self._names))
@@ -74,7 +75,7 @@ class Braintools:
             for name, state in states_of(self.optimizer).items()
             if not isinstance(state, brainstate.ParamState)
         }
-        # The scheduler is a plain object: no enumeration of the optimizer's states reaches it.
+        # The scheduler is a plain object, so states_of(optimizer) does not find its States.
         scheduler = vars(self.optimizer.lr_scheduler)
         own |= {f"scheduler.{name.lstrip('_')}": state for name, state in scheduler.items() if isinstance(state, State)}
         return own
@@ -83,7 +84,7 @@ class Braintools:
         return {"base_lrs": [float(rate) for rate in self.optimizer.lr_scheduler.base_lrs]}
 
     def renew(self, saved: dict[str, Any]) -> None:
-        """After a restore: a learning rate that was changed since wins over the one in the checkpoint."""
+        """After a restore, apply a learning rate that was changed since the checkpoint, instead of the saved one."""
         if saved != self.settings():
             scheduler = self.optimizer.lr_scheduler
             scheduler.step(int(scheduler.last_epoch.value))
@@ -91,8 +92,11 @@ class Braintools:
 
 
 class Optax:
-    """An optax transformation; a schedule inside it counts updates by itself. One that asks for ``value``, as
-    ``optax.contrib.reduce_on_plateau``, is given the train loss of the update."""
+    """An optax transformation. Schedules inside it count updates themselves.
+
+    If the transformation requires ``value``, as ``optax.contrib.reduce_on_plateau`` does, it receives the train loss
+    of the update.
+    """
 
     def __init__(self, transformation: optax.GradientTransformation, params: dict[str, State]):
         self._tx = optax.with_extra_args_support(transformation)
@@ -102,7 +106,7 @@ class Optax:
         self.wants_loss = isinstance(transformation, optax.GradientTransformationExtraArgs) and self._refuses()
 
     def _refuses(self) -> bool:
-        """Whether an update needs more than gradients and parameters."""
+        """Return True if an update needs more than gradients and parameters."""
         values = {name: state.value for name, state in self._params.items()}
         try:
             jax.eval_shape(self._tx.update, values, self._state.value, values)
@@ -120,7 +124,7 @@ class Optax:
             state.value = new[name]
 
     def rate(self) -> Any:
-        """Known where the transformation is wrapped in ``optax.inject_hyperparams``, else None."""
+        """The learning rate if the transformation is wrapped in ``optax.inject_hyperparams``, else None."""
         rates = [value for path, value in self._injected() if path.endswith("learning_rate")]
         return rates[0] if len(rates) == 1 else None
 
@@ -131,7 +135,7 @@ class Optax:
         return {"hyperparameters": self._initial}
 
     def renew(self, saved: dict[str, Any]) -> None:
-        """After a restore: injected hyperparameters that were changed since win over those in the checkpoint."""
+        """After a restore, apply injected hyperparameters that were changed since the checkpoint."""
         changed = {k: v for k, v in self._initial.items() if saved.get("hyperparameters", {}).get(k, v) != v}
         if changed:
             leaves, tree = jax.tree_util.tree_flatten_with_path(self._state.value)
@@ -157,6 +161,6 @@ class Optax:
 
 
 def cast(grad: Any, value: Any) -> Any:
-    """A gradient in the types of its parameter."""
+    """Cast a gradient to the dtypes of its parameter."""
     leaves, tree = jax.tree.flatten(grad)
     return tree.unflatten([g.astype(v.dtype) for g, v in zip(leaves, jax.tree.leaves(value), strict=True)])

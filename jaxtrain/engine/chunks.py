@@ -1,4 +1,4 @@
-"""Several steps in one dispatch: batches one after another, and the loop over them within one program."""
+"""Chunks: several steps in one dispatch. Stacks their batches and loops over them within one program."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 
 CAP, FLOPS = 50, 4e10
-"""``chunk="auto"``: at most 50 steps a dispatch, and about this much work: seconds, so that signals are heard."""
+"""Limits of ``chunk="auto"``: 50 steps and about 4e10 FLOPs (seconds of work), so that signals are handled soon."""
 
 
 def chosen(flops: float) -> int:
-    """How many steps of so much work."""
+    """Number of steps per chunk for a step of ``flops`` floating-point operations."""
     return int(max(1, min(CAP, FLOPS // max(flops, 1.0))))
 
 
 def looped(step: Callable, length: int) -> Callable:
-    """Of ``step(values, root, index, batch) -> (values, metrics)``: one program for every number of steps ``n`` up to
-    ``length``, by a loop with a traced count; metrics are ``(length, ...)``."""
-    step = jax.jit(step)  # traced once, for its shapes and for the loop
+    """Turn ``step(values, root, index, batch) -> (values, metrics)`` into ``chunk(values, root, first, n, batches)``.
+
+    One compiled program serves every number of steps ``n`` from 1 to ``length``, because the loop count is traced.
+    Each metric is returned as ``(length, ...)``; entries from ``n`` on are zero.
+    """
+    step = jax.jit(step)  # one trace serves both eval_shape and the loop
 
     def chunk(values, root, first, n, batches):
         shapes = jax.eval_shape(lambda: step(values, root, first, jax.tree.map(lambda leaf: leaf[0], batches))[1])
@@ -39,7 +42,10 @@ def looped(step: Callable, length: int) -> Callable:
 
 
 def stacked(batches: list[Any], length: int) -> Any:
-    """Batches one after another, ``(length, ...)``; fresh arrays, since a device may still read those before."""
+    """Stack batches along a new leading axis, ``(length, ...)``.
+
+    The arrays are newly allocated each time, because a device may still be reading the previous ones.
+    """
 
     def one(*leaves: Any) -> np.ndarray:
         made = np.zeros((length, *np.shape(leaves[0])), leaves[0].dtype)

@@ -1,4 +1,4 @@
-"""braintools and optax behind one face: a gradient comes in, clipped and accumulated, and parameters change."""
+"""The optimizer of a run: clips and accumulates gradients and applies a braintools or optax optimizer."""
 
 from __future__ import annotations
 
@@ -18,15 +18,24 @@ from .backends import UNJITTED, Braintools, Optax, cast
 
 
 class Optimizer:
-    """Everything between a gradient and new parameters, for the parameters that are trained.
+    """Turns gradients into new parameters, for the parameters that are trained.
 
-    ``params``: those that the optimizer changes. ``idle``: those that the module would train and the rule does
-    not: nothing moves them, weight decay neither.
+    ``update(grads, weight, loss)`` takes the gradients of ``sum(w * loss)``, the weight ``sum(w)``, and
+    ``sum(w * loss)`` itself for optimizers that use the loss. It sums them over ``accumulate`` calls, divides once,
+    clips by global norm and applies the optimizer. If the total weight is 0, there is no update. ``updates`` counts
+    applied updates, and schedules advance by this count.
 
-    ``update(grads, weight, loss)`` takes gradients of ``sum(w * loss)``, ``sum(w)`` and that sum itself, for an
-    optimizer that looks at the loss. It adds them up over ``accumulate`` calls, divides once, clips by global norm and
-    applies the optimizer; where nothing weighs anything there is no update. ``updates`` counts applications, and
-    schedules advance by them.
+    Args:
+        module: The module whose ``configure_optimizer`` and ``group`` are called.
+        params: Parameters that the optimizer changes, by name.
+        clip: Largest global norm of a gradient, or None.
+        accumulate: Number of batches per update.
+        idle: Parameters that are trainable in the module but not trained by the rule. Nothing changes them, not even
+            weight decay.
+
+    Raises:
+        ValueError: The optimizer does not match the parameters or cannot run in a compiled program.
+        TypeError: ``configure_optimizer`` returned something that is not an optimizer.
     """
 
     def __init__(self, module, params: dict[str, State], *, clip: float | None, accumulate: int,
@@ -46,7 +55,7 @@ class Optimizer:
         self._try(module)
 
     def states(self) -> dict[str, State]:
-        """Everything of the optimizer that a checkpoint must hold, under stable names."""
+        """All States of the optimizer that a checkpoint must hold, under stable names."""
         states = {"updates": self._updates}
         for label, part in self._parts.items():
             states |= {f"{label}.{name}" if label else name: state for name, state in part.states().items()}
@@ -64,7 +73,11 @@ class Optimizer:
             part.renew(saved.get(label, part.settings()))
 
     def update(self, grads: dict[str, Any], weight: Any, loss: Any = 0.0) -> Metrics:
-        """Traced. Returns ``grad_norm`` (before clipping) and ``lr``, weighing nothing where there was no update."""
+        """Accumulate gradients and apply the optimizer when an update is due. Called while tracing.
+
+        Returns:
+            ``grad_norm`` (before clipping) and ``lr``. ``grad_norm`` has weight 0 if there was no update.
+        """
         seen = (jnp.asarray(loss, jnp.float32),) if self.wants_loss else ()
         if self._accumulate == 1:
             if isinstance(weight, float):
@@ -87,7 +100,7 @@ class Optimizer:
         return metrics
 
     def accumulated(self, grads: dict[str, Any]) -> dict[str, Any]:
-        """Traced: the gradients with what has been added up before them, of the parameters that are trained."""
+        """Gradients of the trained parameters plus those accumulated so far. Called while tracing."""
         if self._accumulate == 1:
             return {name: grads[name] for name in self.names}
         return {name: add_to(total.value, grads[name]) for name, total in self._total.items()}
@@ -117,7 +130,7 @@ class Optimizer:
         return {"grad_norm": mean(norm, weight), **{name: mean(rate, 1.0) for name, rate in rates.items()}}
 
     def _try(self, module) -> None:
-        """Trace one update now, so that what cannot run compiled is named before step 0."""
+        """Trace one update now, so that an optimizer that cannot be compiled is reported before step 0."""
         zeros = {name: jax.tree.map(jnp.zeros_like, state.value) for name, state in self._params.items()}
         loss = (jnp.float32(0),) if self.wants_loss else ()
         try:
@@ -145,7 +158,7 @@ def _bind(module, params: dict[str, State], idle: dict[str, State]) -> dict[str,
     return {
         label: _one(part, of(label, params), of(label, idle), f"of group {label!r} ")
         for label, part in configured.items()
-        if of(label, params)  # the rule may train nothing of a group
+        if of(label, params)  # the rule may train no parameter of a group
     }
 
 
@@ -166,5 +179,5 @@ def _one(optimizer: Any, params: dict[str, State], idle: dict[str, State], where
 
 
 def accumulated_batches(values: dict[str, Any]) -> int:
-    """How many batches are added up for an update that has not been made yet; ``values``: those of one seed."""
+    """Number of batches accumulated for the next update; ``values`` are the program values of one seed."""
     return int(processes.whole(values["optimizer/accumulated_batches"]))

@@ -1,4 +1,4 @@
-"""Module + learner -> compiled programs: train a chunk, evaluate, predict, probe. The training state lives here."""
+"""Compiled programs of a module and a learner (train a chunk, evaluate, predict, probe), and the training state."""
 
 from __future__ import annotations
 
@@ -44,24 +44,37 @@ from .sharding import Devices
 
 NonFinite = Literal["raise", "skip", "warn"]
 TRAIN, EVALUATE, PREDICT, PROBE = range(4)
-"""Streams of random numbers that share one root."""
+"""Random streams, each derived from the same root key."""
 BAD, DEAD = "nonfinite", "dead"
-"""What a train program says beside metrics: the first thing that is not finite, and which parameters had a gradient
-of exactly zero."""
+"""Outputs of a train program beside metrics: index of the first nonfinite quantity, and flags of zero gradients.
+
+The flags mark the parameters whose gradient was exactly zero.
+"""
 FINE, FROZEN = -1, -2
-"""Entries of ``BAD`` that stand for no name: all is finite; the lane was frozen at an earlier step."""
+"""Values of ``BAD`` that are not an index: everything is finite; the seed was frozen at an earlier step."""
 
 
 class Program:
     """Compiled programs of one module under one strategy, and the state that they share.
 
-    ``values`` maps names to device values: parameters under their own names, the rest under ``model/``,
-    ``optimizer/`` and ``learner/``. The train program donates it, so nobody else keeps a reference to it.
+    ``values`` maps names to device values. Parameters have their own names; the rest is under ``model/``,
+    ``optimizer/`` and ``learner/``. The train program donates ``values``, so no other code may keep a reference to
+    it.
 
-    ``seed``: a number, or a tuple of numbers, which are trained side by side as lanes of one program: every leaf of
-    ``values`` then has an axis of lanes first, and ``models`` holds the module's attributes as built under each seed. A
-    lane whose numbers stop being finite is frozen as it was before, unless they are skipped or allowed. ``devices``: on
-    so many the program runs; the rule is then bound to the share of a batch that one of them sees.
+    Args:
+        module: The module, with its model built.
+        strategy: The strategy to bind. On several devices it is bound to one device's share of a batch.
+        encode: The data's encoding of the inputs of one time step.
+        example: A batch on the host, time-major; programs are compiled for its shapes.
+        seed: One seed, or a tuple of S seeds to train side by side. With a tuple, every leaf of ``values`` has a
+            leading axis of size S. A seed that becomes nonfinite is frozen in its last finite state, unless
+            ``nonfinite`` is "skip" or "warn".
+        clip: Largest global norm of a gradient, or None.
+        accumulate: Number of batches per update.
+        nonfinite: What to do about nonfinite numbers: "raise", "skip" or "warn".
+        chunk: Steps per dispatch; "auto" chooses by the work of a step.
+        models: With several seeds, the module's attributes as built under each seed.
+        devices: Number of devices of this process that run the program.
     """
 
     def __init__(self, module: Module, strategy: Strategy, encode: Callable, example: Any, *,
@@ -94,7 +107,7 @@ class Program:
         self.compile_seconds = time.perf_counter() - started
 
     def _bind(self, encode: Callable, clip: float | None, accumulate: int) -> None:
-        """The rule and the optimizer for the module's model as it is, and the States that outlive a step."""
+        """Bind the rule and the optimizer to the module's current model, and collect the States that outlive a step."""
         module = self.module
         with self._environ(fit=True):
             strengthen(parameters(module.model).values())
@@ -125,7 +138,7 @@ class Program:
         return {name: strong(value) for name, value in {**values, **self._whole}.items()}
 
     def _side_by_side(self, lanes: Lanes, models: Sequence[Any], bind: Callable[[], None]) -> dict[str, Any]:
-        """The values of every lane. The module is left as built under the first seed, whose step all lanes run."""
+        """Values of all seeds. Leaves the module as built under the first seed, whose step serves all seeds."""
         each: list[tuple[dict[str, Any], Any]] = []
         for built in reversed(models):
             if not each or built["model"] is not self.module.model:
@@ -139,7 +152,11 @@ class Program:
         return lanes.stacked([values for values, _ in each])
 
     def _optimizer(self, clip: float | None, accumulate: int) -> Optimizer:
-        """Of the parameters that the rule trains: one without a gradient would still be moved by weight decay."""
+        """Create the optimizer for the parameters that the rule trains.
+
+        A parameter without a gradient would still be moved by weight decay, so those that the rule does not train are
+        left out.
+        """
         chosen, untrained = trained(self.objective), {row.name for row in self.rows if row.trains == "no"}
         params = {name: state for name, state in chosen.items() if name not in untrained}
         if not params:
@@ -151,25 +168,25 @@ class Program:
 
     @cached_property
     def _step(self) -> Functional:
-        """One train step, traced when it is first needed: data to predict has no targets to train with."""
+        """One train step. It is traced on first use, because data for prediction has no targets to train with."""
         with self._environ(fit=True):
             return self._functional(self._train_step, jnp.int32(0), self._share)
 
     @cached_property
     def flops(self) -> float:
-        """Work of one train step, of all lanes and devices."""
+        """Floating-point operations of one train step, over all seeds and devices."""
         return flops(self._step.jaxpr) * self._width * (self.devices.count if self.devices.splits_batch else 1)
 
     # ------------------------------------------------------------------------------------------------- running
 
     def train(self, batches: list[Any], first_step: int) -> Pending:
-        """Dispatch the steps ``first_step + 1 ... first_step + len(batches)``; their metrics are pending."""
+        """Dispatch the steps ``first_step + 1 ... first_step + len(batches)`` and return their pending metrics."""
         data = self.devices.arrive(self.module, batches, lambda some: chunks.stacked(some, self.chunk))
         self.values, metrics = self._train(self.values, self.root, np.int32(first_step), np.int32(len(batches)), data)
         return Pending(metrics, self._unpack)
 
     def _unpack(self, arrays: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
-        """One array holds all metrics, since fetching costs by the array: ``([lanes,] 2 x metrics)`` a step."""
+        """Unpack the array ``([seeds,] 2 x metrics)`` per step that holds all metrics: fetching costs per array."""
         numbers, bad = arrays
         means = {name: Mean(numbers[..., num], numbers[..., weight]) for name, (num, weight) in self._packed.items()}
         dead = numbers[..., 2 * len(means) :] != 0
@@ -178,12 +195,18 @@ class Program:
         return {**self.lanes.merged(means), BAD: bad, DEAD: dead.all(axis=1)}
 
     def evaluate(self, batch: Any, index: int, values: Any = None, *, first: bool = False) -> Pending:
-        """Metrics of one batch, ``Mean`` by name; of lanes, what they come to together, and each under ``lanes/``."""
+        """Metrics of one batch, by name, as ``Mean``.
+
+        With several seeds, metrics are merged over seeds, and each seed's own are added under ``lanes/``.
+        """
         found = self.read("evaluate", self._evaluate_step, batch, index, values=values, first=first)
         return Pending(found) if self.lanes is None else Pending(found, self.lanes.merged)
 
     def probe(self, callback: Any, batch: Any, index: int) -> Pending:
-        """A callback's ``probe`` of one batch, by the first lane that is not frozen, or the first device's share."""
+        """Run a callback's ``probe`` on one batch.
+
+        It runs for the first seed that is not frozen, or on the first device's share of the batch.
+        """
 
         def step(root, index, batch):
             set_key(fold_in(root, PROBE, index))
@@ -207,7 +230,7 @@ class Program:
     # --------------------------------------------------------------------------------------------------- state
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Flat arrays of the parameters, and of everything else that training goes on from."""
+        """Flat arrays of the parameters, and of everything else that is needed to continue training."""
         params = {name: self.values[name] for name in self.parameters}
         rest = {name: value for name, value in self.values.items() if name not in params}
         return flatten(params), flatten({**rest, "rng": self.root})
@@ -221,7 +244,7 @@ class Program:
         self.values = self.devices.place({**self.values, **unflatten(template, flat)})
 
     def load(self, params: dict[str, Any], train: dict[str, Any], optimizer_settings: dict[str, Any]) -> None:
-        """Go on from a checkpoint; a learning rate changed since then wins over the saved one."""
+        """Load the state of a checkpoint. A learning rate that was changed since then replaces the saved one."""
         self.load_parameters(params)
         template = {name: value for name, value in self.values.items() if name not in self.parameters}
         restored = unflatten({**template, "rng": self.root}, train)
@@ -237,10 +260,13 @@ class Program:
             self.values = self.devices.place(each[0] if self.lanes is None else stack(each))
 
     def write_back(self, values: dict[str, Any] | None = None) -> int:
-        """Give the module's model (and the optimizer) the values reached so far, or these, as copies; of lanes, those
-        of the first that is not frozen. Returns the seed that they are of.
+        """Copy the current values, or ``values``, into the module's model and the optimizer.
 
-        Where a dispatch failed after it had been given the state, there is none to give back.
+        With several seeds, the first that is not frozen is written back. If a dispatch failed after the state was
+        donated to it, nothing is written.
+
+        Returns:
+            The seed whose values were written.
         """
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.values)):
             return self._seed
@@ -252,14 +278,14 @@ class Program:
 
     def _assign(self, values: dict[str, Any]) -> None:
         for name in self._named.keys() & values.keys():
-            self._named[name].value = strong(values[name])  # through the host: a copy on the device would compile
+            self._named[name].value = strong(values[name])  # through the host: copying on the device would compile
 
     def host_parameters(self, values: dict[str, Any] | None = None) -> dict[str, Any]:
         return jax.tree.map(np.array, jax.device_get({n: (values or self.values)[n] for n in self.parameters}))
 
     @property
     def auto(self) -> dict[str, Any]:
-        """What every "auto" became."""
+        """The resolved value of every "auto" option."""
         return {"chunk": self.chunk, **self.learner.resolved()}
 
     def report(self) -> dict[str, Any]:
@@ -291,7 +317,7 @@ class Program:
         with self.devices.own_random(self._kept.values()):
             metrics = self.learner.learn(phases, self._update)
         counts, live = metrics.pop(BAD).num, metrics.pop(DEAD).num
-        # The norm comes last: a gradient that is not finite is named by its own leaf.
+        # grad_norm comes last, so that a nonfinite gradient is reported by its own name.
         means = {name: mean for name, mean in metrics.items() if name != "grad_norm"}
         finite = jnp.stack([jnp.isfinite(mean.num) for mean in means.values()])
         last = jnp.isfinite(metrics["grad_norm"].num)[None]
@@ -308,7 +334,7 @@ class Program:
         return metrics, bad, (live == 0).astype(jnp.float32)
 
     def _update(self, grads: dict[str, Any], weight: Any, metrics: Metrics) -> Metrics:
-        """Everything that devices tell each other goes into this one sum."""
+        """Sum everything that devices must exchange in one all-reduce, then update the parameters."""
         grads = {name: grads[name] for name in self.optimizer.names}
         kept = {n: s.value for n, s in self._kept.items() if not isinstance(s, brainstate.random.RandomState)}
         known = isinstance(weight, float)
@@ -337,7 +363,10 @@ class Program:
         return brainstate.environ.context(**self.module.environ, fit=fit)
 
     def _functional(self, step: Callable, index: Any, batch: Any, *, carried: bool = True) -> Functional:
-        """``carried=False``: the step begins with fresh hidden states, for any number of lanes."""
+        """Trace ``step`` as a pure function.
+
+        With ``carried=False`` the step starts from fresh hidden states, for any batch size.
+        """
         named, scratch = self._named, self.learner.scratch()
         if not carried:
             hidden = list(self.learner.network.hidden.values())
@@ -346,7 +375,7 @@ class Program:
         return Functional(step, named, scratch, jax.random.key(0), index, batch, axes=self.devices.axis_env)
 
     def _compile_train(self):
-        """One program for every number of steps up to ``chunk``: a loop with a traced count."""
+        """Compile one program for every number of steps up to ``chunk``: a loop with a traced count."""
         train_step = self._step
 
         def step(values, root, index, batch):
@@ -376,8 +405,17 @@ class Program:
 
     def read(self, kind: Any, step: Callable, batch: Any, index: int, *, values: Any = None, first: bool = False,
              fit: bool = False) -> Any:  # fmt: skip
-        """Run a program that reads the state, or ``values`` in its place, and changes nothing; compiled once for each
-        shape of batch. ``first``: by the first device on the whole batch, and the first lane that is not frozen."""
+        """Run a program that reads the state and changes nothing. It is compiled once per batch shape.
+
+        Args:
+            kind: Identifies the program in the cache.
+            step: ``step(root, index, batch)``, traced.
+            batch: A batch on the host, time-major.
+            index: Batch number, from which random numbers derive.
+            values: Values to read instead of the program's own.
+            first: Run for the whole batch on the first device, and for the first seed that is not frozen.
+            fit: Value of ``fit`` in ``brainstate.environ``; if False, the step starts from fresh hidden states.
+        """
         key = (kind, first, self.objective.encode, kind_of(batch))
         with self._environ(fit=fit):
             alone = first or not self.devices.divides(self.module, batch)
@@ -397,5 +435,5 @@ class Program:
         return self._executables[key](values, root, np.int32(index), arrived)
 
     def bad_name(self, code: int) -> str:
-        """What a non-negative entry of the non-finite mask stands for."""
+        """Name of the quantity that a non-negative nonfinite index stands for."""
         return self._bad_names[code]

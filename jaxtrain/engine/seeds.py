@@ -1,4 +1,4 @@
-"""Seeds trained side by side: lanes of one program, each with parameters, optimizer and random numbers of its own."""
+"""Training several seeds side by side in one program, each with its own parameters, optimizer and random numbers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,22 @@ from ..core.metrics import LANES, Mean, Metrics, is_rate
 from ..core.state import is_key, stack
 
 LIVE = "lanes/live"
-"""Among a program's values: whether each lane goes on, ``(S,)``."""
+"""Name of the program value ``(S,)`` that is True for each seed that is still training."""
 
 
 def as_seeds(seeds: Any, first: int) -> tuple[int, ...] | None:
-    """``Fit(seeds=...)``: how many, counted from ``first``, or a list of them. Raises ValueError for anything else."""
+    """Check ``Fit(seeds=...)``.
+
+    Args:
+        seeds: A number of seeds, counted from ``first``, or a list of seeds, or None.
+        first: ``Fit(seed=...)``, the first seed if ``seeds`` is a number.
+
+    Returns:
+        The seeds, or None for a run of one seed.
+
+    Raises:
+        ValueError: ``seeds`` is anything else.
+    """
     if seeds is None:
         return None
     counted = type(seeds) is int and 1 <= seeds <= 2**32 - first
@@ -39,11 +50,12 @@ def is_seed(value: Any) -> bool:
 
 
 def _text(step: Any) -> str:
-    return re.sub(r"0x[0-9a-f]+", "", str(step.jaxpr))  # addresses of Python's functions
+    """The jaxpr as text, for comparison."""
+    return re.sub(r"0x[0-9a-f]+", "", str(step.jaxpr))  # without addresses of Python functions
 
 
 def _constants(step: Any) -> list[bytes]:
-    """The arrays that a closed jaxpr, and those inside it, have as constants."""
+    """Bytes of all array constants in a closed jaxpr and the jaxprs inside it."""
     found = [_bytes(constant) for constant in getattr(step, "consts", ())]
     for equation in getattr(step, "jaxpr", step).eqns:
         for value in jax.tree.leaves(equation.params, is_leaf=lambda value: hasattr(value, "eqns")):
@@ -58,13 +70,14 @@ def _bytes(constant: Any) -> bytes:
 
 
 class Lanes:
-    """What the values, steps and metrics of a program become where it trains S seeds.
+    """Maps the values, steps and metrics of a program over S seeds.
 
-    Every leaf of ``values`` has an axis of lanes first. All lanes see the same batch. Metrics have lanes on their last
-    axis until ``merged`` makes one number of them.
+    Every leaf of ``values`` has a leading axis of size S. All seeds see the same batch. Metrics have the seed axis
+    last until ``merged`` reduces it.
 
-    Where a device does many small products at once, lanes are one more axis of each (``vmap``); on CPU, whose cores one
-    lane's products fill, they follow one another within the program: benchmarks/seeds.py measures both.
+    On accelerators, which do many small products at once, the step is vectorized over seeds (``vmap``). On CPU,
+    where the products of one seed already use all cores, seeds run one after another within the program.
+    benchmarks/seeds.py measures both.
     """
 
     def __init__(self, seeds: tuple[int, ...]):
@@ -75,12 +88,19 @@ class Lanes:
         return stack([jax.random.key(seed) for seed in self.seeds])
 
     def stacked(self, values: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """One value a seed -> the values of a program."""
+        """Stack the values of each seed into the values of a program."""
         return {**stack(list(values)), LIVE: jnp.ones(len(self.seeds), bool)}
 
     def require_one_step(self, steps: Sequence[Any], name: str) -> None:
-        """``steps``: of what was built under each seed, its time steps as a closed jaxpr. Raise ValueError where they
-        differ in more than the values of States."""
+        """Check that all seeds have the same traced time step.
+
+        Args:
+            steps: The closed jaxpr of the time steps of each seed's module, in the order of the seeds.
+            name: Name of the module's class, for the message.
+
+        Raises:
+            ValueError: The jaxprs differ in more than the values of States.
+        """
         for seed, step in zip(self.seeds, steps, strict=True):
             if _text(step) != _text(steps[0]) or _constants(step) != _constants(steps[0]):
                 raise ValueError(
@@ -90,21 +110,21 @@ class Lanes:
                 )
 
     def map(self, step: Callable) -> Callable:
-        """Of ``step(values, root, index, batch)``: the step of all lanes."""
+        """Map ``step(values, root, index, batch)`` over all seeds."""
         if self.one_by_one:
             return lambda values, root, *args: jax.lax.map(lambda lane: step(*lane, *args), (values, root))
         mapped = jax.vmap(step, in_axes=(0, 0, None, None))
 
         def quietly(*args):
             with warnings.catch_warnings():
-                # braintrace warns for those who compile its graph of such a program: ours was compiled before.
+                # braintrace warns about compiling its graph from such a program; ours was compiled before.
                 warnings.filterwarnings("ignore", "ETP primitive .* was decomposed")
                 return mapped(*args)
 
         return quietly
 
     def map_live(self, read: Callable) -> Callable:
-        """The same of a step that returns metrics alone; those of a frozen lane weigh nothing."""
+        """Map a step that returns only metrics; metrics of frozen seeds get weight 0."""
 
         def live(values, *args):
             return jax.tree.map(lambda leaf: jnp.where(values[LIVE], leaf, 0), read(values, *args))
@@ -112,7 +132,7 @@ class Lanes:
         return self.map(live)
 
     def first(self, read: Callable) -> Callable:
-        """The same step for one lane, the first that is not frozen."""
+        """Run a step for one seed only: the first that is not frozen."""
 
         def one(values, root, *args):
             lane = jnp.argmax(values[LIVE])
@@ -127,16 +147,18 @@ class Lanes:
         return [self.lane(values, lane) for lane in range(len(self.seeds))]
 
     def first_live(self, values: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """Seed and values of the first lane that goes on."""
+        """Seed and values of the first seed that is not frozen."""
         lane = int(np.argmax(np.asarray(values[LIVE])))
         return self.seeds[lane], self.lane(values, lane)
 
     def frozen(self, values: dict[str, Any]) -> list[int]:
-        """The seeds of the lanes that go on no more."""
+        """The frozen seeds."""
         return [seed for seed, live in zip(self.seeds, np.asarray(values[LIVE]), strict=True) if not live]
 
     def merged(self, means: Metrics) -> Metrics:
-        """Sums over lanes, and under ``lanes/`` each lane by itself. Lanes that are not frozen weigh alike, so the
-        quotient of the sums is the mean over them."""
+        """Sum metrics over seeds, and add each seed's own under ``lanes/``.
+
+        All seeds that are not frozen have equal weight, so the quotient of the sums is the mean over them.
+        """
         total = {name: Mean(mean.num.sum(-1), mean.weight.sum(-1)) for name, mean in means.items()}
         return {**total, **{f"{LANES}{name}": mean for name, mean in means.items() if not is_rate(name)}}

@@ -1,4 +1,4 @@
-"""One program on several devices: what is split over them, what each holds whole, and the one all-reduce an update."""
+"""Running one program on several devices: what is split, what is replicated, and the one all-reduce per update."""
 
 from __future__ import annotations
 
@@ -19,33 +19,41 @@ from ..core.state import State, fold_in, is_key, kind_of
 from ..distributed import processes
 
 AXIS = "devices"
-"""Of the mesh."""
+"""Name of the mesh axis."""
 
 
 def start(devices: Any) -> None:
-    """On CPU JAX has as many devices as it is told before it starts: ``devices``, or of "all" one a core.
+    """Set the number of CPU devices, which JAX reads only when it starts: ``devices``, or one per core for "all".
 
-    Nothing is done for one device, and where the environment or a program has said how many already.
+    Does nothing for one device, or if the environment or the program has already set a number.
     """
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if devices == 1 or forced or jax.config.jax_num_cpu_devices >= 0:  # pyright: ignore[reportAttributeAccessIssue]
         return
-    with suppress(RuntimeError):  # JAX has started: as_devices says how many there are
+    with suppress(RuntimeError):  # JAX has started: as_devices reports how many devices exist
         jax.config.update("jax_num_cpu_devices", cores() if devices == "all" else devices)
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def as_devices(devices: Any) -> int:
-    """``Fit(devices=...)``: a number of devices of this process, or "all". Raises ValueError where there are fewer."""
+    """Check ``Fit(devices=...)``: a number of devices of this process, or "all".
+
+    Returns:
+        The number of devices of this process.
+
+    Raises:
+        ValueError: The value is invalid, or there are fewer devices.
+    """
     if devices != "all" and (type(devices) is not int or devices < 1):
         raise ValueError(f"Fit(devices={devices!r}): expected a whole number, 1 or more, or 'all'")
     if devices == 1 and processes.count() == 1:
         return 1
-    start(devices)  # and JAX, which of several processes waits in each for all the others: not later, in some alone
+    # Counting devices also starts JAX, which waits for all processes: it must happen now, in every process.
+    start(devices)
     there, kind = jax.local_device_count(), jax.default_backend()
     if devices == "all":
         return there
@@ -57,12 +65,15 @@ def as_devices(devices: Any) -> int:
 
 
 class Devices:
-    """What the values, batches and metrics of a program become on ``own`` devices of each process, ``count`` in all.
+    """Places the values, batches and metrics of a program on ``own`` devices of each process, ``count`` in total.
 
-    The lanes of a batch are split: each device runs the step on its share, with the parameters and the optimizer whole,
-    and gradients, weights and metrics are added up over devices in one all-reduce an update. Seeds side by side
-    (``seeds``) are split instead where there are several; then a device has its own seeds on the whole batch, and
-    nothing is sent. Of several processes each gives its devices their share of a batch, and sees that alone.
+    The sequences of a batch are split over devices. Each device runs the step on its share, with all parameters and
+    the whole optimizer state. Gradients, weights and metrics are summed over devices in one all-reduce per update.
+
+    With several seeds (``seeds``), the seeds are split instead. Each device trains its own seeds on the whole batch,
+    and nothing is communicated.
+
+    With several processes, each process supplies only the share of a batch that its own devices use.
     """
 
     def __init__(self, own: int, seeds: int | None = None):
@@ -83,7 +94,7 @@ class Devices:
         self._divides: dict[Any, bool] = {}
         self._layouts: dict[Any, Any] = {}
         self._held: dict[str, Any] = {}
-        """By name of a value, where its leaves are split; what is not named is split by seeds, or whole everywhere."""
+        """How the leaves of a value are split, by name. Other values are split by seed, or replicated for one seed."""
         if self.several:
             each = [jax.local_devices(process_index=process)[:own] for process in range(self._processes)]
             for process, its in enumerate(each):
@@ -91,19 +102,19 @@ class Devices:
                     raise ValueError(
                         f"Fit(devices={own}): process {process} has {len(its)}; give all processes the same devices"
                     )
-            # Automatic axes: with explicit ones, JAX's default, brainstate's loops and vmap do not run.
+            # Automatic axes: brainstate's loops and vmap fail with explicit axes, which are JAX's default.
             self._mesh = Mesh(np.array(each).reshape(-1), (AXIS,), axis_types=(AxisType.Auto,))
 
     @property
     def _asked(self) -> str:
-        """By whom so many devices were asked for."""
+        """The option that requested this number of devices, for messages."""
         own = f"Fit(devices={self.count // self._processes})"
         return own if self._processes == 1 else f"{own} in {self._processes} processes"
 
     # ----------------------------------------------------------------------------------------------- the batch
 
     def divides(self, module: Module, batch: Any) -> bool:
-        """Whether a batch of such shapes can be split."""
+        """Return True if a batch of these shapes can be split over the devices."""
         if not self.splits_batch:
             return True
         key = kind_of(batch)
@@ -113,7 +124,7 @@ class Devices:
 
     @contextmanager
     def only_one(self, alone: bool) -> Iterator[None]:
-        """While a program is made that one device runs by itself."""
+        """Context in which programs are made for a single device, if ``alone`` is True."""
         before = self.several, self.splits_batch
         if alone:
             self.several = self.splits_batch = False
@@ -123,12 +134,14 @@ class Devices:
             self.several, self.splits_batch = before
 
     def share(self, module: Module, batch: Any, number: int = 0) -> Any:
-        """What a device sees of a batch."""
+        """The share of a batch that device ``number`` receives."""
         return batch if not self.splits_batch else self._share(batch, self._layout(module, batch), number, self.count)
 
     def arrive(self, module: Module, batches: list[Any], stack: Callable[[list[Any]], Any]) -> Any:
-        """Batches for a program, stacked: of one process as they are, of several as arrays of which each process holds
-        its own share."""
+        """Stack batches for a program.
+
+        With several processes, the result consists of global arrays of which each process holds its own share.
+        """
         if not self.splits_batch or self._processes == 1:
             return stack(batches)
         specs = self._layout(module, batches[0])
@@ -152,10 +165,15 @@ class Devices:
         return jax.tree.map(one, specs, batch, is_leaf=_is_spec)
 
     def _layout(self, module: Module, batch: Any) -> Any:
-        """How every array of a batch is split: along axis 1 where that has the lanes, or being a vector of lanes.
+        """How each array of a batch is split.
 
-        What ``Module.phases`` makes of a share must be the share of what it makes of the whole, or nothing is sure.
-        Raises ValueError where the lanes do not divide, and where it is not.
+        Arrays whose axis 1 has the batch size are split along that axis, vectors ``(B,)`` along axis 0.
+        ``Module.phases`` of a share must equal the share of ``Module.phases`` of the whole batch; otherwise the result
+        could be wrong.
+
+        Raises:
+            ValueError: The sequences do not divide evenly, or ``Module.phases`` of a share is not that share of the
+                whole.
         """
         key = kind_of(batch)
         if key not in self._layouts:
@@ -178,7 +196,7 @@ class Devices:
             return P(AXIS) if vectors and shape == (lanes,) else P()
 
         reasons = []
-        for vectors in (True, False):  # a vector may be of lanes, or of as many time steps
+        for vectors in (True, False):  # a vector may hold one entry per sequence, or per time step
             specs = jax.tree.map(lambda leaf, vectors=vectors: spec(leaf, vectors), batch)
             reasons.append(self._wrong(module, batch, specs))
             if not reasons[-1]:
@@ -217,8 +235,18 @@ class Devices:
     # ------------------------------------------------------------------------------------------------ placing
 
     def carried(self, own: dict[str, State], whole: dict[str, State], what: str) -> dict[str, Any]:
-        """What a learner carries on, ``own`` of a share and ``whole`` of the batch: the values of the whole, whose axis
-        of lanes is the one in which the two differ. Raises ValueError for what all lanes of a device share."""
+        """Values of the learner's carried States for the whole batch; records along which axis each is split.
+
+        The split axis is the one in which the shapes for a share and for the whole batch differ.
+
+        Args:
+            own: The States as bound to a share of the batch.
+            whole: The same States as bound to the whole batch.
+            what: Name of the strategy, for messages.
+
+        Raises:
+            ValueError: A State is shared by all sequences of a device, so the devices would diverge.
+        """
         for name, state in own.items():
             axes = []
             for ours, theirs in zip(jax.tree.leaves(state.value), jax.tree.leaves(whole[name].value), strict=True):
@@ -239,7 +267,7 @@ class Devices:
         return {name: self._held.get(name, default) for name in values}
 
     def place(self, values: Any) -> Any:
-        """Values (or a root of random numbers) where the program wants them."""
+        """Put values (or a root key) on the devices, as the program expects them."""
         if not self.several:
             return values
         default = P(AXIS) if self._seeds else P()
@@ -255,11 +283,11 @@ class Devices:
             return leaf
         if is_key(leaf):
             return jax.random.wrap_key_data(self._put(jax.random.key_data(leaf), spec), impl=jax.random.key_impl(leaf))
-        held = np.asarray(processes.whole(leaf))  # every process has it whole, so nothing need be sent or compared
+        held = np.asarray(processes.whole(leaf))  # every process has the whole array: no communication needed
         return jax.make_array_from_callback(held.shape, sharding, lambda place: held[place])
 
     def alone(self, values: Any) -> Any:
-        """The values as the first device sees them, on it alone; of seeds, of all of them."""
+        """The values on the first device: its own view of them, or with several seeds all seeds."""
         if not self.several:
             return values
         if self._seeds:
@@ -267,7 +295,7 @@ class Devices:
         return jax.tree.map(lambda leaf: leaf.addressable_data(0), values)
 
     def notes(self, before: int) -> list[str]:
-        """For the report: what it means that a run is resumed from one on so many devices of all processes."""
+        """Report notes for resuming a run that used ``before`` devices in total."""
         if before == self.count:
             return []
         return [
@@ -281,9 +309,18 @@ class Devices:
               stacked: int | None = None, donate: bool = False) -> Any:  # fmt: skip
         """Lower ``function(values, root, *numbers, batch)`` so that each device runs it on its share.
 
-        ``stacked``: so many batches come at once, on a leading axis; the function then returns ``(values, metrics)``,
-        else metrics alone. On one device it is the function itself: a mesh of one takes the same time, but its numbers
-        differ in the last bits from those of programs without, so that runs would not go on bit for bit.
+        On one device the function is lowered without a mesh. A mesh of one device is as fast, but its numbers differ
+        in the last bits from those of programs without a mesh, so runs could not continue bit for bit.
+
+        Args:
+            function: Returns metrics, or ``(values, metrics)`` if ``stacked`` is given.
+            values: Program values.
+            root: Root key, or one per seed.
+            numbers: Scalar arguments, replicated.
+            batch: A batch on the host, without the stacking axis.
+            module: The module, whose ``phases`` determines how the batch is split.
+            stacked: Number of batches on a leading axis; None: one batch without that axis.
+            donate: Donate ``values``.
         """
         lead = () if stacked is None else (None,)
         specs = self._layout(module, batch) if self.splits_batch else jax.tree.map(lambda _: P(), batch)
@@ -306,12 +343,16 @@ class Devices:
 
     @property
     def axis_env(self) -> list[tuple[str, int]] | None:
-        """Under which a step is traced."""
+        """Mesh axes under which a step is traced, or None."""
         return [(AXIS, self.count)] if self.splits_batch else None
 
     def total(self, sums: Any, kept: Any) -> tuple[Any, Any]:
-        """Traced: ``sums`` added up over devices, ``kept`` averaged, or where it holds whole numbers as the first
-        device has it. One all-reduce, of one vector."""
+        """Reduce over devices, in one all-reduce of one vector. Called while tracing.
+
+        Args:
+            sums: Leaves that are summed.
+            kept: Leaves that are averaged; integer leaves take the first device's values.
+        """
         if not self.splits_batch:
             return sums, kept
         (adds, tree), (keeps, kept_tree) = (jax.tree.flatten(jax.tree.map(jnp.asarray, t)) for t in (sums, kept))
@@ -330,16 +371,16 @@ class Devices:
         return tree.unflatten(adds), kept_tree.unflatten(keeps)
 
     def weight(self, weight: Any) -> Any:
-        """Of all shares, where it is known beforehand."""
+        """Total weight over all devices, if it is static."""
         return weight * self.count if self.splits_batch else weight
 
     def fold(self, key: jax.Array) -> jax.Array:
-        """Traced: a root of random numbers for each device; on one, and for seeds, the root itself."""
+        """Root key of this device; unchanged unless the batch is split. Called while tracing."""
         return fold_in(key, jax.lax.axis_index(AXIS)) if self.splits_batch else key
 
     @contextmanager
     def own_random(self, states: Iterable[State]) -> Iterator[None]:
-        """Traced: random states of the model draw different numbers on each device, and end alike on all."""
+        """Give the model's random States a different key on each device while tracing, and equal keys afterwards."""
         held = [(s, s.value) for s in states if isinstance(s, brainstate.random.RandomState)] if self.axis_env else []
         for state, key in held:
             state.value = self.fold(key)
@@ -353,7 +394,7 @@ def _is_spec(node: Any) -> bool:
 
 
 def _phases(module: Module, batch: Any) -> tuple[Phases, bool]:
-    """Of a batch, from the same random numbers each time, and whether any were drawn."""
+    """Phases of a batch under a fixed key, and whether ``Module.phases`` drew random numbers."""
     random, before = brainstate.random.DEFAULT, brainstate.random.DEFAULT.value
     try:
         random.value = key = jax.random.key(0)
@@ -363,7 +404,10 @@ def _phases(module: Module, batch: Any) -> tuple[Phases, bool]:
 
 
 def _reals(leaf: Any) -> list[Any]:
-    """A leaf as real numbers: a complex one in two parts, a whole one in halves that floats hold exactly."""
+    """Split a leaf into real arrays: a complex one into two parts, an integer one into 16-bit parts.
+
+    Floats hold 16-bit parts exactly.
+    """
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
         return [jnp.real(leaf), jnp.imag(leaf)]
     if jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -375,6 +419,7 @@ def _reals(leaf: Any) -> list[Any]:
 
 
 def _from_reals(leaf: Any, pieces: Iterator[Any]) -> Any:
+    """Inverse of ``_reals``; takes its parts from the iterator."""
     count = len(jax.eval_shape(_reals, leaf))
     parts = [next(pieces).reshape(leaf.shape) for _ in range(count)]
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):

@@ -1,4 +1,4 @@
-"""Loggers: callbacks of rank "record" that write the finished rows of a run."""
+"""Loggers: callbacks of rank "record" that write the log entries of a run."""
 
 from .._lazy import attach
 

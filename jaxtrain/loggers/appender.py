@@ -1,4 +1,4 @@
-"""A file that only grows, and that loses nothing to a full disk."""
+"""An append-only file that loses no data when the disk is full."""
 
 from __future__ import annotations
 
@@ -8,41 +8,50 @@ from pathlib import Path
 
 log = logging.getLogger("jaxtrain")
 LIMIT = 16 * 2**20
-"""Bytes that may wait for space."""
+"""Largest number of bytes that may wait for disk space."""
 SYNC = 2**20
-"""Bytes that may be in the file and not on the disk."""
+"""Largest number of bytes that may be in the file but not yet synced to disk."""
 
 
 class Appender:
-    """Bytes reach the file in order, each once. What the system does not take (an OSError: no space, a disk that fails)
-    waits, with one warning, and is tried again at every ``flush``. What a failed fsync leaves open waits, too, and is
-    written again: the system may have let go of it, and would call the next fsync a success.
+    """Appends bytes to a file, in order and each once.
 
-    ``waiting``: the bytes that are not in the file. Raises OSError where the file cannot be opened, and at ``close``
-    where bytes still wait. ``write`` raises RuntimeError where more than LIMIT bytes would wait: an OSError would say
-    that these may be offered again.
+    Bytes that the system does not accept (an OSError: no space, a failing disk) are buffered, with one warning, and
+    retried at every ``flush``. Bytes that a failed fsync leaves uncertain are buffered and written again, because the
+    system may have dropped them and would report the next fsync as successful.
+
+    ``waiting`` holds the bytes that are not in the file.
+
+    Raises:
+        OSError: The file cannot be opened, or at ``close`` if bytes are still waiting.
+        RuntimeError: In ``write``, if more than LIMIT bytes would wait. An OSError would mean that the caller may
+            retry.
     """
 
     def __init__(self, path: Path):
         self.path, self.waiting = path, bytearray()
         self._file: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        self._safe = os.lseek(self._file, 0, os.SEEK_END)  # all before it is on the disk, or was there at the start
-        self._unsafe = bytearray()  # what is in the file behind it
+        self._safe = os.lseek(self._file, 0, os.SEEK_END)  # bytes before this offset are on disk or predate this object
+        self._unsafe = bytearray()  # bytes in the file after that offset
         self._warned: str | None = None
 
     @property
     def on_disk(self) -> bool:
-        """Whether all that was written is on the disk."""
+        """Whether everything written is on disk."""
         return not self.waiting and not self._unsafe
 
     def write(self, data: bytes) -> None:
-        """For the next flush."""
+        """Buffer ``data`` for the next flush. Raises RuntimeError if more than LIMIT bytes would wait."""
         if self._warned is not None and len(self.waiting) + len(data) > LIMIT:
             raise RuntimeError(f"{self.path}: {self._warned}, and more than {LIMIT >> 20} MiB wait: no more is taken")
         self.waiting += data
 
     def flush(self, sync: bool = False) -> bool:
-        """Whether all that was written is in the file; with ``sync``, and after a failure, on the disk, too."""
+        """Write buffered bytes to the file, and sync it if ``sync`` is True or after a failure.
+
+        Returns:
+            Whether everything is in the file, and on disk if it was synced.
+        """
         assert self._file is not None
         try:
             while self.waiting:
@@ -72,7 +81,7 @@ class Appender:
         self._unsafe = bytearray()
 
     def close(self) -> None:
-        """Flush, and raise OSError for what still waits."""
+        """Flush and close the file. Raises OSError if bytes are still waiting."""
         if self._file is None:
             return
         try:

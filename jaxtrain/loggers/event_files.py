@@ -16,18 +16,19 @@ import numpy as np
 from .appender import LIMIT
 
 BINS = 64
+"""Number of bins of a histogram."""
 
 
 _OURS = re.compile(r"events\.out\.tfevents\.\d+\..+\.\d{20}\.\d+\.[0-9a-f]{6}")
 
 
 def event_files(run_dir: Path) -> list[Path]:
-    """The event files that this logger wrote, in the order of their names."""
+    """The event files written by this logger, sorted by name."""
     return sorted(path for path in (run_dir / "tensorboard").glob("*") if _OURS.fullmatch(path.name))
 
 
 def events(path: Path) -> Iterator[tuple[int, Any]]:
-    """The events of a file, each with the offset of its end, up to one that is torn or damaged."""
+    """The events of a file, each with the offset of its end, up to the first that is incomplete or damaged."""
     from google.protobuf.message import DecodeError
 
     with path.open("rb") as file:
@@ -43,7 +44,7 @@ def events(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def cut(path: Path, step: int | None) -> None:
-    """Leave of an event file what it holds up to a step; None: nothing."""
+    """Truncate an event file after its last event up to ``step``; None removes all events."""
     end = 0
     for after, event in events(path):
         if not event.file_version and (step is None or event.step > step):
@@ -70,13 +71,13 @@ def summary_proto() -> Any:
 
 
 def scalars(row: dict[str, Any]) -> Any:
-    """All numbers of a row in one event."""
+    """One event summary with all numbers of a log entry."""
     proto = summary_proto()
     values = []
     for tag, value in row.items():
         if tag == "nonfinite":
             continue
-        if isinstance(value, list):  # a number of each seed: the mean has a curve of its own
+        if isinstance(value, list):  # one number per seed; their mean has its own curve
             finite = [number for number in value if number is not None and math.isfinite(number)]
             ends = {"min": min(finite), "max": max(finite)} if finite else {}
             values += [proto.Value(tag=f"{tag}/{end}", simple_value=number) for end, number in ends.items()]

@@ -1,4 +1,4 @@
-"""A run's configuration for TensorBoard's HPARAMS page."""
+"""Converts a run's configuration for TensorBoard's HPARAMS page."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def hparams(config: dict[str, Any]) -> dict[str, bool | float | str]:
-    """Flat values for the HPARAMS page from what config.json holds.
+    """Flat values for the HPARAMS page, from the content of config.json.
 
-    The keys are those of the recipe's config, or of Fit and the data where there is none; they do not depend on the
-    values (None is "null"; the fields of a strategy are one text), because TensorBoard shows the columns of one run.
+    The keys come from the recipe's config, or from Fit and the data if there is none. They do not depend on the values
+    (None becomes "null"; the fields of a strategy become one text), because TensorBoard shows the columns of one run.
     """
     strategy = dict(config.get("strategy") or {})
     flat = {"module": config.get("module"), "strategy": strategy.pop("name", None), "strategy.fields": strategy}

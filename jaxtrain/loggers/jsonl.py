@@ -1,4 +1,4 @@
-"""JSONL: the record of a run, metrics.jsonl, one JSON object a row."""
+"""JSONL: writes the log entries of a run to metrics.jsonl, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ FILE = "metrics.jsonl"
 
 
 class JSONL(Callback):
-    """Writes every row to ``run_dir/metrics.jsonl``, the record from which other loggers restore their history.
+    """Writes every log entry to ``run_dir/metrics.jsonl``, from which other loggers restore their history.
 
-    A row is ``{"step": 50, "train/loss": 0.7, ...}``. A number that is not finite is ``null`` and its tag is listed
-    under ``"nonfinite"``. Rows reach the file at once and the disk before a checkpoint is saved; a resumed run first
-    cuts the file to the restored step, a fresh one to nothing. Rows that the disk does not take wait, and a checkpoint
-    saved meanwhile holds them. Raises ValueError without a run directory, OSError at the end of a run for rows that
-    could not be written.
+    An entry is ``{"step": 50, "train/loss": 0.7, ...}``. A nonfinite number is written as ``null``, and its tag is
+    listed under ``"nonfinite"``. Entries reach the file immediately, and the disk before a checkpoint is saved. A
+    resumed run first truncates the file at the restored step; a new run empties it. If the disk does not accept
+    entries, they are buffered, and checkpoints saved meanwhile contain them.
 
     >>> callbacks = [JSONL()]
+
+    Raises:
+        ValueError: The run has no run directory.
+        OSError: At the end of the run, if entries could not be written.
     """
 
     rank = "record"
@@ -39,9 +42,9 @@ class JSONL(Callback):
     def __init__(self) -> None:
         self._file: Appender | None = None
         self._waiting: list[dict[str, Any]] = []
-        """Rows that may not be on the disk."""
+        """Log entries that may not be on disk."""
         self._restored: list[dict[str, Any]] = []
-        """Those of the checkpoint that the run goes on from."""
+        """Log entries from the checkpoint that the run continues from."""
 
     def reset(self) -> None:
         self._waiting, self._restored = [], []
@@ -96,7 +99,7 @@ class JSONL(Callback):
         self._file = Appender(path)
 
     def restored(self, run: Run) -> list[dict[str, Any]]:
-        """Rows that a checkpoint holds because the file may not."""
+        """Log entries that the checkpoint holds because the file may lack them."""
         return [] if run.forked else self._restored
 
     def _close(self) -> None:
@@ -107,8 +110,11 @@ class JSONL(Callback):
 
 
 def past(run: Run) -> list[dict[str, Any]]:
-    """At the time of ``on_restore``: the rows that the run goes on from, those of the file and then those that only the
-    checkpoint holds. It is the same before and after JSONL has put these back, and where the disk is still full."""
+    """The log entries that a resumed run continues from. Valid during ``on_restore``.
+
+    These are the entries of the file, then those that only the checkpoint holds. The result is the same before and
+    after JSONL has written the latter back, and while the disk is still full.
+    """
     assert run.run_dir is not None
     path = run.run_dir / FILE
     rows = read_rows(path) if path.exists() else []
@@ -120,7 +126,7 @@ def past(run: Run) -> list[dict[str, Any]]:
 
 
 def encode(row: dict[str, Any]) -> bytes:
-    """One line of the file: strict JSON, floats in the shortest text that reads back exactly."""
+    """One line of the file: strict JSON, with floats as the shortest text that reads back exactly."""
     line, nonfinite = {}, list(row.get("nonfinite", ()))
     for tag, value in row.items():
         if tag == "nonfinite":
@@ -132,7 +138,7 @@ def encode(row: dict[str, Any]) -> bytes:
             if not math.isfinite(value):
                 value = None
                 nonfinite.append(tag)
-        elif isinstance(value, list):  # a number of each seed
+        elif isinstance(value, list):  # one number per seed
             value = [number if number is not None and math.isfinite(number) else None for number in value]
             if None in value and tag not in nonfinite:
                 nonfinite.append(tag)
@@ -143,12 +149,21 @@ def encode(row: dict[str, Any]) -> bytes:
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, as they stand in the file; raises FileNotFoundError.
+    """Read the log entries of a metrics.jsonl.
 
-    A torn last line (the process died while writing it) is left out; any other line that is no row is left out with
-    a warning that names it.
+    An incomplete last line (the process died while writing it) is skipped. Any other line that is not a log entry is
+    skipped with a warning that names it.
 
     >>> rows = read_rows("checkpoints/demo/metrics.jsonl")  # doctest: +SKIP
+
+    Args:
+        path: The file.
+
+    Returns:
+        The entries as dicts, in the order of the file, with ``null`` as None.
+
+    Raises:
+        FileNotFoundError: There is no such file.
     """
     lines = Path(path).read_bytes().split(b"\n")
     rows = []

@@ -1,4 +1,4 @@
-"""TensorBoard: the rows of a run as curves, its configuration as text and hparams, its figures as images."""
+"""TensorBoard: log entries as curves, the configuration as text and hparams, figures as images."""
 
 from __future__ import annotations
 
@@ -29,23 +29,29 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("jaxtrain")
 METRICS = ("val/loss", "val/accuracy", "train/loss", "train/accuracy")
-"""Tags that are columns of TensorBoard's HPARAMS page."""
+"""Tags shown as columns of TensorBoard's HPARAMS page."""
 _FIGURE = re.compile(r"(.+)-(\d{8,})\.png")
 
 
 class TensorBoard(Callback):
     """Writes scalars, configuration, figures and histograms to ``run_dir/tensorboard`` with tensorboardX.
 
-    A resumed run opens a new event file, writes the rows of metrics.jsonl up to the restored step again, and empties
-    its older event files, so every step is shown once, also after a crash; without metrics.jsonl it cuts them behind
-    the restored step. Event files of other writers stay as they are. A number that is not finite is shown as NaN
-    (metrics.jsonl does not keep which it was). Figures are kept as ``run_dir/figures/<tag>-<step>.png``, a ``/`` of
-    the tag as ``%2F``.
-    ``flush_secs``: after how many seconds at most, between chunks, points are visible to a TensorBoard that watches.
-    Points and figures that the disk does not take wait. Raises ValueError without a run directory, OSError at the end
-    of a run for what could not be written.
+    A resumed run opens a new event file, writes the entries of metrics.jsonl up to the restored step again, and empties
+    its older event files. So every step is shown once, even after a crash. Without metrics.jsonl, the older event files
+    are truncated after the restored step. Event files of other writers are not changed.
+
+    A nonfinite number is shown as NaN, because metrics.jsonl does not record which one it was. Figures are kept as
+    ``run_dir/figures/<tag>-<step>.png``, with each ``/`` of the tag as ``%2F``. Points and figures that the disk does
+    not accept are buffered and retried.
 
     >>> callbacks = [JSONL(), TensorBoard()]    # then: tensorboard --logdir run_dir
+
+    Args:
+        flush_secs: Longest time in seconds, between chunks, until a running TensorBoard sees new points.
+
+    Raises:
+        ValueError: ``flush_secs`` is invalid, or the run has no run directory.
+        OSError: At the end of the run, if something could not be written.
     """
 
     rank = "record"
@@ -57,14 +63,14 @@ class TensorBoard(Callback):
         self._writer: Appender | None = None
         self._flushed = 0.0
         self._figures: dict[Path, bytes] = {}
-        """Those that are not on disk yet."""
+        """Figures that are not on disk yet."""
 
     def on_fit_start(self, run: Run) -> None:
         if run.run_dir is None:
             raise ValueError("TensorBoard needs a run directory: Fit(run_dir=...)")
         self._close()
         if run.restored_step is None:
-            for path, _, _ in _figures(run.run_dir):  # of a run that died before its first checkpoint
+            for path, _, _ in _figures(run.run_dir):  # left by a run that died before its first checkpoint
                 path.unlink()
             before = event_files(run.run_dir)
             self._open(run)
@@ -85,7 +91,7 @@ class TensorBoard(Callback):
         before = event_files(run.run_dir)
         histograms = _histograms(before, run.step) if rows else {}
         self._open(run)
-        # An empty record says nothing about the past: what older event files show up to here stays.
+        # Without log entries, what older event files show up to this step is kept.
         self._write_config(run, step=0 if rows else run.step)
         if rows:
             for row in rows:
@@ -95,7 +101,7 @@ class TensorBoard(Callback):
             for event in histograms.values():
                 self._write(event)
         self.flush()
-        for path in before:  # now, since what they show is in the new one
+        for path in before:  # only now: the new file holds what they show
             cut(path, None if rows else run.step)
 
     def on_row(self, run: Run, row: dict[str, Any]) -> None:
@@ -133,7 +139,7 @@ class TensorBoard(Callback):
             except OSError as error:
                 if not warned:
                     log.warning("%s: %s; figures wait, and are tried again", path, error.strerror)
-                while sum(map(len, self._figures.values())) > LIMIT:  # TensorBoard has them all the same
+                while sum(map(len, self._figures.values())) > LIMIT:  # the event file still has them
                     log.warning("%s: is given up", oldest := next(iter(self._figures)))
                     del self._figures[oldest]
                 return
@@ -157,17 +163,17 @@ class TensorBoard(Callback):
             self.flush()
 
     def _open(self, run: Run) -> None:
-        # Not tensorboardX.SummaryWriter, whose queue and thread make flush() no barrier, end silently at an error (a
-        # full disk), and open a second file after close().
+        # Not tensorboardX.SummaryWriter: because of its queue and thread, flush() is no barrier, an error (a full
+        # disk) ends it silently, and it opens a second file after close().
         assert run.run_dir is not None
         directory = run.run_dir / "tensorboard"
         directory.mkdir(exist_ok=True)
-        # Readers take files in the order of their names, which carry whole seconds only: nanoseconds put a resume
-        # within the same second behind the file that it replaces; pid and uuid keep two processes apart.
+        # Readers sort files by name, and names have whole seconds only. Nanoseconds sort a resumed run behind the
+        # file that it replaces, even within one second; pid and uuid distinguish processes.
         suffix = f"{time.time_ns():020d}.{os.getpid()}.{uuid.uuid4().hex[:6]}"
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{suffix}"
         self._writer = Appender(directory / name)
-        # Without a SessionLog.START: by that a reader drops what is behind a step in every file, other writers' too.
+        # No SessionLog.START: it makes a reader drop later steps from every file, those of other writers too.
         self._write(event_proto().Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def _add(self, summary: Any, step: int) -> None:
@@ -176,7 +182,7 @@ class TensorBoard(Callback):
         self._write(event_proto().Event(wall_time=time.time(), step=step, summary=summary))
 
     def _write(self, event: Any) -> None:
-        """One record of an event file: length, data, and a checksum of each."""
+        """Write one record of an event file: length and data, each with a checksum."""
         from tensorboardX.record_writer import masked_crc32c
 
         def checked(data: bytes) -> bytes:
@@ -194,13 +200,13 @@ class TensorBoard(Callback):
         if config.get("command"):
             text = f"`{shlex.join(map(str, config['command']))}`\n\n{text}"
         self._add(summary.text("config", text), step)
-        # Not SummaryWriter.add_hparams: it makes a second run, named by the time.
+        # Not SummaryWriter.add_hparams: it creates a second run, named after the time.
         for part in summary.hparams(hparams(config), dict.fromkeys(METRICS, 0.0)):
             self._add(part, step)
 
 
 def _histograms(paths: list[Path], last: int) -> dict[tuple[str, int], Any]:
-    """The events that hold a histogram of a step up to the last, by tag and step: no other file has them."""
+    """The events that hold a histogram of a step up to ``last``, by tag and step. No other file holds histograms."""
     return {
         (event.summary.value[0].tag, event.step): event
         for path in paths
@@ -215,13 +221,13 @@ def _render(figure: Any) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     pyplot = sys.modules.get("matplotlib.pyplot")
-    if pyplot is not None:  # a figure made with pyplot would be kept for ever
+    if pyplot is not None:  # pyplot would keep its figures alive
         pyplot.close(figure)
     return buffer.getvalue()
 
 
 def _figures(run_dir: Path) -> list[tuple[Path, str, int]]:
-    """Figures kept in a run directory: (path, tag, step) in the order of their steps."""
+    """Figures of a run directory: (path, tag, step), sorted by step."""
     found = []
     for path in (run_dir / "figures").glob("*.png"):
         match = _FIGURE.fullmatch(path.name)

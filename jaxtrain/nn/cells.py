@@ -1,4 +1,4 @@
-"""The names of cells, free of JAX, for command lines; ``nn.CELLS`` has the cells."""
+"""Names of cells for command lines, without JAX; the cells themselves are in ``CELLS`` of ``networks.py``."""
 
 from typing import Literal
 

@@ -1,6 +1,6 @@
-"""Cells by name, a network around them, and initial values that help recurrent networks learn.
+"""Recurrent cells by name, a network around them, and initial values that help recurrent networks learn.
 
-Everything that acts on a hidden state goes through layers of ``braintrace.nn``, so that every rule can train it.
+Everything that acts on a hidden state uses layers of ``braintrace.nn``, so that every rule can train it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ CELLS: dict[str, Callable] = {
     "lru": braintrace.nn.LRUCell,
     "vanilla": braintrace.nn.ValinaRNNCell,
 }
+"""Constructors of cells, by name."""
 assert tuple(CELLS) == get_args(CellName)
 
 GATES: dict[str, dict[str, tuple[int, float]]] = {
@@ -40,17 +41,33 @@ GATES: dict[str, dict[str, tuple[int, float]]] = {
     "lstm": {"Wf": (1, -1.0), "Wi": (-1, 0.0)},
     "mini_lstm": {"W_f": (1, 0.0), "W_i": (-1, 0.0)},
 }
-"""The gates of each cell that say how long a unit remembers: 1 where an open gate keeps, -1 where it overwrites; and
-what the bias of a chrono initialisation gets besides, as the cell adds 1 to an LSTM's forget gate itself."""
+"""Gates of each cell that determine how long a unit remembers: (sign, offset) of the gate's bias.
+
+The sign is 1 if an open gate keeps the state, -1 if it overwrites it. The offset is added to the bias of a chrono
+initialization: -1 for an LSTM's forget gate, since the cell itself adds 1.
+"""
 
 
 def chrono_bias(rng: np.random.Generator, units: int, longest: float) -> np.ndarray:
-    """``(units,)``: biases with which a unit keeps what it holds for 1 to ``longest - 1`` time steps, log-spread over
-    units at random (Tallec & Ollivier, ICLR 2018).
+    """Gate biases of the chrono initialization (Tallec & Ollivier, ICLR 2018).
+
+    A unit keeps its content for 1 to ``longest - 1`` time steps. Biases are the logarithms of times drawn uniformly at
+    random from this range.
 
     >>> bias = chrono_bias(np.random.default_rng(0), 1000, 100)
     >>> 0 <= bias.min() and bias.max() <= math.log(99)
     True
+
+    Args:
+        rng: Source of random numbers.
+        units: Number of units.
+        longest: Longest memory in time steps, above 2.
+
+    Returns:
+        Biases ``(units,)``, float32.
+
+    Raises:
+        ValueError: ``longest`` is not above 2.
     """
     if not longest > 2:
         raise ValueError(f"chrono: {longest} is too short; expected a number of time steps above 2")
@@ -58,13 +75,23 @@ def chrono_bias(rng: np.random.Generator, units: int, longest: float) -> np.ndar
 
 
 def orthogonal_recurrence(inputs: int, gain: float = 1.0) -> Callable:
-    """An initialiser ``(inputs + units, units)`` of weights of ``[x, h]``: orthogonal where they act on the ``units``
-    hidden states (Saxe et al. 2014), Xavier-normal where they act on the ``inputs``."""
+    """Initializer for weights ``(inputs + units, units)`` that act on ``[x, h]``.
+
+    The part that acts on the ``units`` hidden states is orthogonal (Saxe et al. 2014); the part that acts on the
+    ``inputs`` is Xavier-normal. Weights of any other number of rows are Xavier-normal.
+
+    Args:
+        inputs: Size of x.
+        gain: Factor of the orthogonal part.
+
+    Returns:
+        A function of the shape.
+    """
 
     def init(shape: Any, **_: Any) -> Any:
         rows, units = shape
         if rows != inputs + units:
-            return braintools.init.XavierNormal()(shape)  # acts on inputs alone
+            return braintools.init.XavierNormal()(shape)  # acts only on inputs
         outer = braintools.init.XavierNormal()((inputs, units))
         return jnp.concatenate([outer, braintools.init.Orthogonal(gain)((units, units))])
 
@@ -72,9 +99,12 @@ def orthogonal_recurrence(inputs: int, gain: float = 1.0) -> Callable:
 
 
 class LearnedState(brainstate.nn.Module):
-    """A cell whose hidden states begin, in every sequence and after every reset, with learned values.
+    """A cell whose hidden states start from learned values in every sequence and after every reset.
 
-    They enter as an element-wise weight in the first time step, so that online rules keep a trace of them.
+    The learned values enter the first time step as an element-wise weight, so online rules keep a trace of them.
+
+    Args:
+        cell: The cell; its hidden states are ``(B, units)``.
     """
 
     def __init__(self, cell: Any):
@@ -103,7 +133,14 @@ class LearnedState(brainstate.nn.Module):
 
 
 class Block(brainstate.nn.Module):
-    """A cell with what is around it in a stack: a skip past it, and after it an MLP of one hidden layer with a skip."""
+    """A cell, optionally with a skip connection, followed by an MLP of one hidden layer with a skip connection.
+
+    Args:
+        cell: The cell; its output is ``(B, width)``, and with ``skip`` so is its input.
+        width: Size of the cell's output.
+        mlp: Hidden units of the MLP.
+        skip: Add the cell's input to its output.
+    """
 
     def __init__(self, cell: Any, width: int, mlp: int, skip: bool):
         super().__init__()
@@ -116,16 +153,27 @@ class Block(brainstate.nn.Module):
 
 
 class Network(brainstate.nn.Module):
-    """One time step, ``(B, n_in) -> (B, n_out)``: an encoder, ``layers`` cells one on the other, a linear readout.
+    """One time step of a recurrent network, ``(B, n_in) -> (B, n_out)``: an encoder, stacked cells, a linear readout.
 
-    ``hidden``: units of a layer. ``width``: what the encoder makes of the input; None: there is none. An LRU is as wide
-    outside as its input is; other cells show their units. ``nonlinear``: a GELU behind the encoder. ``mlp``: units of a
-    residual MLP behind every cell; 0: none. ``chrono``: longest memory, in time steps, that gates begin with
-    (``chrono_bias``). ``orthogonal``: recurrent weights begin orthogonal. ``learned_state``: hidden states begin with
-    learned values (``LearnedState``). ``r_min``, ``r_max``, ``max_phase``: moduli and phases of an LRU's poles at the
-    beginning (Orvieto et al. 2023); a pole of modulus r forgets within about 1 / (1 - r) time steps.
+    Args:
+        n_in: Size of the input.
+        n_out: Size of the output.
+        cell: Name of the cell. The output of an LRU has the size of its input; other cells output their units.
+        hidden: Units per layer.
+        layers: Number of cells.
+        width: Size of the encoder's output; None: no encoder.
+        nonlinear: Apply a GELU after the encoder.
+        mlp: Hidden units of a residual MLP after every cell; 0: no MLP.
+        chrono: Longest memory, in time steps, of the initial gates (see ``chrono_bias``); None: default biases.
+        orthogonal: Initialize recurrent weights as orthogonal matrices.
+        learned_state: Start hidden states from learned values (see ``LearnedState``).
+        r_min: Smallest initial modulus of an LRU's poles (Orvieto et al. 2023). A pole of modulus r forgets within
+            about 1 / (1 - r) time steps.
+        r_max: Largest initial modulus of an LRU's poles.
+        max_phase: Largest initial phase of an LRU's poles, in radians.
 
-    Raises ValueError for what the cell has no place for.
+    Raises:
+        ValueError: An option does not apply to the cell or has an invalid value.
     """
 
     def __init__(self, n_in: int, n_out: int, *, cell: CellName = "gru", hidden: int = 128, layers: int = 1,
@@ -158,8 +206,7 @@ class Network(brainstate.nn.Module):
 
 
 def radii(memory: float) -> tuple[float, float]:
-    """Moduli of poles between which a part of exp(-1) and exp(-0.1) of what came in is left after ``memory`` time
-    steps.
+    """Moduli of poles whose response decays to exp(-1) and exp(-0.1) after ``memory`` time steps.
 
     >>> radii(50)
     (0.98, 0.998)
@@ -169,7 +216,10 @@ def radii(memory: float) -> tuple[float, float]:
 
 
 def lru(width: int, hidden: int, r_min: float, r_max: float, max_phase: float) -> Any:
-    """A linear recurrent unit, ``(B, width) -> (B, width)``, with poles in a ring. Raises ValueError for no ring."""
+    """A linear recurrent unit, ``(B, width) -> (B, width)``, with poles in a ring.
+
+    Raises ValueError for an invalid ring.
+    """
     if not 0 <= r_min < r_max < 1:
         raise ValueError(f"LRU: r_min={r_min}, r_max={r_max}; expected 0 <= r_min < r_max < 1")
     if not 0 < max_phase <= 2 * math.pi + 0.01:
@@ -178,18 +228,29 @@ def lru(width: int, hidden: int, r_min: float, r_max: float, max_phase: float) -
 
 
 def make_cell(name: str, inputs: int, hidden: int, chrono: float | None = None, orthogonal: bool = False) -> Any:
-    """A cell with gates or a recurrent matrix, ``(B, inputs) -> (B, hidden)``; see ``Network``."""
+    """A cell with gates or a recurrent matrix, ``(B, inputs) -> (B, hidden)``.
+
+    Args:
+        name: Name of the cell, a key of ``CELLS``.
+        inputs: Size of the input.
+        hidden: Number of units.
+        chrono: Longest memory, in time steps, of the initial gates; None: default biases.
+        orthogonal: Initialize recurrent weights as orthogonal matrices.
+
+    Raises:
+        ValueError: The name is unknown, or ``chrono`` is given for a cell without gates.
+    """
     if name not in CELLS:
         raise ValueError(f"cell {name!r} is unknown; expected one of {', '.join(CELLS)}")
     options: dict[str, Any] = {}
     if orthogonal:
-        # A MinimalRNN's gate sees its latent input, which is as wide as it is itself.
+        # A MinimalRNN's gate receives the latent input, which has as many units as the cell.
         options["w_init"] = orthogonal_recurrence(hidden if name == "minimal_rnn" else inputs)
     cell = CELLS[name](inputs, hidden, **options)
     if chrono is not None:
         if name not in GATES:
             raise ValueError(f"cell {name!r} has no gates, so chrono does not apply")
-        seed = np.asarray(brainstate.random.randint(0, 2**31 - 1, (2,)))  # of the run's own randomness
+        seed = np.asarray(brainstate.random.randint(0, 2**31 - 1, (2,)))  # from the random state of the run
         bias = chrono_bias(np.random.default_rng(seed), hidden, chrono)
         for gate, (sign, more) in GATES[name].items():
             state = getattr(cell, gate).weight
@@ -198,8 +259,9 @@ def make_cell(name: str, inputs: int, hidden: int, chrono: float | None = None, 
 
 
 def is_pole(name: str) -> bool:
-    """Whether a parameter places poles of an LRU: over a memory of T time steps a phase turns T times as far as it is
-    moved, so poles want a smaller rate the longer the memory.
+    """Return True if a parameter places poles of an LRU, which need smaller learning rates for longer memories.
+
+    Over a memory of T time steps, a change of a pole's phase is multiplied by T.
 
     >>> is_pole("rnn.layers.0.nu_log"), is_pole("readout.weight")
     (True, False)

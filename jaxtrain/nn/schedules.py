@@ -1,4 +1,4 @@
-"""Learning rates: warm-up, cosine and weight decay."""
+"""Learning-rate schedules with warm-up and cosine decay, and Adam with weight decay."""
 
 from __future__ import annotations
 
@@ -12,14 +12,26 @@ Decay = Literal["constant", "cosine"]
 
 
 def schedule(lr: float, updates: int, *, warmup: int = 0, decay: Decay = "constant") -> Any:
-    """The rate of update 0, 1, ...: linear from 0 to ``lr`` over ``warmup`` updates, then ``lr``, or along half a
-    cosine to 0 at ``updates`` (Loshchilov & Hutter 2017).
+    """Learning rate as a function of the update number, starting at 0.
+
+    The rate rises linearly from 0 to ``lr`` over ``warmup`` updates. Then it stays at ``lr``, or follows half a cosine
+    to 0 at ``updates`` (Loshchilov & Hutter 2017).
 
     >>> rate = schedule(1.0, 100, warmup=10, decay="cosine")
     >>> [round(float(rate(i)), 3) for i in (0, 5, 10, 55, 100)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
 
-    Raises ValueError where the warm-up is not shorter than the whole.
+    Args:
+        lr: Peak learning rate.
+        updates: Total number of updates.
+        warmup: Number of warm-up updates.
+        decay: "constant" or "cosine".
+
+    Returns:
+        An optax schedule, or ``lr`` itself if the rate is constant.
+
+    Raises:
+        ValueError: ``warmup`` is negative or not smaller than ``updates``.
     """
     if not 0 <= warmup < updates:
         raise ValueError(f"warmup={warmup}: expected 0 or more updates, and fewer than all {updates}")
@@ -30,8 +42,17 @@ def schedule(lr: float, updates: int, *, warmup: int = 0, decay: Decay = "consta
 
 
 def adam(rate: Any, weight_decay: float = 0.0) -> optax.GradientTransformation:
-    """Adam with the rate of a ``schedule``, which logs as ``lr``, and decoupled weight decay (AdamW) of matrices
-    alone: biases, poles and initial states are left alone."""
+    """Adam whose learning rate is logged as ``lr``, with decoupled weight decay (AdamW) for matrices only.
+
+    Biases, poles and initial states are not decayed.
+
+    Args:
+        rate: A learning rate, or a ``schedule``.
+        weight_decay: Coefficient of the weight decay; 0: plain Adam.
+
+    Returns:
+        An optax transformation.
+    """
     if not weight_decay:
         return optax.inject_hyperparams(optax.adam)(learning_rate=rate)
     make = optax.inject_hyperparams(optax.adamw, static_args=("mask",))
@@ -39,5 +60,5 @@ def adam(rate: Any, weight_decay: float = 0.0) -> optax.GradientTransformation:
 
 
 def matrices(params: Any) -> Any:
-    """Which leaves are matrices."""
+    """A tree of bools that is True for leaves with two or more axes."""
     return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, params)

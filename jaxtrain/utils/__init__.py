@@ -1,1 +1,1 @@
-"""Helpers that know nothing of training: files, digests, coercion of values, logging."""
+"""Helpers that do not depend on training: files, digests, coercion of values, logging."""

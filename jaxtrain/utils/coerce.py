@@ -1,4 +1,7 @@
-"""Values from a person or a file, checked against a dataclass: one clear line for every mistake. No JAX in here."""
+"""Checks values from a user or a file against a dataclass; every mistake gives a one-line error.
+
+This module does not import JAX.
+"""
 
 import dataclasses
 import difflib
@@ -15,10 +18,10 @@ from ..errors import ConfigError
 
 
 def did_you_mean(word: object, options: Iterable[object]) -> str:
-    """`"expected a, b or c; did you mean 'b'?"`, the question only where something is close."""
+    """Text such as `"expected a, b or c; did you mean 'b'?"`. The question appears only if an option is similar."""
     names = [str(option) for option in options]
     listed = ", ".join(names[:-1]) + (" or " if names[1:] else "") + names[-1] if names else "nothing"
-    # Upper and lower case, dashes and underscores are the commonest typos of all.
+    # Wrong case, and dashes for underscores, are the most common typos.
     plain = {name.lower().replace("-", "_"): name for name in names}
     given = str(word).lower().replace("-", "_")
     close = difflib.get_close_matches(given, plain, n=1) or [name for name in plain if given and name.startswith(given)]
@@ -26,11 +29,19 @@ def did_you_mean(word: object, options: Iterable[object]) -> str:
 
 
 def coerce(value: Any, annotation: Any, where: str) -> Any:
-    """`value` as `annotation` asks, without guessing: an int is a float, text and true or false are never numbers.
-    Numbers of other libraries become Python's, which JSON can hold.
+    """Convert `value` to the type `annotation`.
 
-    `"None"` stands for None where None is allowed (TOML has no null, and the command line spells it so).
-    Raises ConfigError that begins with `where`.
+    Only lossless conversions are made: an int may become a float, but text and booleans never become numbers. Numbers
+    of other libraries become Python numbers, so that JSON can hold them. `"None"` means None if None is allowed,
+    because TOML has no null and the command line uses this spelling.
+
+    Args:
+        value: The value.
+        annotation: A type annotation.
+        where: Where the value comes from; the message begins with it.
+
+    Raises:
+        ConfigError: The value does not fit the type.
     """
     origin, args = get_origin(annotation), get_args(annotation)
     if annotation is Any:
@@ -77,19 +88,21 @@ def _is_whole(value: Any) -> TypeGuard[SupportsInt]:
 
 
 def _is_fixed(annotation: Any) -> bool:
-    """Whether a tuple's annotation has a type a position: `tuple[int, float]`, not `tuple[int, ...]`."""
+    """Return True if a tuple's annotation has one type per position: `tuple[int, float]`, not `tuple[int, ...]`."""
     args = get_args(annotation)
     return get_origin(annotation) is tuple and bool(args) and args[-1] is not ...
 
 
 def field_types(cls: type) -> dict[str, Any]:
-    """The types of those fields of a dataclass that its `__init__` takes, as far as their annotations can be looked up:
-    what is imported for type checkers alone, or defined within a function, cannot."""
+    """Types of the dataclass fields that `__init__` takes, by name, omitting those whose annotation cannot be resolved.
+
+    An annotation cannot be resolved if it is imported only for type checkers, or defined within a function.
+    """
     found = {}
     for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
         if not field.init:
             continue
-        # A subclass holds the very Field of the class that defined it, in whose module the annotation is to be read.
+        # A subclass shares the Field object of the class that defined it; that class's module resolves the annotation.
         holders = (
             base for base in reversed(cls.__mro__) if field in vars(base).get("__dataclass_fields__", {}).values()
         )
@@ -97,15 +110,15 @@ def field_types(cls: type) -> dict[str, Any]:
         alone = types.SimpleNamespace(__annotations__={field.name: field.type})
         module = vars(sys.modules[owner.__module__]) if owner.__module__ in sys.modules else {}
         try:
-            # The module's names come before the class's own, as get_type_hints has it for a class.
+            # The module's names take precedence over the class's own, as get_type_hints does for a class.
             found.update(get_type_hints(alone, dict(vars(owner)), module))
-        except Exception:  # noqa: S112 - an annotation is any expression, and raises what it likes
+        except Exception:  # noqa: S112 - an annotation is any expression and may raise anything
             continue
     return found
 
 
 def is_plain(annotation: Any) -> bool:
-    """Whether `coerce` knows the type: what a file can hold, and combinations of it."""
+    """Return True if `coerce` supports the type: types that a file can hold, and combinations of them."""
     args = [arg for arg in get_args(annotation) if arg is not ...]
     if get_origin(annotation) is Literal or annotation in (bool, int, float, str, type(None), Path):
         return True
@@ -115,13 +128,13 @@ def is_plain(annotation: Any) -> bool:
 
 
 def takes_none(annotation: Any) -> bool:
-    """Whether the word "none" is a value of its own, not a spelling of None."""
+    """Return True if the word "none" is a value of its own rather than a spelling of None."""
     members = [annotation, *get_args(annotation)]
     return any(get_origin(member) is Literal and "none" in get_args(member) for member in members)
 
 
 def spell(annotation: Any) -> str:
-    """A type as a person writes it: `int`, `float or None`, `'auto' or int`."""
+    """The type in readable form: `int`, `float or None`, `'auto' or int`."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return spell(args[0])
@@ -144,9 +157,15 @@ def _kind(value: Any) -> str:
 
 
 def overlay[T](config: T, values: Mapping[str, Any], where: str) -> T:
-    """A copy of the dataclass `config` with `values` put over it; dashes in keys count as underscores.
+    """Return a copy of the dataclass `config`, updated with `values`.
 
-    Raises ConfigError for an unknown key or a value of the wrong type, naming `where` the values come from.
+    Args:
+        config: A dataclass object; its dataclass fields are updated recursively.
+        values: New values by field name; dashes in names count as underscores.
+        where: Where the values come from, for messages.
+
+    Raises:
+        ConfigError: A key is unknown or a value has the wrong type.
     """
     hints = get_type_hints(type(config), include_extras=True)
     names = [field.name for field in dataclasses.fields(config) if field.init]  # pyright: ignore[reportArgumentType]
@@ -163,9 +182,12 @@ def overlay[T](config: T, values: Mapping[str, Any], where: str) -> T:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON or TOML file; of a run directory's config.json, the recipe's part.
+    """Read the mapping in a JSON or TOML file.
 
-    Raises ConfigError where there is no such file, it does not parse, or it holds no configuration.
+    For a run directory or its config.json, the recipe's part is returned.
+
+    Raises:
+        ConfigError: The file does not exist, cannot be parsed, or holds no configuration.
     """
     path = path.expanduser()
     if path.is_dir():
@@ -177,7 +199,7 @@ def read_config(path: Path) -> dict[str, Any]:
         value = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:  # both parsers' errors, and bytes that are no text
+    except ValueError as error:  # errors of both parsers, and bytes that are not text
         raise ConfigError(f"{path}: is not valid {path.suffix[1:].upper()}: {error}") from None
     if isinstance(value, dict) and "config" in value:
         value = value["config"]
@@ -187,7 +209,10 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def as_count(value: Any, name: str, required: bool = False) -> Any:
-    """The argument ``name`` of ``Fit``, which is a whole number, or None where it is not required."""
+    """Check the argument ``name`` of ``Fit``.
+
+    It must be an int from 1 to 2**31 - 1, or None unless it is ``required``; otherwise ValueError is raised.
+    """
     if value is None and not required:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:

@@ -1,4 +1,4 @@
-"""JAX's persistent compilation cache, on by default in recipes: the second start of a run compiles nothing."""
+"""JAX's persistent compilation cache. Recipes use it by default, so a second start of a run compiles nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 SETTINGS = {
     VARIABLE: "jax_compilation_cache_dir",
-    # Every program is kept: a start compiles many small ones beside the large.
+    # Keep every program: a start compiles many small ones in addition to the large ones.
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "jax_persistent_cache_min_compile_time_secs",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "jax_persistent_cache_min_entry_size_bytes",
 }
@@ -20,10 +20,13 @@ UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '
 
 
 def use_compilation_cache() -> Path | None:
-    """Let JAX keep compiled programs: in ``$JAX_COMPILATION_CACHE_DIR``, else in the user's cache directory.
+    """Enable JAX's compilation cache in ``$JAX_COMPILATION_CACHE_DIR`` (default: the user's cache directory).
 
-    An empty ``$JAX_COMPILATION_CACHE_DIR`` turns it off. What is kept is run as code, so a directory that others could
-    write is refused with a warning. Gives the directory, or None where nothing is kept.
+    An empty ``$JAX_COMPILATION_CACHE_DIR`` turns it off. Cached programs are executed as code, so a default directory
+    that others could write to is refused with a warning.
+
+    Returns:
+        The directory, or None if the cache is off.
     """
     given = os.environ.get(VARIABLE)
     if given == "" or os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "").lower() in ("0", "false", "off"):
@@ -34,7 +37,7 @@ def use_compilation_cache() -> Path | None:
     values = (str(directory), "0", "0")
     for (variable, option), value in zip(SETTINGS.items(), values, strict=True):
         known = os.environ.setdefault(variable, value)
-        if "jax" in sys.modules:  # which has read its environment
+        if "jax" in sys.modules:  # JAX has already read its environment
             import jax
 
             jax.config.update(option, known if variable == VARIABLE else type(getattr(jax.config, option))(known))
@@ -62,9 +65,11 @@ def _private() -> Path | None:
 
 
 def _remove_what_cannot_be_read(directory: Path) -> None:
-    """JAX writes entries in place and never writes one anew that is there: a torn one would be compiled at every start.
+    """Delete damaged cache entries when JAX warns about them.
 
-    Its warning names the program but not the entry, so all of that program's are removed; it writes this one next.
+    JAX writes entries in place and never overwrites one, so a program with an incomplete entry would be compiled at
+    every start. The warning names the program but not the entry, so all entries of the program are deleted; JAX writes
+    the needed one next.
     """
     if getattr(warnings.showwarning, "of_compilation_cache", False):
         return

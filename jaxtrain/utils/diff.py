@@ -1,4 +1,4 @@
-"""Where two JSON values differ, and the refusal of processes that differ in one."""
+"""Differences between JSON values, and a check that all processes have equal values."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .files import jsonable
 
 def first_difference(saved: Any, live: Any, where: str = "",
                      which: tuple[str, str] = ("in the checkpoint", "now")) -> str | None:  # fmt: skip
-    """The first entry in which two JSON values differ, as ``name: 1 in the checkpoint, 2 now``."""
+    """The first entry in which two JSON values differ, as ``name: 1 in the checkpoint, 2 now``, or None."""
     if isinstance(saved, dict) and isinstance(live, dict):
-        # A name comes first, then what both have: that another rule has other fields says less than its name.
+        # "name" first, then common keys: the name of another rule is more informative than its different fields.
         for key in sorted({*saved, *live}, key=lambda key: (key != "name", not (key in saved and key in live), key)):
             name = f"{where}.{key}" if where else str(key)
             difference = first_difference(saved.get(key), live.get(key), name, which)
@@ -23,7 +23,7 @@ def first_difference(saved: Any, live: Any, where: str = "",
 
 
 def refuse_unlike(own: dict[str, Any], advice: str = "start all with the same options") -> None:
-    """Raise ValueError in every process where what one of them gives here differs from the first one's."""
+    """Raise ValueError in every process if the value ``own`` of any process differs from that of the first process."""
     own = jsonable(own)
     for number, other in enumerate(processes.to_first(own)):
         difference = first_difference(own, other, which=("in process 0", f"in process {number}"))

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: arrays copied to the host, the record that describes them, and digests."""
+"""Digests of arrays and JSON, copies of arrays on the host, and the metadata of a checkpoint."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import numpy as np
 from ..distributed import processes
 
 RESERVED = {"digest", "digests", "store"}  # keys of the metadata that Store writes
-# What TensorStore can write: of any other dtype it would complain only after save() has returned.
+# Dtypes that TensorStore can write; it would reject any other only after save() has returned.
 DTYPES = re.compile(
     r"bool|int[24]|u?int(8|16|32|64)|b?float16|float(32|64)|complex(64|128)|float4_e2m1fn|float8_(?!e4m3$)\w+"
 )
@@ -23,14 +23,18 @@ def digest(arrays: Mapping[str, Any]) -> str:
 
 
 def host(item: str, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Copies to the host, which donating or overwriting a buffer cannot reach; of what processes share, the whole."""
+    """Copy arrays to the host, so that buffers may be donated or overwritten. Arrays that span processes are gathered.
+
+    Raises:
+        TypeError: A leaf has no name or a dtype that cannot be written.
+    """
     for leaf in arrays.values():
         if getattr(leaf, "is_fully_addressable", False):
             leaf.copy_to_host_async()
     host: dict[str, np.ndarray] = {}
     for name, leaf in arrays.items():
         kind = getattr(leaf, "dtype", None)
-        is_key = kind is not None and not isinstance(kind, np.dtype)  # jax's typed PRNG keys
+        is_key = kind is not None and not isinstance(kind, np.dtype)  # typed PRNG keys of JAX
         array = np.array(None if is_key else processes.whole(leaf), order="C")
         if not isinstance(name, str) or not DTYPES.fullmatch(array.dtype.name) or not array.dtype.isnative:
             given = f"checkpoint: leaf {name!r} of {item} is {kind or type(leaf).__name__}"
@@ -40,7 +44,12 @@ def host(item: str, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def describe(step: int, items: dict[str, Any], meta: Mapping[str, Any], score: float | None) -> dict[str, Any]:
-    """The metadata as it goes to disk: the caller's, what is needed to read the leaves back, and the digests."""
+    """The metadata as written to disk: the caller's, the dtype and shape of each leaf, and the digests.
+
+    Raises:
+        TypeError: ``meta`` is not JSON.
+        ValueError: ``meta`` uses a reserved key.
+    """
     try:
         record = json.loads(json.dumps(dict(meta)))
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""JSON and whole files on disk: strict, atomic, never a part; and the lock of a run directory."""
+"""JSON, atomic writes, and the lock of a run directory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def jsonable(value: Any) -> Any:
-    """``value`` as strict JSON: non-finite numbers become None, paths and other objects their text."""
+    """Convert ``value`` to strict JSON: nonfinite numbers become None; paths and other objects become text."""
     if isinstance(value, dict):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -23,9 +23,10 @@ def jsonable(value: Any) -> Any:
 
 
 def as_json(value: Any, what: str) -> Any:
-    """``value`` as it reads back from JSON (tuples are lists there), so that it equals what a checkpoint holds.
+    """``value`` as it reads back from JSON (tuples become lists), so that it equals what a checkpoint holds.
 
-    Raises TypeError, which says ``what`` it is, for anything that JSON has no word for, as a numpy number.
+    Raises:
+        TypeError: JSON cannot represent the value, for example a numpy number; the message begins with ``what``.
     """
     try:
         return json.loads(json.dumps(value))
@@ -36,12 +37,12 @@ def as_json(value: Any, what: str) -> Any:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a machine that loses power, has the old one or the new one.
+    """Write a file so that a reader, or a machine after a power failure, sees either the old or the new content.
 
-    One process at a time may write a path: the run directory is locked.
+    Only one process at a time may write a path; the lock of the run directory ensures this.
     """
-    temporary = path.with_name(f".{path.name}.tmp")  # always the same, so that what a kill leaves is not there for ever
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # through no link
+    temporary = path.with_name(f".{path.name}.tmp")  # a fixed name, so the next write replaces what a kill leaves
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # never follows a link
     try:
         try:
             handle = os.open(temporary, flags, 0o666)
@@ -70,7 +71,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises RuntimeError where it cannot be read."""
+    """Read a JSON object from a file. Raises RuntimeError if it cannot be read."""
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -81,9 +82,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class RunLock:
-    """A run directory, made if it is missing and locked while in use; the kernel drops the lock when a process dies.
+    """Creates a run directory if it is missing and locks it. The kernel releases the lock when the process dies.
 
-    Directories that it made and that nothing was written to are removed again. None: no directory, no lock.
+    On exit, directories that it created and that are still empty are removed. With None it does nothing.
+
+    Raises:
+        OSError: The directory cannot be written.
+        RuntimeError: Another process holds the lock.
     """
 
     def __init__(self, run_dir: Path | None):
@@ -96,7 +101,7 @@ class RunLock:
         self._made = [path for path in (self._run_dir, *self._run_dir.parents) if not path.exists()]
         try:
             self._run_dir.mkdir(parents=True, exist_ok=True)
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW  # a link would have another file overwritten
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW  # a link could make it overwrite another file
             self._file = os.fdopen(os.open(self._run_dir / ".lock", flags, 0o666), "r+")
         except OSError as error:
             raise OSError(error.errno, f"cannot write the run directory {self._run_dir}: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""What jaxtrain says to the person at the terminal: the logger ``"jaxtrain"``, written around a progress bar."""
+"""The logger ``"jaxtrain"``: info to stdout, warnings to stderr, without breaking a progress bar."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ log = logging.getLogger("jaxtrain")
 
 
 class _Console(logging.Handler):
-    """Plain lines on stdout, warnings on stderr, without tearing a tqdm bar.
+    """Prints plain lines to stdout and warnings to stderr, without breaking a tqdm bar.
 
-    Where the program that embeds jaxtrain has set up logging of its own, its handlers get the lines instead. (absl,
-    which comes with Orbax, puts a handler on the root logger unasked: that is nobody's set-up.) Of several processes
-    the first one speaks, and others warn.
+    If the program that embeds jaxtrain has configured logging, its handlers receive the records instead. A root handler
+    from absl does not count: absl, which comes with Orbax, installs it without being asked. With several processes, the
+    first one prints everything and the others print only warnings.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -31,13 +31,13 @@ class _Console(logging.Handler):
         theirs = [h for h in logging.getLogger().handlers if not type(h).__module__.startswith("absl")]
         if theirs:
             for handler in theirs:
-                if handler not in log.handlers and record.levelno >= handler.level:  # one of both hears it once
+                if handler not in log.handlers and record.levelno >= handler.level:  # never emit a record twice
                     handler.handle(record)
             return
         text = f"{processes.who()}{record.levelname.lower()}: " * warning + self.format(record)
         try:
             self._write(text, sys.stderr if warning else sys.stdout)
-        except OSError as error:  # a run does not end for the sake of who reads along, as `| head` or a terminal
+        except OSError as error:  # a reader that is gone (`| head`, a terminal) must not end the run
             if not _unheard(error):
                 raise
 
@@ -51,9 +51,11 @@ class _Console(logging.Handler):
 
 
 def heard(work: Callable[[], int]) -> int:
-    """``work()``'s exit code, or that of its SystemExit (``--help``, usage). What it printed is flushed, and nothing is
-    said where nobody reads any more, as after ``| head``: Python would say it at the exit, at length. Work that a
-    closed pipe cut short has the code that a shell gives for SIGPIPE, 141."""
+    """Run ``work`` and return its exit code, or that of its SystemExit (``--help``, usage errors).
+
+    Output is flushed. If nobody reads it any more, as after ``| head``, no error is printed; Python would print a
+    traceback at exit. If a closed pipe interrupted the work, the exit code is 141, as a shell reports for SIGPIPE.
+    """
     try:
         code = work()
     except SystemExit as leaving:
@@ -71,7 +73,10 @@ def heard(work: Callable[[], int]) -> int:
 
 
 def _unheard(error: OSError) -> bool:
-    """Whether it is that nobody reads stdout or stderr any more; what is written there from now on goes nowhere."""
+    """Return True if the error means that stdout or stderr has no reader any more.
+
+    Such a stream is redirected to /dev/null.
+    """
     if error.errno not in (errno.EPIPE, errno.EIO) or error.filename is not None:
         return False
     closed = [number for number in (1, 2) if _unread(number)]
@@ -83,25 +88,29 @@ def _unheard(error: OSError) -> bool:
 
 
 def _unread(number: int) -> bool:
-    """Whether a file descriptor is a pipe whose other end is closed, or a terminal that is gone."""
+    """Return True if the file descriptor is a pipe whose other end is closed, or a terminal that is gone."""
     poll = select.poll()
     poll.register(number, 0)
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def warn_of_foreign(cls: type, names: Mapping[str, str]) -> None:
-    """A UserWarning for each method of a new class that another library would call, and jaxtrain never does.
+    """Issue a UserWarning for each method of a new class that another library would call but jaxtrain never calls.
 
-    ``names``: what they are called there -> what to do here. A helper may be called so: this is no error.
+    A helper may have such a name, so this is not an error.
+
+    Args:
+        cls: The class.
+        names: Names of methods in the other library, each with what to do in jaxtrain.
     """
     for name in vars(cls):
         if name in names:
-            # The class statement, from within its __init_subclass__.
+            # stacklevel 3: the class statement, seen from its __init_subclass__.
             warnings.warn(f"{cls.__name__}.{name} is never called by jaxtrain; {names[name]}", stacklevel=3)
 
 
 def one_line(error: BaseException) -> str:
-    """An error's type and the first line of its message, which may be empty."""
+    """The type of an error and the first line of its message, if any."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 

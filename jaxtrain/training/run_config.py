@@ -5,21 +5,24 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .._version import __version__
-from ..distributed import processes
 from ..utils.files import jsonable
-
-if TYPE_CHECKING:
-    pass
-
 
 PACKAGES = ("jax", "brainstate", "braintools", "braintrace", "numpy", "orbax-checkpoint")
 
 
-def recorded(config: Any, settings: dict[str, Any], described: dict[str, Any], auto: dict[str, Any], module: str,
-             initial: str, parent: dict[str, Any] | None) -> dict[str, Any]:  # fmt: skip
+def recorded(
+    config: Any,
+    settings: dict[str, Any],
+    described: dict[str, Any],
+    auto: dict[str, Any],
+    module: str,
+    initial: str,
+    parent: dict[str, Any] | None,
+    processes: int,
+) -> dict[str, Any]:
     """What config.json holds of a run."""
     return {
         "schema": 1,
@@ -33,11 +36,11 @@ def recorded(config: Any, settings: dict[str, Any], described: dict[str, Any], a
         "versions": versions(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "parent": parent,
-        "processes": processes.count(),
+        "processes": processes,
     }
 
 
 def versions() -> dict[str, str]:
-    """Of Python, jaxtrain and the packages that a run hangs on."""
+    """The versions of Python, jaxtrain and the packages that a run depends on."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": sys.version.split()[0], "jaxtrain": __version__, **found}

@@ -87,7 +87,7 @@ MUTATIONS = [
     Mutation("a second signal is ignored", "training/signals.py",
              "        self._restore(number)\n        if outer", "        if outer", "test_signals.py"),
     Mutation("a callback reads the values of the step in flight", "training/live.py",
-             "if step == self._progress.dispatched and not lost:", "if not lost:", "test_live.py"),
+             "if step == dispatched and not lost:", "if not lost:", "test_live.py"),
     Mutation("a source that does not repeat itself is believed", "data/iterator.py",
              "self.differs = known and", "self.differs = not known and", "test_data.py"),
     Mutation("a process believes itself instead of the first one", "distributed/processes.py",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ..callbacks.base import Callback
-from ..callbacks.run import Run
 from ..data.iterator import change_task
 from ..period import Period
 from ..utils.files import as_json
@@ -12,7 +11,6 @@ from .control import Control, Due, Orders
 from .delivery import Delivery
 from .evaluate import evaluate
 from .progress import Ending, Progress
-from .workload import Workload
 
 
 class Boundary:
@@ -22,17 +20,9 @@ class Boundary:
     left to the run that resumes from this step's checkpoint.
     """
 
-    def __init__(
-        self,
-        workload: Workload,
-        run: Run,
-        progress: Progress,
-        control: Control,
-        delivery: Delivery,
-        checkpointer: Checkpointer,
-    ):
-        self._workload, self._run, self._progress = workload, run, progress
-        self._control, self._delivery, self._checkpointer = control, delivery, checkpointer
+    def __init__(self, delivery: Delivery, progress: Progress, control: Control, checkpointer: Checkpointer):
+        self._workload, self._run, self._delivery = delivery.workload, delivery.run, delivery
+        self._progress, self._control, self._checkpointer = progress, control, checkpointer
 
     def cross(self, due: Due) -> None:
         """Do what is due."""

@@ -23,7 +23,7 @@ class Delivery:
     """
 
     def __init__(self, workload: Workload, run: Run):
-        self._workload, self._run = workload, run
+        self.workload, self.run = workload, run
         self._audited = False
         self.history: list[dict[str, Any]] = []
 
@@ -35,7 +35,7 @@ class Delivery:
         """
         if chunk is None:
             return
-        run, workload = self._run, self._workload
+        run, workload = self.run, self.workload
         arrays, first, n = chunk.metrics.fetch(), run.step, len(chunk.batches)
         bad, dead = arrays.pop(BAD)[:n], arrays.pop(DEAD)[:n]
         n, error = judged(bad, first, chunk.batches, workload.settings.nonfinite, workload.program)
@@ -55,7 +55,7 @@ class Delivery:
 
     def write_rows(self) -> None:
         """Write the rows of the record that are complete."""
-        run = self._run
+        run = self.run
         for row in run.recorder.take():
             run.callbacks("on_row", run, row)
             run.metrics.update({name: value for name, value in row.items() if name != "step"})
@@ -67,7 +67,7 @@ class Delivery:
         if not len(steps):
             return
         self._audited = True
-        program = self._workload.program
+        program = self.workload.program
         untrained = {row.name for row in program.rows if row.trains == "no"}
         zero = [name for name, flag in zip(program.optimizer.names, dead[steps[0]], strict=True) if flag]
         if surprising := [name for name in zero if name not in untrained]:

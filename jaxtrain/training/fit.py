@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,36 +98,6 @@ class Fit:
         self._latest = self.run_dir  # where the last run wrote: a fork has a directory of its own
 
     @property
-    def strategy(self) -> Strategy:
-        """How gradients are made."""
-        return self.settings.strategy
-
-    @property
-    def max_steps(self) -> int | None:
-        """The budget in train batches."""
-        return self.settings.max_steps
-
-    @property
-    def clip(self) -> float | None:
-        """The largest global norm of a gradient."""
-        return self.settings.clip
-
-    @property
-    def seed(self) -> int:
-        """The seed of initial values and of random numbers inside the model."""
-        return self.settings.seed
-
-    @property
-    def seeds(self) -> tuple[int, ...] | None:
-        """The seeds that are trained side by side, if there are several."""
-        return self.settings.seeds
-
-    @property
-    def run_dir(self) -> Path | None:
-        """Where runs are written."""
-        return self.settings.run_dir
-
-    @property
     def callbacks(self) -> Callbacks:
         """The callbacks, in their order."""
         return self.settings.callbacks
@@ -134,6 +105,21 @@ class Fit:
     @callbacks.setter
     def callbacks(self, callbacks: Callbacks) -> None:
         self.settings = dataclasses.replace(self.settings, callbacks=callbacks)
+
+    strategy = property(attrgetter("settings.strategy"))
+    max_steps = property(attrgetter("settings.max_steps"))
+    max_epochs = property(attrgetter("settings.max_epochs"))
+    max_time = property(attrgetter("settings.max_time"))
+    clip = property(attrgetter("settings.clip"))
+    accumulate = property(attrgetter("settings.accumulate"))
+    seed = property(attrgetter("settings.seed"))
+    seeds = property(attrgetter("settings.seeds"))
+    devices = property(attrgetter("settings.devices"))
+    chunk = property(attrgetter("settings.chunk"))
+    validate_every = property(attrgetter("settings.validate_every"))
+    log_every = property(attrgetter("settings.log_every"))
+    nonfinite = property(attrgetter("settings.nonfinite"))
+    run_dir = property(attrgetter("settings.run_dir"))
 
     # ------------------------------------------------------------------------------------------------ training
 
@@ -162,7 +148,7 @@ class Fit:
             data = as_data(data, batch_first=batch_first)
             set_up(data)
             begin_task(data, None if origin.saved is None else origin.saved.meta["task"])
-            prepared = prepare(self.settings, module, data, origin, config=config, dry_run=dry_run, reader=self)
+            prepared = prepare(self.settings, module, data, origin, config, dry_run, self)
             for line in preflight.lines(prepared.report):
                 log.info("%s", line)
             if dry_run:

@@ -89,19 +89,19 @@ class Live:
         return f"a run under way, at step {self._run.step}, trains {type(self._run.own_module).__name__}"
 
     def _values(self) -> dict[str, Any]:
-        step, program = self._run.step, self._workload.program
+        step, dispatched, program = self._run.step, self._progress.dispatched, self._workload.program
         lost = any(leaf.is_deleted() for leaf in jax.tree.leaves(program.values))
-        if step == self._progress.dispatched and not lost:
+        if step == dispatched and not lost:
             return program.values
         if self._kept is not None and self._kept[0] == step and not lost:
             return {**program.values, **self._kept[1]}
         if lost or self._kept is not None:
             raise RuntimeError(f"the model's values at step {step} are lost: the run failed within a chunk")
         raise RuntimeError(
-            f"the model's values at step {step} are gone: the program holds those of step {self._progress.dispatched} "
-            "by now. Set reads_model = True in the callback's class, which copies them each chunk, or read them at an "
-            "event edge, as in on_validation_end (a callback's edges() makes more). Where the run failed within a chunk "
-            "they are lost"
+            f"the model's values at step {step} are gone: the program holds those of step {dispatched} by now. Set "
+            "reads_model = True in the callback's class, which copies them each chunk, or read them at an event edge, "
+            "as in on_validation_end (a callback's edges() makes more). Where the run failed within a chunk they are "
+            "lost"
         )
 
 

@@ -20,19 +20,13 @@ class Loop:
     """Trains until something ends the run."""
 
     def __init__(
-        self,
-        workload: Workload,
-        run: Run,
-        progress: Progress,
-        control: Control,
-        checkpointer: Checkpointer,
-        live: Live,
+        self, workload: Workload, run: Run, progress: Progress, control: Control, checkpointer: Checkpointer, live: Live
     ):
         self._run, self._progress, self._control, self._checkpointer = run, progress, control, checkpointer
         self.delivery = Delivery(workload, run)
         keep = live.keep if any(callback.reads_model for callback in run.callbacks) else None
         self._pipeline = Pipeline(workload, progress, keep)
-        self._boundary = Boundary(workload, run, progress, control, self.delivery, checkpointer)
+        self._boundary = Boundary(self.delivery, progress, control, checkpointer)
 
     def train(self) -> Ending:
         """Run until the budget is spent, a callback or a signal ends it, or something fails."""

@@ -11,36 +11,25 @@ from ..core.metrics import LANES
 from ..engine.optimizer import accumulated_batches
 from ..utils.digests import digest
 from ..utils.logging import log
-from .progress import Progress
+from .prepare import Prepared
 from .result import Result, Status
 from .workload import Workload
 
 
 def summarize(
-    workload: Workload,
-    run: Run,
-    progress: Progress,
-    status: Status,
-    *,
-    history: list[dict[str, Any]],
-    saved: bool | None,
-    report: dict[str, Any],
-    total: float,
+    prepared: Prepared, status: Status, history: list[dict[str, Any]], saved: bool | None, total: float
 ) -> Result:
     """The result of a run.
 
     Args:
-        workload: What was trained, and on what.
-        run: The run, as callbacks see it.
-        progress: How far the run came, and how long its parts took.
+        prepared: The run.
         status: How it ended; after a failure the state may be lost, so it has no digest.
         history: The rows of the record.
         saved: Whether the newest state is on disk.
-        report: The report before the first step.
         total: Seconds that the run took.
     """
-    program, best = workload.program, best_of(workload.settings.checkpoint)
-    reason = None if progress.ending is None else progress.ending.reason
+    workload, run, progress = prepared.workload, prepared.run, prepared.progress
+    program = workload.program
     seconds = {**progress.seconds, "compile": program.compile_seconds, "total": total}
     seconds["train"] = total - sum(seconds[key] for key in ("validate", "checkpoint", "compile"))
     steps = run.step - (run.restored_step or 0)
@@ -50,12 +39,12 @@ def summarize(
         whole = digest({**params, **train})
     summary = {
         "status": status,
-        "reason": reason,
+        "reason": None if progress.ending is None else progress.ending.reason,
         "step": run.step,
         "strategy": run.config["strategy"],
         "train": _below(run.metrics, "train/"),
         "val": _below(run.metrics, "val/"),
-        "best": best,
+        "best": best_of(workload.settings.checkpoint),
         "digest": whole,
         "saved": saved,
         "inexact": workload.inexact,
@@ -64,24 +53,14 @@ def summarize(
         "seconds": seconds,
         "steps_per_second": steps / max(seconds["train"], 1e-9),
         "peak_rss_mb": peak_rss_mb(),
-        "params": sum(entry["count"] for entry in report["parameters"].values()),
+        "params": sum(entry["count"] for entry in prepared.report["parameters"].values()),
         "versions": run.config["versions"],
         "config": run.config["config"],
         **_unused(workload, status),
     }
-    return Result(
-        status=status,
-        step=run.step,
-        reason=reason,
-        metrics=dict(run.metrics),
-        history=history,
-        run_dir=run.run_dir,
-        best=best,
-        digest=whole,
-        saved=saved,
-        report=report,
-        summary=summary,
-    )
+    shared = {name: summary[name] for name in ("status", "reason", "step", "best", "digest", "saved")}
+    where = {"run_dir": run.run_dir, "report": prepared.report, "summary": summary}
+    return Result(**shared, **where, metrics=dict(run.metrics), history=history)
 
 
 def _below(metrics: dict[str, Any], prefix: str) -> dict[str, Any]:

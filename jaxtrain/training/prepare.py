@@ -27,7 +27,7 @@ from .workload import Workload, make_program
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that can begin."""
+    """A run that can begin, and the report on it."""
 
     workload: Workload
     run: Run
@@ -37,35 +37,8 @@ class Prepared:
     report: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class OpenData:
-    """The data of a run, and the notes on it for the report."""
-
-    data: DataModule
-    feed: Feed
-    example: Any
-    val: Passes | None
-    notes: list[str]
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a resumed run must have in common with its checkpoint."""
-
-    described: dict[str, Any]
-    initial: str
-    """Where the initial values come from: "seed", or the module's own "values"."""
-
-
 def prepare(
-    settings: FitSettings,
-    module: Module,
-    data: DataModule,
-    origin: Origin,
-    *,
-    config: dict[str, Any] | None,
-    dry_run: bool,
-    reader: Reads,
+    settings: FitSettings, module: Module, data: DataModule, origin: Origin, config: Any, dry_run: bool, reader: Reads
 ) -> Prepared:
     """Open the data, check that the run may resume, build the models, compile, and restore.
 
@@ -81,56 +54,62 @@ def prepare(
     require_module(module)
     if settings.max_steps is None and settings.max_epochs is None and settings.max_time is None:
         raise ValueError("Fit.run needs a budget: Fit(max_steps=...), max_epochs or max_time")
-    opened = open_data(settings, data)
-    identity = check_resumable(settings, module, data, origin)
+    feed, val, notes = open_data(settings, data)
+    described, initial = check_resumable(settings, module, data, origin)
     models = build_models(settings, module, origin)
-    workload, record = compile_programs(settings, module, opened, origin, identity, models, config)
-    schedule = settings.schedule(workload.program.chunk, opened.feed.length)  # made now, since its clock starts
-    workload.program.learner.notes.extend(opened.notes)
+    workload = make_workload(settings, module, data, feed, val, models, origin)
+    program = workload.program
+    record = recorded(workload, described, initial, config, origin.parent)
+    refuse_unlike_runs(record, settings.callbacks, program, feed, val)
+    workload.compile()
+    schedule = settings.schedule(program.chunk, feed.length)  # made now, since its clock starts
+    program.learner.notes.extend(notes)
     if origin.config is not None and not dry_run:
         rates = {} if origin.saved is None else origin.saved.meta["optimizer_settings"]
-        now = {**record, "optimizer": workload.program.optimizer.settings()}
+        now = {**record, "optimizer": program.optimizer.settings()}
         log_changes({**origin.config, "optimizer": rates}, now)
-    progress = Progress()
-    run, live = restore(workload, schedule, progress, module, origin, record, reader)
-    layout = stated_layout(workload.program.example, "train", opened.feed.batch_first)
-    return Prepared(workload, run, schedule, progress, live, {**workload.program.report(), "batch_first": layout})
+    run, progress, live = restore(workload, schedule, origin, record, reader)
+    report = {**program.report(), "batch_first": stated_layout(program.example, "train", feed.batch_first)}
+    return Prepared(workload, run, schedule, progress, live, report)
 
 
-def open_data(settings: FitSettings, data: DataModule) -> OpenData:
-    """Read the first batches of the data."""
+def open_data(settings: FitSettings, data: DataModule) -> tuple[Feed, Passes | None, list[str]]:
+    """The train data, the validation data, and notes on them for the report."""
     feed = Feed(data.train_data(), "train", data.batch_first)
-    example = feed.example()
-    warn_of_layout(data, example, feed.batch_first)
+    warn_of_layout(data, feed.example(), feed.batch_first)
     val = validation_passes(data)
     if val is None and settings.validate_every is not None:
         raise ValueError(
             f"Fit(validate_every={str(settings.validate_every)!r}), but {type(data).__name__} has no val data"
         )
     total = settings.schedule(1, feed.length).total
-    return OpenData(
-        data, feed, example, val, unused_batches(total, settings.accumulate, settings.max_epochs is not None)
-    )
+    return feed, val, unused_batches(total, settings.accumulate, settings.max_epochs is not None)
 
 
-def check_resumable(settings: FitSettings, module: Module, data: DataModule, origin: Origin) -> Identity:
-    """Refuse a checkpoint of another strategy, of other data, or of other seeds."""
+def check_resumable(
+    settings: FitSettings, module: Module, data: DataModule, origin: Origin
+) -> tuple[dict[str, Any], str]:
+    """Refuse a checkpoint of another strategy, of other data, or of other seeds.
+
+    Returns:
+        What is recorded of strategy and data, and where initial values come from: "seed", or the module's own "values".
+    """
     described = describe(settings.strategy, data, settings.callbacks)
     saved, initial = origin.saved, "seed" if module.model is None else "values"
-    if saved is None:
-        if initial == "values":
-            name = type(module).__name__
-            log.info("the model of %s is trained on from its present values; make a new module to start fresh", name)
-        return Identity(described, initial)
-    refuse(saved.meta, described, ("strategy", "data"))
-    if origin.config is not None:  # random numbers go on from the checkpoint: another seed would do nothing
+    if saved is not None:
+        refuse(saved.meta, described, ("strategy", "data"))
+    elif initial == "values":
+        name = type(module).__name__
+        log.info("the model of %s is trained on from its present values; make a new module to start fresh", name)
+    if saved is not None and origin.config is not None:
         initial = origin.config.get("initial", "seed")
+        # Random numbers go on from the checkpoint: another seed would do nothing.
         before, now = (
-            {"step": saved.step, "seed": {"fit.seed": fit["seed"], "fit.seeds": fit.get("seeds")}}
+            {"fit.seed": fit["seed"], "fit.seeds": fit.get("seeds")}
             for fit in (origin.config["fit"], settings.as_json())
         )
-        refuse(before, now, ("seed",))
-    return Identity(described, initial)
+        refuse({"step": saved.step, "seed": before}, {"seed": now}, ("seed",))
+    return described, initial
 
 
 def build_models(settings: FitSettings, module: Module, origin: Origin) -> list[dict[str, Any]]:
@@ -143,62 +122,36 @@ def build_models(settings: FitSettings, module: Module, origin: Origin) -> list[
     return models
 
 
-def compile_programs(
-    settings: FitSettings,
-    module: Module,
-    opened: OpenData,
-    origin: Origin,
-    identity: Identity,
-    models: list[dict[str, Any]],
-    config: dict[str, Any] | None,
-) -> tuple[Workload, dict[str, Any]]:
-    """Compile the programs, with the checkpoint's arrays in them. Returns also what config.json will hold."""
+def make_workload(
+    settings: FitSettings, module: Module, data: DataModule, feed: Feed, val: Passes | None, models: Any, origin: Origin
+) -> Workload:
+    """Make the programs, and give them and the data what the checkpoint holds."""
     saved, before = origin.saved, origin.config or {}
-    strategy, chunk = settings.resolved(before.get("auto") or {})
-    program = make_program(settings, module, opened.data, opened.example, strategy=strategy, chunk=chunk, models=models)
-    workload = Workload(settings, opened.data, opened.feed, opened.val, program)
+    program = make_program(settings.resolved(before.get("auto") or {}), module, data, feed.example(), models)
     if saved is not None:
         params, train = program.signature()
         refuse(saved.meta, {"model": params, "optimizer": train}, ("model", "optimizer"))
         program.load(saved.params, saved.train, saved.meta["optimizer_settings"])
-        opened.feed.restore(saved.meta["feed"])
+        feed.restore(saved.meta["feed"])
         devices = (before.get("fit") or {}).get("devices", 1) * before.get("processes", 1)
         program.learner.notes.extend(program.devices.notes(devices))
-    record = recorded(
-        config,
-        settings.as_json(),
-        identity.described,
-        program.auto,
-        type(module).__name__,
-        identity.initial,
-        origin.parent,
-        workload.processes,
-    )
-    refuse_unlike_runs(record, settings.callbacks, program, opened.feed, opened.val)
-    workload.compile(program)
-    return workload, record
+    return Workload(settings, data, feed, val, program)
 
 
 def restore(
-    workload: Workload,
-    schedule: Schedule,
-    progress: Progress,
-    module: Module,
-    origin: Origin,
-    record: dict[str, Any],
-    reader: Reads,
-) -> tuple[Run, Live]:
+    workload: Workload, schedule: Schedule, origin: Origin, record: dict[str, Any], reader: Reads
+) -> tuple[Run, Progress, Live]:
     """Make the run that callbacks see, and set it to the checkpoint."""
-    settings = workload.settings
+    settings, program, progress = workload.settings, workload.program, Progress()
     run = Run(
-        module=module,
+        module=program.module,
         callbacks=settings.callbacks,
         recorder=Recorder(settings.log_every),
         config=record,
         run_dir=origin.run_dir,
         max_steps=schedule.total,
         epoch_length=workload.feed.length,
-        batch_size=workload.program.phases.sizes[2],
+        batch_size=program.phases.sizes[2],
         params=lambda: live.params(),
         fit=reader,
     )
@@ -211,4 +164,4 @@ def restore(
             part.load_state(origin.saved.meta)
     elif origin.restarted:
         run.restored_step = 0
-    return run, live
+    return run, progress, live

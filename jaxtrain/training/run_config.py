@@ -9,34 +9,29 @@ from typing import Any
 
 from .._version import __version__
 from ..utils.files import jsonable
+from .workload import Workload
 
 PACKAGES = ("jax", "brainstate", "braintools", "braintrace", "numpy", "orbax-checkpoint")
 
 
 def recorded(
-    config: Any,
-    settings: dict[str, Any],
-    described: dict[str, Any],
-    auto: dict[str, Any],
-    module: str,
-    initial: str,
-    parent: dict[str, Any] | None,
-    processes: int,
+    workload: Workload, described: dict[str, Any], initial: str, config: Any, parent: dict[str, Any] | None
 ) -> dict[str, Any]:
     """What config.json holds of a run."""
+    program = workload.program
     return {
         "schema": 1,
         "config": jsonable(config),
-        "fit": settings,
+        "fit": workload.settings.as_json(),
         "strategy": described["strategy"],
-        "module": module,
+        "module": type(program.module).__name__,
         "initial": initial,
         "data": described["data"],
-        "auto": auto,
+        "auto": program.auto,
         "versions": versions(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "parent": parent,
-        "processes": processes,
+        "processes": workload.processes,
     }
 
 

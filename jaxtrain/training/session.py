@@ -123,16 +123,7 @@ class Session(ExitStack):
     def _record(self, error: BaseException | None) -> None:
         prepared, total = self._prepared, time.perf_counter() - self._started
         run, status = prepared.run, self._status
-        self.result = summarize(
-            prepared.workload,
-            run,
-            prepared.progress,
-            status,
-            history=self._loop.delivery.history,
-            saved=self._saved,
-            report=prepared.report,
-            total=total,
-        )
+        self.result = summarize(prepared, status, self._loop.delivery.history, self._saved, total)
         if run.run_dir is not None and processes.is_first():
             path = run.run_dir / "result.json"
             # Where nothing was left to train, what the run came to, and how fast, is known better already.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
@@ -65,9 +65,10 @@ class FitSettings:
     def _checkpoints(self) -> list[Checkpoint]:
         return [callback for callback in self.callbacks if isinstance(callback, Checkpoint)]
 
-    def resolved(self, auto: dict[str, Any]) -> tuple[Strategy, int | Literal["auto"]]:
-        """The strategy and the chunk, with the values that a resumed run chose for each "auto"."""
-        return self.strategy.resolve(auto), auto.get("chunk", "auto") if self.chunk == "auto" else self.chunk
+    def resolved(self, auto: dict[str, Any]) -> FitSettings:
+        """The settings with what each "auto" became when the run was started."""
+        chunk = auto.get("chunk", "auto") if self.chunk == "auto" else self.chunk
+        return replace(self, strategy=self.strategy.resolve(auto), chunk=chunk)
 
     def total(self, epoch_length: int | None) -> int | None:
         """The steps of a whole run."""

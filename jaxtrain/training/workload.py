@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..callbacks.run import Run
 from ..core.module import Module
@@ -12,7 +12,6 @@ from ..data.batch import Spec
 from ..data.iterator import DataModule, Feed, change_task, identity_of
 from ..data.passes import Passes, validation_passes
 from ..engine.program import Program
-from ..strategies import Strategy
 from ..utils.diff import first_difference
 from ..utils.files import as_json
 from ..utils.logging import log
@@ -27,14 +26,7 @@ OTHER_DATA = (
 
 
 def make_program(
-    settings: FitSettings,
-    module: Module,
-    data: DataModule,
-    example: Any,
-    *,
-    strategy: Strategy | None = None,
-    chunk: int | Literal["auto"] | None = None,
-    models: Sequence[Any] = (),
+    settings: FitSettings, module: Module, data: DataModule, example: Any, models: Sequence[Any] = ()
 ) -> Program:
     """The programs of a built module, for batches like ``example``. Nothing is compiled yet.
 
@@ -43,20 +35,18 @@ def make_program(
         module: A module whose model is built.
         data: The data that encodes the inputs.
         example: A batch on the host.
-        strategy: A strategy in place of that of the settings.
-        chunk: A chunk in place of that of the settings.
         models: The module's attributes for each seed; default: those it has, for all of them.
     """
     return Program(
         module,
-        strategy or settings.strategy,
+        settings.strategy,
         data.encode,
         example,
         seed=settings.seeds or settings.seed,
         clip=settings.clip,
         accumulate=settings.accumulate,
         nonfinite=settings.nonfinite,
-        chunk=chunk or settings.chunk,
+        chunk=settings.chunk,
         models=models or [dict(vars(module))] * len(settings.seeds or ()),
         devices=settings.devices,
     )
@@ -79,10 +69,10 @@ class Workload:
         """The number of processes that train together."""
         return self.program.devices.count // self.settings.devices
 
-    def compile(self, program: Program) -> None:
-        """Compile what a run needs of a program, so that nothing is compiled after step 0."""
+    def compile(self) -> None:
+        """Compile what the run needs, so that nothing is compiled after step 0."""
         probes = [callback for callback in self.settings.callbacks if callback.probe_every is not None]
-        program.prepare(evaluate=self._validation_shapes, probes=probes)
+        self.program.prepare(evaluate=self._validation_shapes, probes=probes)
 
     @property
     def _validation_shapes(self) -> list[Any]:
@@ -114,16 +104,16 @@ class Workload:
     def _replace_program(self, example: Any, step: int) -> None:
         old = self.program
         params, train = old.state()
-        settings, before = old.optimizer.settings(), {"optimizer": old.signature()[1]}
+        rates, before = old.optimizer.settings(), {"optimizer": old.signature()[1]}
         old.write_back()
-        new = make_program(self.settings, old.module, self.data, example, strategy=old.strategy, chunk=old.chunk)
-        if difference := first_difference(before, {"optimizer": new.signature()[1]}):
+        settings = replace(self.settings, strategy=old.strategy, chunk=old.chunk)
+        self.program = make_program(settings, old.module, self.data, example)
+        if difference := first_difference(before, {"optimizer": self.program.signature()[1]}):
             raise ValueError(f"run.retask at step {step}: what is carried does not fit the new task: {difference}")
-        new.load(params, train, settings)
-        self.compile(new)
-        log.info("task %s from step %d on: compiled in %.1f s", self.data.task, step, new.compile_seconds)
-        new.compile_seconds += old.compile_seconds
-        self.program = new
+        self.program.load(params, train, rates)
+        self.compile()
+        log.info("task %s from step %d on: compiled in %.1f s", self.data.task, step, self.program.compile_seconds)
+        self.program.compile_seconds += old.compile_seconds
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint's metadata holds of the model and the data."""

@@ -204,7 +204,7 @@ ALONE = """
 import sys
 from dataclasses import dataclass
 import jaxtrain.cli.recipe
-from jaxtrain import processes
+from jaxtrain.distributed import processes
 sys.path.insert(0, {root!r})
 
 

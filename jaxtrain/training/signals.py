@@ -29,7 +29,7 @@ class Signals:
 
     Example:
         with Signals() as signals:
-            while step < steps and signals.poll() is None:
+            while step < steps and signals.received is None:
                 step += 1
     """
 
@@ -37,10 +37,6 @@ class Signals:
 
     def __init__(self) -> None:
         self._old: dict[int, Any] = {}
-
-    def poll(self) -> str | None:
-        """`received`, as it is now."""
-        return self.received
 
     @property
     def exit_code(self) -> int:

@@ -76,7 +76,7 @@ def first_step(strategy: str, run_dir: str, small: bool) -> dict[str, Any]:
     import jaxtrain as jt
     from jaxtrain.core.metrics import Pending
     from jaxtrain.engine.program import Program
-    from jaxtrain.training import fit as fit_file
+    from jaxtrain.training import prepare as prepare_file
 
     [getattr(jt, name) for name in jt.__all__]
     spec = importlib.util.spec_from_file_location("copy_gru", RECIPE)
@@ -90,7 +90,7 @@ def first_step(strategy: str, run_dir: str, small: bool) -> dict[str, Any]:
     jax.monitoring.register_event_listener(lambda event, **_: _add(seen, event.rsplit("/", 1)[-1], 1))
     parts = Parts()
     for name, owner, attribute in (
-        ("build the model", fit_file, "build_each"),
+        ("build the model", prepare_file, "build_each"),
         ("bind the strategy, prepare the state", Program, "__init__"),
         ("trace the train step", Program, "_train_step"),
         ("lower the train program", Program, "_compile_train"),

@@ -56,7 +56,6 @@ def test_every_way_in_is_refused_while_another_thread_is_at_work(tmp_path):
             "Fit.validate": lambda: fit.validate(module, [line(0)]),
             "Fit.test": lambda: fit.test(module, [line(0)]),
             "Fit.predict": lambda: fit.predict(module, [line(0)]),
-            "Fit.program": lambda: fit.program(module, lines(), line(0)),
             "jaxtrain.load": lambda: jt.load(tmp_path, module),
             "run.params": lambda: background.run.params(),
             "run.module": lambda: background.run.module,

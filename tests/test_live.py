@@ -235,9 +235,8 @@ def during(look, data=None, **options):
         lambda module, path: jt.Fit("bptt", max_steps=1).run(module, lines()),
         lambda module, path: jt.load(path, module),
         lambda module, path: jt.Fit("bptt", max_steps=1).predict(module, VAL, checkpoint=path),
-        lambda module, path: jt.Fit("bptt", max_steps=1).program(module, lines(), line(0)),
     ],
-    ids=["run", "load", "checkpoint", "program"],
+    ids=["run", "load", "checkpoint"],
 )
 def test_a_module_in_use_is_refused_elsewhere(use, tmp_path):
     jt.Fit("bptt", max_steps=1, run_dir=tmp_path / "old").run(Linear(), lines())

@@ -152,6 +152,35 @@ class Run:
         """Change the data module's ``task`` at the next event edge (a curriculum)."""
         self.requests.task = {**(self.requests.task or {}), **params}
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint's metadata holds of the run as callbacks see it."""
+        return {
+            "step": self.step,
+            "callbacks": self.callbacks.states(),
+            "recorder": self.recorder.state(),
+            "metrics": self.metrics,
+            "last_validation": self.last_validation,
+            "requests": vars(self.requests),
+        }
+
+    def load_state(self, meta: dict[str, Any]) -> None:
+        """Go on from a checkpoint's metadata."""
+        self.step = self.restored_step = meta["step"]
+        self.metrics, self.last_validation = dict(meta["metrics"]), meta["last_validation"]
+        self.requests = Requests(**meta["requests"])
+        self.recorder.load_state(meta["recorder"])
+        unwritten = self.recorder.rows  # of a step whose validation a signal ended
+        self.first_open_row = unwritten[0]["step"] if unwritten else None
+        keys = self.callbacks.keys()
+        for key, state in meta["callbacks"].items():
+            if key in keys:
+                keys[key].load_state(state)
+            elif state:
+                log.warning("resume: the checkpoint holds the state of a callback that this run lacks: %s", key)
+        for key in keys:
+            if key not in meta["callbacks"] and keys[key].state():
+                log.warning("resume: %s was not part of the saved run and starts anew", key)
+
     @property
     def module(self) -> Module:
         """The module, its model given the values of ``step``; of several seeds, those of the first that is not frozen.

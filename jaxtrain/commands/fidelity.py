@@ -22,6 +22,7 @@ from ..data.iterator import Feed, as_data, set_up, warn_of_layout
 from ..engine.program import Program
 from ..errors import ConfigError
 from ..strategies import names
+from ..training.workload import make_program
 from ..utils.coerce import coerce
 from ..utils.files import write_json
 from ..utils.logging import log, one_line
@@ -203,7 +204,7 @@ def _program(module: Any, rule: Rule, config: Any) -> tuple[Program, Feed]:
     feed = Feed(data.train_data(), "train", data.batch_first)
     warn_of_layout(data, feed.example(), feed.batch_first)
     build(trained, fit.seed)
-    program = fit.program(trained, data, feed.example())
+    program = make_program(fit.settings, trained, data, feed.example())
     program.prepare()
     return program, feed
 

@@ -135,7 +135,9 @@ def _batching(strategy: Strategy) -> Any:
 class Readers:
     """What one ``Fit`` remembers of the modules that it has read or trained, as long as they live."""
 
-    def __init__(self):
+    def __init__(self, seed: int):
+        self.seed = seed
+        """The seed whose values a module has after a run."""
         self._programs: dict[int, Programs] = {}
         self._encoded: dict[int, tuple[weakref.ref[Module], str]] = {}
         self.told: set[str] = set()  # warnings of a layout: one call a batch must not repeat them

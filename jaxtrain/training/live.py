@@ -4,101 +4,101 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import brainstate
 import jax
 
+from ..callbacks.run import Run
 from ..checkpoint.load import LASTING
 from ..core.metrics import Pending
 from ..core.module import check_phases
 from ..core.ownership import alone, runs
 from ..core.state import fold_in, seeded, set_key, states_of, strong
 from ..data.batch import stated_layout
-from ..data.sources import DataError
-from ..distributed import processes
 from ..engine.program import PREDICT, Program
 from ..engine.seeds import LIVE
-
-if TYPE_CHECKING:
-    from .loop import Loop
+from ..errors import DataError
+from .progress import Progress
+from .workload import Workload
 
 
 class Live:
     """The values of ``run.step``.
 
     The loop dispatches a chunk before it delivers the metrics of the one before, and the program is given its values to
-    overwrite. So those of ``run.step`` exist while nothing is in flight, as at an event edge; beyond, the loop keeps
-    them (``keep``) where a callback says ``reads_model = True``.
+    overwrite. So those of ``run.step`` exist while nothing is in flight, as at a boundary; beyond, the loop keeps them
+    (``keep``) where a callback says ``reads_model = True``.
     """
 
-    def __init__(self, loop: Loop):
-        self._loop = loop
+    def __init__(self, workload: Workload, run: Run, progress: Progress):
+        self._workload, self._run, self._progress = workload, run, progress
         self._kept: tuple[int, dict[str, Any]] | None = None
 
     def keep(self) -> None:
         """Keep the model's present values beyond the dispatch of the next chunk."""
-        program = self._loop.program
+        program = self._workload.program
         own = {name: strong(value) for name, value in _of_model(program, program.values).items()}
-        self._kept = self._loop.position, program.devices.place(own)
+        self._kept = self._progress.dispatched, program.devices.place(own)
 
     def params(self) -> dict[str, Any]:
         """A host copy of the parameters."""
         with alone("run.params"):
-            return self._loop.program.host_parameters(self._values())
+            return self._workload.program.host_parameters(self._values())
 
     def show(self) -> None:
         """Give the module's model the present values, while the run is under way."""
         if self in runs:
             with alone("run.module"):
-                program = self._loop.program
+                program = self._workload.program
                 program.write_back(_of_model(program, self._values()))
 
     def view(self, source: Any, encode: Callable | None) -> View:
         """The run's programs, to read batches of this source; without an ``encode`` of its own, by that of the run's
         data."""
-        feed = self._loop.feed
+        feed = self._workload.feed
         if feed.reads(source):
             raise DataError(
                 f"{feed.name} data: the run takes its batches from this {type(source).__name__}, and a pass over it "
                 "would move its place: give another one that reads the same data"
             )
-        return View(self._loop.program, self._values(), encode or self._loop.data.encode)
+        # Of several processes one may be alone in asking: it then uses one device of its own.
+        several, own = self._workload.processes > 1, encode or self._workload.data.encode
+        return View(self._workload.program, self._values(), own, one_device=several)
 
     @property
     def batch_first(self) -> bool | None:
         """The layout of the run's own train data."""
-        feed = self._loop.feed
-        return stated_layout(self._loop.program.example, feed.name, feed.batch_first)
+        feed = self._workload.feed
+        return stated_layout(self._workload.program.example, feed.name, feed.batch_first)
 
     def trains(self, module: Any) -> bool:
-        return module is self._loop.run.own_module
+        return module is self._run.own_module
 
     def tells(self, callback: Any) -> bool:
-        return any(callback is own for own in self._loop.callbacks)
+        return any(callback is own for own in self._run.callbacks)
 
     def shares(self, module: Any) -> bool:
         """Whether it trains a state of the module's model."""
         model = getattr(module, "model", None)
         if not isinstance(model, brainstate.nn.Module):
             return False
-        return not self._loop.program.state_ids.isdisjoint(id(state) for state in states_of(model).values())
+        return not self._workload.program.state_ids.isdisjoint(id(state) for state in states_of(model).values())
 
     def describe(self) -> str:
-        return f"a run under way, at step {self._loop.run.step}, trains {type(self._loop.run.own_module).__name__}"
+        return f"a run under way, at step {self._run.step}, trains {type(self._run.own_module).__name__}"
 
     def _values(self) -> dict[str, Any]:
-        loop, program = self._loop, self._loop.program
-        step = loop.run.step
+        step, dispatched, program = self._run.step, self._progress.dispatched, self._workload.program
         lost = any(leaf.is_deleted() for leaf in jax.tree.leaves(program.values))
-        if step == loop.position and not lost:
+        if step == dispatched and not lost:
             return program.values
         if self._kept is not None and self._kept[0] == step and not lost:
             return {**program.values, **self._kept[1]}
         if lost or self._kept is not None:
             raise RuntimeError(f"the model's values at step {step} are lost: the run failed within a chunk")
         raise RuntimeError(
-            f"the model's values at step {step} are gone: the program holds those of step {loop.position} by now. Set "
+            f"the model's values at step {step} are gone: the program holds those of step {dispatched} by now. Set "
             "reads_model = True in the callback's class, which copies them each chunk, or read them at an event edge, "
             "as in on_validation_end (a callback's edges() makes more). Where the run failed within a chunk they are "
             "lost"
@@ -113,13 +113,12 @@ def _of_model(program: Program, values: dict[str, Any]) -> dict[str, Any]:
 class View:
     """A run's compiled programs on certain values of its model; one for each shape of batch, made once a run."""
 
-    def __init__(self, program: Program, values: dict[str, Any], encode: Callable):
-        self._program, self._values, self._encode = program, values, encode
+    def __init__(self, program: Program, values: dict[str, Any], encode: Callable, *, one_device: bool):
+        self._program, self._values, self._encode, self._one_device = program, values, encode, one_device
 
     def evaluate(self, batch: Any, index: int) -> Pending:
         with self._reading():
-            # Of several processes this one may be the only one that asks: it uses one device of its own.
-            return self._program.evaluate(batch, index, self._values, first=processes.count() > 1)
+            return self._program.evaluate(batch, index, self._values, first=self._one_device)
 
     def predict(self, batch: Any, index: int) -> Pending:
         program = self._program

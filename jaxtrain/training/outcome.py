@@ -2,62 +2,87 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .result import Result, Status
-
-if TYPE_CHECKING:
-    pass
+from ..callbacks.checkpoint import best_of
 from ..callbacks.run import Run
 from ..callbacks.throughput import peak_rss_mb
 from ..core.metrics import LANES
-from ..engine.program import Program
+from ..engine.optimizer import accumulated_batches
 from ..utils.digests import digest
-from .loop import Loop
+from ..utils.logging import log
+from .prepare import Prepared
+from .result import Result, Status
+from .workload import Workload
 
 
-def _lanes_of(run: Run, program: Program, status: Status) -> dict[str, Any]:
-    """Of a run of several seeds: which, which were frozen, and the last value of every tag for each."""
-    assert program.lanes is not None
-    values = {tag.removeprefix(LANES): value for tag, value in run.metrics.items() if tag.startswith(LANES)}
-    frozen = None if status == "failed" else program.lanes.frozen(program.values)
-    return {"seeds": list(program.lanes.seeds), "frozen": frozen, "lanes": values}
+def summarize(
+    prepared: Prepared, status: Status, history: list[dict[str, Any]], saved: bool | None, total: float
+) -> Result:
+    """The result of a run.
 
-
-def summarize(loop: Loop, status: Status, report: dict[str, Any], best: dict[str, Any] | None, total: float) -> Result:
-    """What a run came to. After a failure the state may be half donated, so it has no digest."""
-    run = loop.run
-    seconds = {**loop.seconds, "compile": loop.program.compile_seconds, "total": total}
+    Args:
+        prepared: The run.
+        status: How it ended; after a failure the state may be lost, so it has no digest.
+        history: The rows of the record.
+        saved: Whether the newest state is on disk.
+        total: Seconds that the run took.
+    """
+    workload, run, progress = prepared.workload, prepared.run, prepared.progress
+    program = workload.program
+    seconds = {**progress.seconds, "compile": program.compile_seconds, "total": total}
     seconds["train"] = total - sum(seconds[key] for key in ("validate", "checkpoint", "compile"))
     steps = run.step - (run.restored_step or 0)
     whole = None
     if status != "failed":
-        params, train = loop.program.state()
+        params, train = program.state()
         whole = digest({**params, **train})
-    part = lambda prefix: {  # noqa: E731
-        name.removeprefix(prefix): value for name, value in run.metrics.items() if name.startswith(prefix)
-    }
     summary = {
         "status": status,
-        "reason": loop.reason,
+        "reason": None if progress.ending is None else progress.ending.reason,
         "step": run.step,
         "strategy": run.config["strategy"],
-        "train": part("train/"),
-        "val": part("val/"),
-        "best": best,
+        "train": _below(run.metrics, "train/"),
+        "val": _below(run.metrics, "val/"),
+        "best": best_of(workload.settings.checkpoint),
         "digest": whole,
-        "saved": loop.saved,
-        "inexact": loop.inexact,
-        "dropped": loop.callbacks.dropped,
-        **({} if loop.program.lanes is None else _lanes_of(run, loop.program, status)),
+        "saved": saved,
+        "inexact": workload.inexact,
+        "dropped": run.callbacks.dropped,
+        **_lanes_of(workload, run, status),
         "seconds": seconds,
         "steps_per_second": steps / max(seconds["train"], 1e-9),
         "peak_rss_mb": peak_rss_mb(),
-        "params": sum(entry["count"] for entry in report["parameters"].values()),
+        "params": sum(entry["count"] for entry in prepared.report["parameters"].values()),
         "versions": run.config["versions"],
         "config": run.config["config"],
+        **_unused(workload, status),
     }
-    return Result(
-        status=status, step=run.step, reason=loop.reason, metrics=dict(run.metrics), history=loop.history,
-        run_dir=run.run_dir, best=best, digest=whole, saved=loop.saved, report=report, summary=summary,
-    )  # fmt: skip
+    shared = {name: summary[name] for name in ("status", "reason", "step", "best", "digest", "saved")}
+    where = {"run_dir": run.run_dir, "report": prepared.report, "summary": summary}
+    return Result(**shared, **where, metrics=dict(run.metrics), history=history)
+
+
+def _below(metrics: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+
+
+def _lanes_of(workload: Workload, run: Run, status: Status) -> dict[str, Any]:
+    """For a run of several seeds: which, which were frozen, and the last value of every tag for each."""
+    lanes = workload.program.lanes
+    if lanes is None:
+        return {}
+    frozen = None if status == "failed" else lanes.frozen(workload.program.values)
+    return {"seeds": list(lanes.seeds), "frozen": frozen, "lanes": _below(run.metrics, LANES)}
+
+
+def _unused(workload: Workload, status: Status) -> dict[str, Any]:
+    """The number of batches at the end that made no update, which is also logged."""
+    accumulate, program = workload.settings.accumulate, workload.program
+    if accumulate == 1 or status == "failed":
+        return {}
+    values, lanes = program.values, program.lanes
+    unused = accumulated_batches(values if lanes is None else lanes.first_live(values)[1])
+    if unused and status in ("finished", "stopped"):
+        log.info("the last %d batches made no update: accumulate=%d", unused, accumulate)
+    return {"unused_batches": unused}

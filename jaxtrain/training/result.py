@@ -5,13 +5,9 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from .signals import exit_code
-
-if TYPE_CHECKING:
-    pass
-
 
 Status = Literal["finished", "stopped", "interrupted", "terminated", "failed"]
 

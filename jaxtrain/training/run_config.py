@@ -5,39 +5,37 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .._version import __version__
-from ..distributed import processes
 from ..utils.files import jsonable
-
-if TYPE_CHECKING:
-    pass
-
+from .workload import Workload
 
 PACKAGES = ("jax", "brainstate", "braintools", "braintrace", "numpy", "orbax-checkpoint")
 
 
-def recorded(config: Any, settings: dict[str, Any], described: dict[str, Any], auto: dict[str, Any], module: str,
-             initial: str, parent: dict[str, Any] | None) -> dict[str, Any]:  # fmt: skip
+def recorded(
+    workload: Workload, described: dict[str, Any], initial: str, config: Any, parent: dict[str, Any] | None
+) -> dict[str, Any]:
     """What config.json holds of a run."""
+    program = workload.program
     return {
         "schema": 1,
         "config": jsonable(config),
-        "fit": settings,
+        "fit": workload.settings.as_json(),
         "strategy": described["strategy"],
-        "module": module,
+        "module": type(program.module).__name__,
         "initial": initial,
         "data": described["data"],
-        "auto": auto,
+        "auto": program.auto,
         "versions": versions(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "parent": parent,
-        "processes": processes.count(),
+        "processes": workload.processes,
     }
 
 
 def versions() -> dict[str, str]:
-    """Of Python, jaxtrain and the packages that a run hangs on."""
+    """The versions of Python, jaxtrain and the packages that a run depends on."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": sys.version.split()[0], "jaxtrain": __version__, **found}

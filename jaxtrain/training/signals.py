@@ -1,12 +1,9 @@
-"""Signals that end a run, as a flag that the loop polls, with the old handlers put back; of several processes, JAX's
-own."""
+"""Signals that end a run, as a flag that the loop polls, with the old handlers put back."""
 
 import signal
 import threading
 from types import FrameType
 from typing import Any, Self
-
-from ..distributed import processes
 
 ALWAYS = (signal.SIGTERM, signal.SIGINT)
 UNLESS_TAKEN = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
@@ -30,11 +27,9 @@ class Signals:
     ignore (`nohup`, a job in the background) stays ignored, and one of the last four for which the program has set a
     handler stays with that. A run within a callback passes on what it receives.
 
-    Of several processes ``poll`` asks whether SIGTERM has come to any, which JAX has caught.
-
     Example:
         with Signals() as signals:
-            while step < steps and signals.poll() is None:
+            while step < steps and signals.received is None:
                 step += 1
     """
 
@@ -43,12 +38,6 @@ class Signals:
     def __init__(self) -> None:
         self._old: dict[int, Any] = {}
 
-    def poll(self) -> str | None:
-        """`received`; all processes call it at the same places."""
-        if processes.count() > 1 and self.received is None and processes.reached_preemption():
-            self.received = "SIGTERM"
-        return self.received
-
     @property
     def exit_code(self) -> int:
         """143 after SIGTERM, 130 after SIGINT, and so on; else 0."""
@@ -56,7 +45,7 @@ class Signals:
 
     def __enter__(self) -> Self:
         self.received = None
-        if threading.current_thread() is threading.main_thread() and processes.count() == 1:
+        if threading.current_thread() is threading.main_thread():
             for number in ENDING:
                 old = signal.getsignal(number)
                 free = number in ALWAYS or old is signal.SIG_DFL or _outer(old) is not None

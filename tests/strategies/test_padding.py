@@ -17,6 +17,7 @@ import jaxtrain as jt
 from jaxtrain.checkpoint.load import build, build_each
 from jaxtrain.engine.program import BAD, FINE
 from jaxtrain.strategies.padding import inert
+from jaxtrain.training.workload import make_program
 from tests.kit.tiers import longer
 from tests.small import Linear
 
@@ -215,10 +216,10 @@ def program(strategy, example: jt.Phases, **options):
     fit = jt.Fit(strategy, max_steps=1, chunk=1, **options)
     if seeds is None:
         build(module, 0)
-        made = fit.program(module, jt.DataModule([example]), example)
+        models = ()
     else:
         models = build_each(module, fit.seeds, several=True, resumed=False)
-        made = fit._program(module, jt.DataModule([example]), fit.strategy, 1, example, models)
+    made = make_program(fit.settings, module, jt.DataModule([example]), example, models=models)
     made.prepare()
     return made
 
@@ -268,7 +269,7 @@ def test_the_gradient_is_that_of_the_sequences_by_themselves():
     batch = sequences(spoil=NAN, resets=False)
     module = Masked()
     build(module, 0)
-    made = jt.Fit("bptt", max_steps=1, chunk=1).program(module, jt.DataModule([batch]), batch)
+    made = make_program(jt.Fit("bptt", max_steps=1, chunk=1).settings, module, jt.DataModule([batch]), batch)
     made.prepare()
     before = {name: np.array(leaf) for name, leaf in made.state()[0].items()}
     after = trained(made, batch)

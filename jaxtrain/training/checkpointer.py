@@ -1,0 +1,70 @@
+"""Checkpointer: saves a run as the last thing that happens at a step."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from ..callbacks.run import Run
+from ..checkpoint.locate import run_key
+from ..checkpoint.store import Store
+from .progress import Progress
+from .workload import Workload
+
+
+class Part(Protocol):
+    """A part of a run that a checkpoint's metadata holds."""
+
+    def state(self) -> dict[str, Any]: ...
+    def load_state(self, meta: dict[str, Any]) -> None: ...
+
+
+def parts(workload: Workload, run: Run, progress: Progress) -> tuple[Part, ...]:
+    """All parts of a run, in the order in which they are restored."""
+    return workload, run, progress
+
+
+class Checkpointer:
+    """Saves checkpoints, each of which holds all that a resumed run needs. Without a store it does nothing."""
+
+    def __init__(self, store: Store | None, workload: Workload, run: Run, progress: Progress):
+        self._store, self._workload, self._run, self._progress = store, workload, run, progress
+
+    def save(self) -> None:
+        """Save the present step."""
+        store, run, progress = self._store, self._run, self._progress
+        if store is None:
+            return
+        with progress.timed("checkpoint"):
+            run.callbacks("flush")
+            params, train = self._workload.program.state()
+            # The checkpoint from the middle of a boundary gives way to the one from its end.
+            replace = progress.restored_stage == "validation" and run.step == run.restored_step
+            if store.save(run.step, params, train, self._metadata(), run.score, replace=replace):
+                with run.closed():
+                    run.callbacks("on_checkpoint", run, store.directory / f"{run.step:08d}")
+
+    def wait(self) -> bool | None:
+        """Wait for the save in flight, and return whether it is on disk; None without a store.
+
+        Raises:
+            SaveFailed: The save failed for another reason than a full disk.
+        """
+        return None if self._store is None else self._store.wait()
+
+    def close(self) -> None:
+        """Close the store."""
+        if self._store is not None:
+            self._store.close()
+
+    def _metadata(self) -> dict[str, Any]:
+        config = self._run.config
+        meta = {
+            "schema": 1,
+            "strategy": config["strategy"],
+            "seeds": config["fit"]["seeds"],
+            "run": run_key(config),
+            "versions": config.get("versions", {}),
+        }
+        for part in parts(self._workload, self._run, self._progress):
+            meta.update(part.state())
+        return meta

@@ -1,0 +1,147 @@
+"""FitSettings: the arguments of ``Fit``, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from numbers import Real
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..callbacks.base import Callbacks
+from ..callbacks.checkpoint import Checkpoint, kept_by
+from ..callbacks.periods import optional_period
+from ..engine.program import NonFinite
+from ..engine.seeds import is_seed
+from ..period import Period
+from ..strategies import Strategy
+from ..strategies.names import make_strategy
+from .schedule import Schedule, total_steps
+
+PLAIN = ("max_steps", "max_epochs", "clip", "accumulate", "seed", "devices", "chunk", "log_every", "nonfinite")
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """What ``Fit`` was given, in final types.
+
+    Raises:
+        ValueError: Two of the settings contradict each other, or one is out of its range.
+    """
+
+    strategy: Strategy
+    max_steps: int | None
+    max_epochs: int | None
+    max_time: Period | None
+    clip: float | None
+    accumulate: int
+    seed: int
+    seeds: tuple[int, ...] | None
+    devices: int
+    chunk: int | Literal["auto"]
+    validate_every: Period | None
+    log_every: int
+    nonfinite: NonFinite
+    callbacks: Callbacks
+    run_dir: Path | None
+
+    def __post_init__(self) -> None:
+        if self.nonfinite not in ("raise", "skip", "warn"):
+            raise ValueError(f"Fit(nonfinite={self.nonfinite!r}): expected 'raise', 'skip' or 'warn'")
+        if self.max_steps is not None and self.max_steps < self.accumulate:
+            raise ValueError(f"Fit(accumulate={self.accumulate}, max_steps={self.max_steps}): no update would be made")
+        if len(self._checkpoints) > 1:
+            raise ValueError("Fit takes one Checkpoint callback: it decides which checkpoints are kept")
+        if self._checkpoints and self.run_dir is None:
+            raise ValueError("Checkpoint needs a run directory: Fit(run_dir=...)")
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The callback that decides which checkpoints are kept."""
+        return next(iter(self._checkpoints), None)
+
+    @property
+    def _checkpoints(self) -> list[Checkpoint]:
+        return [callback for callback in self.callbacks if isinstance(callback, Checkpoint)]
+
+    def resolved(self, auto: dict[str, Any]) -> FitSettings:
+        """The settings with what each "auto" became when the run was started."""
+        chunk = auto.get("chunk", "auto") if self.chunk == "auto" else self.chunk
+        return replace(self, strategy=self.strategy.resolve(auto), chunk=chunk)
+
+    def total(self, epoch_length: int | None) -> int | None:
+        """The steps of a whole run."""
+        return total_steps(self.max_steps, self.max_epochs, epoch_length)
+
+    def schedule(self, chunk: int, epoch_length: int | None) -> Schedule:
+        """A schedule whose clock starts now."""
+        boundaries = [period for callback in self.callbacks for period in callback.edges()]
+        boundaries += [every for every in (Period.of(callback.probe_every) for callback in self.callbacks) if every]
+        return Schedule(
+            chunk=chunk,
+            total=self.total(epoch_length),
+            max_time=self.max_time,
+            validate_every=self.validate_every,
+            epoch_length=epoch_length,
+            edges=boundaries,
+            epochs_are_edges=self.callbacks.listens("on_epoch_start") or self.callbacks.listens("on_epoch_end"),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """What config.json holds of the settings."""
+        periods = {"max_time": self.max_time, "validate_every": self.validate_every}
+        return {
+            **{name: getattr(self, name) for name in PLAIN},
+            "seeds": None if self.seeds is None else list(self.seeds),
+            **{name: None if period is None else str(period) for name, period in periods.items()},
+            "checkpoint": kept_by(self.checkpoint),
+            "callbacks": list(self.callbacks.keys()),
+        }
+
+
+def as_strategy(strategy: Any) -> Strategy:
+    """A strategy by its name, or as it is.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    strategy = make_strategy(strategy) if isinstance(strategy, str) else strategy
+    if not isinstance(strategy, Strategy):
+        hint = f"; did you mean {strategy.__name__}()?" if isinstance(strategy, type) else ""
+        raise TypeError(f"Fit(strategy={strategy!r}): expected a name or a jaxtrain.Strategy object{hint}")
+    return strategy
+
+
+def as_norm(clip: Any) -> float | None:
+    """The largest norm of a gradient, or None.
+
+    Raises:
+        ValueError: It is not a positive number.
+    """
+    if clip is not None and (isinstance(clip, bool) or not isinstance(clip, Real) or not 0 < float(clip) < np.inf):
+        raise ValueError(f"Fit(clip={clip!r}): expected a positive norm, or None")
+    return None if clip is None else float(clip)
+
+
+def as_time(max_time: Any) -> Period | None:
+    """A period of time, or None.
+
+    Raises:
+        ValueError: It is a number of steps or epochs.
+    """
+    period = optional_period(max_time, "Fit", "max_time")
+    if period is not None and period.unit != "time":
+        raise ValueError(f"Fit(max_time={max_time!r}): expected a time, as '30min' or '2h'")
+    return period
+
+
+def as_seed(seed: Any) -> int:
+    """A seed.
+
+    Raises:
+        ValueError: It is out of range, or not a whole number.
+    """
+    if not is_seed(seed):
+        raise ValueError(f"Fit(seed={seed!r}): expected a whole number from 0 to 2**32 - 1")
+    return seed

@@ -1,0 +1,137 @@
+"""Workload: the compiled programs of a run and the data that they read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..callbacks.run import Run
+from ..core.module import Module
+from ..data.batch import Spec
+from ..data.iterator import DataModule, Feed, change_task, identity_of
+from ..data.passes import Passes, validation_passes
+from ..engine.program import Program
+from ..utils.diff import first_difference
+from ..utils.files import as_json
+from ..utils.logging import log
+from .schedule import Schedule
+from .settings import FitSettings
+
+OTHER_DATA = (
+    "%s data: batch %d is not the one that the run had before step %d: the source gives others each time it starts, so "
+    "the run goes on, but not as if it was never stopped (some samples may come twice in this epoch, others never). "
+    "Seed its shuffle, or give it state_dict() and load_state_dict()"
+)
+
+
+def make_program(
+    settings: FitSettings, module: Module, data: DataModule, example: Any, models: Sequence[Any] = ()
+) -> Program:
+    """The programs of a built module, for batches like ``example``. Nothing is compiled yet.
+
+    Args:
+        settings: The settings of the ``Fit``.
+        module: A module whose model is built.
+        data: The data that encodes the inputs.
+        example: A batch on the host.
+        models: The module's attributes for each seed; default: those it has, for all of them.
+    """
+    return Program(
+        module,
+        settings.strategy,
+        data.encode,
+        example,
+        seed=settings.seeds or settings.seed,
+        clip=settings.clip,
+        accumulate=settings.accumulate,
+        nonfinite=settings.nonfinite,
+        chunk=settings.chunk,
+        models=models or [dict(vars(module))] * len(settings.seeds or ()),
+        devices=settings.devices,
+    )
+
+
+@dataclass
+class Workload:
+    """The program fits the batches of the feed and of the validation; a change of task changes all of them."""
+
+    settings: FitSettings
+    data: DataModule
+    feed: Feed
+    val: Passes | None
+    program: Program
+    inexact: list[int] = field(default_factory=list)
+    """Steps from which the run went on with other data than it was trained on before them."""
+
+    @property
+    def processes(self) -> int:
+        """The number of processes that train together."""
+        return self.program.devices.count // self.settings.devices
+
+    def compile(self) -> None:
+        """Compile what the run needs, so that nothing is compiled after step 0."""
+        probes = [callback for callback in self.settings.callbacks if callback.probe_every is not None]
+        self.program.prepare(evaluate=self._validation_shapes, probes=probes)
+
+    @property
+    def _validation_shapes(self) -> list[Any]:
+        return [] if self.val is None else self.val.examples
+
+    def change_task(self, task: dict[str, Any], run: Run, schedule: Schedule) -> None:
+        """Give the data another task; the run is then as one that is resumed under this task.
+
+        Where the task changes the shapes of batches, the programs are compiled anew, with a line in the log.
+
+        Raises:
+            ValueError: The training state does not fit the new task.
+        """
+        change_task(self.data, as_json(task, f"run.retask at step {run.step}"))
+        self.feed.clear()
+        example, length = self.feed.first(), self.feed.length
+        self.settings.schedule(1, length)  # raises where a period counts epochs and the new length is unknown
+        run.max_steps = schedule.total = self.settings.total(length)
+        run.epoch_length = schedule.epoch_length = length
+        self.val = validation_passes(self.data)
+        if Spec(example).mismatch(self.program.example) is None:
+            self.program.example = example
+            self.program.prepare(evaluate=self._validation_shapes, train=False)
+            log.info("task %s from step %d on", self.data.task, run.step)
+            return
+        self._replace_program(example, run.step)
+        run.batch_size = self.program.phases.sizes[2]
+
+    def _replace_program(self, example: Any, step: int) -> None:
+        old = self.program
+        params, train = old.state()
+        rates, before = old.optimizer.settings(), {"optimizer": old.signature()[1]}
+        old.write_back()
+        settings = replace(self.settings, strategy=old.strategy, chunk=old.chunk)
+        self.program = make_program(settings, old.module, self.data, example)
+        if difference := first_difference(before, {"optimizer": self.program.signature()[1]}):
+            raise ValueError(f"run.retask at step {step}: what is carried does not fit the new task: {difference}")
+        self.program.load(params, train, rates)
+        self.compile()
+        log.info("task %s from step %d on: compiled in %.1f s", self.data.task, step, self.program.compile_seconds)
+        self.program.compile_seconds += old.compile_seconds
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint's metadata holds of the model and the data."""
+        params, train = self.program.signature()
+        return {
+            "model": params,
+            "optimizer": train,
+            "optimizer_settings": self.program.optimizer.settings(),
+            "data": identity_of(self.data),
+            "feed": self.feed.mark(),
+            "inexact": self.inexact,
+            "task": self.data.task,
+        }
+
+    def load_state(self, meta: dict[str, Any]) -> None:
+        """Note whether the data repeats itself; its position and the arrays were set before the programs compiled."""
+        self.inexact = list(meta.get("inexact", ()))
+        if self.feed.differs:
+            self.inexact.append(meta["step"])
+            log.warning(OTHER_DATA, self.feed.name, self.feed.taken - 1, meta["step"])
+            self.program.learner.notes.append(f"inexact: the data differs from that before step {meta['step']}")

@@ -35,7 +35,7 @@ from ..engine.sharding import as_devices
 from ..errors import NonFiniteError
 from ..period import Period
 from ..strategies import Strategy
-from ..strategies.names import make_strategy
+from ..strategies.registry import make_strategy
 from ..utils.coerce import as_count
 from ..utils.diff import first_difference
 from ..utils.files import as_json, read_json, write_json

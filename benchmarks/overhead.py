@@ -48,7 +48,7 @@ import jaxtrain as jt
 from jaxtrain.callbacks.throughput import peak_rss_mb
 from jaxtrain.checkpoint.load import build
 from jaxtrain.engine.program import Program
-from jaxtrain.strategies.names import make_strategy
+from jaxtrain.strategies.registry import make_strategy
 
 CLIP, LOG_EVERY = 1.0, 100
 CASES = {"small": Setting(hidden=16, batch=16), "smallest": Setting(hidden=1, time=3, batch=1, scored=1)}

@@ -32,7 +32,7 @@ def contenders(setting: Any, strategy: str, seeds: int) -> dict[str, Any]:
     from jaxtrain.checkpoint.load import build_each
     from jaxtrain.datasets import CopyDataset
     from jaxtrain.engine.program import Program
-    from jaxtrain.strategies.names import make_strategy
+    from jaxtrain.strategies.registry import make_strategy
 
     class Steps(FitSteps):
         """``FitSteps`` of one seed, or of several side by side."""

@@ -19,7 +19,7 @@ import pytest
 import jaxtrain as jt
 from jaxtrain.data.iterator import Feed
 from jaxtrain.data.passes import Passes
-from jaxtrain.strategies import names
+from jaxtrain.strategies import registry
 from tests.small import Linear, Lines, LinesOf, line, lines
 
 Step = Callable[[], Any]
@@ -66,7 +66,7 @@ def registered(name="tests_advice", base=jt.BPTT, **fields):
             jt.register(cls)
         finally:
             if name == "tests_advice":
-                names.REGISTRY.pop(name, None)
+                registry.REGISTRY.pop(name, None)
 
     return make
 

@@ -10,7 +10,7 @@ import pytest
 import jaxtrain
 from jaxtrain import cli
 from jaxtrain.errors import ConfigError
-from jaxtrain.strategies import names
+from jaxtrain.strategies import registry
 from tests.commands import ROOT, Config
 
 
@@ -89,7 +89,7 @@ def test_an_alias_stands_for_its_strategy(fit, call):
 
 
 def test_a_strategy_that_is_registered_later_is_a_choice(fit, call, monkeypatch):
-    monkeypatch.setattr(names, "REGISTRY", dict(names.REGISTRY))
+    monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
     assert call("--strategy", "late")[0] == 2
 
     @jaxtrain.register
@@ -102,7 +102,7 @@ def test_a_strategy_that_is_registered_later_is_a_choice(fit, call, monkeypatch)
 
     assert call("--strategy", "late", "--strategy.delay", 4)[0] == 0
     assert fit.config.make_strategy() == Late(delay=4)
-    assert "--strategy late (Comes late.) takes" in " ".join(call("--help")[1].replace("│", " ").split())
+    assert "--strategy late: Comes late. Options: " in " ".join(call("--help")[1].replace("│", " ").split())
 
 
 def test_a_runs_own_config_json_is_a_config_file(fit, call):
@@ -125,6 +125,11 @@ def test_help(call):
     text = " ".join(re.sub("[│─╭╮╰╯]", " ", out).split())
     for option in ("--batch-size INT", "--strategy.window INT", "--resume", "--no-progress", "--dry-run", "--config"):
         assert option in text
-    assert "sequences in a batch" in text and "--strategy bptt (backpropagation through time) takes" in text
-    assert "--strategy drtrl (diagonal RTRL, the default) has the fields below." in text
+    assert (
+        "sequences in a batch" in text
+        and "--strategy bptt: Backpropagation through time. Options: --strategy.remat" in text
+    )
+    assert (
+        "--strategy drtrl (default): Real-time recurrent learning with a diagonal Jacobian. Options: see below." in text
+    )
     assert "--strategy.remat" in " ".join(call("--strategy", "bptt", "--help")[1].split())

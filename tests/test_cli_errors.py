@@ -12,7 +12,7 @@ import pytest
 
 import jaxtrain
 from jaxtrain import cli
-from jaxtrain.strategies import names
+from jaxtrain.strategies import registry
 from tests.commands import ROOT, Config
 
 
@@ -110,7 +110,7 @@ def test_errors_of_the_users_code_keep_their_traceback(fit, call, error):
 def test_a_slip_inside_jaxtrain_keeps_its_traceback(fit, call):
     fit.before = lambda: jaxtrain.Period.of(["x"])  # whatever it raises, it is told
     assert call()[0] == 1
-    fit.before = lambda: names.REGISTRY["drtrl"].check(3)  # pyright: ignore
+    fit.before = lambda: registry.check(jaxtrain.DRTRL, 3)  # pyright: ignore
     with pytest.raises(AttributeError):
         call()
 

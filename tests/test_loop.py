@@ -202,7 +202,7 @@ def test_nothing_is_compiled_after_the_start(tmp_path, no_compilation_cache, str
 
 def test_the_state_before_a_step_is_donated():
     from jaxtrain.engine.program import Program
-    from jaxtrain.strategies.names import make_strategy
+    from jaxtrain.strategies.registry import make_strategy
 
     module = Linear()
     module.model = module.build()

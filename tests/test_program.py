@@ -12,7 +12,7 @@ from jaxtrain.core.metrics import Pending
 from jaxtrain.core.state import lasting
 from jaxtrain.engine import chunks
 from jaxtrain.engine.program import Program
-from jaxtrain.strategies.names import make_strategy
+from jaxtrain.strategies.registry import make_strategy
 from tests.small import CopyGRU, Linear, Lines, copies, leaves, line
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import jaxtrain
-from jaxtrain.strategies import names
+from jaxtrain.strategies import registry
+from jaxtrain.utils.fields import options, summary
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,14 +52,14 @@ def test_the_spiking_example_learns(capsys):
 
 @pytest.mark.full
 def test_the_strategies_page_runs(capsys, monkeypatch):
-    monkeypatch.setattr(names, "REGISTRY", dict(names.REGISTRY))
+    monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
     programs = blocks("docs/strategies.md")
     assert len(programs) == 3
     for program in programs:  # each stands alone
         execute(program, "docs/strategies.md")
     rewarded, stream, perturbed = map(float, capsys.readouterr().out.split()[-3:])
     assert rewarded < -20 and stream < 0.02 and perturbed > 0
-    assert names.lookup("weight_perturbation").help == "how the loss answers a random nudge of all weights"
+    assert summary(registry.lookup("weight_perturbation")) == "how the loss answers a random nudge of all weights"
 
 
 def test_a_rule_of_ones_own_is_short():
@@ -69,17 +70,13 @@ def test_a_rule_of_ones_own_is_short():
 @pytest.mark.parametrize("page", ["README.md", "docs/strategies.md"])
 def test_every_strategy_is_in_the_table(page):
     table = "\n".join(line for line in (ROOT / page).read_text().splitlines() if line.startswith("| `"))
-    for name, entry in names.REGISTRY.items():
+    for name in registry.REGISTRY:
         assert f"`{name}`" in table
-        fields = [field for field in entry.fields if field not in ("update_every", "carry", "batching")]
+        cls = registry.lookup(name)
+        fields = [field for field in options(cls) if field not in ("update_every", "carry", "batching")]
         if page != "README.md" and name != "etrace":
             row = next(line for line in table.splitlines() if line.startswith(f"| `{name}`"))
-            named = [field for field in fields if field in row or (field == "window" and entry.cls in WITHOUT_WINDOWS)]
-            assert entry.cls in row and named == fields
-
-
-WITHOUT_WINDOWS = ("OSTLRecurrent", "SnAp")
-"""Mapped over lanes: their field window can only be 1."""
+            assert cls.__name__ in row and [field for field in fields if field in row] == fields
 
 
 PAGES = ["README.md", "checkpoints/README.md"]

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.strategies import names
+from jaxtrain.strategies import registry
 from tests.small import At, CopyGRU, copies, kill, leaves, result_of, rows, same
 
-STRATEGIES = list(names.REGISTRY)
+STRATEGIES = list(registry.REGISTRY)
 FIELDS = {"tbptt": {"window": 2}, "dni": {"fit_epochs": 1}}
 
 
 def strategy_of(name: str) -> jt.Strategy:
-    return names.make_strategy(name, **FIELDS.get(name, {}))
+    return registry.make_strategy(name, **FIELDS.get(name, {}))
 
 
 def test_every_module_and_name_can_be_imported():

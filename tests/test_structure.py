@@ -184,7 +184,7 @@ def without_jax(code: str, *argv: str) -> str:
 
 
 def test_importing_the_package_leaves_jax_alone():
-    without_jax("import jaxtrain, jaxtrain.cli, jaxtrain.strategies\nfrom jaxtrain.strategies import names")
+    without_jax("import jaxtrain, jaxtrain.cli, jaxtrain.strategies\nfrom jaxtrain.strategies import registry")
 
 
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))

@@ -26,10 +26,12 @@ import tyro
 from ..distributed import processes
 from ..errors import ConfigError as ConfigError
 from ..period import Period
-from ..strategies import names
-from ..utils.coerce import did_you_mean, overlay, read_config
+from ..strategies import registry
+from ..utils.coerce import did_you_mean, field_types, overlay, read_config
 from ..utils.compilation_cache import use_compilation_cache
 from ..utils.diff import refuse_unlike
+from ..utils.fields import options
+from ..utils.fields import summary as summary_of
 from ..utils.logging import heard
 from .argv import readable
 from .run_dirs import drop_unused, fresh_run, newest_run, saved_config
@@ -40,12 +42,12 @@ if TYPE_CHECKING:
 
     StrategyName = str
 else:
-    StrategyName = Literal[(*names.available(), *names.ALIASES)]
+    StrategyName = Literal[(*registry.available(), *registry.ALIASES)]
 
 
 def _renew_choices() -> None:
     """Make strategies that were registered since then choices, too: annotations are looked up when they are used."""
-    globals()["StrategyName"] = Literal[(*names.available(), *names.ALIASES)]
+    globals()["StrategyName"] = Literal[(*registry.available(), *registry.ALIASES)]
 
 
 PERSONAL = ("run_dir", "progress")
@@ -78,14 +80,14 @@ class Options:
 
     def make_strategy(self) -> Strategy:
         """The strategy object, to give to Fit. Raises ValueError for an unknown name or field."""
-        own = self.checked_defaults().get(names.lookup(self.strategy).name, {})
-        return names.make_strategy(self.strategy, **{**own, **self.strategy_fields})
+        own = self.checked_defaults().get(registry.lookup(self.strategy).name, {})
+        return registry.make_strategy(self.strategy, **{**own, **self.strategy_fields})
 
     @classmethod
     def checked_defaults(cls) -> dict[str, dict[str, Any]]:
         """`rule_defaults` by the strategies' own names. Raises ConfigError for what no strategy has."""
-        each = [(names.lookup(name), own) for name, own in cls.rule_defaults.items()]
-        return {entry.name: entry.check(own, f"rule_defaults: {entry.name}") for entry, own in each}
+        each = [(registry.lookup(name), own) for name, own in cls.rule_defaults.items()]
+        return {kind.name: registry.check(kind, own, f"rule_defaults: {kind.name}") for kind, own in each}
 
     def saved(self) -> dict[str, Any]:
         """The configuration as a run directory keeps it: a plain dict without the options of this start alone."""
@@ -215,19 +217,19 @@ def _parse(Config, presets, argv: list[str], prog: str, root: Path):
     start = _find(given.resume or "never", run_dir, root)
     if start.saved is not None:
         config, fields = overlaid(Config(), [(start.saved, f"{start.source}/config.json")])
-    entry = names.lookup(given.strategy or config.strategy)  # an alias stands for its strategy
-    own = {name: fields.get(entry.name, {}).get(name, field.default) for name, field in entry.fields.items()}
-    types = get_type_hints(Config) | {f"strategy.{name}": field.type for name, field in entry.fields.items()}
+    kind = registry.lookup(given.strategy or config.strategy)  # an alias stands for its strategy
+    own = {name: option.default for name, option in options(kind).items()} | fields.get(kind.name, {})
+    types = get_type_hints(Config) | {f"strategy.{name}": hint for name, hint in field_types(kind).items()}
     argv = readable(argv, {**types, "resume": str, "config": str, "preset": str})
-    arguments, default = _arguments(Config, entry, config, own, presets)
-    description = _describe(Config, entry, presets)
+    arguments, default = _arguments(Config, kind, config, own, presets)
+    description = _describe(Config, kind, presets)
     parsed, unknown = tyro.cli(
         arguments, args=argv, default=default, prog=prog, description=description, return_unknown_args=True
     )
     if unknown:
-        raise ConfigError(_unknown(unknown[0], Config, entry))
+        raise ConfigError(_unknown(unknown[0], Config, kind))
     # An alias is the command line's alone: labels, reports and config.json have the strategy's own name.
-    own = {"strategy": entry.name, "strategy_fields": dataclasses.asdict(parsed.fields)}
+    own = {"strategy": kind.name, "strategy_fields": dataclasses.asdict(parsed.fields)}
     chosen = dataclasses.replace(parsed.recipe, **own)
     ignored = [f"--{name}" for name in ("preset", "config") if getattr(parsed, name) is not None]
     if start.saved is not None:
@@ -240,7 +242,7 @@ def _parse(Config, presets, argv: list[str], prog: str, root: Path):
 def overlaid(config: Options, layers) -> tuple[Options, dict[str, dict[str, Any]]]:
     """The config with all layers put over it in turn, and the fields they hold for each strategy."""
     fields = config.checked_defaults()
-    known = {*names.available(), *names.ALIASES, "strategy_fields"}
+    known = {*registry.available(), *registry.ALIASES, "strategy_fields"}
     for values, where in layers:
         tables = {key: values[key] for key in values if key in known}
         for key, table in tables.items():
@@ -248,15 +250,15 @@ def overlaid(config: Options, layers) -> tuple[Options, dict[str, dict[str, Any]
                 raise ConfigError(f"{where}: {key} = {table!r}; expected a table of the strategy's fields")
         config = overlay(config, {key: values[key] for key in values if key not in tables}, where)
         for key, table in tables.items():
-            entry = names.lookup(config.strategy if key == "strategy_fields" else key)
-            fields.setdefault(entry.name, {}).update(entry.check(table, f"{where}: {key}"))
+            kind = registry.lookup(config.strategy if key == "strategy_fields" else key)
+            fields.setdefault(kind.name, {}).update(registry.check(kind, table, f"{where}: {key}"))
     return config, fields
 
 
-def _arguments(Config, entry: names.Entry, config: Options, values: dict[str, Any], presets):
+def _arguments(Config, kind: type[Strategy], config: Options, values: dict[str, Any], presets):
     """The whole command line as one dataclass for tyro, and its defaults."""
     arg = tyro.conf.arg
-    own = [(name, Annotated[field.type, arg(help=field.help)]) for name, field in entry.fields.items()]
+    own = [(name, Annotated[option.type, arg(help=option.help)]) for name, option in options(kind).items()]
     fields = dataclasses.make_dataclass("Fields", own, frozen=True)
     preset = Literal[tuple(presets)] if presets else str  # pyright: ignore[reportInvalidTypeForm]
     resume = (
@@ -268,7 +270,7 @@ def _arguments(Config, entry: names.Entry, config: Options, values: dict[str, An
         "Arguments",
         [
             ("recipe", Annotated[Config, arg(name="")]),
-            ("fields", Annotated[fields, arg(name="strategy", help=f"fields of {entry.name} ({entry.help})")]),
+            ("fields", Annotated[fields, arg(name="strategy", help=f"{kind.name}: {summary_of(kind)}")]),
             ("resume", Annotated[str, arg(help=resume, metavar="never|last|best|STEP|PATH")]),
             ("config", Annotated[Path | None, arg(help="JSON or TOML file of options, or a run's config.json")]),
             ("preset", Annotated[preset | None, arg(help="a named set of options")]),
@@ -283,32 +285,32 @@ def _arguments(Config, entry: names.Entry, config: Options, values: dict[str, An
     return arguments, arguments(config, fields(**values), "never", None, None, 1, None, None, processes.SECONDS, False)
 
 
-def _describe(Config, entry: names.Entry, presets) -> str:
+def _describe(Config, kind: type[Strategy], presets) -> str:
     lines = [inspect.cleandoc(Config.__doc__ or "")]
-    default = names.lookup(Config().strategy)
-    for other in names.REGISTRY.values():
-        options = ", ".join(f"--strategy.{name.replace('_', '-')}" for name in other.fields)
-        takes = "has the fields below" if other is entry else f"takes {options}"
-        lines.append(f"--strategy {other.name} ({other.help}{', the default' if other is default else ''}) {takes}.")
+    default = registry.lookup(Config().strategy)
+    for other in map(registry.lookup, registry.REGISTRY):
+        flags = ", ".join(f"--strategy.{name.replace('_', '-')}" for name in field_types(other))
+        named = f"--strategy {other.name}{' (default)' if other is default else ''}: {summary_of(other)}."
+        lines.append(f"{named} Options: {'see below' if other is kind else flags}.")
     for name, values in presets.items():
         lines.append(f"--preset {name}: " + ", ".join(f"{key}={value}" for key, value in values.items()) + ".")
     return "\n".join(lines)
 
 
-def _unknown(word: str, Config, entry: names.Entry) -> str:
+def _unknown(word: str, Config, kind: type[Strategy]) -> str:
     if not word.startswith("-"):
         return f"unexpected argument {word!r}; options are spelled --name value, see --help"
     flag = word.split("=")[0]
     field = flag.removeprefix("--strategy.").replace("-", "_")
-    owners = [other.name for other in names.REGISTRY.values() if field in other.fields]
+    owners = [name for name in registry.REGISTRY if field in field_types(registry.lookup(name))]
     if flag.startswith("--strategy.") and owners:
-        return f"{flag} is a field of strategy {' and '.join(owners)}; this run's strategy is {entry.name}"
-    if (name := flag.removeprefix("--").replace("-", "_")) in entry.fields:
+        return f"{flag} is a field of strategy {' and '.join(owners)}; this run's strategy is {kind.name}"
+    if (name := flag.removeprefix("--").replace("-", "_")) in field_types(kind):
         return f"unknown option {flag}; did you mean --strategy.{name.replace('_', '-')}?"
     own = [f.name for f in dataclasses.fields(Config) if f.name != "strategy_fields"]
     start = ("resume", "config", "preset", "processes", "process", "coordinator", "process_timeout", "dry_run", "help")
     flags = [f"--{name}".replace("_", "-") for name in (*own, *start)]
-    flags += [f"--strategy.{name}".replace("_", "-") for name in entry.fields] + ["--no-progress"]
+    flags += [f"--strategy.{name}".replace("_", "-") for name in field_types(kind)] + ["--no-progress"]
     close = did_you_mean(flag, flags).partition("; ")[2]
     return f"unknown option {flag}; {close or 'see --help'}"
 

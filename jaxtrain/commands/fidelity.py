@@ -21,9 +21,10 @@ from ..core.ownership import alone
 from ..data.iterator import Feed, as_data, set_up, warn_of_layout
 from ..engine.program import Program
 from ..errors import ConfigError
-from ..strategies import names
+from ..strategies import registry
 from ..training.workload import make_program
 from ..utils.coerce import coerce
+from ..utils.fields import options
 from ..utils.files import write_json
 from ..utils.logging import log, one_line
 
@@ -60,7 +61,7 @@ class Rule:
 
     def all_fields(self, recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """``recipes``: by strategy, the fields that a recipe sets; they hold where the rule was spelled without any."""
-        plain = {name: field.default for name, field in names.lookup(self.name).fields.items()}
+        plain = {name: option.default for name, option in options(registry.lookup(self.name)).items()}
         return plain | dict(self.fields or recipes.get(self.name, {}))
 
 
@@ -91,13 +92,13 @@ def _rule(name: str, given: list[str]) -> Rule:
         if not (field and equals and value):
             raise ConfigError(f"{where}: {item!r}; expected FIELD=VALUE")
         fields[field.replace("-", "_")] = _value(value)
-    entry = names.lookup(name)
-    checked = entry.check(fields, where)
+    strategy = registry.lookup(name)
+    checked = registry.check(strategy, fields, where)
     try:
-        names.make_strategy(entry.name, **checked)
+        strategy(**checked)
     except ValueError as error:  # says now what does not go together
         raise ConfigError(f"{where}: {error}") from None
-    return Rule(f"{name}:{','.join(given)}" if given else name, entry.name, checked)
+    return Rule(f"{name}:{','.join(given)}" if given else name, strategy.name, checked)
 
 
 def _value(text: str) -> Any:

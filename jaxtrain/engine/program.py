@@ -34,7 +34,8 @@ from ..core.state import (
     unflatten,
 )
 from ..distributed import processes
-from ..strategies.base import Learner, Strategy, trained
+from ..strategies import Strategy
+from ..strategies.base import Learner, trained
 from ..strategies.padding import inert
 from . import chunks
 from .optimizer import Optimizer

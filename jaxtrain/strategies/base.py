@@ -1,11 +1,11 @@
-"""A strategy says how gradients are made; a learner is a strategy bound to one module."""
+"""What every learner shares: a learner is a strategy bound to one module."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import brainstate
 import jax
@@ -13,11 +13,9 @@ import jax
 from ..core.metrics import Metrics, sum_over_time
 from ..core.module import Objective, Phases, weights_of
 from ..core.state import State, add_to, create_hidden, gradient, lasting, parameters, wide_zeros
-from ..errors import ConfigError
-from ..utils.coerce import coerce, field_types, is_plain, spell
 from .network import Network, model_over_batch
+from .specs.base import Batching
 
-Batching = Literal["auto", "batched", "vmap"]
 Update = Callable[[dict[str, Any], Any, Metrics], Metrics]
 """``update(grads, weight, metrics)``: gradients of ``sum(w * loss)`` by parameter name, ``sum(w)``, and the metrics of
 the same time steps. It adds all of them up over devices, divides, clips, accumulates and steps the optimizer, and
@@ -37,40 +35,6 @@ class Row:
     trains: Literal["yes", "in part", "no"] = "yes"
     why: str = ""
     bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Strategy(ABC):
-    """How gradients are made. A frozen dataclass: its fields are its configuration, compared on resume.
-
-    Fields of plain types (numbers, text, ``Literal``, tuples of them) are checked against their annotations, those with
-    ``init=False`` and those whose annotation cannot be looked up apart; raises ValueError. A class with a
-    ``__post_init__`` of its own calls this one first.
-    """
-
-    name: ClassVar[str]
-
-    def __post_init__(self):
-        for name, hint in field_types(type(self)).items():
-            if is_plain(hint):
-                value = getattr(self, name)
-                try:
-                    checked = coerce(value, hint, name)
-                except ConfigError:
-                    raise ValueError(f"{type(self).__name__}({name}={value!r}): expected {spell(hint)}") from None
-                object.__setattr__(self, name, checked)  # a float that was given as 1, a pair as a list
-
-    @abstractmethod
-    def bind(self, objective: Objective, example: Phases) -> Learner:
-        """The rule for one module and one shape of batch; called once, outside any trace."""
-
-    def config(self) -> dict[str, Any]:
-        return {"name": self.name, **asdict(self)}
-
-    def resolve(self, auto: dict[str, Any]) -> Strategy:
-        """The strategy with what every "auto" became in an earlier part of the run."""
-        names = [field.name for field in fields(self) if field.init]
-        return replace(self, **{name: auto[name] for name in names if name in auto and getattr(self, name) == "auto"})
 
 
 class Learner(ABC):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 import brainstate
 import jax
@@ -12,43 +10,15 @@ import jax
 from ..core.metrics import Metrics
 from ..core.module import Objective, Phases, total_weight
 from ..core.state import State, gradient
-from .base import (
-    Batching,
-    Learner,
-    Network,
-    Row,
-    Strategy,
-    Update,
-    choose_batching,
-    input_of,
-    score,
-    scored,
-    trained,
-    warm_up,
-)
+from .base import Learner, Network, Row, Update, choose_batching, input_of, score, scored, trained, warm_up
 from .flow import Flow
 from .rows import describe_window
+from .specs.bptt import BPTT
 
 
-@dataclass(frozen=True)
-class BPTT(Strategy):
-    """Backpropagation through time over the whole sequence, warm-up included (Werbos 1990).
-
-    ``remat``: store hidden states only, and recompute each time step in the backward pass: less memory, about a
-    third more work. ``batching``: whether hidden states carry a batch axis or the model is mapped over lanes.
-
-    Example::
-
-        fit = jaxtrain.Fit(strategy=jaxtrain.BPTT(remat=True), max_steps=1000)
-    """
-
-    name: ClassVar[str] = "bptt"
-    remat: bool = False
-    batching: Batching = "auto"
-
-    def bind(self, objective: Objective, example: Phases) -> Learner:
-        batching = choose_batching(self.batching, objective.model, input_of(objective, example), example.sizes[2])
-        return BPTTLearner(objective, Network(objective.model, batching), self.remat)
+def bind(strategy: BPTT, objective: Objective, example: Phases) -> Learner:
+    batching = choose_batching(strategy.batching, objective.model, input_of(objective, example), example.sizes[2])
+    return BPTTLearner(objective, Network(objective.model, batching), strategy.remat)
 
 
 class BPTTLearner(Learner):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import brainstate
 import jax
@@ -13,27 +13,10 @@ from ..core.metrics import Metrics, add, sum_over_time
 from ..core.module import Phases, sum_of_weights, total_weight
 from ..core.state import add_to
 from .base import Update, scored
+from .specs.base import UpdateEvery
 
-UpdateEvery = Literal["sequence"] | int
-Carry = Literal["reset", "carry"]
 Gradients = Callable[[Any], tuple[dict[str, Any], Metrics]]
 """Of the sequences of some scored time steps (``base.scored``): gradients of ``sum(w * loss)``, and metrics."""
-
-
-def check_cadence(name: str, update_every: UpdateEvery) -> None:
-    if update_every != "sequence" and update_every < 1:
-        raise ValueError(
-            f"{name}(update_every={update_every!r}): expected 'sequence' or a number of time steps, 1 or more"
-        )
-
-
-def check_length(name: str, update_every: UpdateEvery, time: int) -> None:
-    """Raises ValueError where a learning phase of ``time`` time steps has no whole update."""
-    if update_every != "sequence" and update_every > time:
-        raise ValueError(
-            f"{name}(update_every={update_every}): the learning phase has only {time} time steps; give {time} or less, "
-            "or 'sequence'"
-        )
 
 
 @dataclass(frozen=True)

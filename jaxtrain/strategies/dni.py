@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import brainstate
 import braintrace
@@ -17,51 +16,24 @@ from ..utils.logging import log
 from .base import Learner, scored, warm_up
 from .online import OnlineLearner
 from .padding import inert
-from .rows import Reach
-from .rule import OnlineRule
+from .specs.rules import DNI
 
 
-@dataclass(frozen=True)
-class DNI(OnlineRule):
-    """D-RTRL in which parameters without a trace also get an estimate of their later credit: a linear synthesiser
-    predicts, from the hidden states, the gradient of what is still to come (Jaderberg et al., ICML 2017).
-
-    The synthesiser is fitted once, before step 0, on the first batch: ``fit_epochs`` passes of gradient descent with
-    rate ``fit_lr`` against the gradients that the rule itself sends to the hidden states. It is not trained further. A
-    resumed run fits it again as it starts, then takes the one that its checkpoint holds.
-    """
-
-    name: ClassVar[str] = "dni"
-    fit_epochs: int = 20
-    fit_lr: float = 0.01
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.fit_epochs < 1:
-            raise ValueError(f"DNI(fit_epochs={self.fit_epochs!r}): expected a whole number, at least 1")
-        if not 0 < self.fit_lr < float("inf"):
-            raise ValueError(f"DNI(fit_lr={self.fit_lr!r}): expected a positive rate")
-
-    def rule(self) -> tuple[Any, dict[str, Any]]:
-        return "dni", {}
-
-    def reach(self, time: int) -> Reach:
-        return Reach(besides="Of what comes later it has the synthesiser's estimate")
-
-    def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
-        inner: Any = compiled.module if isinstance(compiled, brainstate.nn.Vmap) else compiled
-        inner.attach_synthesizer(braintrace.SyntheticGradient(inner.group_signal_shapes()))
-        learner = _Learner(objective, compiled, cadence=self.cadence(), reach=self.reach(example.sizes[1]))
-        for name, state in learner.network.hidden.items():
-            for leaf in jax.tree.leaves(state.value):
-                if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-                    raise ValueError(
-                        f"dni: the hidden state {name!r} is {leaf.dtype}, which has no gradient to add an estimate to; "
-                        "keep it as a float, or use strategy='drtrl'"
-                    )
-        example = inert(example, objective.learn, learner.network, carried=False)
-        learner.fit(example, self.fit_epochs, self.fit_lr)
-        return learner
+def fitted(strategy: DNI, objective: Objective, compiled: Any, example: Phases) -> Learner:
+    """A learner whose synthesiser has been fitted on the first batch."""
+    inner: Any = compiled.module if isinstance(compiled, brainstate.nn.Vmap) else compiled
+    inner.attach_synthesizer(braintrace.SyntheticGradient(inner.group_signal_shapes()))
+    learner = _Learner(objective, compiled, cadence=strategy.cadence(), reach=strategy.reach(example.sizes[1]))
+    for name, state in learner.network.hidden.items():
+        for leaf in jax.tree.leaves(state.value):
+            if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+                raise ValueError(
+                    f"dni: the hidden state {name!r} is {leaf.dtype}, which has no gradient to add an estimate to; "
+                    "keep it as a float, or use strategy='drtrl'"
+                )
+    example = inert(example, objective.learn, learner.network, carried=False)
+    learner.fit(example, strategy.fit_epochs, strategy.fit_lr)
+    return learner
 
 
 class _Learner(OnlineLearner):

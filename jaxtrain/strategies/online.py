@@ -22,7 +22,8 @@ from .axes import where_lanes
 from .base import Learner, Network, Row, Update, score, score_by_step, trained, warm_up, zeros_like_parameters
 from .cadence import SEQUENCE, Cadence, over_tiles
 from .flow import Flow
-from .rows import ONE_STEP, Reach, Traces, describe
+from .rows import Traces, describe
+from .specs.rule import ONE_STEP, Reach
 
 UPSTREAM = Path(str(braintrace.__file__)).parent
 STRAY = "no hidden group claims"

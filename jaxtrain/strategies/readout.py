@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from ..core.metrics import Metrics
 from ..core.module import Objective, Phases
 from ..core.state import State, parameters_behind
 from .base import (
-    Batching,
     Learner,
     Network,
     Row,
-    Strategy,
     Update,
     choose_batching,
     input_of,
@@ -22,39 +19,16 @@ from .base import (
     warm_up,
     zeros_like_parameters,
 )
-from .cadence import Cadence, Carry, UpdateEvery, check_cadence, check_length
+from .cadence import Cadence
 from .flow import Flow
 from .rows import UNUSED
+from .specs.bptt import ReadoutOnly
 
 
-@dataclass(frozen=True)
-class ReadoutOnly(Strategy):
-    """Trains the parameters that reach the output without passing through a hidden state; the others keep their
-    initial values (a reservoir: Jaeger 2001). Their gradient is exact at every time step, and no trace is kept.
-
-    The optimizer does not hold the others, so neither weight decay nor a regulariser in the loss moves them; the loss
-    that is reported still contains such a term. ``update_every``, ``carry``, ``batching``: see ``OnlineRule``.
-
-    Example::
-
-        fit = jaxtrain.Fit(strategy="readout_only", max_steps=1000)
-    """
-
-    name: ClassVar[str] = "readout_only"
-    update_every: UpdateEvery = "sequence"
-    carry: Carry = "reset"
-    batching: Batching = "auto"
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_cadence("ReadoutOnly", self.update_every)
-
-    def bind(self, objective: Objective, example: Phases) -> Learner:
-        _, time, batch_size = example.sizes
-        check_length("ReadoutOnly", self.update_every, time)
-        x = input_of(objective, example)
-        network = Network(objective.model, choose_batching(self.batching, objective.model, x, batch_size))
-        return _Learner(objective, network, x, Cadence(self.update_every, self.carry == "carry"))
+def bind(strategy: ReadoutOnly, objective: Objective, example: Phases) -> Learner:
+    x = input_of(objective, example)
+    network = Network(objective.model, choose_batching(strategy.batching, objective.model, x, example.sizes[2]))
+    return _Learner(objective, network, x, strategy.cadence())
 
 
 class _Learner(Learner):

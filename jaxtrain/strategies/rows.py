@@ -8,40 +8,14 @@ from typing import Any
 
 from ..core.state import name_of
 from .base import Row
-from .cadence import UpdateEvery
 from .flow import Flow
+from .specs.rule import Reach
 
 PARTLY = "one of its ways into the hidden state passes through another weight, and only the direct one is traced"
 UNUSED = (
     "the loss has no derivative with respect to it: the model never uses it, or only behind stop_gradient, an integer "
     "or a comparison"
 )
-
-
-@dataclass(frozen=True)
-class Reach:
-    """How far back credit goes that no trace carries: ``within`` which time steps, and what gives ``more`` of it.
-    ``besides``: what a parameter without any trace has instead. ``anyway``: what gives credit to what a single-step
-    rule holds constant."""
-
-    within: str = "one time step"
-    more: str = "For more use drtrl with a window, or tbptt"
-    besides: str = ""
-    anyway: str = "Use drtrl with vjp='multi-step', or tbptt"
-
-    @staticmethod
-    def of_window(window: int, scored: int, update_every: UpdateEvery = "sequence") -> Reach:
-        """Of a rule whose windows are ``window`` time steps of the ``scored`` ones of a whole sequence."""
-        within = f"one window of {window} scored time step" + ("s" if window > 1 else "")
-        larger, exact = "A larger window", "strategy='bptt'"
-        if update_every != "sequence":  # what is advised must be what can be had
-            larger, exact = f"{larger}, of which update_every is a multiple,", f"{exact}, which has no update_every,"
-        if window >= scored:
-            return Reach(within, f"Use {exact} for all")
-        return Reach(within, f"{larger} gives it more, {exact} all")
-
-
-ONE_STEP = Reach()
 START = "Use bptt, tbptt, or drtrl with engine='reverse', each with carry='reset' and update_every='sequence'"
 """What trains an initial state."""
 

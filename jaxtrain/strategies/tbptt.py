@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +11,9 @@ from ..core.metrics import Metrics, add
 from ..core.module import Objective, Phases, total_weight
 from ..core.state import gradient
 from .base import (
-    Batching,
     Learner,
     Network,
     Row,
-    Strategy,
     Update,
     choose_batching,
     evolve,
@@ -28,66 +25,23 @@ from .base import (
     warm_up,
     zeros_like_parameters,
 )
-from .cadence import SEQUENCE, Cadence, Carry, UpdateEvery, check_cadence, check_length, over_tiles
+from .cadence import SEQUENCE, Cadence, over_tiles
 from .flow import Flow, initial_values
 from .rows import START, describe_window
+from .specs.bptt import TBPTT
 
 
-@dataclass(frozen=True)
-class TBPTT(Strategy):
-    """Truncated BPTT (Williams and Peng 1990): windows of ``window`` time steps tile the whole sequence, warm-up
-    included; hidden states cross a window's edge, gradients do not.
-
-    A window as long as the sequence is BPTT. ``update_every``: "sequence", or a multiple of ``window`` scored time
-    steps, where the warm-up is a multiple of ``window`` too. ``carry``: "carry" begins a sequence with the hidden
-    states that the one before left.
-
-    Example::
-
-        fit = jaxtrain.Fit(strategy=jaxtrain.TBPTT(window=20, carry="carry"), max_steps=1000)
-    """
-
-    name: ClassVar[str] = "tbptt"
-    window: int = 10
-    update_every: UpdateEvery = "sequence"
-    carry: Carry = "reset"
-    batching: Batching = "auto"
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_cadence("TBPTT", self.update_every)
-        if self.window < 1:
-            raise ValueError(f"TBPTT(window={self.window!r}): expected a whole number of time steps, at least 1")
-        if self.update_every != "sequence" and self.update_every % self.window:
-            raise ValueError(
-                f"TBPTT(window={self.window}, update_every={self.update_every}): an update comes at the end of a "
-                "window, so update_every must be a multiple of it"
-            )
-
-    def bind(self, objective: Objective, example: Phases) -> Learner:
-        warm, time, batch_size = example.sizes
-        if self.window > warm + time:
-            raise ValueError(
-                f"TBPTT(window={self.window}): the sequence has only {warm + time} time steps; give a window of "
-                f"{warm + time} or less, or use strategy='bptt'"
-            )
-        check_length("TBPTT", self.update_every, time)
-        if self.update_every != "sequence" and warm % self.window:
-            raise ValueError(
-                f"TBPTT(window={self.window}, update_every={self.update_every}): updates within a sequence need a "
-                f"warm-up of whole windows, and it has {warm} time steps; give a window that divides {warm}, or "
-                "update_every='sequence'"
-            )
-        batching = choose_batching(self.batching, objective.model, input_of(objective, example), batch_size)
-        cadence = Cadence(self.update_every, self.carry == "carry")
-        network = Network(objective.model, batching)
-        start = cadence == SEQUENCE and warm < self.window and any(initial_values(network, batch_size).values())
-        learner = _Learner(objective, network, self.window, cadence, start)
-        if self.window == warm + time:
-            across = "; nothing goes back from one sequence to the one before" if cadence.carried else ""
-            whole = f"the whole sequence of {self.window} time steps"
-            learner.notes.append(f"tbptt: a window is {whole}, as in bptt{across}")
-        return learner
+def bind(strategy: TBPTT, objective: Objective, example: Phases) -> Learner:
+    warm, time, batch_size = example.sizes
+    batching = choose_batching(strategy.batching, objective.model, input_of(objective, example), batch_size)
+    cadence, window = strategy.cadence(), strategy.window
+    network = Network(objective.model, batching)
+    start = cadence == SEQUENCE and warm < window and any(initial_values(network, batch_size).values())
+    learner = _Learner(objective, network, window, cadence, start)
+    if window == warm + time:
+        across = "; nothing goes back from one sequence to the one before" if cadence.carried else ""
+        learner.notes.append(f"tbptt: a window is the whole sequence of {window} time steps, as in bptt{across}")
+    return learner
 
 
 class _Learner(Learner):

@@ -187,7 +187,7 @@ def test_refusals(lab):
 def test_two_sequences_are_one_of_twice_the_length(lab, cell, name, options):
     whole = lab.sequences(warm=0, time=2 * lab.LEARN)
     half = [Phases(None, whole.inputs[s], whole.targets[s]) for s in (slice(0, lab.LEARN), slice(lab.LEARN, None))]
-    make = jt.strategies.names.make_strategy
+    make = jt.strategies.registry.make_strategy
     drive = lab.Drive(make(name, carry="carry", **options), lab.task(cell), half[0])
     got = jax.tree.map(jnp.add, drive.grads(half[0]), drive.grads(half[1]))
     lab.same(got, lab.learn(make(name, **options), lab.task(cell), whole))

@@ -11,7 +11,7 @@ from tests.strategies.ways import MODELS, NONE, build, expected
 pytestmark = pytest.mark.full
 
 RULES = [
-    BPTT(), TBPTT(3), DRTRL(), DRTRL(engine="trace"), DRTRL(window=3), DRTRL(vjp="single-step"),
+    BPTT(), TBPTT(window=3), DRTRL(), DRTRL(engine="trace"), DRTRL(window=3), DRTRL(vjp="single-step"),
     DRTRL(carry="carry"), DRTRL(segment=3), DRTRL(readout_memory=True), PPProp(), EProp(), EProp(vjp="multi-step"),
     EProp(kappa=0.5), EProp(feedback="random"), OSTLRecurrent(), OSTLFeedforward(), SnAp(), UORO(), DNI(fit_epochs=2),
     ReadoutOnly(),

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.strategies import Strategy, names, register
+from jaxtrain.strategies import Strategy, register, registry
 from jaxtrain.strategies.base import Batching, Network, choose_batching, input_of
 from jaxtrain.strategies.bptt import BPTTLearner
+from jaxtrain.utils.fields import options, summary
 from tests.small import Linear, Lines, leaves, same
 
 pytestmark = pytest.mark.full
@@ -24,15 +25,15 @@ ALL = {
 
 
 @pytest.fixture(autouse=True)
-def registry(monkeypatch):
+def a_copy(monkeypatch):
     """A copy: what a test registers is gone after it."""
-    monkeypatch.setattr(names, "REGISTRY", dict(names.REGISTRY))
+    monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
 
 
 def test_every_name_makes_a_strategy():
-    assert set(names.available()) == set(names.REGISTRY) == ALL
+    assert set(registry.available()) == set(registry.REGISTRY) == ALL
     for name in ALL:
-        strategy = names.make_strategy(name)
+        strategy = registry.make_strategy(name)
         assert isinstance(strategy, Strategy) and strategy.config()["name"] == name
         assert jt.Fit(name, max_steps=1).strategy == strategy == type(strategy)()
         assert getattr(jt, type(strategy).__name__) is type(strategy)
@@ -40,8 +41,8 @@ def test_every_name_makes_a_strategy():
 
 
 def test_an_alias_is_the_same_strategy():
-    assert names.make_strategy("es_drtrl", decay=0.5) == jt.PPProp(decay=0.5)
-    assert names.lookup("es_drtrl") is names.lookup("pp_prop")
+    assert registry.make_strategy("es_drtrl", decay=0.5) == jt.PPProp(decay=0.5)
+    assert registry.lookup("es_drtrl") is registry.lookup("pp_prop")
     assert jt.Fit("es_drtrl", max_steps=1).strategy == jt.Fit("pp_prop", max_steps=1).strategy
 
 
@@ -81,14 +82,14 @@ def sign_bptt():
 
 def test_a_rule_of_ones_own_trains_by_its_name():
     cls = register(sign_bptt())
-    entry = names.lookup("sign_bptt")
-    assert entry.object is cls and entry.help == "The signs of BPTT's gradient." and "sign_bptt" in names.available()
-    assert {name: (f.type, f.default) for name, f in entry.fields.items()} == {
+    assert registry.lookup("sign_bptt") is cls and "sign_bptt" in registry.available()
+    assert summary(cls) == "The signs of BPTT's gradient"
+    assert {name: (option.type, option.default) for name, option in options(cls).items()} == {
         "scale": (float, 1.0), "batching": (Literal["auto", "batched", "vmap"], "auto"),
     }  # fmt: skip
-    assert names.make_strategy("sign_bptt", scale=0.5) == cls(scale=0.5)
+    assert registry.make_strategy("sign_bptt", scale=0.5) == cls(scale=0.5)
     with pytest.raises(ValueError, match=r"^strategy 'sign_bptt': no field 'scal'; .*did you mean 'scale'\?$"):
-        names.make_strategy("sign_bptt", scal=0.5)
+        registry.make_strategy("sign_bptt", scal=0.5)
 
     ones, named = Linear(), Linear()
     jt.Fit(cls(), max_steps=3).run(ones, Lines())
@@ -137,7 +138,7 @@ def test_fields_with_a_factory_and_without_a_default():
         sizes: tuple[int, ...] = field(default_factory=lambda: (1, 2))
 
     register(Made)
-    assert names.lookup("made").fields["sizes"].default == (1, 2) == names.make_strategy("made").sizes  # type: ignore
+    assert options(registry.lookup("made"))["sizes"].default == (1, 2) == registry.make_strategy("made").sizes  # type: ignore
 
     @dataclass(frozen=True, kw_only=True)
     class Bare(jt.BPTT):
@@ -148,23 +149,24 @@ def test_fields_with_a_factory_and_without_a_default():
         register(Bare)
 
 
-def test_a_builtin_rule_is_its_class_and_its_entry():
-    """What the packages export follows from the registry."""
-    assert {entry.cls for entry in names.REGISTRY.values()} == set(names.CLASSES)
+def test_every_strategy_is_exported():
+    classes = [registry.lookup(name) for name in registry.REGISTRY]
+    assert [cls.name for cls in classes] == list(registry.REGISTRY)
+    names = [cls.__name__ for cls in classes]
     for package in (jt, jt.strategies):
-        for cls in (*names.CLASSES, "Strategy", "Learner", "OnlineRule", "SteppedRule", "WindowedRule", "register"):
+        for cls in (*names, "Strategy", "Learner", "OnlineRule", "SteppedRule", "WindowedRule", "register"):
             assert cls in package.__all__ and getattr(package, cls) is getattr(jt.strategies, cls)
 
 
 def test_an_entry_point_has_the_name_of_its_class(monkeypatch):
     point = SimpleNamespace(name="other_name", load=sign_bptt)
     monkeypatch.setattr(
-        names, "entry_points", lambda *, group, name=None: [point] if name in (None, point.name) else []
+        registry, "entry_points", lambda *, group, name=None: [point] if name in (None, point.name) else []
     )
     with pytest.raises(
         ValueError, match=r"^strategy 'other_name': its entry point loads SignBPTT, whose name is 'sign"
     ):
-        names.lookup("other_name")
+        registry.lookup("other_name")
 
 
 def test_entry_points_of_other_packages(monkeypatch):
@@ -175,10 +177,12 @@ def test_entry_points_of_other_packages(monkeypatch):
         assert group == "jaxtrain.strategies"
         return [point] if name in (None, point.name) else []
 
-    monkeypatch.setattr(names, "entry_points", entry_points)
-    assert names.available()[-1] == "sign_bptt" and not loaded, "listed without an import"
+    monkeypatch.setattr(registry, "entry_points", entry_points)
+    assert registry.available()[-1] == "sign_bptt" and not loaded, "listed without an import"
     with pytest.raises(ValueError, match=r"^unknown strategy 'sign_bpt'; .*did you mean 'sign_bptt'\?$"):
-        names.lookup("sign_bpt")
+        registry.lookup("sign_bpt")
     assert not loaded
-    assert jt.Fit("sign_bptt", max_steps=1).strategy == cls() and names.make_strategy("sign_bptt", scale=2.0).scale == 2
-    assert loaded == [1] and names.available().count("sign_bptt") == 1
+    assert (
+        jt.Fit("sign_bptt", max_steps=1).strategy == cls() and registry.make_strategy("sign_bptt", scale=2.0).scale == 2
+    )
+    assert loaded == [1] and registry.available().count("sign_bptt") == 1

@@ -11,7 +11,8 @@ import pytest
 
 from jaxtrain import BPTT, DNI, DRTRL, TBPTT, UORO, EProp, ETrace, PPProp, ReadoutOnly, SnAp, ThreeFactor
 from jaxtrain.cli.recipe import guarded
-from jaxtrain.strategies import names, register
+from jaxtrain.strategies import register, registry
+from jaxtrain.utils.fields import options
 
 pytestmark = pytest.mark.full
 
@@ -123,11 +124,11 @@ def test_a_class_of_somebody_else_is_judged_as_far_as_its_annotations_go(tmp_pat
     ):
         with pytest.raises(ValueError, match=message):
             foreign.Foreign(**fields)
-    monkeypatch.setattr(names, "REGISTRY", dict(names.REGISTRY))
-    assert set(register(foreign.Foreign) and names.lookup("foreign").fields) == {"remat", "batching", "pair", "rate"}
-    assert names.make_strategy("foreign", rate=1) == foreign.Foreign(rate=1.0)
+    monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
+    assert set(options(register(foreign.Foreign))) == {"remat", "batching", "pair", "rate"}
+    assert registry.make_strategy("foreign", rate=1) == foreign.Foreign(rate=1.0)
     with pytest.raises(ValueError, match="no field 'made'"):
-        names.make_strategy("foreign", made=3)
+        registry.make_strategy("foreign", made=3)
 
 
 def test_numbers_of_other_libraries_are_kept_as_json_has_them():

@@ -22,8 +22,7 @@ from ...callbacks.run import Run
 from ...callbacks.throughput import peak_rss_mb
 from ...engine.sharding import start as start_devices
 from ...loggers import TensorBoard
-from ...strategies import names
-from ...strategies.names import Entry
+from ...strategies import registry
 from ...utils.coerce import overlay
 from ...utils.compilation_cache import use_compilation_cache
 from ...utils.files import read_json, write_json
@@ -172,8 +171,7 @@ def run_trial(request: dict[str, Any], give_up: Callable[[dict[str, Any]], Any] 
 
 def as_config(Config: Any, values: dict[str, Any]) -> Any:
     """A recipe's options from what JSON has kept of them."""
-    entry: Entry = names.lookup(values["strategy"])
-    fields = entry.check(values["strategy_fields"])
+    fields = registry.check(registry.lookup(values["strategy"]), values["strategy_fields"])
     return overlay(Config(), {**values, "strategy_fields": fields}, "the request")
 
 

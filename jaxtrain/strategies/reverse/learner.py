@@ -17,7 +17,8 @@ from ...core.state import add_to, differentiable, lasting, parameters, pure
 from ..base import Learner, Network, Row, Update, score, scored, split_reset, trained, zeros_like_parameters
 from ..cadence import SEQUENCE, Cadence, over_tiles
 from ..flow import Flow, initial_values
-from ..rows import ONE_STEP, Reach, Traces, describe
+from ..rows import Traces, describe
+from ..specs.rule import ONE_STEP, Reach
 from .chain import Chain
 from .detached_step import DENSE, EMBEDDING, Cut
 from .influence import Influence

@@ -1,0 +1,105 @@
+"""Backpropagation through time, whole or truncated, and the control that trains the readout alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from .base import Batching, Cadenced, Strategy
+
+if TYPE_CHECKING:
+    from ...core.module import Objective, Phases
+    from ..base import Learner
+
+
+@dataclass(frozen=True)
+class BPTT(Strategy):
+    """Backpropagation through time.
+
+    It runs over the whole sequence, warm-up included (Werbos 1990).
+
+    Example::
+
+        fit = jaxtrain.Fit(strategy=jaxtrain.BPTT(remat=True), max_steps=1000)
+    """
+
+    name: ClassVar[str] = "bptt"
+    remat: bool = False
+    """recompute activations in the backward pass instead of storing them: less memory, more time
+
+    Only hidden states are stored; the work grows by about a third.
+    """
+    batching: Batching = "auto"
+    """batched: hidden states have a batch axis; vmap: the model is mapped over the sequences of a batch"""
+
+    def bind(self, objective: Objective, example: Phases) -> Learner:
+        from ..bptt import bind
+
+        return bind(self, objective, example)
+
+
+@dataclass(frozen=True)
+class TBPTT(Cadenced):
+    """Truncated backpropagation through time.
+
+    Windows of ``window`` time steps tile the whole sequence, warm-up included. Hidden states cross the boundary of a
+    window, gradients do not (Williams and Peng 1990). A window as long as the sequence is BPTT. ``update_every`` must
+    be a multiple of ``window``, and then the warm-up must be one, too.
+
+    Example::
+
+        fit = jaxtrain.Fit(strategy=jaxtrain.TBPTT(window=20, carry="carry"), max_steps=1000)
+    """
+
+    name: ClassVar[str] = "tbptt"
+    window: int = 10
+    """time steps that are differentiated together"""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.window < 1:
+            raise ValueError(f"TBPTT(window={self.window!r}): expected a whole number of time steps, at least 1")
+        self._check_multiple(self.window)
+
+    def bind(self, objective: Objective, example: Phases) -> Learner:
+        from ..tbptt import bind
+
+        warm, time, _ = example.sizes
+        if self.window > warm + time:
+            raise ValueError(
+                f"TBPTT(window={self.window}): the sequence has only {warm + time} time steps; give a window of "
+                f"{warm + time} or less, or use strategy='bptt'"
+            )
+        self._check_length(time)
+        if self.update_every != "sequence" and warm % self.window:
+            raise ValueError(
+                f"TBPTT(window={self.window}, update_every={self.update_every}): updates within a sequence need a "
+                f"warm-up of whole windows, and it has {warm} time steps; give a window that divides {warm}, or "
+                "update_every='sequence'"
+            )
+        return bind(self, objective, example)
+
+
+@dataclass(frozen=True)
+class ReadoutOnly(Cadenced):
+    """Control: trains the readout and leaves the recurrence random.
+
+    It trains the parameters that reach the output without passing through a hidden state; the others keep their initial
+    values (a reservoir: Jaeger 2001). The gradient of the trained ones is exact at every time step, and no trace is
+    kept.
+
+    The optimizer does not hold the others, so neither weight decay nor a regulariser in the loss moves them; the loss
+    that is reported still contains such a term.
+
+    Example::
+
+        fit = jaxtrain.Fit(strategy="readout_only", max_steps=1000)
+    """
+
+    name: ClassVar[str] = "readout_only"
+
+    def bind(self, objective: Objective, example: Phases) -> Learner:
+        from ..readout import bind
+
+        self._check_length(example.sizes[1])
+        return bind(self, objective, example)

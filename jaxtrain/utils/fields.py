@@ -1,0 +1,54 @@
+"""The fields of a dataclass as options: types, defaults, and help from the docstrings under them."""
+
+import ast
+import inspect
+import textwrap
+from dataclasses import MISSING, dataclass, fields
+from itertools import pairwise
+from typing import Any
+
+from .coerce import field_types
+
+
+@dataclass(frozen=True)
+class Option:
+    """A field as the command line shows it."""
+
+    type: Any
+    default: Any
+    help: str
+
+
+def options(cls: type) -> dict[str, Option]:
+    """The fields that ``__init__`` takes and whose annotations can be looked up.
+
+    The help of a field is the first paragraph of the docstring under it, in this class or in the one that it overrides.
+    """
+    types, docs = field_types(cls), _docs(cls)
+    known = [field for field in fields(cls) if field.name in types]  # pyright: ignore[reportArgumentType]
+    made = {
+        field.name: field.default if field.default_factory is MISSING else field.default_factory() for field in known
+    }
+    return {name: Option(types[name], default, docs.get(name, "")) for name, default in made.items()}
+
+
+def summary(cls: type) -> str:
+    """The first line of a class's docstring, without its full stop."""
+    return (cls.__doc__ or cls.__name__).strip().splitlines()[0].removesuffix(".")
+
+
+def _docs(cls: type) -> dict[str, str]:
+    """First paragraphs of the docstrings under fields; none where the source is not at hand."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if "__dataclass_fields__" not in vars(base):
+            continue
+        try:
+            tree: Any = ast.parse(textwrap.dedent(inspect.getsource(base)))
+        except (OSError, TypeError, SyntaxError):
+            continue
+        for statement, below in pairwise(tree.body[0].body):
+            match statement, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[name] = " ".join(inspect.cleandoc(text).split("\n\n")[0].split())
+    return found

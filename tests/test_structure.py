@@ -23,21 +23,19 @@ FOLDERS = """
 """A file imports only from its own folder and from folders to the left. nn and datasets do not know each other's files
 either way, but no rule needs that."""
 
-LONGEST_FILE, LONGEST_FUNCTION, MOST_ATTRIBUTES, MOST_CODE = 300, 40, 12, 11_700
+LONGEST_FILE, LONGEST_FUNCTION, MOST_ATTRIBUTES, MOST_CODE = 300, 40, 12, 12_200
 """Lines of a file, statements of a function, attributes that a class sets outside dataclass fields, code lines."""
 
 # Older code that is still longer. Remove an entry when it fits; never add one.
 LONG_FILES = {
     "callbacks/base.py", "checkpoint/locate.py", "checkpoint/store.py", "cli/recipe.py", "commands/compare/runner.py",
-    "core/module.py", "core/state.py", "engine/program.py", "engine/sharding.py",
-    "strategies/base.py", "strategies/reverse/detached_step.py", "strategies/rules.py",
-    "training/fit.py", "training/loop.py",
+    "core/module.py", "core/state.py", "engine/program.py", "engine/sharding.py", "strategies/reverse/detached_step.py",
 }  # fmt: skip
-LONG_FUNCTIONS = {"commands/main.py:_tool", "commands/main.py:_compare", "training/fit.py:Fit._assemble"}
+LONG_FUNCTIONS = {"commands/main.py:_tool", "commands/main.py:_compare"}
 LARGE_CLASSES = {
     "callbacks/curriculum.py:Curriculum", "callbacks/run.py:Run", "data/iterator.py:Feed", "data/sources.py:Stream",
     "engine/program.py:Program", "strategies/reverse/chain.py:Chain", "strategies/reverse/detached_step.py:Cut",
-    "strategies/reverse/learner.py:ReverseLearner", "training/fit.py:Fit", "training/loop.py:Loop",
+    "strategies/reverse/learner.py:ReverseLearner",
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from ..engine.program import NonFinite
 from ..engine.seeds import is_seed
 from ..period import Period
 from ..strategies import Strategy
-from ..strategies.names import make_strategy
+from ..strategies.registry import make_strategy
 from .schedule import Schedule, total_steps
 
 PLAIN = ("max_steps", "max_epochs", "clip", "accumulate", "seed", "devices", "chunk", "log_every", "nonfinite")

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 import jaxtrain
+from jaxtrain import cli
+from jaxtrain.commands.fidelity import load_recipe
 from jaxtrain.strategies import names
 
 ROOT = Path(__file__).parent.parent
@@ -59,6 +61,15 @@ def test_the_strategies_page_runs(capsys, monkeypatch):
     rewarded, stream, perturbed = map(float, capsys.readouterr().out.split()[-3:])
     assert rewarded < -20 and stream < 0.02 and perturbed > 0
     assert names.lookup("weight_perturbation").help == "how the loss answers a random nudge of all weights"
+
+
+def test_the_recipe_of_the_page_is_a_recipe(capsys):
+    Path("task.py").write_text(blocks("docs/recipes.md")[0])
+    recipe = load_recipe(Path("task.py"))
+    argv = ["--hidden", "4", "--time-lag", "2", "--batch-size", "2", "--max-steps", "2", "--strategy.window", "3"]
+    assert cli.main(recipe.Config, recipe.make, argv=argv) == 0
+    assert "finished at step 2, strategy drtrl" in capsys.readouterr().out
+    assert Path("checkpoints/task/0001-drtrl-seed0/checkpoints/00000002").is_dir()
 
 
 def test_a_rule_of_ones_own_is_short():

@@ -11,7 +11,7 @@ import jax
 
 from ..checkpoint.load import LASTING
 from ..core.metrics import Pending
-from ..core.module import check_phases
+from ..core.module import Module, check_phases
 from ..core.ownership import alone, runs
 from ..core.state import fold_in, seeded, set_key, states_of, strong
 from ..data.batch import stated_layout
@@ -115,6 +115,10 @@ class View:
 
     def __init__(self, program: Program, values: dict[str, Any], encode: Callable):
         self._program, self._values, self._encode = program, values, encode
+
+    @property
+    def module(self) -> Module:
+        return self._program.module
 
     def evaluate(self, batch: Any, index: int) -> Pending:
         with self._reading():

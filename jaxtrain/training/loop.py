@@ -17,7 +17,7 @@ from ..core.metrics import Pending
 from ..data.iterator import DataModule, Feed, change_task, identity_of
 from ..data.passes import Passes
 from ..distributed import processes
-from ..engine.nonfinite import judged
+from ..engine.nonfinite import Unscored, judged
 from ..engine.program import BAD, DEAD, NonFinite, Program
 from ..period import Period
 from ..utils.files import as_json
@@ -51,6 +51,7 @@ class Loop:
         self.position = run.step
         run.has_validation = val is not None
         run.live = self.live = Live(self)
+        self._unscored = Unscored(run.recorder.log_every)
         self._keeps = any(callback.reads_model for callback in callbacks)
         for callback in callbacks:
             callback.reset()
@@ -91,6 +92,7 @@ class Loop:
                 self._deliver(self._late)
                 self._late = None
                 self._edge(due)
+        self._unscored.end(self.run.restored_step or 0, self.run.step)
 
     # ------------------------------------------------------------------------------------------------- a chunk
 
@@ -116,9 +118,10 @@ class Loop:
         batches, first = chunk[1], self.run.step
         n = len(batches)
         bad, dead = arrays.pop(BAD)[:n], arrays.pop(DEAD)[:n]
-        n, error = judged(bad, first, batches, self.nonfinite, self.program)
+        n, error = judged(bad, first, batches, self.nonfinite, self.program, self.live.batch_first)
         nums = {name: mean.num[:n] for name, mean in arrays.items()}
         weights = {name: mean.weight[:n] for name, mean in arrays.items()}
+        self._unscored.add(first, weights["loss"], bad)
         if not self._audited:
             self._audit(dead, weights["grad_norm"], first)
         self.run.recorder.add(first, nums, weights)
@@ -279,7 +282,8 @@ class Loop:
             return False
         with self._timed("validate"):
             self.callbacks("on_validation_start", self.run)
-            metrics = evaluate(self.program, self.val.once(), "val", lambda: self.signals.poll() is not None)
+            cut = lambda: self.signals.poll() is not None  # noqa: E731
+            metrics = evaluate(self.program, self.val.once(), "val", cut, self.val.batch_first)
             if metrics is None:
                 return False
             self.run.recorder.force(self.run.step, metrics)

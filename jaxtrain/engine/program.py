@@ -72,6 +72,7 @@ class Program:
         self.example = example
         self._executables: dict[Any, Any] = {}
         self._bad_names: list[str] = []
+        self.evaluated: list[str] = []  # the metrics of a validation
         self._packed: dict[str, tuple[int, int]] = {}
         self.lanes, self._seed = (Lanes(seed), seed[0]) if isinstance(seed, tuple) else (None, seed)
         self._width = 1 if self.lanes is None else len(self.lanes.seeds)
@@ -199,7 +200,7 @@ class Program:
         if train:
             self._train = self._compile_train()
         for batch in evaluate:
-            self.evaluate(batch, 0)
+            self.evaluated = self.evaluate(batch, 0).names()
         for callback in probes:
             self.probe(callback, self.example, 0)
         self.compile_seconds += time.perf_counter() - started

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..callbacks.base import Callback, Callbacks
-from ..callbacks.checkpoint import Checkpoint, best_of, kept_by
+from ..callbacks.checkpoint import Checkpoint, best_of, kept_by, require_metrics
 from ..callbacks.periods import optional_period
 from ..callbacks.recorder import Recorder
 from ..callbacks.run import Run
@@ -143,7 +143,11 @@ class Fit:
             begin_task(data, None if origin.saved is None else origin.saved.meta["task"])
             loop = self._assemble(module, data, origin, config, dry_run)
             layout = stated_layout(loop.program.example, "train", loop.feed.batch_first)
-            report = {**loop.program.report(), "batch_first": layout}
+            report = {
+                **loop.program.report(),
+                "batch_first": layout,
+                "val": preflight.val_sizes(loop.program.module, loop.val),
+            }
             for line in preflight.lines(report):
                 log.info("%s", line)
             if dry_run:
@@ -210,7 +214,8 @@ class Fit:
         val = validation_passes(data)
         if val is None and self.validate_every is not None:
             raise ValueError(
-                f"Fit(validate_every={str(self.validate_every)!r}), but {type(data).__name__} has no val data"
+                f"Fit(validate_every={self.validate_every.shown()}), but {type(data).__name__} has no val data: give "
+                "jaxtrain.DataModule(train, val), define val_data(), or leave validate_every out"
             )
         unused = unused_batches(self._schedule(1, feed.length).total, self.accumulate, self.max_epochs is not None)
         described = describe(self.strategy, data, self.callbacks)
@@ -289,6 +294,8 @@ class Fit:
     def _prepare(self, program: Program, val: Passes | None) -> None:
         probes = [callback for callback in self.callbacks if callback.probe_every is not None]
         program.prepare(evaluate=[] if val is None else val.examples, probes=probes)
+        if val is not None:
+            require_metrics(self.callbacks, program.evaluated)
 
     def _schedule(self, chunk: int, epoch_length: int | None) -> Schedule:
         edges = [period for callback in self.callbacks for period in callback.edges()]

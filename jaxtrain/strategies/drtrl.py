@@ -12,6 +12,7 @@ from .base import Learner, Network, choose_batching, input_of, trained
 from .equations import ELEMENTWISE, Irreversible
 from .reverse.detached_step import Cut
 from .reverse.learner import ReverseLearner
+from .rows import WITHOUT_REVERSE
 from .rule import WindowedRule
 
 SEGMENT, SEQUENCE_UP_TO = 120, 512
@@ -79,7 +80,8 @@ class DRTRL(WindowedRule):
                 ) from None
             if self.engine == "reverse":
                 raise ValueError(f"DRTRL(engine='reverse') does not fit {model}: {reason}; use engine='auto'") from None
-            learner = super().bind(objective, example)
+            learner: Any = super().bind(objective, example)
+            learner.starting = WITHOUT_REVERSE
             learner.notes.append(f"engine: a trace, since {reason}")
             return learner
 

@@ -35,6 +35,7 @@ from ..core.state import (
 )
 from ..distributed import processes
 from ..strategies.base import Learner, Strategy, trained
+from ..strategies.independence import mixed_loss
 from ..strategies.padding import inert
 from . import chunks
 from .optimizer import Optimizer
@@ -199,11 +200,17 @@ class Program:
         started = time.perf_counter()
         if train:
             self._train = self._compile_train()
+            self.learner.notes += self._mixing()
         for batch in evaluate:
             self.evaluated = self.evaluate(batch, 0).names()
         for callback in probes:
             self.probe(callback, self.example, 0)
         self.compile_seconds += time.perf_counter() - started
+
+    def _mixing(self) -> list[str]:
+        with self._environ(fit=True):
+            note = mixed_loss(self.objective, self.learner.network, check_phases(self.module.phases(self._share)))
+        return [note] if note else []
 
     # --------------------------------------------------------------------------------------------------- state
 

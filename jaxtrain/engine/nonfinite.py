@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.metrics import LANES, Metrics
-from ..core.module import Module, Phases, check_phases
+from ..core.module import Module, Phases, phases_of
 from ..core.state import is_key, seeded
 from ..errors import NonFiniteError
 from ..utils.logging import log
@@ -159,7 +159,7 @@ class Watched:
 
     def _reason(self, number: int, batch: Any) -> str:
         with brainstate.environ.context(**self._module.environ, fit=False), seeded(0):
-            phases = check_phases(self._module.phases(jax.tree.map(jnp.asarray, batch)))
+            phases = phases_of(self._module, jax.tree.map(jnp.asarray, batch))
         if phases.weights is not None:  # targets without a weight may hold anything
             weights = jnp.asarray(phases.weights) != 0
             kept = lambda leaf: jnp.where(weights.reshape(weights.shape + (1,) * (leaf.ndim - weights.ndim)), leaf, 0)  # noqa: E731

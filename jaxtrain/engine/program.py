@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.metrics import Mean, Metrics, Pending
-from ..core.module import Module, Objective, Phases, check_phases
+from ..core.module import Module, Objective, Phases, phases_of
 from ..core.state import (
     Functional,
     attributes_kept,
@@ -101,9 +101,9 @@ class Program:
         with self._environ(fit=True):
             strengthen(parameters(module.model).values())
             self.objective = Objective(module, encode)
-            self.phases = check_phases(module.phases(self.example))
+            self.phases = phases_of(module, self.example)
             self._share = self.devices.share(module, self.example)
-            share = check_phases(module.phases(self._share))
+            share = phases_of(module, self._share)
             self.learner: Learner = self.strategy.bind(self.objective, share)
             self.rows = self.learner.report(share)
             self.optimizer = self._optimizer(clip, accumulate)
@@ -209,7 +209,7 @@ class Program:
 
     def _mixing(self) -> list[str]:
         with self._environ(fit=True):
-            note = mixed_loss(self.objective, self.learner.network, check_phases(self.module.phases(self._share)))
+            note = mixed_loss(self.objective, self.learner.network, phases_of(self.module, self._share))
         return [note] if note else []
 
     # --------------------------------------------------------------------------------------------------- state
@@ -291,7 +291,7 @@ class Program:
     # ------------------------------------------------------------------------------------------- traced bodies
 
     def phases_of(self, batch: Any, step: Callable, carried: bool = False) -> Phases:
-        return inert(check_phases(self.module.phases(batch)), step, self.learner.network, carried=carried)
+        return inert(phases_of(self.module, batch), step, self.learner.network, carried=carried)
 
     def _train_step(self, root, index, batch) -> tuple[dict[str, Mean], jax.Array, jax.Array]:
         set_key(self.devices.fold(fold_in(root, TRAIN, index)))

@@ -12,7 +12,7 @@ from typing import Any
 import brainstate
 import jax
 
-from ..core.module import Module, Phases, check_phases
+from ..core.module import Module, Phases, phases_of
 from ..core.state import State
 from ..data.passes import Passes
 from ..strategies.base import Learner, Row, scored
@@ -107,7 +107,7 @@ def val_sizes(module: Module, val: Passes | None) -> tuple[int, int, int] | None
     if val is None:
         return None
     with brainstate.environ.context(**module.environ, fit=False):
-        return check_phases(module.phases(val.examples[0])).sizes
+        return phases_of(module, val.examples[0]).sizes
 
 
 def describe_parameters(params: Mapping[str, State], rows: list[Row]) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ import numpy as np
 from brainstate.transform import StatefulFunction
 
 from ..core.module import Objective, Phases
-from ..core.state import SHORT, create_hidden, fresh_hidden, is_key, pure, seeded, states_of
+from ..core.state import SHORT, create_hidden, draws_random, fresh_hidden, is_key, pure, seeded, states_of
 from ..utils.logging import one_line
 from .base import scored
 from .network import Network
@@ -34,6 +34,8 @@ def dependence(model, u: Any, batch_size: int) -> str:
         with seeded(0):
             batched, begin, kept = Network(model, "batched"), fresh_hidden(model, batch_size, False), _values(model)
             places, first = batched.axes(batch_size), way(batched, model, u)
+        if draws_random(batched, u):
+            return "it draws random numbers, which all sequences would share"
         with seeded(0):
             create_hidden(model, batch_size, True)
         with seeded(0):

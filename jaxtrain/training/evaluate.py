@@ -17,7 +17,7 @@ import numpy as np
 from ..checkpoint.load import build, load_into, refuse_other_parameters, require_module
 from ..checkpoint.store import Saved
 from ..core.metrics import Mean, Pending, plain, tag
-from ..core.module import Module, Objective, Phases, check_phases
+from ..core.module import Module, Objective, Phases, phases_of
 from ..core.ownership import refuse_in_use, run_of
 from ..core.snapshots import snapshot
 from ..core.state import Functional, State, fold_in, kind_of, lasting, parameters, set_key, strengthen, strong
@@ -103,7 +103,7 @@ class Reader:
         kind = self._kind
         strengthen(parameters(model).values())
         objective = Objective(module, self._encode)
-        phases = check_phases(module.phases(batch))
+        phases = phases_of(module, batch)
         wanted = _batching(self._strategy)
         batching = choose_batching(wanted, model, input_of(objective, phases, kind), phases.sizes[2])
         learner = BPTTLearner(objective, Network(model, batching))
@@ -117,7 +117,7 @@ class Reader:
 
         def step(root, index, batch):
             set_key(fold_in(root, EVALUATE if kind == "evaluate" else PREDICT, index))
-            return read(check_phases(module.phases(batch)))
+            return read(phases_of(module, batch))
 
         example = self._root, jnp.int32(0), batch
         functional = Functional(step, named, learner.scratch(), *example)

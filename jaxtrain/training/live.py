@@ -11,7 +11,7 @@ import jax
 
 from ..checkpoint.load import LASTING
 from ..core.metrics import Pending
-from ..core.module import Module, check_phases
+from ..core.module import Module, phases_of
 from ..core.ownership import alone, runs
 from ..core.state import fold_in, seeded, set_key, states_of, strong
 from ..data.batch import stated_layout
@@ -130,7 +130,7 @@ class View:
 
         def step(root, index, batch):
             set_key(fold_in(root, PREDICT, index))
-            return program.learner.predict(check_phases(program.module.phases(batch)))
+            return program.learner.predict(phases_of(program.module, batch))
 
         with self._reading():
             return Pending(program.read("predict", step, batch, index, values=self._values, first=True))

@@ -325,3 +325,13 @@ def test_advice_on_a_learned_initial_state(lab, fields, advice, noisy):
     if noisy:
         ways.append(BPTT(batching="vmap"))
     assert [row(way).trains for way in ways] == ["yes"] * len(ways)
+
+
+def test_a_rule_that_maps_a_model_with_random_numbers_says_so(lab):
+    with brainstate.random.seed_context(0), brainstate.environ.context(fit=True):
+        task = lab.Task(Begun(lab.N_IN, lab.N_OUT, noisy=True))
+        notes = SnAp().bind(Objective(task, lambda x: x), lab.sequences(warm=0)).notes
+    assert notes == [
+        "batching: snap takes one sequence at a time, where the model differs: it draws random numbers, which all "
+        "sequences would share"
+    ]

@@ -287,7 +287,8 @@ def _bind(module, params: dict[str, State], idle: dict[str, State]) -> dict[str,
     if "optimizer" in configured and configured.keys() <= LIGHTNING and type(module).group is Module.group:
         raise TypeError(
             f"{type(module).__name__}.configure_optimizer gave a dict {list(configured)}, as Lightning has it; return "
-            "the optimizer alone, and a schedule as its learning rate: optax.adam(optax.cosine_decay_schedule(1e-3, 1000))"
+            "the optimizer alone, and a schedule as its learning rate: "
+            "optax.adam(optax.cosine_decay_schedule(1e-3, 1000))"
         )
     labels = {name: module.group(name) for name in (*params, *idle)}
     of = lambda label, states: {name: states[name] for name in states if labels[name] == label}  # noqa: E731

@@ -35,7 +35,7 @@ def dependence(model, u: Any, batch_size: int) -> str:
             batched, begin, kept = Network(model, "batched"), fresh_hidden(model, batch_size, False), _values(model)
             places, first = batched.axes(batch_size), way(batched, model, u)
         if draws_random(batched, u):
-            return "it draws random numbers, which all sequences would share"
+            return "it draws random numbers, and other ones than for a whole batch"
         with seeded(0):
             create_hidden(model, batch_size, True)
         with seeded(0):

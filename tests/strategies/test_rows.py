@@ -332,6 +332,6 @@ def test_a_rule_that_maps_a_model_with_random_numbers_says_so(lab):
         task = lab.Task(Begun(lab.N_IN, lab.N_OUT, noisy=True))
         notes = SnAp().bind(Objective(task, lambda x: x), lab.sequences(warm=0)).notes
     assert notes == [
-        "batching: snap takes one sequence at a time, where the model differs: it draws random numbers, which all "
-        "sequences would share"
+        "batching: snap takes one sequence at a time, where the model differs: it draws random numbers, and other "
+        "ones than for a whole batch"
     ]

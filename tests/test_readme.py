@@ -1,15 +1,18 @@
 """The programs in the pages run as they stand, and their links lead somewhere."""
 
+import dataclasses
 import inspect
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import jaxtrain
 from jaxtrain import cli
 from jaxtrain.commands.fidelity import load_recipe
 from jaxtrain.strategies import names
+from tests.small import Linear, Lines
 
 ROOT = Path(__file__).parent.parent
 
@@ -116,6 +119,39 @@ def test_every_argument_of_a_callback_is_in_the_table(callback):
     expected = [(name, "-" if p.default is p.empty else f"`{p.default!r}`") for name, p in taken.items()]
     assert rows == expected
     assert rows or f"`{callback.__name__}()`" in page
+
+
+def test_every_argument_of_fit_and_attribute_of_a_result_is_in_the_table():
+    page = (ROOT / "docs/fit.md").read_text()
+    arguments, attributes = page.split("## Attributes of `Result`")
+    expected = [
+        (n, "-" if p.default is p.empty else f"`{p.default!r}`")
+        for n, p in inspect.signature(jaxtrain.Fit).parameters.items()
+    ]
+    assert re.findall(r"^\| `(\w+)` \| (.+?) \| .{5,} \|$", arguments, re.M) == expected
+    named = [field.name for field in dataclasses.fields(jaxtrain.Result)] + ["exit_code"]
+    assert re.findall(r"^\| `(\w+)` \| .{5,} \|$", attributes, re.M) == named
+
+
+@pytest.mark.parametrize("strategy", ["drtrl", jaxtrain.DRTRL(engine="trace")])
+def test_the_cell_of_the_page_has_a_trace_of_all(strategy):
+    net = execute(blocks("docs/fit.md")[0], "docs/fit.md")["Leaky"]
+    module = Linear()
+    module.build = lambda: net(2, 3)
+    report = jaxtrain.Fit(strategy, max_steps=1).run(module, Lines(), batch_first=False, dry_run=True).report
+    assert {name: entry["trains"] for name, entry in report["parameters"].items()} == {
+        "leak": "yes",
+        "mix.weight": "yes",
+    }
+
+
+def test_the_source_of_the_page_gives_each_row_once_an_epoch():
+    source = execute(blocks("docs/data.md")[1], "docs/data.md")["Shuffled"]
+    x, y = np.arange(8.0).reshape(8, 1, 1) * np.ones((8, 3, 2), "f"), np.zeros((8, 3, 3), "f")
+    data = source(x, y, batch_size=2)
+    epochs = [[int(row) for step in range(4 * n, 4 * n + 4) for row in data.batch(step)[0][:, 0, 0]] for n in range(2)]
+    assert [sorted(rows) for rows in epochs] == [[*range(8)]] * 2 and epochs[0] != epochs[1]
+    assert jaxtrain.Fit("bptt", max_epochs=2).run(Linear(), data).step == 8
 
 
 def test_the_house_is_described():

@@ -113,7 +113,10 @@ def mixed_loss(objective: Objective, network: Network, phases: Phases) -> str:
         states, run = pure(loss, *(change[0] for change in changes), x, y, extras)
         values = [state.value for state in states]
         each = jax.jit(lambda values, *rest: jax.lax.map(lambda at: run(values, *at, *rest)[1], changes))
-        none, rest, one, both = np.asarray(each(values, x, y, extras))
+        traced = each.trace(values, x, y, extras)
+        if traced.jaxpr.effects:  # what it prints, say, would be seen before step 0
+            return ""
+        none, rest, one, both = np.asarray(traced.lower().compile()(values, x, y, extras))
     found = (rest - none)[0] if none.ndim else both - one - rest + none
     if not abs(found) > 1e-4 * np.abs([none, rest, one, both]).max():
         return ""

@@ -82,6 +82,10 @@ class Period:
         n = int(self.n) if self.n.is_integer() else self.n
         return f"{n}{ {'step': '', 'epoch': 'ep', 'time': 's'}[self.unit] }"
 
+    def shown(self) -> str:
+        """As a user writes it: `200`, `'1ep'`."""
+        return str(self) if self.unit == "step" else repr(str(self))
+
     def steps(self, epoch_length: int | None) -> int | None:
         """The period in steps, or None for a time.
 

@@ -39,7 +39,7 @@ class Recorder:
         self.before = None
 
     def make(self, config):
-        self.config = config
+        self.config, self.strategy, self.run_dir = config, config.make_strategy(), Path(config.run_dir)
         return self, "module", "data"
 
     def run(self, module, data, *, resume, config, dry_run):

@@ -596,3 +596,23 @@ def test_a_validation_at_the_end_alone_stops_nothing(caplog):
     caplog.clear()
     train(Linear, data=lines, callbacks=stopping, validate_every=1)()
     assert advice not in caplog.text
+
+
+def test_an_optimizer_as_lightning_has_it():
+    def run(optimizer):
+        return jt.Fit("bptt", max_steps=2).run(Linear(lambda: optimizer), lines(), batch_first=None)
+
+    advice = r"return the optimizer alone, and a schedule as its learning rate: optax.adam\(optax.cosine_decay_schedule"
+    rate = optax.cosine_decay_schedule(1e-3, 1000)
+    wrong = {"optimizer": optax.adam(1e-3), "lr_scheduler": rate}
+    followed(lambda: run(wrong), advice, lambda: run(optax.adam(rate)))
+
+
+def test_a_class_in_place_of_an_object():
+    made = lambda *callbacks: jt.Fit("bptt", max_steps=1, callbacks=callbacks)  # noqa: E731
+    followed(lambda: made(jt.ProgressBar), r"did you mean ProgressBar\(\)\?$", lambda: made(jt.ProgressBar()))
+    followed(
+        lambda: made().run(Linear, lines()),  # pyright: ignore
+        r"did you mean Linear\(\)\?$",
+        lambda: made().run(Linear(), lines()),
+    )

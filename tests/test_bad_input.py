@@ -150,7 +150,8 @@ RUNS = {
         Lines(),
         dict(validate_every=2),
         ValueError,
-        r"validate_every='2'\), but DataModule has no val data",
+        r"Fit\(validate_every=2\), but DataModule has no val data: give jaxtrain.DataModule\(train, val\), define"
+        r" val_data\(\), or leave validate_every out",
     ),
     "forward twice": (
         Twice,

@@ -12,6 +12,8 @@ import pytest
 
 import jaxtrain
 from jaxtrain import cli
+from jaxtrain.commands.fidelity import load_recipe
+from jaxtrain.commands.main import tool
 from jaxtrain.strategies import registry
 from tests.commands import ROOT, Config
 
@@ -224,3 +226,70 @@ def test_a_run_goes_on_though_nobody_reads_along(tmp_path):
     sizes = "--hidden 4 --time-lag 3 --digits 2 --batch-size 2 --max-steps 40 --log-every 10 --run-dir run"
     assert into_a_closed_pipe(recipe, *sizes.split(), cwd=tmp_path) == (0, "")
     assert json.loads((tmp_path / "run" / "result.json").read_text())["step"] == 40
+
+
+CARELESS = """
+from dataclasses import dataclass
+from jaxtrain import cli
+from jaxtrain.commands.fidelity import load_recipe
+from jaxtrain.commands.main import tool
+
+@dataclass(frozen=True)
+class Config(cli.TrainingOptions):
+    strategy: cli.StrategyName = "bptt"
+    max_steps: int = 2
+
+def make(config):
+    import jaxtrain as jt
+    from tests.small import Linear, lines
+
+    return jt.Fit(config.strategy, max_steps=config.max_steps, run_dir=config.run_dir), Linear(), lines()
+"""
+LOST = (
+    "error: careless.py: make(config) returned a Fit with window=10, but window=2 was asked for: pass "
+    "config.make_strategy() to Fit as its strategy\n"
+)
+
+
+def test_a_recipe_that_drops_the_fields_of_a_strategy(fit, capsys):
+    """Every command says so, and following the advice mends it."""
+    careless = Path("careless.py")
+    careless.write_text(CARELESS)
+    recipe = load_recipe(careless)
+    argv = ["--strategy", "tbptt", "--strategy.window", "2"]
+    assert cli.main(recipe.Config, recipe.make, argv=argv) == 2
+    assert capsys.readouterr().err == LOST and not any(Path("checkpoints/careless").iterdir())
+    fidelity = ["fidelity", "careless.py", "--rules", "tbptt:window=2", "--steps", "1", "--out"]
+    assert tool([*fidelity, "out"]) == 2 and capsys.readouterr().err == LOST
+    careless.write_text(CARELESS.replace("config.strategy", "config.make_strategy()"))
+    assert cli.main(recipe.Config, load_recipe(careless).make, argv=argv) == 0
+    careless.write_text(CARELESS.replace("config.strategy", "'drtrl'"))
+    assert cli.main(recipe.Config, load_recipe(careless).make, argv=argv) == 2
+    assert "with strategy 'drtrl', but 'tbptt' was asked for: pass config.make" in capsys.readouterr().err
+
+
+@pytest.mark.full
+def test_a_comparison_with_a_recipe_that_drops_the_fields_of_a_strategy(fit, capsys, monkeypatch):
+    Path("careless.py").write_text(CARELESS)
+    monkeypatch.setenv("PYTHONPATH", str(Path(jaxtrain.__file__).parents[1]))
+    compare = ["compare", "careless.py", "--rules", "tbptt:window=2", "--seeds", "0", "--metric", "train/loss"]
+    assert tool([*compare, "--mode", "min", "--out", "compared"]) == 2 and capsys.readouterr().err == LOST
+
+
+@pytest.mark.parametrize("argv", [[], ["--dry-run"]])
+def test_a_recipe_that_drops_the_run_directory(fit, capsys, argv):
+    careless = Path("careless.py")
+    careless.write_text(CARELESS.replace(", run_dir=config.run_dir", ""))
+    recipe = load_recipe(careless)
+    assert cli.main(recipe.Config, recipe.make, argv=argv) == 2
+    assert capsys.readouterr().err == (
+        "error: careless.py: make(config) returned a Fit with run_dir=None, but the directory of this run is "
+        "checkpoints/careless/0001-bptt-seed0: pass run_dir=config.run_dir to Fit\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["fidelity", "compare"])
+def test_a_plain_dataclass_is_no_config(fit, capsys, command):
+    Path("careless.py").write_text(CARELESS.replace("(cli.TrainingOptions)", ""))
+    assert tool([command, "careless.py"]) == 2
+    assert "its Config is no dataclass that extends jaxtrain.cli.Options" in capsys.readouterr().err

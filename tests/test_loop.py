@@ -369,6 +369,85 @@ def test_data_that_is_not_finite_is_named(leaf):
         jt.Fit("bptt", max_steps=8, chunk=4).run(Linear(), Lines(change=spoil))
 
 
+def test_a_place_in_the_data_is_that_of_the_users_layout():
+    """And each advice comes once."""
+    x, y = line(0, time=5, batch=4)
+    x, y = x.swapaxes(0, 1).copy(), y.swapaxes(0, 1).copy()
+    y[3, 4, 0] = np.nan
+    with pytest.raises(
+        jt.NonFiniteError, match=r"holds 1 values that are not finite, the first at \[3, 4, 0\]"
+    ) as told:
+        jt.Fit("bptt", max_steps=1).run(Linear(), [(x, y)], batch_first=True)
+    assert all(str(told.value).count(way) == 1 for way in ("mend the data", "nonfinite=", "weight 0", "lower the"))
+
+
+class Weighted(Linear):
+    """Batches ``(inputs, targets, weights)``."""
+
+    def phases(self, batch):
+        x, y, weights = batch
+        return jt.Phases(None, x, y, weights=weights)
+
+
+def weighted(*weights, targets=None):
+    """A batch for each weight of all of its time steps."""
+    return [
+        (x, y if targets is None else y * targets, np.full(3, w, np.float32)) for w in weights for x, y in [line(0)]
+    ]
+
+
+def test_steps_without_any_weight_are_warned_of(caplog):
+    module, data = Weighted(), jt.DataModule(weighted(*[0] * 5), weighted(0), batch_first=False)
+    jt.Fit("bptt", max_steps=20, log_every=8).run(module, data)
+    said = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert [line.partition(": ")[0] for line in said] == [
+        "steps 1 to 8",
+        "val/loss is not finite",
+        "no update was made in all 20 steps, and the parameters are as before",
+    ]
+    assert "no time step has a weight above 0" in said[0] and "has a time step a weight above 0" in said[1]
+    caplog.clear()
+    jt.Fit("bptt", max_steps=6, log_every=8).run(Weighted(), weighted(0, 1, 0), batch_first=False)
+    jt.Fit("bptt", max_steps=6, log_every=8, accumulate=4).run(Weighted(), weighted(0, 1, 0), batch_first=False)
+    jt.Fit("bptt", max_steps=4, log_every=2, nonfinite="skip").run(
+        Linear(), Lines(spoil(1, 2, 3, 4)), batch_first=False
+    )
+    assert "no time step has a weight" not in caplog.text, "a pause between weights, and steps that were skipped"
+
+
+def test_a_validation_that_is_not_finite_says_why(caplog):
+    good, bad = line(0), line(1)
+    bad[1][2, 1, 0] = np.nan
+
+    class Outputs(Linear):
+        def evaluation_step(self, forward, x, y):
+            return jnp.log(-jnp.square(forward(x))).mean(-1), {"fine": jnp.zeros(())}
+
+    def said(module, val, **options):
+        caplog.clear()
+        fit, data = jt.Fit("bptt", max_steps=1), jt.DataModule(Lines(), val, val, batch_first=False)
+        if options:
+            data = jt.DataModule([tuple(a.swapaxes(0, 1) for a in good)], val, **options)
+        result = fit.run(module, data)
+        assert result.status == "finished", "what becomes of it is not changed"
+        fit.test(module, data) if not options else None
+        return [record.message for record in caplog.records if record.levelname == "WARNING"]
+
+    where = "batch 1: leaf batch[1] holds 1 values that are not finite, the first at [2, 1, 0]"
+    assert said(Linear(), [good, bad]) == [
+        f"{name}/loss is not finite; {name} data: {where}" for name in ("val", "test")
+    ]
+    val = [tuple(a.swapaxes(0, 1) for a in batch) for batch in (good, bad)]
+    assert said(Linear(), val, batch_first=True)[0].endswith("the first at [1, 2, 0]")
+    outputs = "val/loss is not finite; val data: batch 0: all of its arrays are finite, so the outputs of the model, or"
+    assert said(Outputs(), [good])[0].startswith(outputs)
+    assert said(Linear(), [good]) == []
+    caplog.clear()
+    masked = weighted(1, 0, targets=np.float32(1)) + weighted(0, targets=np.float32(np.nan))
+    jt.Fit("bptt").validate(Weighted(), masked, batch_first=False)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"], "a target of weight 0 may be NaN"
+
+
 def test_a_time_that_runs_out_in_a_validation_ends_the_run_there(monkeypatch):
     """Not a chunk and a second validation later."""
     now, validated = [100.0], []

@@ -11,6 +11,7 @@ import pytest
 import jaxtrain
 from jaxtrain.core.metrics import Mean
 from jaxtrain.core.module import Module, Objective, Phases, check_phases, total_weight, weights_of
+from tests.small import Linear, line
 
 T_W, T_L, B = 2, 3, 4
 
@@ -265,3 +266,27 @@ def test_names_of_other_libraries_are_answered():
 
         class Data(jaxtrain.DataModule):
             def train_dataloader(self): ...
+
+
+@pytest.mark.parametrize(
+    ("loss", "mixes"),
+    [
+        (lambda out, y: jnp.square(out[..., 0] - y).mean(-1), True),
+        (lambda out, y: jnp.square(y - out[..., 0]).mean(0), True),
+        (lambda out, y: jnp.square(out[..., 0] - y).mean(), True),
+        (lambda out, y: jnp.square(out[..., :1] - y).mean(-1), False),
+        (lambda out, y: jnp.square(out[..., :1] - y).mean(), False),
+    ],
+)
+def test_a_loss_that_mixes_sequences_by_its_shapes_is_noted(loss, mixes):
+    class Task(Linear):
+        def learning_step(self, forward, x, y):
+            return loss(forward(x), y), {"any": jnp.zeros(())}
+
+    x, y = line(0, batch=4)
+    notes = jaxtrain.Fit("bptt", max_steps=1).run(Task(), [(x, y[..., :1])], batch_first=False, dry_run=True)
+    notes = notes.report["notes"]
+    named = [note for note in notes if "Task.learning_step mixes sequences: the loss of one depends on" in note]
+    assert len(named) == mixes and all(
+        "(output and targets are (4, 3), (4, 1); an array (4,)" in note for note in named
+    )

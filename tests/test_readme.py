@@ -1,14 +1,19 @@
 """The programs in the pages run as they stand, and their links lead somewhere."""
 
+import dataclasses
 import inspect
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import jaxtrain
+from jaxtrain import cli
+from jaxtrain.commands.fidelity import load_recipe
 from jaxtrain.strategies import registry
 from jaxtrain.utils.fields import options, summary
+from tests.small import Linear, Lines
 
 ROOT = Path(__file__).parent.parent
 
@@ -60,6 +65,15 @@ def test_the_strategies_page_runs(capsys, monkeypatch):
     rewarded, stream, perturbed = map(float, capsys.readouterr().out.split()[-3:])
     assert rewarded < -20 and stream < 0.02 and perturbed > 0
     assert summary(registry.lookup("weight_perturbation")) == "how the loss answers a random nudge of all weights"
+
+
+def test_the_recipe_of_the_page_is_a_recipe(capsys):
+    Path("task.py").write_text(blocks("docs/recipes.md")[0])
+    recipe = load_recipe(Path("task.py"))
+    argv = ["--hidden", "4", "--time-lag", "2", "--batch-size", "2", "--max-steps", "2", "--strategy.window", "3"]
+    assert cli.main(recipe.Config, recipe.make, argv=argv) == 0
+    assert "finished at step 2, strategy drtrl" in capsys.readouterr().out
+    assert Path("checkpoints/task/0001-drtrl-seed0/checkpoints/00000002").is_dir()
 
 
 def test_a_rule_of_ones_own_is_short():
@@ -115,3 +129,36 @@ def test_every_folder_and_path_of_the_architecture_exists():
 
 def test_the_citation_names_the_version():
     assert f"\nversion: {jaxtrain.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_every_argument_of_fit_and_attribute_of_a_result_is_in_the_table():
+    page = (ROOT / "docs/fit.md").read_text()
+    arguments, attributes = page.split("## Attributes of `Result`")
+    expected = [
+        (n, "-" if p.default is p.empty else f"`{p.default!r}`")
+        for n, p in inspect.signature(jaxtrain.Fit).parameters.items()
+    ]
+    assert re.findall(r"^\| `(\w+)` \| (.+?) \| .{5,} \|$", arguments, re.M) == expected
+    named = [field.name for field in dataclasses.fields(jaxtrain.Result)] + ["exit_code"]
+    assert re.findall(r"^\| `(\w+)` \| .{5,} \|$", attributes, re.M) == named
+
+
+@pytest.mark.parametrize("strategy", ["drtrl", jaxtrain.DRTRL(engine="trace")])
+def test_the_cell_of_the_page_has_a_trace_of_all(strategy):
+    net = execute(blocks("docs/fit.md")[0], "docs/fit.md")["Leaky"]
+    module = Linear()
+    module.build = lambda: net(2, 3)
+    report = jaxtrain.Fit(strategy, max_steps=1).run(module, Lines(), batch_first=False, dry_run=True).report
+    assert {name: entry["trains"] for name, entry in report["parameters"].items()} == {
+        "leak": "yes",
+        "mix.weight": "yes",
+    }
+
+
+def test_the_source_of_the_page_gives_each_row_once_an_epoch():
+    source = execute(blocks("docs/data.md")[1], "docs/data.md")["Shuffled"]
+    x, y = np.arange(8.0).reshape(8, 1, 1) * np.ones((8, 3, 2), "f"), np.zeros((8, 3, 3), "f")
+    data = source(x, y, batch_size=2)
+    epochs = [[int(row) for step in range(4 * n, 4 * n + 4) for row in data.batch(step)[0][:, 0, 0]] for n in range(2)]
+    assert [sorted(rows) for rows in epochs] == [[*range(8)]] * 2 and epochs[0] != epochs[1]
+    assert jaxtrain.Fit("bptt", max_epochs=2).run(Linear(), data).step == 8

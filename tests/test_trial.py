@@ -26,10 +26,10 @@ def ask(out, give_up=None, **changes):
     return run_trial(wanted | changes, give_up)
 
 
-def test_a_metric_that_there_is_not_ends_a_trial_at_its_first_validation(tmp_path, capsys):
+def test_a_metric_that_there_is_not_ends_a_trial_before_its_first_step(tmp_path, capsys):
     told = ask(tmp_path / "run", metric="val/acuracy")
-    assert told["failed"].startswith("KeyError") and "validation gave ['val/accuracy', 'val/loss']" in told["failed"]
-    assert told["steps"] == 5 and "Traceback" in capsys.readouterr().err
+    assert told["failed"].startswith("KeyError") and "did you mean 'val/accuracy'?" in told["failed"]
+    assert told["steps"] == 0 and "Traceback" in capsys.readouterr().err
     assert "no row has 'train/acuracy'; rows have" in ask(tmp_path / "other", metric="train/acuracy")["failed"]
 
 

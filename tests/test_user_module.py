@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import saiunit as u
 
 import jaxtrain as jt
 from tests.kit.tiers import longer
@@ -141,6 +142,78 @@ def test_a_spiking_network():
         result = fit.run(module, [series(seed) for seed in range(3)])
         assert result.status == "finished" and np.isfinite(result.history[-1]["train/loss"])
         assert result.history[-1]["grad_norm"] > 0 and fit.validate(module, jt.DataModule([], [series(5)]))
+
+
+def notes_of(mistake):
+    with pytest.raises(Exception) as caught:  # noqa: B017, PT011
+        mistake()
+    return "; ".join(note for note in caught.value.__notes__ if note.startswith("jaxtrain: "))
+
+
+def test_an_error_in_phases_comes_with_the_shapes():
+    class Pair(Linear):
+        def phases(self, batch):
+            x, y = batch
+            return jt.Phases(None, x, y)
+
+    x, y = Lines().batch(0)
+    note = "jaxtrain: in Pair.phases, given a batch of arrays of shape "
+    assert note + "((3, 2, 2), (3, 2, 3), (3, 2, 3)), (T, B, ...)" in notes_of(
+        lambda: jt.Fit("bptt", max_steps=1).run(Pair(), [(x, y, y)], batch_first=False)
+    )
+    inputs = np.concatenate([x, x])
+    assert note + "(6, 2, 2), (T, B, ...)" in notes_of(lambda: jt.Fit("bptt").predict(Pair(), [inputs]))
+
+
+class Leaky(jt.Module):
+    def build(self):
+        return braintrace.nn.LeakyRateReadout(2, 3)
+
+    def learning_step(self, forward, x, y):
+        return jnp.square(forward(x) - y).mean(-1)
+
+    def configure_optimizer(self):
+        return optax.adam(1e-3)
+
+
+def test_a_value_that_the_environment_lacks_is_named_and_the_advice_works():
+    run = lambda module: jt.Fit("bptt", max_steps=1).run(module, Lines(), batch_first=False)  # noqa: E731
+    note = notes_of(lambda: run(Leaky()))
+    assert note.startswith(
+        "jaxtrain: the model of Leaky needs 'dt': set Module.environ, as environ = {'dt': 0.1 * u.ms}"
+    )
+
+    class Advised(Leaky):
+        environ = {"dt": 0.1 * u.ms}
+
+    assert run(Advised()).status == "finished"
+
+
+def test_a_hidden_state_without_a_batch_axis_is_named_and_the_advice_works():
+    class Early(brainstate.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = braintrace.nn.Linear(2 + 3, 3)
+            self.h = brainstate.HiddenState(jnp.zeros(3))
+
+        def update(self, x):
+            self.h.value = self.mix(jnp.concatenate([x, self.h.value], -1))
+            return self.h.value
+
+    class Advised(Early):
+        def init_state(self, batch_size=None, **_):
+            self.h = brainstate.HiddenState(jnp.zeros((3,) if batch_size is None else (batch_size, 3)))
+
+    def run(kind):
+        module = Linear()
+        module.build = kind
+        return jt.Fit(jt.BPTT(batching="batched"), max_steps=1).run(module, Lines(), batch_first=False)
+
+    note = notes_of(lambda: run(Early))
+    assert (
+        "the hidden state 'h' has shape (3,), without a batch axis: make it in init_state(self, batch_size=None" in note
+    )
+    assert run(Advised).status == "finished"
 
 
 def test_what_jax_says_of_a_step_comes_with_where_and_what_to_do():

@@ -181,7 +181,8 @@ class Callbacks:
         callbacks = list(callbacks)
         for callback in callbacks:
             if not isinstance(callback, Callback):
-                raise TypeError(f"callbacks must be jaxtrain.Callback objects, got {callback!r}")
+                hint = f"; did you mean {callback.__name__}()?" if isinstance(callback, type) else ""
+                raise TypeError(f"callbacks must be jaxtrain.Callback objects, got {callback!r}{hint}")
             if callback.rank not in RANKS:
                 raise ValueError(f"{type(callback).__name__}.rank is {callback.rank!r}; expected one of {RANKS}")
             _check_periods(callback)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..period import Period
 from .base import Callback
-from .early_stopping import Mode, Monitor, pack, same_monitor
+from .early_stopping import EarlyStopping, Mode, Monitor, pack, same_monitor
 from .periods import optional_period
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ class Checkpoint(Callback):
     newest are kept besides these.
     ``mode``: "min" or "max"; None takes "max" for names that end in accuracy, acc, r2 or score.
     A score counts only at the step where it was measured; NaN is the worst one.
-    Raises ValueError for bad arguments and for a ``best`` without validation data, KeyError where validation gives no
-    such metric.
+    Raises ValueError for bad arguments and for a ``best`` without validation data, and before the first step KeyError
+    where validation gives no such metric.
 
     >>> callbacks = [Checkpoint(every=500, best=("val/accuracy", 2), last=2)]
     """
@@ -128,6 +128,17 @@ def best_of(callback: Checkpoint | None) -> dict[str, Any] | None:
     if callback is None or callback.best is None or not callback.scores:
         return None
     return {"monitor": callback.best[0], "score": callback.scores[0][0], "step": callback.scores[0][1]}
+
+
+def require_metrics(callbacks: Iterable[Callback], metrics: Iterable[str]) -> None:
+    """Raise KeyError where a callback monitors a metric that is not among these, of a validation."""
+    given = {f"val/{name}": 0.0 for name in metrics}
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        monitor = Monitor(monitor, "min") if isinstance(monitor, str) else monitor
+        of_validation = isinstance(callback, Checkpoint | EarlyStopping)  # others may monitor training as well
+        if isinstance(monitor, Monitor) and (of_validation or monitor.tag.startswith("val/")):
+            monitor.read(given, type(callback).__name__)
 
 
 def _count(value: Any, name: str) -> int:

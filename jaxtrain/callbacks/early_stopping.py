@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.metrics import LANES
+from ..utils.coerce import did_you_mean
 from .base import Callback
 
 if TYPE_CHECKING:
@@ -48,7 +49,10 @@ class Monitor:
 
     def read(self, metrics: dict[str, float], owner: str) -> float:
         if self.tag not in metrics:
-            raise KeyError(f"{owner} monitors {self.tag!r}, but validation gave {sorted(metrics)}; choose one of these")
+            known = sorted(tag for tag in metrics if not tag.startswith(LANES))
+            raise KeyError(
+                f"{owner} monitors {self.tag!r}, which validation does not give; {did_you_mean(self.tag, known)}"
+            )
         return float(metrics[self.tag])
 
     def reaches(self, score: float, target: float) -> bool:
@@ -71,7 +75,8 @@ class EarlyStopping(Callback):
 
     Better means by more than ``min_delta``; NaN never is. ``threshold``: stops as soon as the metric is there.
     ``mode``: "min" or "max"; None takes "max" for names that end in accuracy, acc, r2 or score.
-    Raises ValueError for bad arguments and without validation data, KeyError where validation gives no such metric.
+    Raises ValueError for bad arguments and without validation data, and before the first step KeyError where validation
+    gives no such metric.
 
     >>> callbacks = [EarlyStopping("val/accuracy", patience=5, threshold=0.99)]
     """

@@ -9,7 +9,7 @@ from typing import Any
 
 import brainstate
 
-from ..core.module import Module
+from ..core.module import Module, environ_explained
 from ..core.ownership import alone, refuse_in_use
 from ..core.state import State, create_hidden, flatten, lasting, parameters, seeded, signature, strong, unflatten
 from .locate import read_checkpoint, refuse_differences
@@ -109,7 +109,8 @@ def _assign(states: Any, flat: dict[str, Any]) -> None:
 def build(module: Module, seed: int) -> None:
     """Build a module's model under a seed, unless it already has one."""
     if module.model is None:
-        with brainstate.environ.context(**module.environ, fit=True), seeded(seed):
+        named = environ_explained(f"the model of {type(module).__name__}")
+        with named, brainstate.environ.context(**module.environ, fit=True), seeded(seed):
             module.model = module.build()
     if not isinstance(module.model, brainstate.nn.Module):
         raise TypeError(
@@ -151,4 +152,5 @@ def build_each(module: Module, seeds: Sequence[int], *, several: bool, resumed: 
 
 def require_module(module: Any) -> None:
     if not isinstance(module, Module):
-        raise TypeError(f"expected a jaxtrain.Module object, got {module!r}")
+        hint = f"; did you mean {module.__name__}()?" if isinstance(module, type) else ""
+        raise TypeError(f"expected a jaxtrain.Module object, got {module!r}{hint}")

@@ -34,6 +34,7 @@ from ..utils.fields import options
 from ..utils.fields import summary as summary_of
 from ..utils.logging import heard
 from .argv import readable
+from .made import make_run
 from .run_dirs import drop_unused, fresh_run, newest_run, saved_config
 from .summary import summary
 
@@ -155,10 +156,7 @@ def _started(make, config, args, start, script: Path, root: Path, chance) -> int
         run_dir = Path(processes.from_first(str(made)))
     config = dataclasses.replace(config, run_dir=str(run_dir))
     try:
-        made = _made(make, config)
-        if not (isinstance(made, tuple) and len(made) == 3):
-            raise TypeError(f"{script.name}: make(config) returned {type(made).__name__}; expected (fit, module, data)")
-        fit, module, data = made
+        fit, module, data = _made(make, config)
         result = fit.run(module, data, resume=start.resume, config=config.saved(), dry_run=args.dry_run)
     finally:
         if fresh and processes.is_first():
@@ -168,10 +166,10 @@ def _started(make, config, args, start, script: Path, root: Path, chance) -> int
     return result.exit_code
 
 
-def _made(make: Callable[[Any], Any], config: Options) -> Any:
+def _made(make: Callable[[Any], Any], config: Options) -> tuple[Any, Any, Any]:
     """What a recipe makes. Values that Fit, a strategy or a callback refuse there came from the command line."""
     try:
-        return make(config)
+        return make_run(make, config)
     except ValueError as error:
         if isinstance(error, ConfigError) or not _deliberate(error):
             raise

@@ -17,6 +17,8 @@ import numpy as np
 
 from ..callbacks import GradientFidelity
 from ..checkpoint.load import build
+from ..cli.made import RecipeError, make_run
+from ..cli.recipe import Options
 from ..core.ownership import alone
 from ..data.iterator import Feed, as_data, set_up, warn_of_layout
 from ..engine.program import Program
@@ -128,6 +130,8 @@ def measure(module: Any, config: Any, rules: Sequence[Rule], cells: Sequence[str
         truth, failed, untimed = None, "", ""
         try:
             truth = _program(module, Rule("bptt", "bptt", {}), chosen)
+        except RecipeError:
+            raise
         except ConfigError as error:  # a recipe that does not train by BPTT, as of a stream: its gradient is there
             untimed = one_line(error)
         except Exception as error:  # a cell that BPTT cannot train, either
@@ -137,6 +141,8 @@ def measure(module: Any, config: Any, rules: Sequence[Rule], cells: Sequence[str
             try:
                 if not failed:
                     _fill(entry, module, rule, chosen, truth, steps)
+            except RecipeError:
+                raise
             except Exception as error:  # a rule that cannot run on a cell is a result, and is printed as one
                 entry.failed = one_line(error)
             table.append(entry)
@@ -199,7 +205,7 @@ def _relative_time(ours: tuple[Program, Feed], theirs: tuple[Program, Feed]) -> 
 def _program(module: Any, rule: Rule, config: Any) -> tuple[Program, Feed]:
     fields = rule.all_fields(config.checked_defaults())
     chosen = dataclasses.replace(config, strategy=rule.name, strategy_fields=fields, run_dir=None, progress=False)
-    fit, trained, data = module.make(chosen)
+    fit, trained, data = make_run(module.make, chosen)
     data = as_data(data)
     set_up(data)
     feed = Feed(data.train_data(), "train", data.batch_first)
@@ -225,7 +231,8 @@ def load_recipe(path: Path) -> Any:
     missing = [name for name in ("Config", "make") if not hasattr(module, name)]
     if missing:
         raise ConfigError(f"{path} is no recipe: it defines no {' and no '.join(missing)}")
-    if not (isinstance(module.Config, type) and dataclasses.is_dataclass(module.Config)):
+    Config = module.Config
+    if not (isinstance(Config, type) and issubclass(Config, Options) and dataclasses.is_dataclass(Config)):
         raise ConfigError(f"{path} is no recipe: its Config is no dataclass that extends jaxtrain.cli.Options")
     return module
 

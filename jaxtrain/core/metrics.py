@@ -60,6 +60,10 @@ class Pending:
     def __init__(self, arrays: Any, unpack: Callable[[Any], Any] = lambda arrays: arrays):
         self._arrays, self._unpack = arrays, unpack
 
+    def names(self) -> list[str]:
+        """The names of metrics, without waiting for them."""
+        return sorted(self._arrays)
+
     def fetch(self) -> Any:
         """The arrays as numpy, in their tree or as ``unpack`` returns them."""
         Pending.fetches += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -213,6 +214,35 @@ def check_phases(phases: Any) -> Phases:
     if phases.extras is not None and not isinstance(phases.extras, dict):
         raise TypeError(f"extras must be a dict of sequences, got {type(phases.extras).__name__}")
     return phases
+
+
+def phases_of(module: Module, batch: Any) -> Phases:
+    """A batch split in time by its module, with the checks of ``check_phases``."""
+    try:
+        phases = module.phases(batch)
+    except Exception as error:
+        if type(module).phases is not Module.phases:
+            shapes = jax.tree.map(lambda leaf: tuple(np.shape(leaf)), batch)
+            name = type(module).__name__
+            error.add_note(f"jaxtrain: in {name}.phases, given a batch of arrays of shape {shapes}, (T, B, ...)")
+        raise
+    return check_phases(phases)
+
+
+@contextmanager
+def environ_explained(module: str) -> Iterator[None]:
+    """A note for what a model raises where its environment lacks a value."""
+    try:
+        yield
+    except KeyError as error:
+        if found := re.search(r"Key '(\w+)' not found in environment", str(error)):
+            value = "0.1 * u.ms" if found[1] == "dt" else "..."
+            environ = f"environ = {{{found[1]!r}: {value}}}"
+            error.add_note(
+                f"jaxtrain: {module} needs {found[1]!r}: set Module.environ, as {environ} in its class"
+                + (" (import saiunit as u)" if found[1] == "dt" else "")
+            )
+        raise
 
 
 class Objective:

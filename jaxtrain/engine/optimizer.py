@@ -11,10 +11,14 @@ import optax
 from braintools.optim import OptaxOptimizer
 
 from ..core.metrics import Mean, Metrics
+from ..core.module import Module
 from ..core.state import State, add_to, global_norm, leaf_names, strengthen, wide_zeros
 from ..distributed import processes
 from ..utils.logging import one_line
 from .backends import UNJITTED, Braintools, Optax, cast
+
+LIGHTNING = {"optimizer", "lr_scheduler", "lr_scheduler_config", "monitor"}
+"""Keys of what Lightning's configure_optimizers may return."""
 
 
 class Optimizer:
@@ -147,6 +151,12 @@ def _bind(module, params: dict[str, State], idle: dict[str, State]) -> dict[str,
     configured = module.configure_optimizer()
     if not isinstance(configured, dict):
         return {"": _one(configured, params, idle, "")}
+    if "optimizer" in configured and configured.keys() <= LIGHTNING and type(module).group is Module.group:
+        raise TypeError(
+            f"{type(module).__name__}.configure_optimizer gave a dict {list(configured)}, as Lightning has it; return "
+            "the optimizer alone, and a schedule as its learning rate: "
+            "optax.adam(optax.cosine_decay_schedule(1e-3, 1000))"
+        )
     labels = {name: module.group(name) for name in (*params, *idle)}
     of = lambda label, states: {name: states[name] for name in states if labels[name] == label}  # noqa: E731
     unknown = {name: label for name, label in labels.items() if label not in configured}

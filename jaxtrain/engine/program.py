@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.metrics import Mean, Metrics, Pending
-from ..core.module import Module, Objective, Phases, check_phases
+from ..core.module import Module, Objective, Phases, phases_of
 from ..core.state import (
     Functional,
     attributes_kept,
@@ -36,6 +36,7 @@ from ..core.state import (
 from ..distributed import processes
 from ..strategies import Strategy
 from ..strategies.base import Learner, trained
+from ..strategies.independence import mixed_loss
 from ..strategies.padding import inert
 from . import chunks
 from .optimizer import Optimizer
@@ -86,6 +87,7 @@ class Program:
         self.example = example
         self._executables: dict[Any, Any] = {}
         self._bad_names: list[str] = []
+        self.evaluated: list[str] = []  # the metrics of a validation
         self._packed: dict[str, tuple[int, int]] = {}
         self.lanes, self._seed = (Lanes(seed), seed[0]) if isinstance(seed, tuple) else (None, seed)
         self._width = 1 if self.lanes is None else len(self.lanes.seeds)
@@ -113,9 +115,9 @@ class Program:
         with self._environ(fit=True):
             strengthen(parameters(module.model).values())
             self.objective = Objective(module, encode)
-            self.phases = check_phases(module.phases(self.example))
+            self.phases = phases_of(module, self.example)
             self._share = self.devices.share(module, self.example)
-            share = check_phases(module.phases(self._share))
+            share = phases_of(module, self._share)
             self.learner: Learner = self.strategy.bind(self.objective, share)
             self.rows = self.learner.report(share)
             self.optimizer = self._optimizer(clip, accumulate)
@@ -222,11 +224,17 @@ class Program:
         started = time.perf_counter()
         if train:
             self._train = self._compile_train()
+            self.learner.notes += self._mixing()
         for batch in evaluate:
-            self.evaluate(batch, 0)
+            self.evaluated = self.evaluate(batch, 0).names()
         for callback in probes:
             self.probe(callback, self.example, 0)
         self.compile_seconds += time.perf_counter() - started
+
+    def _mixing(self) -> list[str]:
+        with self._environ(fit=True):
+            note = mixed_loss(self.objective, self.learner.network, phases_of(self.module, self._share))
+        return [note] if note else []
 
     # --------------------------------------------------------------------------------------------------- state
 
@@ -310,7 +318,7 @@ class Program:
     # ------------------------------------------------------------------------------------------- traced bodies
 
     def phases_of(self, batch: Any, step: Callable, carried: bool = False) -> Phases:
-        return inert(check_phases(self.module.phases(batch)), step, self.learner.network, carried=carried)
+        return inert(phases_of(self.module, batch), step, self.learner.network, carried=carried)
 
     def _train_step(self, root, index, batch) -> tuple[dict[str, Mean], jax.Array, jax.Array]:
         set_key(self.devices.fold(fold_in(root, TRAIN, index)))

@@ -9,10 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import brainstate
 import jax
 
-from ..core.module import Phases
+from ..core.module import Module, Phases, phases_of
 from ..core.state import State
+from ..data.passes import Passes
 from ..strategies.base import Learner, Row, scored
 
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
@@ -100,6 +102,14 @@ def _meminfo(name: str) -> int:
     return int(re.search(rf"{name}:\s*(\d+) kB", MEMINFO.read_text())[1]) * 1024  # pyright: ignore
 
 
+def val_sizes(module: Module, val: Passes | None) -> tuple[int, int, int] | None:
+    """Time steps of the warm-up, scored time steps and sequences of the first validation batch."""
+    if val is None:
+        return None
+    with brainstate.environ.context(**module.environ, fit=False):
+        return phases_of(module, val.examples[0]).sizes
+
+
 def describe_parameters(params: Mapping[str, State], rows: list[Row]) -> dict[str, dict[str, Any]]:
     """One entry a parameter: sizes, whether the rule trains it, why not, and bytes of trace."""
     by_name = {row.name: row for row in rows}
@@ -132,6 +142,9 @@ def lines(report: dict[str, Any]) -> list[str]:
         axes = "axis 0 is the batch, axis 1 time" if report["batch_first"] else "axis 0 is time, axis 1 the batch"
         said = "not stated" if report["batch_first"] is None else f"batch_first={report['batch_first']}"
         out.append(f"layout     {axes} ({said})")
+    if report.get("val"):
+        warm, time, lanes = report["val"]
+        out.append(f"validation {warm} warm-up + {time} scored time steps, {lanes} lanes")
     if report["seeds"] is not None:
         out.append(f"seeds      {', '.join(map(str, report['seeds']))}, side by side; parameters are counted for one")
     if report["devices"] > 1:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ..core.module import Module, Phases, check_phases
+from ..core.module import Module, Phases, phases_of
 from ..core.state import State, fold_in, is_key, kind_of
 from ..distributed import processes
 
@@ -398,7 +398,7 @@ def _phases(module: Module, batch: Any) -> tuple[Phases, bool]:
     random, before = brainstate.random.DEFAULT, brainstate.random.DEFAULT.value
     try:
         random.value = key = jax.random.key(0)
-        return check_phases(module.phases(batch)), random.value is not key
+        return phases_of(module, batch), random.value is not key
     finally:
         random.value = before
 

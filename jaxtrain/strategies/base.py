@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import brainstate
 import jax
+import jax.numpy as jnp
 
 from ..core.metrics import Metrics, sum_over_time
-from ..core.module import Objective, Phases, weights_of
-from ..core.state import State, add_to, create_hidden, gradient, lasting, parameters, wide_zeros
+from ..core.module import Objective, Phases, environ_explained, weights_of
+from ..core.state import State, add_to, create_hidden, gradient, lasting, parameters, short_term, wide_zeros
 from .network import Network, model_over_batch
 from .specs.base import Batching
 
@@ -206,7 +207,8 @@ def choose_batching(wanted: Batching, model, u: Any, batch_size: int) -> Literal
     """
     chosen: Literal["batched", "vmap"] | None = None
     try:
-        chosen = _choose_batching(wanted, model, u, batch_size)
+        with environ_explained(f"the model {type(model).__name__}"):
+            chosen = _choose_batching(wanted, model, u, batch_size)
         timeless = not _reads_time(model_over_batch(model, chosen), u)
     except KeyError as error:
         if "'t' not found" not in str(error):
@@ -258,7 +260,12 @@ def _choose_batching(wanted: Batching, model, u: Any, batch_size: int) -> Litera
         except Exception:  # noqa: S110 - what went wrong with a batch is the error to show, and is raised below
             pass
     shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), u)
-    problem.add_note(f"jaxtrain: the model was called with an input of shape {shapes}, (B, ...), one time step")
+    hidden = [(name, jnp.shape(leaf)) for name, s in short_term(model).items() for leaf in jax.tree.leaves(s.value)]
+    alone = next((f"{name!r} has shape {shape}" for name, shape in hidden if shape and batch_size not in shape), "")
+    note = f"jaxtrain: the model was called with an input of shape {shapes}, (B, ...), one time step"
+    if alone:
+        note += f"; the hidden state {alone}, without a batch axis: make it in init_state(self, batch_size=None, **_)"
+    problem.add_note(note)
     raise problem
 
 

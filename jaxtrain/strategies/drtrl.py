@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..core.module import Objective, Phases
 from ..core.state import draws_random
 from ..utils.logging import one_line
@@ -9,6 +11,7 @@ from .base import Learner, Network, choose_batching, input_of, trained
 from .equations import ELEMENTWISE, Irreversible
 from .reverse.detached_step import Cut
 from .reverse.learner import ReverseLearner
+from .rows import WITHOUT_REVERSE
 from .rule import bind as by_trace
 from .specs.drtrl import DRTRL
 
@@ -31,7 +34,8 @@ def bind(strategy: DRTRL, objective: Objective, example: Phases) -> Learner:
             ) from None
         if strategy.engine == "reverse":
             raise ValueError(f"DRTRL(engine='reverse') does not fit {model}: {reason}; use engine='auto'") from None
-        learner = by_trace(strategy, objective, example)
+        learner: Any = by_trace(strategy, objective, example)
+        learner.starting = WITHOUT_REVERSE
         learner.notes.append(f"engine: a trace, since {reason}")
         return learner
 

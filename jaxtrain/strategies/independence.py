@@ -1,4 +1,5 @@
-"""Whether a model over a batch treats every sequence by itself: one time step on random values, taken in two ways."""
+"""Whether a model over a batch, and its loss, treat every sequence by itself: one time step on random values, taken in
+several ways."""
 
 from __future__ import annotations
 
@@ -8,9 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from brainstate.transform import StatefulFunction
 
-from ..core.state import SHORT, create_hidden, fresh_hidden, is_key, pure, seeded, states_of
+from ..core.module import Objective, Phases
+from ..core.state import SHORT, create_hidden, draws_random, fresh_hidden, is_key, pure, seeded, states_of
 from ..utils.logging import one_line
+from .base import scored
 from .network import Network
 
 Way = Callable[[dict[str, Any], Any], dict[str, Any]]
@@ -29,6 +34,8 @@ def dependence(model, u: Any, batch_size: int) -> str:
         with seeded(0):
             batched, begin, kept = Network(model, "batched"), fresh_hidden(model, batch_size, False), _values(model)
             places, first = batched.axes(batch_size), way(batched, model, u)
+        if draws_random(batched, u):
+            return "it draws random numbers, and other ones than for a whole batch"
         with seeded(0):
             create_hidden(model, batch_size, True)
         with seeded(0):
@@ -64,6 +71,61 @@ def dependence(model, u: Any, batch_size: int) -> str:
         return compare(over_batch, one_by_one, kept, begin, u)
     except Exception as error:  # mapping is only faster: whatever it runs into is a reason against it
         return one_line(error)
+
+
+def mixed_loss(objective: Objective, network: Network, phases: Phases) -> str:
+    """A line for the report where the loss of one sequence depends on the outputs or targets of others; else "".
+
+    So it does where shapes broadcast by mistake. Outputs (ones here), and targets of a floating type, get random
+    numbers added in the first sequence, in all others, in both and in none. A loss per sequence must stay the same in
+    the first one where only others change; of one number for the batch both changes must add up.
+    """
+    batch, step = phases.sizes[2], objective.module.learning_step
+    if batch == 1:
+        return ""
+    shapes: list[Any] = []
+
+    def loss(first: jax.Array, others: jax.Array, x: Any, y: Any, extras: dict[str, Any]) -> jax.Array:
+        size = jnp.where(jnp.arange(batch) == 0, first, others)
+
+        def changed(number: int, leaf: Any) -> Any:
+            if is_key(leaf) or not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.shape[:1] != (batch,):
+                return leaf
+            noise = np.random.default_rng(number).normal(size=leaf.shape)  # compiles faster than jax.random
+            return leaf + (noise * size.reshape(-1, *(1,) * (leaf.ndim - 1))).astype(leaf.dtype)
+
+        def every(tree: Any, start: int) -> Any:
+            leaves, of = jax.tree.flatten(tree)
+            return of.unflatten([changed(start + number, leaf) for number, leaf in enumerate(leaves)])
+
+        def forward(u: Any) -> Any:
+            made = StatefulFunction(network).make_jaxpr(u).get_out_shapes(u)[0]
+            shapes[:] = [leaf.shape for leaf in jax.tree.leaves(made)]
+            return every(jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), made), 0)
+
+        result = step(forward, objective.encode(x), every(y, 100), **extras)
+        return jnp.asarray(result[0] if isinstance(result, tuple) else result, jnp.float32)
+
+    x, y, _, extras = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), scored(phases)[:4])
+    changes = jnp.float32([0, 0, 1, 1]), jnp.float32([0, 1, 0, 1])  # of the first sequence, and of all others
+    with warnings.catch_warnings(), seeded(0):
+        warnings.filterwarnings("ignore", "ETP primitive .* was decomposed")
+        states, run = pure(loss, *(change[0] for change in changes), x, y, extras)
+        values = [state.value for state in states]
+        each = jax.jit(lambda values, *rest: jax.lax.map(lambda at: run(values, *at, *rest)[1], changes))
+        traced = each.trace(values, x, y, extras)
+        if traced.jaxpr.effects:  # what it prints, say, would be seen before step 0
+            return ""
+        none, rest, one, both = np.asarray(traced.lower().compile()(values, x, y, extras))
+    found = (rest - none)[0] if none.ndim else both - one - rest + none
+    if not abs(found) > 1e-4 * np.abs([none, rest, one, both]).max():
+        return ""
+    given = ", ".join(map(str, [*shapes, *(jnp.shape(leaf) for leaf in jax.tree.leaves(y))]))
+    return (
+        f"{type(objective.module).__name__}.learning_step mixes sequences: the loss of one depends on the outputs or "
+        f"targets of others; if that is not meant, see whether its shapes broadcast (output and targets are {given}; "
+        f"an array ({batch},) minus one ({batch}, 1) is ({batch}, {batch}))"
+    )
 
 
 def way(call: Callable, model, u: Any) -> Way:

@@ -22,7 +22,7 @@ from .axes import where_lanes
 from .base import Learner, Network, Row, Update, score, score_by_step, trained, warm_up, zeros_like_parameters
 from .cadence import SEQUENCE, Cadence, over_tiles
 from .flow import Flow
-from .rows import Traces, describe
+from .rows import START, Traces, describe
 from .specs.rule import ONE_STEP, Reach
 
 UPSTREAM = Path(str(braintrace.__file__)).parent
@@ -66,7 +66,7 @@ class OnlineLearner(Learner):
 
     def __init__(self, objective: Objective, rule: Any, *, window: int = 1, cadence: Cadence = SEQUENCE,
                  reach: Reach = ONE_STEP):  # fmt: skip
-        self.rule, self.reach = rule, reach
+        self.rule, self.reach, self.starting = rule, reach, START
         # Any: which of braintrace's engines it is shows only in its attributes.
         self.inner: Any = rule.module if isinstance(rule, brainstate.nn.Vmap) else rule
         super().__init__(objective, Network(objective.model, "vmap" if rule is not self.inner else "batched"))
@@ -217,7 +217,7 @@ class OnlineLearner(Learner):
         return describe(
             self._params,
             Flow.of(self, phases),
-            replace(self.traces(), again=again),
+            replace(self.traces(), again=again, starting=self.starting),
             window=self.window,
             single=single,
             reach=self.reach,

@@ -16,8 +16,11 @@ UNUSED = (
     "the loss has no derivative with respect to it: the model never uses it, or only behind stop_gradient, an integer "
     "or a comparison"
 )
-START = "Use bptt, tbptt, or drtrl with engine='reverse', each with carry='reset' and update_every='sequence'"
+WITHOUT_REVERSE = "Use bptt, or tbptt with carry='reset' and update_every='sequence'"
+START = WITHOUT_REVERSE.replace(", or tbptt", ", tbptt, or drtrl with engine='reverse', each")
 """What trains an initial state."""
+WHOLE = "segment='sequence'"
+"""What makes a sequence one segment of reverse mode."""
 
 MEMORY = "readout_memory=True (unless that is a second recurrent layer)"
 """What passes credit through states between the traced units and the loss."""
@@ -34,7 +37,9 @@ class Traces:
         chained: parameters that reach a hidden state only through another weight.
         partial: traced parameters that also reach it through another weight.
         memory: states through which credit goes back without a trace.
+        cut: where credit through ``memory`` ends, and what gives it more; empty where it passes the whole sequence.
         start: whether the beginning of a sequence has credit.
+        starting: what would give it some.
         again: whether a beginning by ``Phases.reset`` has some.
     """
 
@@ -44,7 +49,9 @@ class Traces:
     chained: frozenset[str]
     partial: frozenset[str]
     memory: frozenset[str] = frozenset()
+    cut: str = ""
     start: bool = False
+    starting: str = START
     again: bool = False
 
     @staticmethod
@@ -134,6 +141,8 @@ def describe(
         lost = through - carried - memory
         some = name in direct or bool((carried | (flow.into(name) & memory)) & inside)
         if some and not lost and name not in traces.partial:
+            if traces.cut and through & memory:
+                return Row(name, "in part", f"its credit through {_listed(through & memory)} {traces.cut}", size)
             return Row(name, "yes", "", size)
         if name in traces.partial and some and lost <= grouped:
             other = f"no credit. {reach.anyway}" if single else f"credit within {reach.within}. {reach.more}"
@@ -154,7 +163,7 @@ def describe(
     def by_start(name: str, begun: frozenset[str]) -> Row:
         makes = f"makes the initial value of {_listed(begun)}"
         if not traces.start:
-            return _again(Row(name, "no", f"{makes}, and has no credit for that. {START}"), traces.again)
+            return _again(Row(name, "no", f"{makes}, and has no credit for that. {traces.starting}"), traces.again)
         carried = memory.union(*(group for group in traces.groups if group & begun))
         lost = (begun | flow.after(begun)) & flow.within(None) - carried
         some = bool(begun & carried and (begun | flow.after(begun)) & carried & inside)

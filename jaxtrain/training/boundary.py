@@ -109,8 +109,9 @@ class Boundary:
         assert self._workload.val is not None
         with self._progress.timed("validate"):
             run.callbacks("on_validation_start", run)
-            batches = self._workload.val.once()
-            metrics = evaluate(self._workload.program, batches, "val", lambda: control.poll_signal() is not None)
+            val = self._workload.val
+            interrupted = lambda: control.poll_signal() is not None  # noqa: E731
+            metrics = evaluate(self._workload.program, val.once(), "val", interrupted, val.batch_first)
             if metrics is None:
                 return False
             run.recorder.force(run.step, metrics)

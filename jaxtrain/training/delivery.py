@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..callbacks.run import Run
-from ..engine.nonfinite import judged
+from ..engine.nonfinite import Unscored, judged
 from ..engine.program import BAD, DEAD
 from ..utils.logging import log
 from .pipeline import Chunk
@@ -24,7 +24,7 @@ class Delivery:
 
     def __init__(self, workload: Workload, run: Run):
         self.workload, self.run = workload, run
-        self._audited = False
+        self._audited, self._unscored = False, Unscored(run.recorder.log_every)
         self.history: list[dict[str, Any]] = []
 
     def deliver(self, chunk: Chunk | None) -> None:
@@ -38,9 +38,12 @@ class Delivery:
         run, workload = self.run, self.workload
         arrays, first, n = chunk.metrics.fetch(), run.step, len(chunk.batches)
         bad, dead = arrays.pop(BAD)[:n], arrays.pop(DEAD)[:n]
-        n, error = judged(bad, first, chunk.batches, workload.settings.nonfinite, workload.program)
+        n, error = judged(
+            bad, first, chunk.batches, workload.settings.nonfinite, workload.program, workload.batch_first
+        )
         nums = {name: mean.num[:n] for name, mean in arrays.items()}
         weights = {name: mean.weight[:n] for name, mean in arrays.items()}
+        self._unscored.add(first, weights["loss"], bad)
         if not self._audited:
             self._audit(dead, weights["grad_norm"], first)
         run.recorder.add(first, nums, weights)
@@ -52,6 +55,10 @@ class Delivery:
         if error is not None:
             self.write_rows()
             raise error
+
+    def end(self) -> None:
+        """Warn of a run in which nothing was scored."""
+        self._unscored.end(self.run.restored_step or 0, self.run.step)
 
     def write_rows(self) -> None:
         """Write the rows of the record that are complete."""

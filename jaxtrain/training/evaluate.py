@@ -17,13 +17,14 @@ import numpy as np
 from ..checkpoint.load import build, load_into, refuse_other_parameters, require_module
 from ..checkpoint.store import Saved
 from ..core.metrics import Mean, Pending, plain, tag
-from ..core.module import Module, Objective, Phases, check_phases
+from ..core.module import Module, Objective, Phases, phases_of
 from ..core.ownership import refuse_in_use, run_of
 from ..core.snapshots import snapshot
 from ..core.state import Functional, State, fold_in, kind_of, lasting, parameters, set_key, strengthen, strong
 from ..data.batch import BATCH_FIRST, stated_layout, time_major
 from ..data.iterator import DataModule, as_data, encodes, set_up, warn_of_layout
 from ..data.passes import alike, one_pass
+from ..engine.nonfinite import Watched
 from ..engine.program import EVALUATE, PREDICT
 from ..errors import DataError
 from ..strategies import Strategy
@@ -36,6 +37,9 @@ Kind = Literal["evaluate", "predict"]
 
 
 class Evaluates(Protocol):
+    @property
+    def module(self) -> Module: ...
+
     def evaluate(self, batch: Any, index: int) -> Pending: ...
 
 
@@ -66,6 +70,10 @@ class Reader:
         if programs.traced_from != self._snapshot():
             programs.compiled.clear()
 
+    @property
+    def module(self) -> Module:
+        return self._module
+
     def evaluate(self, batch: Any, index: int) -> Pending:
         """Metrics of one batch, ``Mean`` by name."""
         return self._run(batch, index)
@@ -95,7 +103,7 @@ class Reader:
         kind = self._kind
         strengthen(parameters(model).values())
         objective = Objective(module, self._encode)
-        phases = check_phases(module.phases(batch))
+        phases = phases_of(module, batch)
         wanted = _batching(self._strategy)
         batching = choose_batching(wanted, model, input_of(objective, phases, kind), phases.sizes[2])
         learner = BPTTLearner(objective, Network(model, batching))
@@ -109,7 +117,7 @@ class Reader:
 
         def step(root, index, batch):
             set_key(fold_in(root, EVALUATE if kind == "evaluate" else PREDICT, index))
-            return read(check_phases(module.phases(batch)))
+            return read(phases_of(module, batch))
 
         example = self._root, jnp.int32(0), batch
         functional = Functional(step, named, learner.scratch(), *example)
@@ -215,19 +223,31 @@ def as_it_is(x: Any) -> Any:
 
 
 def evaluate(program: Evaluates, batches: Iterable[Any], prefix: str,
-             interrupted: Callable[[], bool] = lambda: False) -> dict[str, Any] | None:  # fmt: skip
+             interrupted: Callable[[], bool] = lambda: False,
+             batch_first: bool | None = None) -> dict[str, Any] | None:  # fmt: skip
     """Weighted means over batches, ``{"val/loss": ...}``, of seeds side by side also
-    ``{"lanes/val/loss": [...]}``; None where ``interrupted`` said so on the way."""
-    pendings = []
+    ``{"lanes/val/loss": [...]}``; None where ``interrupted`` said so on the way. Warns where one is not finite, with a
+    place in the data in the layout ``batch_first``."""
+    total: dict[str, Mean] = {}
+    watched = Watched(program.module, prefix, batch_first)
+    late: list[tuple[int, Any, Pending]] = []  # fetched when the next one is under way
+
+    def fetch(index: int, batch: Any, pending: Pending) -> None:
+        found = pending.fetch()
+        watched.look(index, batch, found)
+        for name, mean in found.items():
+            mean = Mean(np.asarray(mean.num, np.float64), np.asarray(mean.weight, np.float64))
+            total[name] = total[name].merge(mean) if name in total else mean
+
     for index, batch in enumerate(batches):
         if interrupted():
             return None
-        pendings.append(program.evaluate(batch, index))
-    total: dict[str, Mean] = {}
-    for pending in pendings:
-        for name, mean in pending.fetch().items():
-            mean = Mean(np.asarray(mean.num, np.float64), np.asarray(mean.weight, np.float64))
-            total[name] = total[name].merge(mean) if name in total else mean
+        late.append((index, batch, program.evaluate(batch, index)))
+        if len(late) > 1:
+            fetch(*late.pop(0))
+    for one in late:
+        fetch(*one)
+    watched.end(total)
     with np.errstate(invalid="ignore"):  # NaN where nothing weighs anything
         return {tag(prefix, name): plain(mean.num / mean.weight) for name, mean in total.items()}
 

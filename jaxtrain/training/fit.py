@@ -194,8 +194,8 @@ class Fit:
         return predict(*self._read(module, data, "predict", checkpoint, batch_first, "predict"))
 
     def _evaluate(self, module: Module, data: Any, name: str, checkpoint: Any, batch_first: Any) -> dict[str, float]:
-        reader, batches, _ = self._read(module, data, name, checkpoint, batch_first, "evaluate")
-        metrics = evaluate(reader, batches, name)
+        reader, batches, layout = self._read(module, data, name, checkpoint, batch_first, "evaluate")
+        metrics = evaluate(reader, batches, name, batch_first=layout)
         assert metrics is not None  # nothing interrupts it
         return metrics
 

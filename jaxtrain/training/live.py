@@ -12,10 +12,9 @@ import jax
 from ..callbacks.run import Run
 from ..checkpoint.load import LASTING
 from ..core.metrics import Pending
-from ..core.module import check_phases
+from ..core.module import Module, phases_of
 from ..core.ownership import alone, runs
 from ..core.state import fold_in, seeded, set_key, states_of, strong
-from ..data.batch import stated_layout
 from ..engine.program import PREDICT, Program
 from ..engine.seeds import LIVE
 from ..errors import DataError
@@ -69,8 +68,7 @@ class Live:
     @property
     def batch_first(self) -> bool | None:
         """The layout of the run's own train data."""
-        feed = self._workload.feed
-        return stated_layout(self._workload.program.example, feed.name, feed.batch_first)
+        return self._workload.batch_first
 
     def trains(self, module: Any) -> bool:
         return module is self._run.own_module
@@ -116,6 +114,10 @@ class View:
     def __init__(self, program: Program, values: dict[str, Any], encode: Callable, *, one_device: bool):
         self._program, self._values, self._encode, self._one_device = program, values, encode, one_device
 
+    @property
+    def module(self) -> Module:
+        return self._program.module
+
     def evaluate(self, batch: Any, index: int) -> Pending:
         with self._reading():
             return self._program.evaluate(batch, index, self._values, first=self._one_device)
@@ -125,7 +127,7 @@ class View:
 
         def step(root, index, batch):
             set_key(fold_in(root, PREDICT, index))
-            return program.learner.predict(check_phases(program.module.phases(batch)))
+            return program.learner.predict(phases_of(program.module, batch))
 
         with self._reading():
             return Pending(program.read("predict", step, batch, index, values=self._values, first=True))

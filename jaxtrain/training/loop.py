@@ -44,6 +44,7 @@ class Loop:
                 # The row of this step waits, since events of the boundary add to it.
                 self.delivery.deliver(pipeline.drain())
                 self._boundary.cross(due)
+        self.delivery.end()
         return progress.ending
 
     def _begin(self) -> None:

@@ -12,9 +12,9 @@ from ..checkpoint.locate import Origin, describe, log_changes, refuse_unlike_run
 from ..checkpoint.locate import refuse_differences as refuse
 from ..core.module import Module
 from ..core.state import flatten, parameters, signature
-from ..data.batch import stated_layout
 from ..data.iterator import DataModule, Feed, warn_of_layout
 from ..data.passes import Passes, validation_passes
+from ..engine.report import val_sizes
 from ..utils.logging import log
 from .checkpointer import parts
 from .live import Live
@@ -69,7 +69,7 @@ def prepare(
         now = {**record, "optimizer": program.optimizer.settings()}
         log_changes({**origin.config, "optimizer": rates}, now)
     run, progress, live = restore(workload, schedule, origin, record, reader)
-    report = {**program.report(), "batch_first": stated_layout(program.example, "train", feed.batch_first)}
+    report = {**program.report(), "batch_first": workload.batch_first, "val": val_sizes(module, val)}
     return Prepared(workload, run, schedule, progress, live, report)
 
 
@@ -80,7 +80,8 @@ def open_data(settings: FitSettings, data: DataModule) -> tuple[Feed, Passes | N
     val = validation_passes(data)
     if val is None and settings.validate_every is not None:
         raise ValueError(
-            f"Fit(validate_every={str(settings.validate_every)!r}), but {type(data).__name__} has no val data"
+            f"Fit(validate_every={settings.validate_every.shown()}), but {type(data).__name__} has no val data: give "
+            "jaxtrain.DataModule(train, val), define val_data(), or leave validate_every out"
         )
     total = settings.schedule(1, feed.length).total
     return feed, val, unused_batches(total, settings.accumulate, settings.max_epochs is not None)

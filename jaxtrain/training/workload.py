@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..callbacks.checkpoint import require_metrics
 from ..callbacks.run import Run
 from ..core.module import Module
-from ..data.batch import Spec
+from ..data.batch import Spec, stated_layout
 from ..data.iterator import DataModule, Feed, change_task, identity_of
 from ..data.passes import Passes, validation_passes
 from ..engine.program import Program
@@ -65,6 +66,11 @@ class Workload:
     """Steps from which the run went on with other data than it was trained on before them."""
 
     @property
+    def batch_first(self) -> bool | None:
+        """The layout of the train data, if it is stated."""
+        return stated_layout(self.program.example, self.feed.name, self.feed.batch_first)
+
+    @property
     def processes(self) -> int:
         """The number of processes that train together."""
         return self.program.devices.count // self.settings.devices
@@ -73,6 +79,8 @@ class Workload:
         """Compile what the run needs, so that nothing is compiled after step 0."""
         probes = [callback for callback in self.settings.callbacks if callback.probe_every is not None]
         self.program.prepare(evaluate=self._validation_shapes, probes=probes)
+        if self.val is not None:
+            require_metrics(self.settings.callbacks, self.program.evaluated)
 
     @property
     def _validation_shapes(self) -> list[Any]:

@@ -161,7 +161,7 @@ def test_best_none_has_no_scores(make_run):
 
 def test_a_missing_monitor_names_the_tags_there_are(make_run):
     callback = Checkpoint(best=("val/acc", 1))
-    with pytest.raises(KeyError, match=r"Checkpoint monitors 'val/acc', but validation gave \['val/accuracy', 'val/l"):
+    with pytest.raises(KeyError, match="Checkpoint monitors 'val/acc', which validation does not give; expected"):
         callback.on_validation_end(make_run(callback), {"val/loss": 1.0, "val/accuracy": 0.5})
 
 

@@ -87,7 +87,7 @@ def test_scores_of_another_monitor_are_not_compared(caplog):
 
 
 def test_a_missing_monitor_names_the_tags_there_are(make_run):
-    with pytest.raises(KeyError, match=r"EarlyStopping monitors 'val/f1', but validation gave \['val/loss'\]"):
+    with pytest.raises(KeyError, match="EarlyStopping monitors 'val/f1', which validation does not give; expected"):
         feed(EarlyStopping("val/f1"), make_run(), [1.0])
 
 
@@ -110,3 +110,22 @@ def test_a_run_that_validates_at_its_end_alone_is_warned_of(caplog):
     caplog.clear()
     jt.Fit("bptt", max_steps=2, validate_every=1, callbacks=[jt.EarlyStopping()]).run(Linear(), lines())
     assert "EarlyStopping looks" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        jt.EarlyStopping("val/los"),
+        jt.Checkpoint(best=("val/los", 1)),
+        jt.Curriculum([{"size": 1}], "val/los", 0.1),
+        jt.EarlyStopping("train/los"),
+    ],
+    ids=lambda callback: type(callback).__name__,
+)
+def test_a_monitor_that_validation_does_not_give_is_found_before_the_first_step(callback, tmp_path):
+    advice = "^.*monitors '.*/los', which validation does not give; expected val/loss(; did you mean 'val/loss'.)?\"$"
+    fit = jt.Fit("bptt", max_steps=2, callbacks=[callback], run_dir=tmp_path / "run")
+    with pytest.raises(KeyError, match=advice):
+        fit.run(Linear(), lines())
+    assert not (tmp_path / "run").exists()
+    jt.Fit("bptt", max_steps=2, callbacks=[jt.EarlyStopping("val/loss")]).run(Linear(), lines())

@@ -284,6 +284,33 @@ def test_which_states_are_memory(lab, memory, kwargs, found):
         assert learner.notes == [f"readout_memory: credit goes through {', '.join(learner._memory)}"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "more"),
+    [
+        ({"segment": 2}, {}),
+        ({"segment": 3, "window": 3}, {}),
+        ({"carry": "carry"}, {"carry": "reset", "update_every": "sequence"}),
+        ({"update_every": 2}, {"carry": "reset", "update_every": "sequence"}),
+    ],
+)
+def test_the_report_says_where_credit_through_memory_ends(lab, fields, more):
+    """Where it does, a part of the gradient is missing, and the advice brings it back."""
+    phases = lab.sequences(warm=0, time=7)
+
+    def rows(strategy):
+        learner = strategy.bind(Objective(task(lab, "leaky"), lambda x: x), phases)
+        return {row.name: row for row in learner.report(phases)}["mix.weight"]
+
+    advice = "segment='sequence'" + " with carry='reset' and update_every='sequence'" * bool(more)
+    row = rows(DRTRL(readout_memory=True, **fields))
+    assert row.trains == "in part"
+    assert row.why == f"its credit through total ends where a segment begins. {advice} gives it all"
+    followed = DRTRL(readout_memory=True, **{**fields, **more, "segment": "sequence"})
+    assert (rows(followed).trains, rows(followed).why) == ("yes", "")
+    exact(lab, lab.learn(followed, task(lab, "leaky"), phases), lab.learn(BPTT(), task(lab, "leaky"), phases))
+    assert rows(DRTRL(readout_memory=True, segment=7)).trains == "yes"
+
+
 def test_where_there_is_no_reverse_form_it_is_refused(lab):
     with pytest.raises(ValueError, match=r"^DRTRL\(engine='trace', readout_memory=True\): a trace does not go through"):
         DRTRL(engine="trace", readout_memory=True)

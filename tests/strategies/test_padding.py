@@ -1,6 +1,7 @@
 """What weighs nothing changes neither loss nor gradient, whatever it holds; every piece of advice about NaN works."""
 
 import functools
+from dataclasses import replace
 
 import brainstate
 import braintrace
@@ -382,7 +383,7 @@ def lines(bad: int | None = None, masked: bool = False) -> jt.Phases:
 def test_the_advice_about_data_that_is_not_finite_works():
     named = (
         r"^step 2: train/loss is not finite; train data: batch 1: Phases.targets holds 1 values that are not finite, "
-        r"the first at \[1, 1, 0\]: mend the data, give it weight 0 \(Phases.weights\), or choose Fit\(nonfinite='skip'"
+        r"the first at \[1, 1, 0\]: mend the data, or give it weight 0 \(Phases.weights\); or lower the learning rate"
     )
     batches = [lines(), lines(1)]
     with pytest.raises(jt.NonFiniteError, match=named):
@@ -437,3 +438,26 @@ def test_the_advice_about_a_metric_without_a_value_works():
     wanted = np.array(right)[np.array(known)].mean()
     assert fit.run(Paired(), [(x, y)], batch_first=False).metrics["train/accuracy"] == pytest.approx(wanted)
     assert fit.validate(Paired(), [(x, y)], batch_first=False)["val/accuracy"] == pytest.approx(wanted)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("carry", ["reset", "carry"])
+def test_the_advice_about_padding_that_is_not_finite_works(carry):
+    """A value of weight 0 from which a weighted time step is reached."""
+
+    def batch(value, at, reset=False):
+        phases = lines()
+        x, weights, resets = phases.inputs.copy(), phases.weights.copy(), np.zeros((3, 2), bool)
+        x[at, 1, 0], weights[at, 1], resets[at + 1 :, 1] = value, 0, reset
+        return replace(phases, inputs=x, weights=weights, reset=resets)
+
+    at, why = {
+        "reset": (1, "a weighted time step of its sequence follows: replace these values"),
+        "carry": (2, "with carry='carry' hidden states go on from it: replace these values, or let Phases.reset begin"),
+    }[carry]
+    advice = rf"values that are not finite, the first at \[{at}, 1, 0\]: it has weight 0, but {why}"
+    fit = jt.Fit(jt.TBPTT(window=2, carry=carry), max_steps=2)
+    with pytest.raises(jt.NonFiniteError, match=advice):
+        fit.run(Linear(), [batch(np.nan, at)] * 2)
+    assert fit.run(Linear(), [batch(0.0, at)] * 2).status == "finished"
+    assert fit.run(Linear(), [batch(np.nan, 1, reset=True)] * 2).status == "finished"

@@ -13,6 +13,7 @@ from jaxtrain import (
     BPTT,
     DNI,
     DRTRL,
+    TBPTT,
     UORO,
     EProp,
     ETrace,
@@ -270,3 +271,67 @@ def test_uoro_is_unbiased_where_there_is_a_trace_and_only_there(lab):
     assert lab.cosine(of(total, "rnn.Wr.weight"), of(exact, "rnn.Wr.weight")) < 0.99
     row = next(row for row in drive.learner.report(phases) if row.name == "rnn.Wr.weight")
     assert row.trains == "in part" and row.why.endswith(f"its credit lies within one time step. {ELSEWHERE}")
+
+
+class Begun(brainstate.nn.Module):
+    """Its hidden state begins with a learned value; ``noisy`` with dropout."""
+
+    def __init__(self, n_in: int, n_out: int, noisy: bool):
+        super().__init__()
+        self.start = brainstate.ParamState(jnp.full((UNITS,), 0.3))
+        self.mix, self.out = braintrace.nn.Linear(n_in, UNITS), braintrace.nn.Linear(UNITS, n_out)
+        self.drop = brainstate.nn.Dropout(0.5) if noisy else lambda h: h
+
+    def init_state(self, batch_size=None, **_):
+        lead = () if batch_size is None else (batch_size,)
+        self.h = brainstate.HiddenState(jnp.broadcast_to(self.start.value, (*lead, UNITS)))
+
+    def update(self, x):
+        self.h.value = 0.9 * self.h.value + self.mix(x)
+        return self.out(self.drop(jnp.tanh(self.h.value)))
+
+
+RESET = {"carry": "reset", "update_every": "sequence"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "advice", "noisy"),
+    [
+        ({"segment": 3}, "Use segment='sequence'", False),
+        ({"carry": "carry"}, "Use segment='sequence' with carry='reset' and update_every='sequence'", False),
+        ({"batching": "vmap"}, "Use bptt, or tbptt with carry='reset' and update_every='sequence'", True),
+        (
+            {"engine": "trace"},
+            "Use bptt, tbptt, or drtrl with engine='reverse', each with carry='reset' and update_every='sequence'",
+            False,
+        ),
+    ],
+)
+def test_advice_on_a_learned_initial_state(lab, fields, advice, noisy):
+    """What is advised can be had, and trains it."""
+    phases = lab.sequences(warm=0, time=6)
+
+    def row(strategy):
+        with brainstate.random.seed_context(0), brainstate.environ.context(fit=True):
+            objective = Objective(lab.Task(Begun(lab.N_IN, lab.N_OUT, noisy)), lambda x: x)
+            learner = strategy.bind(objective, phases)
+            return {row.name: row for row in learner.report(phases)}["start"]
+
+    first = row(DRTRL(**fields))
+    assert first.trains == "no" and first.why.endswith(f"has no credit for that. {advice}")
+    ways = [DRTRL(**{**fields, **RESET, "segment": "sequence"})] if "segment" in advice else [BPTT(), TBPTT(window=6)]
+    if "engine" in advice:
+        ways.append(DRTRL(engine="reverse"))
+    if noisy:
+        ways.append(BPTT(batching="vmap"))
+    assert [row(way).trains for way in ways] == ["yes"] * len(ways)
+
+
+def test_a_rule_that_maps_a_model_with_random_numbers_says_so(lab):
+    with brainstate.random.seed_context(0), brainstate.environ.context(fit=True):
+        task = lab.Task(Begun(lab.N_IN, lab.N_OUT, noisy=True))
+        notes = SnAp().bind(Objective(task, lambda x: x), lab.sequences(warm=0)).notes
+    assert notes == [
+        "batching: snap takes one sequence at a time, where the model differs: it draws random numbers, and other "
+        "ones than for a whole batch"
+    ]

@@ -320,6 +320,8 @@ class Comparison:
                 return None
             for path in (asked, answer):
                 path.unlink()
+            if result["status"] == "refused":  # so would every other trial be
+                raise ConfigError(result["failed"])
         else:
             result = {"failed": _last_words(process), "status": "failed", "curve": []}
         result = self._read(result)

@@ -20,6 +20,7 @@ from ...callbacks.base import Callback, Callbacks
 from ...callbacks.early_stopping import Monitor
 from ...callbacks.run import Run
 from ...callbacks.throughput import peak_rss_mb
+from ...cli.made import RecipeError, make_run
 from ...engine.sharding import start as start_devices
 from ...loggers import TensorBoard
 from ...strategies import registry
@@ -151,7 +152,7 @@ def run_trial(request: dict[str, Any], give_up: Callable[[dict[str, Any]], Any] 
         recipe = load_recipe(Path(request["recipe"]))
         config = as_config(recipe.Config, request["config"])
         start_devices(getattr(config, "devices", 1))  # as a recipe does, before anything in make starts JAX
-        fit, module, data = recipe.make(config)
+        fit, module, data = make_run(recipe.make, config)
         # Of what a trial leaves, metrics.jsonl and its last state are enough: what is written in the background while
         # steps are under way takes time from them, and from some rules more than from others.
         kept = [callback for callback in fit.callbacks if not isinstance(callback, Checkpoint | TensorBoard)]
@@ -163,6 +164,8 @@ def run_trial(request: dict[str, Any], give_up: Callable[[dict[str, Any]], Any] 
         elif not watch.curve:
             rows = sorted({tag for row in result.history for tag in row})
             told["failed"] = f"no row has {monitor.tag!r}; rows have {', '.join(rows)}"
+    except RecipeError as error:
+        told.update(failed=str(error), status="refused")
     except Exception as error:  # a rule that cannot run, or diverges, is a result
         told["failed"] = one_line(error)
         traceback.print_exc()

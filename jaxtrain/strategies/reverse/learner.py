@@ -17,7 +17,7 @@ from ...core.state import add_to, differentiable, lasting, parameters, pure
 from ..base import Learner, Network, Row, Update, score, scored, split_reset, trained, zeros_like_parameters
 from ..cadence import SEQUENCE, Cadence, over_tiles
 from ..flow import Flow, initial_values
-from ..rows import Traces, describe
+from ..rows import WHOLE, Traces, describe
 from ..specs.rule import ONE_STEP, Reach
 from .chain import Chain
 from .detached_step import DENSE, EMBEDDING, Cut
@@ -285,9 +285,13 @@ class ReverseLearner(Learner):
             for name in relation.paths:
                 groups.setdefault(name, set()).update(relation.groups)
                 sizes[name] = sizes.get(name, 0) + (0 if kept is None else kept.value.nbytes)
+        whole = WHOLE
+        if self.carried or self.cadence.update_every != "sequence":
+            whole += " with carry='reset' and update_every='sequence'"
         return Traces.of(
             self.cut.report, groups, self.cut.groups, sizes, memory=frozenset(self._memory),
-            start=self.segment is None, again=resets,
+            cut=f"ends where a segment begins. {whole} gives it all" if self.segment else "",
+            start=self.segment is None, starting=f"Use {whole}", again=resets,
         )  # fmt: skip
 
     def resolved(self) -> dict[str, Any]:

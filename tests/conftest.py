@@ -12,6 +12,14 @@ if os.environ.get("JAXTRAIN_TEST_CACHE") != "off":
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
+# Compilation takes most of the time of the tests, and LLVM's optimizer a quarter of that. Bit-for-bit equality must also
+# hold for optimized code: the smoke tests and the long tests run with `--optimized`. The flag is set here, since a
+# conftest.py of a folder may start JAX; workers find the choice in the environment.
+if "--optimized" in sys.argv:
+    os.environ["TESTS_OPTIMIZED"] = "1"
+elif "TESTS_OPTIMIZED" not in os.environ:
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+
 # Set by a `make` that runs the tests; a `make` that a test runs must not inherit them.
 for name in ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "ARGS"):
     os.environ.pop(name, None)
@@ -34,13 +42,6 @@ settings.load_profile("jaxtrain")
 
 def pytest_addoption(parser):
     parser.addoption("--optimized", action="store_true", help="let XLA optimize machine code, as it does for users")
-
-
-def pytest_configure(config):
-    # Compilation takes most of the time of the tests, and LLVM's optimizer a quarter of that. Bit-for-bit equality must
-    # also hold for optimized code: the smoke tests and the long tests run with `--optimized`.
-    if not config.getoption("--optimized"):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 
 
 @pytest.fixture

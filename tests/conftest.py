@@ -12,9 +12,9 @@ if os.environ.get("JAXTRAIN_TEST_CACHE") != "off":
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
-# Compilation takes most of the time of the tests, and LLVM's optimizer a quarter of that. Bit-for-bit equality must also
-# hold for optimized code: the smoke tests and the long tests run with `--optimized`. The flag is set here, since a
-# conftest.py of a folder may start JAX; workers find the choice in the environment.
+# Compilation takes most of the time of the tests, and LLVM's optimizer a quarter of that. Bit-for-bit equality must
+# also hold for optimized code: the smoke tests and the long tests run with `--optimized`. The flag is set here, since
+# a conftest.py of a folder may start JAX; workers find the choice in the environment.
 if "--optimized" in sys.argv:
     os.environ["TESTS_OPTIMIZED"] = "1"
 elif "TESTS_OPTIMIZED" not in os.environ:

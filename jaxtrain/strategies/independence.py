@@ -115,9 +115,10 @@ def mixed_loss(objective: Objective, network: Network, phases: Phases) -> str:
         traced = each.trace(values, x, y, extras)
         if traced.jaxpr.effects:  # what it prints, say, would be seen before step 0
             return ""
-        none, rest, one, both = np.asarray(traced.lower().compile()(values, x, y, extras))
-    found = (rest - none)[0] if none.ndim else both - one - rest + none
-    if not abs(found) > 1e-4 * np.abs([none, rest, one, both]).max():
+        found = np.asarray(traced.lower().compile()(values, x, y, extras))
+    none, rest, one, both = found.reshape(4, -1)
+    mixed = (rest - none if found.ndim > 1 else both - one - rest + none)[0]
+    if not abs(mixed) > 1e-4 * np.abs(found).max():
         return ""
     given = ", ".join(map(str, [*shapes, *(jnp.shape(leaf) for leaf in jax.tree.leaves(y))]))
     return (

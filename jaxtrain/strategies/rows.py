@@ -139,7 +139,8 @@ def describe(
             return Row(name, "yes", "reaches the output without the hidden state: exact at every time step")
         carried = traces.states.get(name, frozenset()) & through
         lost = through - carried - memory
-        some = name in direct or bool((carried | (flow.into(name) & memory)) & inside)
+        # Reverse mode goes back through memory in front of the units, too, from the losses of one window.
+        some = name in direct or bool((carried | (flow.into(name) & traces.memory)) & inside)
         if some and not lost and name not in traces.partial:
             if traces.cut and through & memory:
                 return Row(name, "in part", f"its credit through {_listed(through & memory)} {traces.cut}", size)

@@ -8,7 +8,7 @@ import brainstate
 import jax
 
 from ..core.module import Objective, Phases
-from ..core.state import draws_random, lasting, parameters
+from ..core.state import draws_random, lasting, parameters, states_of
 from ..utils.logging import one_line
 from .base import Learner, choose_batching, input_of
 from .independence import dependence
@@ -53,6 +53,8 @@ def _bind_mapped(rule: OnlineRule, objective: Objective, example: Phases, x: Any
 
 def _bind(rule: OnlineRule, objective: Objective, example: Phases, x: Any, batching: str) -> Learner:
     algorithm, options = rule.rule()
+    if options.get("vjp_method") == "single-step":
+        _check_perturbed(rule, objective)
     try:
         compiled = compile_rule(objective, x, example.sizes[2], batching == "vmap", algorithm, **options)
     except Exception as error:
@@ -63,6 +65,17 @@ def _bind(rule: OnlineRule, objective: Objective, example: Phases, x: Any, batch
         raise
     _check_width(rule, objective, compiled)
     return rule.learner(objective, compiled, example)
+
+
+def _check_perturbed(rule: OnlineRule, objective: Objective) -> None:
+    """braintrace's single-step rules add a perturbation to every hidden state, which a bool cannot take."""
+    for name, state in states_of(objective.model).items():
+        if isinstance(state, brainstate.HiddenState) and any(x.dtype == bool for x in jax.tree.leaves(state.value)):
+            raise ValueError(
+                f"strategy {rule.name!r} with vjp='single-step': the hidden state {name!r} of "
+                f"{type(objective.model).__name__} is bool, to which braintrace cannot add a perturbation: make it a "
+                "ShortTermState, or use vjp='multi-step'"
+            )
 
 
 def _check_width(rule: OnlineRule, objective: Objective, compiled: Any) -> None:

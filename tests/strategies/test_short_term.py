@@ -70,6 +70,8 @@ DRAWS = dict(
 
 def draw(lab, fields, kinds, elementwise, hidden, resets, time=7):
     hidden = hidden and not {"Copy", "Mask", "RandomMask", "Shared", "Buffer", "Environment"} & set(kinds)
+    if "Flag" in kinds and fields.get("vjp") == "single-step":
+        hidden = False  # a bool: refused, see below
     carried = fields.get("carry") == "carry"
     make = lambda: task(lab, kinds, elementwise=elementwise, hidden=hidden)  # noqa: E731
     agree(lab, fields, make, batches(lab, 2, time, resets, carried))
@@ -310,3 +312,14 @@ def test_hidden_states_of_whole_numbers_go_back_in_reverse(lab, dtype):
     model = task(lab, ("Flag" if dtype is bool else "Counter",), hidden=True)
     learner = DRTRL(engine="reverse", segment=3).bind(Objective(model, lambda x: x), lab.sequences())
     assert isinstance(learner, ReverseLearner) and set(learner._hidden) == {"h"}
+
+
+def test_a_hidden_bool_under_a_single_step_trace_is_refused(lab):
+    (phases,) = batches(lab, 1, 7, resets=False)
+    refused = (
+        r"^strategy 'drtrl' with vjp='single-step': the hidden state '\w+' of Net is bool, .* use vjp='multi-step'$"
+    )
+    with pytest.raises(ValueError, match=refused):
+        lab.Drive(DRTRL(engine="trace", vjp="single-step"), task(lab, ("Flag",), hidden=True), phases)
+    lab.Drive(DRTRL(engine="trace"), task(lab, ("Flag",), hidden=True), phases)
+    lab.Drive(DRTRL(engine="trace", vjp="single-step"), task(lab, ("Flag",)), phases)

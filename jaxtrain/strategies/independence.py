@@ -106,7 +106,7 @@ def mixed_loss(objective: Objective, network: Network, phases: Phases) -> str:
         return jnp.asarray(result[0] if isinstance(result, tuple) else result, jnp.float32)
 
     x, y, extras = jax.tree.map(lambda leaf: leaf[0], (phases.inputs, phases.targets, phases.extras or {}))
-    changes = np.float32([0, 0, 1, 1]), np.float32([0, 1, 0, 1])  # of the first sequence, and of all others
+    changes = tuple(np.array([[0, 0, 1, 1], [0, 1, 0, 1]], np.float32))  # of the first sequence, and of all others
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "ETP primitive .* was decomposed")
         states, run = pure(loss, *(change[0] for change in changes), x, y, extras)

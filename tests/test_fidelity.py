@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jaxtrain import cli
-from jaxtrain.commands import fidelity
+from jaxtrain.commands import fidelity, fidelity_table
 from jaxtrain.commands.main import tool
 from tests.kit.tiers import longer
 
@@ -128,7 +128,7 @@ def test_a_figure_with_long_names_and_one_that_failed(tmp_path):
     for name in ("etrace", rule):
         table = [fidelity.Cell("gru", name, cosine=0.5, trained_cosine=0.7), fidelity.Cell("gru", "snap", failed="no")]
         figure = fidelity._figure(table)
-        fidelity.write(table, tmp_path / name[:6], "command")
+        fidelity_table.write(table, tmp_path / name[:6], "command")
         sizes.append([tuple(axes.get_window_extent().bounds) for axes in figure.axes])
         assert (tmp_path / name[:6] / "fidelity.png").read_bytes().startswith(b"\x89PNG")
     assert sizes[0] == sizes[1]
@@ -167,5 +167,5 @@ def test_a_cell_that_fails_is_a_row_and_an_empty_message_is_one(monkeypatch):
     monkeypatch.setattr(Broken, "make", staticmethod(lambda config: (_ for _ in ()).throw(ValueError("a | b"))))
     (entry,) = fidelity.measure(Broken, Options(), fidelity.parse_rules("drtrl"), [], 1)
     assert entry.failed == "bptt: ValueError: a | b"
-    assert fidelity.line(entry, fidelity.reasons([entry])).count("|") == len(fidelity.COLUMNS) + 1
-    assert fidelity.notes([entry, entry]) == "\n(1) bptt: ValueError: a | b\n"
+    assert fidelity_table.line(entry, fidelity_table.reasons([entry])).count("|") == len(fidelity_table.COLUMNS) + 1
+    assert fidelity_table.notes([entry, entry]) == "\n(1) bptt: ValueError: a | b\n"

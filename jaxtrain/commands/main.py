@@ -237,7 +237,7 @@ def _compare(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
 
 
 def _fidelity(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
-    from . import fidelity
+    from . import fidelity, fidelity_table
 
     if args.steps < 1:
         raise ConfigError(f"fidelity --steps {args.steps}: expected a positive number")
@@ -249,7 +249,7 @@ def _fidelity(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int
         raise ConfigError("fidelity --devices: a gradient is looked at on one device; leave it out")
     fidelity.check_cells(config, cells)
     table = fidelity.measure(recipe, config, rules, cells, args.steps)
-    fidelity.write(table, args.out, shlex.join(["jaxtrain", *argv]))
-    print(fidelity.notes(table))  # its rows were said one by one
+    fidelity_table.write(table, args.out, shlex.join(["jaxtrain", *argv]))
+    print(fidelity_table.notes(table))  # its rows were said one by one
     print(f"written to {args.out}/fidelity.md, fidelity.json and fidelity.png")
     return 1 if all(entry.failed for entry in table) else 0

@@ -127,7 +127,7 @@ def test_a_figure_with_long_names_and_one_that_failed(tmp_path):
     sizes = []
     for name in ("etrace", rule):
         table = [fidelity.Cell("gru", name, cosine=0.5, trained_cosine=0.7), fidelity.Cell("gru", "snap", failed="no")]
-        figure = fidelity._figure(table)
+        figure = fidelity_table._figure(table)
         fidelity_table.write(table, tmp_path / name[:6], "command")
         sizes.append([tuple(axes.get_window_extent().bounds) for axes in figure.axes])
         assert (tmp_path / name[:6] / "fidelity.png").read_bytes().startswith(b"\x89PNG")

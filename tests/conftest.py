@@ -24,9 +24,11 @@ elif "TESTS_OPTIMIZED" not in os.environ:
 for name in ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "ARGS"):
     os.environ.pop(name, None)
 
-# A shell starts background jobs with SIGINT ignored, and child processes would inherit that.
+# A shell starts background jobs with SIGINT ignored, and nohup ignores SIGHUP; child processes would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 if str(Path(__file__).parents[1]) not in sys.path:
     sys.path.insert(0, str(Path(__file__).parents[1]))  # for tests.small, also where pytest is not run as a module

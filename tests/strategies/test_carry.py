@@ -15,6 +15,7 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain import BPTT, DNI, DRTRL, TBPTT, UORO, EProp, PPProp, ReadoutOnly
+from jaxtrain.checkpoint.store import Store
 from jaxtrain.core.module import Objective, Phases
 from jaxtrain.core.state import is_key
 from jaxtrain.engine.program import Program
@@ -159,7 +160,7 @@ def test_a_stream_that_is_terminated_goes_on_bit_for_bit(lab, tmp_path, name):
 
 def test_a_checkpoint_holds_what_is_carried(lab, tmp_path):
     stream(lab, STREAMS["drtrl"], tmp_path / "run", 2)
-    saved = jt.checkpoint.Store(tmp_path / "run" / "checkpoints", read_only=True).latest_readable()
+    saved = Store(tmp_path / "run" / "checkpoints", read_only=True).latest_readable()
     assert saved is not None
     carried = {name: leaf for name, leaf in saved.train.items() if name.startswith("learner/")}
     assert carried["learner/hidden.rnn.h"].any() and carried["learner/hidden.rnn.h"].shape == (lab.B, lab.N)

@@ -1,6 +1,7 @@
 """Files of a run directory and its lock."""
 
 import math
+import os
 import subprocess
 import sys
 
@@ -29,6 +30,18 @@ def test_write_json_is_atomic(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         write_json(path, {"a": 2})
     assert read_json(path) == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_file_is_on_disk_before_it_gets_its_name_and_the_name_after_it(tmp_path, monkeypatch):
+    calls = []
+
+    def record(name, call):
+        monkeypatch.setattr(os, name, lambda *args: calls.append(name) or call(*args))
+
+    record("fsync", os.fsync)
+    record("replace", os.replace)
+    write_json(tmp_path / "result.json", {"a": 1})
+    assert calls == ["fsync", "replace", "fsync"]
 
 
 @pytest.mark.parametrize(

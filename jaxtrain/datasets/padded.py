@@ -63,12 +63,7 @@ class PaddedCopyDataModule(CopyDataModule):
     ``jaxtrain.Phases``.
 
     Args:
-        time_lag: Number of blanks, in time steps.
-        num_digits: Number of symbols.
-        batch_size: Sequences per batch.
-        seed: Seed of the data.
-        val_batches: Number of validation batches.
-        test_batches: Number of test batches.
+        time_lag, num_digits, batch_size, seed, val_batches, test_batches: As in CopyDataModule.
         lengths: Allowed lengths of a sequence, in time steps.
         digits: Allowed lengths of the recall, in time steps.
 

@@ -20,8 +20,16 @@ from .program import FINE, NonFinite, Program
 
 def judged(bad: np.ndarray, first: int, batches: list[Any], policy: NonFinite, program: Program,
            batch_first: bool | None = None) -> tuple[int, NonFiniteError | None]:  # fmt: skip
-    """Of a chunk that began after step ``first``, with ``bad`` ``(n, lanes)`` as the program found it: how many steps
-    count, and the error to raise after them. ``batch_first``: the layout in which a place in the data is named."""
+    """How many steps of a chunk count, and the error to raise after them.
+
+    Args:
+        bad: What the program found in each step and seed, ``(n, seeds)``.
+        first: The step after which the chunk began.
+        batches: The batches of the chunk.
+        policy: ``Fit(nonfinite=...)``.
+        program: The program that ran the chunk.
+        batch_first: The layout in which an error names a place in the data.
+    """
     raises, fatal = policy == "raise", np.flatnonzero((bad != FINE).all(axis=1))
     lanes, fatal_text, fatal_name = program.lanes, "", ""
     for lane in range(bad.shape[1]):
@@ -111,7 +119,8 @@ def _advice(phases: Phases, part: Any, first: list[int], carried: bool) -> str:
 class Unscored:
     """Warns once of steps in which nothing is scored, as under a mask that is all zero: they make no update.
 
-    ``limit``: so many such steps in a row are said while the run goes on; fewer may be pauses of a stream.
+    Args:
+        limit: The number of such steps in a row that draws the warning. Fewer may be pauses of a stream.
     """
 
     def __init__(self, limit: int):
@@ -119,16 +128,20 @@ class Unscored:
         self._any = self._said = False
 
     def add(self, first: int, weights: np.ndarray, bad: np.ndarray) -> None:
-        """The steps behind step ``first``: what weighs the loss of each, and ``bad`` as in ``judged``."""
-        for number, scored in enumerate((weights > 0) | (bad[: len(weights)] != FINE).any(axis=1), first + 1):
-            if scored:
+        """Add the steps after step ``first``: the weight of each loss, and ``bad`` as in ``judged``."""
+        scored = (weights > 0) | (bad[: len(weights)] != FINE).any(axis=1)
+        if scored.all():  # almost every chunk of almost every run
+            self._any, self._since = self._any or len(scored) > 0, first + len(scored)
+            return
+        for number, counts in enumerate(scored, first + 1):
+            if counts:
                 self._any, self._since = True, number
             elif number - self._since >= self._limit and not self._said:
                 self._said = True
                 log.warning("steps %d to %d: %s", self._since + 1, number, NOTHING)
 
     def end(self, first: int, last: int) -> None:
-        """At the end of a run over the steps behind ``first``."""
+        """Warn at the end of a run over the steps after ``first`` if none was scored."""
         if last > first and not self._any:
             log.warning(
                 "no update was made in all %d steps, and the parameters are as before: %s", last - first, NOTHING

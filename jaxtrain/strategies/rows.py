@@ -17,7 +17,7 @@ UNUSED = (
     "or a comparison"
 )
 WITHOUT_REVERSE = "Use bptt, or tbptt with carry='reset' and update_every='sequence'"
-START = WITHOUT_REVERSE.replace(", or tbptt", ", tbptt, or drtrl with engine='reverse', each")
+START = "Use bptt, tbptt, or drtrl with engine='reverse', each with carry='reset' and update_every='sequence'"
 """What trains an initial state."""
 WHOLE = "segment='sequence'"
 """What makes a sequence one segment of reverse mode."""

@@ -28,6 +28,8 @@ _SLICE_MS, _KEPT = 1000, 1000
 _FAILED, _LEFT = "jaxtrain/failed", "jaxtrain/left/"
 _LEAVE = 20
 """Seconds that the first process waits for the others to report why they end."""
+_GRACE = 1.0
+"""Seconds between a process's report that it exits and the moment by which it certainly has exited."""
 _run, _turns = 0, itertools.count()
 _polls = itertools.count(1)
 
@@ -294,4 +296,6 @@ def _leave(code: int) -> None:
         until = time.monotonic() + _LEAVE
         while is_first() and time.monotonic() < until and len(client.key_value_dir_get(_LEFT)) < others:
             time.sleep(0.1)
+        if is_first():
+            time.sleep(_GRACE)
     os._exit(code)

@@ -24,7 +24,7 @@ import saiunit as u
 
 import jaxtrain as jt
 from jaxtrain.checkpoint.load import build
-from jaxtrain.core.state import flatten, parameters, seeded, states_of, strengthen
+from jaxtrain.core.state import drop_weak_types, flatten, parameters, seeded, states_of
 from jaxtrain.engine.program import Program
 
 DEPTH, DIGITS = 10, 10
@@ -61,7 +61,7 @@ class Setting:
     def batches(self, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Of the copying task, ``(T, B)`` and ``(scored, B)``; where all time steps are scored, of repeating it."""
         digits = min(DIGITS, self.scored, self.time // 2)
-        data = jt.CopyDataset(self.time - 2 * digits, digits, self.batch)
+        data = jt.datasets.CopyDataset(self.time - 2 * digits, digits, self.batch)
         made = [data.batch(step) for step in range(count)]
         return made if self.scored == digits else [(ids, ids[self.warm :]) for ids, _ in made]
 
@@ -132,7 +132,7 @@ class ByHand:
         self.optimizer = braintools.optim.Adam(LR)
         self.optimizer.register_trainable_weights(self.weights)
         # Or the second step would compile once more; what is compiled is the same.
-        strengthen([*self.weights.values(), *states_of(self.optimizer).values()])
+        drop_weak_types([*self.weights.values(), *states_of(self.optimizer).values()])
         self.batches = [self.place(*batch) for batch in setting.batches(4)]
         rules = {"drtrl": self._drtrl, "online": self._online, "bptt": self._bptt, "best": self._best}
         self.step: Any = brainstate.transform.jit(rules[rule])
@@ -251,11 +251,11 @@ def _divisor(n: int, most: int) -> int:
 class FitSteps:
     """Steps as ``Fit`` takes them: its train program, a chunk a dispatch, metrics fetched one chunk late."""
 
-    def __init__(self, setting: Setting, strategy: jt.Strategy, chunk: Any = "auto", devices: int = 1):
+    def __init__(self, setting: Setting, strategy: jt.strategies.Strategy, chunk: Any = "auto", devices: int = 1):
         self.module = Copy(setting)
         build(self.module, 0)
         self.batches = setting.batches(4)
-        data = jt.CopyDataset(1, 1, 1)
+        data = jt.datasets.CopyDataset(1, 1, 1)
         self.program = Program(
             self.module, strategy, data.encode, self.batches[0], seed=0, clip=None, accumulate=1, nonfinite="raise",
             chunk=chunk, devices=devices,

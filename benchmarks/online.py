@@ -39,7 +39,7 @@ def contenders(setting: Any) -> dict[str, Any]:
 
     import jaxtrain as jt
 
-    online: dict[str, Any] = {"update_every": 1, "carry": "carry"}
+    online: dict[str, Any] = {"update_every": 1, "stateful": True}
     return {
         HAND: ByHand(setting, "online"),
         "drtrl": FitSteps(setting, jt.DRTRL(vjp="single-step", **online)),

@@ -59,7 +59,7 @@ SPARSE = 3
 
 
 def data_of(setting: Setting) -> Any:
-    return jt.CopyDataModule(setting.time - 2 * setting.scored, setting.scored, setting.batch)
+    return jt.datasets.CopyDataModule(setting.time - 2 * setting.scored, setting.scored, setting.batch)
 
 
 def now() -> np.ndarray:
@@ -206,8 +206,8 @@ class Rounds(jt.Callback):
 
         self.started = now()
 
-    def edges(self):
-        return (jt.Period(self.steps, "step"),)
+    def boundaries(self):
+        return (jt.period.Period(self.steps, "step"),)
 
     def on_chunk_end(self, run, metrics):
         if run.step % self.steps == 0:
@@ -219,7 +219,13 @@ class Rounds(jt.Callback):
 def run_fit(setting: Setting, strategy: str, steps: int, run_dir: Path, every: int,
             extra: jt.Callback | None = None) -> jt.Result:  # fmt: skip
     """Fit with its defaults on, as the recipe has them, but for the figure, which is an event."""
-    callbacks = [jt.LearningRateMonitor(), jt.Throughput(), jt.JSONL(), jt.TensorBoard(), jt.ProgressBar()]
+    callbacks = [
+        jt.callbacks.LearningRateMonitor(),
+        jt.callbacks.Throughput(),
+        jt.loggers.JSONL(),
+        jt.loggers.TensorBoard(),
+        jt.callbacks.ProgressBar(),
+    ]
     callbacks += [jt.Checkpoint(every=every, best=("val/loss", 2), last=2), *([extra] if extra else [])]
     fit = jt.Fit(strategy, max_steps=steps, clip=CLIP, log_every=LOG_EVERY, run_dir=run_dir, callbacks=callbacks)
     return fit.run(Copy(setting), data_of(setting))

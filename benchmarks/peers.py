@@ -130,7 +130,7 @@ def fit_run(strategy: str, setting: Any) -> Any:
 
     import jaxtrain as jt
 
-    class WithoutVal(jt.CopyDataModule):
+    class WithoutVal(jt.datasets.CopyDataModule):
         def val_data(self) -> Any:
             return None
 

@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--only", nargs="+", choices=list(POINTS), metavar="POINT", help=f"of {', '.join(POINTS)}")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--vmap", action="store_true", help="map lanes as on an accelerator, on CPU too")
+    parser.add_argument("--vmap", action="store_true", help="map seeds as on an accelerator, on CPU too")
     options = parser.parse_args()
     if options.seeds < 2 or options.rounds < 1:
         parser.error("--seeds must be 2 or more, and --rounds 1 or more")
@@ -91,15 +91,15 @@ def main() -> None:
     from contenders import Setting
 
     if options.vmap:
-        from jaxtrain.engine import seeds as lanes
+        from jaxtrain.engine.seeds import SeedAxis
 
-        plain = lanes.Lanes.__init__
+        plain = SeedAxis.__init__
 
         def init(self: Any, seeds: tuple[int, ...]) -> None:
             plain(self, seeds)
             self.one_by_one = False
 
-        lanes.Lanes.__init__ = init
+        SeedAxis.__init__ = init
     logging.getLogger("jaxtrain").setLevel(logging.WARNING)
     print(f"{common.machine()}; {options.seeds} seeds, {options.rounds} rounds")
     rows, numbers = [], {}

@@ -73,7 +73,7 @@ def strategies() -> dict[str, Any]:
     return {
         **{f"drtrl {variant}": jt.DRTRL(**given) for variant, given in fields.items()},
         **{f"trace {variant}": jt.DRTRL(engine="trace", **given) for variant, given in fields.items()},
-        "pp_prop": jt.PPProp(),
+        "pp_prop": jt.strategies.PPProp(),
         "bptt": jt.BPTT(),
     }
 

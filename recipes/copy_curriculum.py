@@ -40,18 +40,18 @@ class Config(TrainingOptions, NetworkOptions):
     """lag, digits: steps whose recall is averaged"""
     bits: float = 0.15
     """binary: the running mean of bits a time step at which L grows"""
-    piece: int = 10
-    """binary: time steps of a piece of the stream, which is a step of the record"""
+    unroll: int = 10
+    """binary: time steps of a segment of the stream, which is a step of the record"""
     chunk: Literal["auto"] | int = 25
     """steps run in one dispatch: a task changes at the end of one"""
     max_steps: int = 6000
-    """steps to train; binary: pieces of the stream"""
+    """steps to train; binary: segments of the stream"""
     val_batches: int = 4
     """lag, digits: batches of a validation"""
 
     def __post_init__(self):
-        most = self.max_steps * self.piece if self.task == "binary" else None
-        check_options(self, counts=("digits", "most_digits", "over", "piece", "val_batches"), updates=most)
+        most = self.max_steps * self.unroll if self.task == "binary" else None
+        check_options(self, counts=("digits", "most_digits", "over", "unroll", "val_batches"), updates=most)
 
 
 BINARY = {
@@ -96,23 +96,23 @@ def make(config: Config):
     if binary:
         stages = [{"length": length} for length in range(1, 201)]
         # A value of the record is a mean over a piece: it stands for each of its time steps.
-        keep = 0.999**config.piece
-        curriculum = jt.Curriculum(stages, "train/bits", config.bits, ema=keep, restart=0.3, then="stay")
-        data = stream = jt.StreamDataModule(
-            lambda module: BinaryCopy(lambda: module.task["length"]), config.batch_size, config.piece, config.seed,
+        keep = 0.999**config.unroll
+        curriculum = jt.callbacks.Curriculum(stages, "train/bits", config.bits, ema=keep, restart=0.3, then="stay")
+        data = stream = jt.datasets.StreamDataModule(
+            lambda module: BinaryCopy(lambda: module.task["length"]), config.batch_size, config.unroll, config.seed,
             length=1,
         )  # fmt: skip
-        updates = lambda: stream.updates(config.max_steps, time_steps_of(strategy, config.piece))  # noqa: E731
+        updates = lambda: stream.updates(config.max_steps, time_steps_of(strategy, config.unroll))  # noqa: E731
     else:
         if config.task == "lag":
             stages = [{"time_lag": lag, "num_digits": config.digits} for lag in config.lags]
         else:
             stages = [{"time_lag": 0, "num_digits": digits} for digits in range(1, config.most_digits + 1)]
-        curriculum = jt.Curriculum(stages, "train/accuracy", config.threshold, over=config.over)
+        curriculum = jt.callbacks.Curriculum(stages, "train/accuracy", config.threshold, over=config.over)
         updates = None
         most = max(stage["num_digits"] for stage in stages)
         longest = max(stage["time_lag"] + 2 * stage["num_digits"] for stage in stages)
-        data = jt.PaddedCopyDataModule(
+        data = jt.datasets.PaddedCopyDataModule(
             stages[0]["time_lag"], stages[0]["num_digits"], config.batch_size, config.seed, config.val_batches,
             lengths=_sizes(2 * stages[0]["num_digits"], longest), digits=_sizes(1, most),
         )  # fmt: skip

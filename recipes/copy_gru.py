@@ -84,9 +84,9 @@ def make(config: Config):
 
     callbacks = config.callbacks(config.run_dir, config.progress)
     if config.run_dir is not None and config.validate_every is not None:
-        callbacks.append(jt.CopyFigure(every=config.validate_every))
+        callbacks.append(jt.callbacks.CopyFigure(every=config.validate_every))
     fit = jt.Fit(config.make_strategy(), callbacks=callbacks, run_dir=config.run_dir, **config.fit_options())
-    data = jt.CopyDataModule(config.time_lag, config.digits, config.batch_size, config.seed)
+    data = jt.datasets.CopyDataModule(config.time_lag, config.digits, config.batch_size, config.seed)
     return fit, CopyGRU(), data
 
 

@@ -79,7 +79,9 @@ def make(config: Config):
     if config.stop_at is not None:
         callbacks.append(jt.EarlyStopping("val/accuracy", patience=config.max_steps, threshold=config.stop_at))
     fit = jt.Fit(config.make_strategy(), callbacks=callbacks, run_dir=config.run_dir, **config.fit_options())
-    data = jt.CopyDataModule(config.time_lag, config.digits, config.batch_size, config.seed, config.val_batches)
+    data = jt.datasets.CopyDataModule(
+        config.time_lag, config.digits, config.batch_size, config.seed, config.val_batches
+    )
     return fit, CopyLRU(), data
 
 

@@ -6,7 +6,7 @@ python recipes/copy_stream.py --preset adding
 python recipes/copy_stream.py --preset anbn
 python recipes/copy_stream.py --cell gru --hidden 64 --width none --mlp 0
 
-A step of the record is a piece of the stream: 20 time steps, with as many updates where time steps are scored. Lanes
+A step of the record is a segment of the stream: 20 time steps, with as many updates where time steps are scored. Lanes
 are not aligned (--no-spread aligns them, as in the protocol of SK-RTRL, whose tasks these are); hidden states and
 traces go on from piece to piece and are cleared where an episode begins. What is shown is measured on scored time steps
 alone, before each was learned from: accuracy of the recall in copy, mse of the sum in adding, in a^n b^n "next", how
@@ -36,8 +36,8 @@ class Config(TrainingOptions, NetworkOptions):
     """adding: time steps of an episode"""
     most: int = 16
     """anbn: the largest n"""
-    piece: int = 20
-    """time steps of a piece of the stream, which is a step of the record"""
+    unroll: int = 20
+    """time steps of a segment of the stream, which is a step of the record"""
     spread: bool = True
     """lanes begin at places of their own; --no-spread: all with an episode"""
     val_steps: int = 0
@@ -59,12 +59,12 @@ class Config(TrainingOptions, NetworkOptions):
     lr: float = 1e-3
     """learning rate of Adam"""
     max_steps: int = 1000
-    """pieces of the stream to train on"""
+    """segments of the stream to train on"""
     validate_every: int | str | None = None
     """pieces between validations, with --val-steps"""
 
     def __post_init__(self):
-        check_options(self, counts=("piece", "digits", "most"), updates=self.max_steps * self.piece)
+        check_options(self, counts=("unroll", "digits", "most"), updates=self.max_steps * self.unroll)
 
 
 GATED = {"cell": "mini_lstm", "chrono": 100.0, "width": None, "mlp": 0}
@@ -106,7 +106,7 @@ def make(config: Config):
             return loss, {"accuracy" if config.task == "copy" else "next": out.argmax(-1) == y}
 
         def configure_optimizer(self):
-            every = time_steps_of(strategy, config.piece)
+            every = time_steps_of(strategy, config.unroll)
             return config.optimizer(memory, lambda: data.updates(config.max_steps, every))
 
         def group(self, name):
@@ -115,7 +115,9 @@ def make(config: Config):
     validates = config.val_steps > 0
     callbacks = config.callbacks(config.run_dir, config.progress, validates)
     fit = jt.Fit(strategy, callbacks=callbacks, run_dir=config.run_dir, **config.fit_options())
-    data = jt.StreamDataModule(episodes, config.batch_size, config.piece, config.seed, config.spread, config.val_steps)
+    data = jt.datasets.StreamDataModule(
+        episodes, config.batch_size, config.unroll, config.seed, config.spread, config.val_steps
+    )
     return fit, Stream(), data
 
 

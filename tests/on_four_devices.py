@@ -14,18 +14,18 @@ from jax.sharding import PartitionSpec as P
 import jaxtrain as jt
 from jaxtrain.checkpoint.load import build_each
 from jaxtrain.core.state import is_key
-from jaxtrain.engine.program import BAD, FINE, Program
+from jaxtrain.engine.program import ALL_FINITE, NONFINITE_INDEX, Program
 from jaxtrain.engine.sharding import Devices, as_devices
 from tests.small import CopyGRU, Linear, copies, line, lines
 
 STEPS = 20
-STREAM = jt.DRTRL(update_every=2, carry="carry")
+STREAM = jt.DRTRL(update_every=2, stateful=True)
 STRATEGIES = {
     "bptt": jt.BPTT(),
     "tbptt": jt.TBPTT(window=2),
     "drtrl": jt.DRTRL(),
     "drtrl trace": jt.DRTRL(engine="trace"),
-    "pp_prop": jt.PPProp(),
+    "pp_prop": jt.strategies.PPProp(),
     "stream": STREAM,
 }
 
@@ -55,7 +55,7 @@ def program(module: Any, strategy: Any, batch: Any, devices: int, *, seed: Any =
 def trained(made: Program, batches: list[Any]) -> np.ndarray:
     """Losses of all steps in one dispatch."""
     found = made.train(batches, 0).fetch()
-    assert (found[BAD][: len(batches)] == FINE).all()
+    assert (found[NONFINITE_INDEX][: len(batches)] == ALL_FINITE).all()
     return found["loss"].num[: len(batches)] / found["loss"].weight[: len(batches)]
 
 
@@ -198,8 +198,8 @@ def test_what_is_not_finite_in_one_share_is_skipped_by_all():
     batches[2][0][0, 3] = np.nan
     one, four = (program(Linear(), jt.BPTT(), batches[0], n, nonfinite="skip") for n in (1, 4))
     for made in (one, four):
-        bad = made.train(batches, 0).fetch()[BAD][:4, 0]
-        assert [flag == FINE for flag in bad] == [True, True, False, True]
+        bad = made.train(batches, 0).fetch()[NONFINITE_INDEX][:4, 0]
+        assert [flag == ALL_FINITE for flag in bad] == [True, True, False, True]
         assert made.bad_name(int(bad[2])) == "train/loss"
     np.testing.assert_allclose(four.values["w"], one.values["w"], rtol=1e-5)
     alike(four)
@@ -259,7 +259,7 @@ def test_phases_see_the_modules_environment(tmp_path):
 
 def test_a_checkpoint_goes_on_on_other_devices(tmp_path, caplog):
     def run(devices, steps, where):
-        fit = jt.Fit(jt.PPProp(update_every=1, carry="carry"), max_steps=steps, log_every=2, devices=devices,
+        fit = jt.Fit(jt.strategies.PPProp(update_every=1, stateful=True), max_steps=steps, log_every=2, devices=devices,
                      validate_every=4, chunk=2, run_dir=tmp_path / where)  # fmt: skip
         return fit.run(CopyGRU(), copies(), resume="last")
 
@@ -346,7 +346,7 @@ def test_a_rate_changed_on_resume(tmp_path):
 def test_seeds_are_spread_and_nothing_is_sent():
     batches = [line(i) for i in range(4)]
     made = [program(Noisy(), jt.BPTT(), batches[0], n, seed=(0, 1, 2, 3)) for n in (1, 4)]
-    one, four = (p.train(batches, 0).fetch()["lanes/loss"].num[:4] for p in made)
+    one, four = (p.train(batches, 0).fetch()["seeds/loss"].num[:4] for p in made)
     assert one.shape == (4, 4)
     np.testing.assert_allclose(four, one, rtol=1e-5)
     assert not collectives(made[1]._train.as_text())
@@ -357,7 +357,7 @@ def test_seeds_of_a_fit():
     runs = [jt.Fit("bptt", seeds=2, devices=n, max_steps=4, validate_every=2, log_every=1,
                    callbacks=[jt.GradientFidelity(every=2)]).run(Linear(), lines()) for n in (1, 2)]  # fmt: skip
     for ours, theirs in zip(runs[1].history, runs[0].history, strict=True):
-        np.testing.assert_allclose(ours["lanes/train/loss"], theirs["lanes/train/loss"], rtol=1e-5)
+        np.testing.assert_allclose(ours["seeds/train/loss"], theirs["seeds/train/loss"], rtol=1e-5)
     assert runs[1].metrics["val/loss"] == pytest.approx(runs[0].metrics["val/loss"], rel=1e-5)
 
 
@@ -401,5 +401,5 @@ def test_refusals():
     with pytest.raises(ValueError, match=r"Coupled.phases makes of a share of the batch.*weights has other values"):
         run(Coupled(), devices=2)
     with pytest.raises(ValueError, match="'uoro' carries etrace_.*for all lanes together"):
-        run(CopyGRU(), jt.UORO(update_every=1, carry="carry"), copies(), devices=2)
+        run(CopyGRU(), jt.strategies.UORO(update_every=1, stateful=True), copies(), devices=2)
     assert as_devices("all") == 4

@@ -114,8 +114,8 @@ def lines(val: int = 2, **options: Any) -> jt.DataModule:
     return jt.DataModule(Lines(**options), LinesOf(val))
 
 
-def copies(**changes: Any) -> jt.CopyDataModule:
-    return jt.CopyDataModule(**{**dict(time_lag=3, num_digits=2, batch_size=4, val_batches=2), **changes})
+def copies(**changes: Any) -> jt.datasets.CopyDataModule:
+    return jt.datasets.CopyDataModule(**{**dict(time_lag=3, num_digits=2, batch_size=4, val_batches=2), **changes})
 
 
 class Trace(jt.Callback):
@@ -157,8 +157,8 @@ class At(jt.Callback):
     def on_validation_end(self, run, metrics):
         self._call("on_validation_end", run)
 
-    def on_row(self, run, row):
-        if self.event == "on_row" and row["step"] in self.steps:
+    def on_log(self, run, row):
+        if self.event == "on_log" and row["step"] in self.steps:
             self.action(run)
 
     def on_checkpoint(self, run, path):

@@ -17,8 +17,8 @@ import optax
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.data.iterator import Feed
-from jaxtrain.data.passes import Passes
+from jaxtrain.data.eval_loader import EvalLoader
+from jaxtrain.data.iterator import DataIterator
 from jaxtrain.strategies import registry
 from tests.small import Linear, Lines, LinesOf, line, lines
 
@@ -97,28 +97,31 @@ MADE: dict[str, tuple[Any, ...]] = {
         lambda: jt.Checkpoint(best=("val/accuracy", 2), mode="max"), lambda: jt.Checkpoint(best=None),
     ),
     "curriculum ema": (
-        lambda: jt.Curriculum([{"a": 1}], "val/x", 1.0, mode="max", ema=0.9, restart=0.0), "instead of over; drop one",
-        lambda: jt.Curriculum([{"a": 1}], "train/x", 1.0, mode="max", ema=0.9, restart=0.0),
-        lambda: jt.Curriculum([{"a": 1}], "val/x", 1.0, mode="max", over=3),
+        lambda: jt.callbacks.Curriculum([{"a": 1}], "val/x", 1.0, mode="max", ema=0.9, restart=0.0),
+        "instead of over; drop one",
+        lambda: jt.callbacks.Curriculum([{"a": 1}], "train/x", 1.0, mode="max", ema=0.9, restart=0.0),
+        lambda: jt.callbacks.Curriculum([{"a": 1}], "val/x", 1.0, mode="max", over=3),
     ),
     "segment of a trace": (
         lambda: jt.DRTRL(engine="trace", segment=4), "a trace has no segments; drop one",
         lambda: jt.DRTRL(engine="trace"), lambda: jt.DRTRL(segment=4),
     ),
     "single-step window": (
-        lambda: jt.PPProp(vjp="single-step", window=2, decay=0.9), "set window=1, or leave vjp out",
-        lambda: jt.PPProp(vjp="single-step", window=1, decay=0.9), lambda: jt.PPProp(window=2, decay=0.9),
+        lambda: jt.strategies.PPProp(vjp="single-step", window=2, decay=0.9), "set window=1, or leave vjp out",
+        lambda: jt.strategies.PPProp(vjp="single-step", window=1, decay=0.9),
+        lambda: jt.strategies.PPProp(window=2, decay=0.9),
     ),
     "decay and rank": (
-        lambda: jt.PPProp(decay=0.9, rank=3), "a rank replaces the decay; drop one",
-        lambda: jt.PPProp(decay=0.9), lambda: jt.PPProp(rank=3),
+        lambda: jt.strategies.PPProp(decay=0.9, rank=3), "a rank replaces the decay; drop one",
+        lambda: jt.strategies.PPProp(decay=0.9), lambda: jt.strategies.PPProp(rank=3),
     ),
     "feedback seed": (
-        lambda: jt.ETrace(feedback_seed=3), "nothing is drawn; drop it",
-        lambda: jt.ETrace(), lambda: jt.ETrace(feedback_seed=3, learning_signal="random_feedback"),
+        lambda: jt.strategies.ETrace(feedback_seed=3), "nothing is drawn; drop it",
+        lambda: jt.strategies.ETrace(),
+        lambda: jt.strategies.ETrace(feedback_seed=3, learning_signal="random_feedback"),
     ),
     "a point with a strategy of its own": (
-        lambda: jt.ETrace(learning_signal="modulatory"),  # pyright: ignore
+        lambda: jt.strategies.ETrace(learning_signal="modulatory"),  # pyright: ignore
         "this is strategy 'three_factor'; use it", lambda: jt.Fit("three_factor"),
     ),
     "a name that is taken": (
@@ -131,14 +134,14 @@ MADE: dict[str, tuple[Any, ...]] = {
         lambda: jt.Fit("bptt", max_steps=1).run(Linear(), Named), r"give an instance: Named\(...\)", Named,
     ),
     "one array": (
-        lambda: Feed(np.zeros((3, 2, 2))), r"give a list of batches: \[x\], or list\(x\)",
-        lambda: Feed([np.zeros((3, 2, 2))]), lambda: Feed(list(np.zeros((3, 2, 2)))),
+        lambda: DataIterator(np.zeros((3, 2, 2))), r"give a list of batches: \[x\], or list\(x\)",
+        lambda: DataIterator([np.zeros((3, 2, 2))]), lambda: DataIterator(list(np.zeros((3, 2, 2)))),
     ),
     "one batch": (
-        lambda: Feed(line(0)), r"give a list of batches: \[\(x, y\)\]", lambda: Feed([line(0)]),
+        lambda: DataIterator(line(0)), r"give a list of batches: \[\(x, y\)\]", lambda: DataIterator([line(0)]),
     ),
     "a class as a source": (
-        lambda: Feed(Lines), "call it first", lambda: Feed(Lines()),
+        lambda: DataIterator(Lines), "call it first", lambda: DataIterator(Lines()),
     ),
     "no train data": (
         lambda: jt.DataModule().train_data(), r"define train_data\(\) or give it a source of batches",
@@ -146,18 +149,20 @@ MADE: dict[str, tuple[Any, ...]] = {
         lambda: type("Own", (jt.DataModule,), {"train_data": lambda self: [line(0)]})().train_data(),
     ),
     "an endless pass": (
-        lambda: Passes(Lines(), "val"), "never ends; give it a __len__", lambda: Passes(Sized(), "val"),
+        lambda: EvalLoader(Lines(), "val"), "never ends; give it a __len__", lambda: EvalLoader(Sized(), "val"),
     ),
     "a pass of an iterator": (
-        lambda: Passes(once(), "val"), "a one-shot iterator gives no second pass; give a list",
-        lambda: Passes(list(once()), "val"),
+        lambda: EvalLoader(once(), "val"), "a one-shot iterator gives no second pass; give a list",
+        lambda: EvalLoader(list(once()), "val"),
     ),
     "a new task of an iterator": (
-        lambda: Feed(once()).clear(), r"give an object with batch\(step\)", lambda: Feed(Lines()).clear(),
+        lambda: DataIterator(once()).clear(), r"give an object with batch\(step\)",
+        lambda: DataIterator(Lines()).clear(),
     ),
     "epochs of an endless source": (
-        lambda: jt.Period.of("2ep").steps(None), 'give the data a __len__ or count steps',
-        lambda: jt.Period.of("2ep").steps(Feed(Sized()).length), lambda: jt.Period.of("200").steps(None),
+        lambda: jt.period.Period.of("2ep").steps(None), 'give the data a __len__ or count steps',
+        lambda: jt.period.Period.of("2ep").steps(DataIterator(Sized()).length),
+        lambda: jt.period.Period.of("200").steps(None),
     ),
     "an event that is none": (
         lambda: raises_a_warning(lambda: type("Mine", (jt.Callback,), {"on_train_end": lambda self, run: None})),
@@ -554,7 +559,7 @@ TRAINED: dict[str, tuple[Any, ...]] = {
         train(lambda: Of(lambda: masked(lambda mask: mask))),
     ),
     "a metric of each seed": (
-        train(Linear, seeds=2, data=lines, callbacks=lambda: stopping("lanes/val/loss"), validate_every=1),
+        train(Linear, seeds=2, data=lines, callbacks=lambda: stopping("seeds/val/loss"), validate_every=1),
         "expected one number, as their mean",
         train(Linear, seeds=2, data=lines, callbacks=stopping, validate_every=1),
     ),
@@ -610,7 +615,11 @@ def test_an_optimizer_as_lightning_has_it():
 
 def test_a_class_in_place_of_an_object():
     made = lambda *callbacks: jt.Fit("bptt", max_steps=1, callbacks=callbacks)  # noqa: E731
-    followed(lambda: made(jt.ProgressBar), r"did you mean ProgressBar\(\)\?$", lambda: made(jt.ProgressBar()))
+    followed(
+        lambda: made(jt.callbacks.ProgressBar),
+        r"did you mean ProgressBar\(\)\?$",
+        lambda: made(jt.callbacks.ProgressBar()),
+    )
     followed(
         lambda: made().run(Linear, lines()),  # pyright: ignore
         r"did you mean Linear\(\)\?$",

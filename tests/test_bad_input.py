@@ -112,16 +112,22 @@ RUNS = {
         r"inputs has shape \(3,\); expected at least \(T, B\)",
     ),
     "no time steps": (Linear, [(x(0), x(0, width=3))], {}, ValueError, "no time steps or an empty batch"),
-    "empty list": (Linear, [], {}, jt.DataError, "train data: holds no batch; expected at least one"),
-    "empty generator": (Linear, iter(()), {}, jt.DataError, "train data: holds no batch"),
-    "no data": (Linear, None, {}, jt.DataError, "train data: got None; give a DataModule"),
-    "a class": (Linear, jt.CopyDataModule, {}, jt.DataError, "CopyDataModule is a class; give an instance"),
-    "a number": (Linear, 3, {}, jt.DataError, r"train data: got a int; expected batch\(step\) or an iterable"),
+    "empty list": (Linear, [], {}, jt.errors.DataError, "train data: holds no batch; expected at least one"),
+    "empty generator": (Linear, iter(()), {}, jt.errors.DataError, "train data: holds no batch"),
+    "no data": (Linear, None, {}, jt.errors.DataError, "train data: got None; give a DataModule"),
+    "a class": (
+        Linear,
+        jt.datasets.CopyDataModule,
+        {},
+        jt.errors.DataError,
+        "CopyDataModule is a class; give an instance",
+    ),
+    "a number": (Linear, 3, {}, jt.errors.DataError, r"train data: got a int; expected batch\(step\) or an iterable"),
     "text": (
         Linear,
         [(x(), np.full((3, 2), "a"))],
         {},
-        jt.DataError,
+        jt.errors.DataError,
         r"leaf batch\[1\] has dtype <U1; expected numbers",
     ),
     "max_epochs without length": (
@@ -258,7 +264,7 @@ CHEAP = {
     "callback state": (Lines(), dict(callbacks=[Numpy()]), TypeError, r"the state of callback Numpy\.0 is not JSON"),
     "strategy": (Lines(), dict(strategy=Sized()), TypeError, "the configuration of Sized is not JSON .*int32"),
     "task": (Task(Lines()), {}, TypeError, "Task.task is not JSON .*int8"),
-    "val": (jt.DataModule(Lines(), Lines()), {}, jt.DataError, "val data: never ends"),
+    "val": (jt.DataModule(Lines(), Lines()), {}, jt.errors.DataError, "val data: never ends"),
 }
 
 
@@ -284,6 +290,6 @@ def test_data_that_a_validation_cannot_use(tmp_path):
     with pytest.raises(ValueError, match="targets has shape .*batch axis is 2"):
         jt.Fit("bptt", max_steps=2, run_dir=tmp_path / "run").run(Linear(), data)
     data = jt.DataModule(LinesOf(3), Lines())
-    with pytest.raises(jt.DataError, match="val data: never ends; give it a __len__"):
+    with pytest.raises(jt.errors.DataError, match="val data: never ends; give it a __len__"):
         jt.Fit("bptt", max_steps=2, validate_every=1, run_dir=tmp_path / "run").run(Linear(), data)
     assert line(0)[0].shape == (3, 2, 2)

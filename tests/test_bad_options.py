@@ -30,8 +30,12 @@ FITS = {
         ConfigError,
         "unknown strategy 'dtrrl'; expected bptt.* did you mean 'drtrl'",
     ),
-    "strategy class": (dict(max_steps=1, strategy=jt.BPTT), TypeError, "expected a name or a jaxtrain.Strategy object"),
-    "callback class": (dict(max_steps=1, callbacks=[jt.JSONL]), TypeError, "must be jaxtrain.Callback objects"),
+    "strategy class": (
+        dict(max_steps=1, strategy=jt.BPTT),
+        TypeError,
+        "expected a name or a jaxtrain.strategies.Strategy object",
+    ),
+    "callback class": (dict(max_steps=1, callbacks=[jt.loggers.JSONL]), TypeError, "must be jaxtrain.Callback objects"),
     "a checkpoint nowhere": (
         dict(max_steps=1, callbacks=[jt.Checkpoint()]),
         ValueError,
@@ -57,10 +61,10 @@ def test_a_fit_that_cannot_be(what, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name,value", [("time_lag", -1), ("num_digits", -1), ("batch_size", 0), ("val_batches", 0)])
 def test_sizes_of_the_copying_task(name, value):
     with pytest.raises(ValueError, match=f"copying task: (length|{name})={value} is too small"):
-        jt.CopyDataModule(**{name: value}).val_data()
+        jt.datasets.CopyDataModule(**{name: value}).val_data()
 
 
-@pytest.mark.parametrize("logger", [jt.JSONL, jt.TensorBoard])
+@pytest.mark.parametrize("logger", [jt.loggers.JSONL, jt.loggers.TensorBoard])
 def test_a_logger_without_a_run_directory(logger):
     with pytest.raises(ValueError, match="needs a run directory"):
         jt.Fit("bptt", max_steps=2, callbacks=[logger()]).run(Linear(), Lines())

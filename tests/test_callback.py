@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import pytest
 
-from jaxtrain.callbacks.base import EVENTS, FOREIGN, Callback, Callbacks
+from jaxtrain.callbacks.base import EVENTS, LIGHTNING_METHODS, Callback, Callbacks
 from jaxtrain.period import Period
 
 
@@ -59,7 +59,7 @@ def test_events_and_helpers_are_no_mistake():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         type("Mine", (Callback,), dict.fromkeys([*EVENTS, "helper", "_on_its_own", "setup"], lambda self: None))
-    assert not set(FOREIGN) & set(EVENTS)
+    assert not set(LIGHTNING_METHODS) & set(EVENTS)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_events_and_helpers_are_no_mistake():
     [
         ({"probe_every": "10min"}, r'Mine.probe_every is "600s"; expected steps \(200\) or epochs \("1ep"\), not'),
         ({"probe_every": "soon"}, "Mine.probe_every: period: 'soon' is not understood"),
-        ({"edges": lambda self: (Period.of(5), Period.of("2h"))}, r'Mine.edges\(\) is "7200s"; expected steps'),
+        ({"boundaries": lambda self: (Period.of(5), Period.of("2h"))}, r'Mine.boundaries\(\) is "7200s"; expected steps'),
     ],
 )
 def test_a_period_that_never_comes_due_is_refused(members, message):
@@ -76,9 +76,9 @@ def test_a_period_that_never_comes_due_is_refused(members, message):
         Callbacks([mine()])
 
 
-def test_an_edge_that_is_no_period_is_refused():
-    mine = type("Mine", (Callback,), {"edges": lambda self: (10,)})
-    with pytest.raises(TypeError, match=r"Mine.edges\(\) gives 10; expected jaxtrain.Period objects"):
+def test_a_boundary_that_is_no_period_is_refused():
+    mine = type("Mine", (Callback,), {"boundaries": lambda self: (10,)})
+    with pytest.raises(TypeError, match=r"Mine.boundaries\(\) gives 10; expected jaxtrain.period.Period objects"):
         Callbacks([mine()])
 
 
@@ -134,7 +134,7 @@ class Logger(Callback):
     def __init__(self, error=None):
         self.error, self.rows, self.ended = error, [], 0
 
-    def on_row(self, run, row):
+    def on_log(self, run, row):
         if self.error is not None:
             raise self.error
         self.rows.append(row["step"])
@@ -152,7 +152,7 @@ def at(step):
 
 def tell(callbacks, *steps):
     for step in steps:
-        callbacks("on_row", at(step), {"step": step})
+        callbacks("on_log", at(step), {"step": step})
 
 
 def test_a_logger_that_raises_is_dropped_with_one_warning(caplog):
@@ -162,7 +162,7 @@ def test_a_logger_that_raises_is_dropped_with_one_warning(caplog):
     tell(callbacks, 1, 2, 3)
     callbacks("on_fit_end", None, "finished")
     assert [r.getMessage() for r in caplog.records] == [
-        "Logger.0.on_row failed, and gets no more of this run: ValueError: no such column"
+        "Logger.0.on_log failed, and gets no more of this run: ValueError: no such column"
     ]
     assert callbacks.dropped == {"Logger.0": "ValueError: no such column"}
     assert whole.rows == [1, 2, 3] and broken.ended == 1, "it may still close what it opened"
@@ -223,7 +223,7 @@ class Data(Callback):
     error: Exception | None = None
     heard: list[int] = field(default_factory=list, compare=False)
 
-    def on_row(self, run, row):
+    def on_log(self, run, row):
         if self.error is not None:
             raise self.error
         self.heard.append(row["step"])
@@ -273,7 +273,7 @@ def test_every_event_waits_for_a_full_disk_with_one_warning_a_run(caplog):
     told = []
     for step, (event, *args) in enumerate(
         [("on_chunk_end", {"loss": 1.0}), ("on_figure", "curve", "figure"), ("on_validation_end", {"val/loss": 2.0}),
-         ("on_probe", 3), ("on_row", {"step": 5}), ("on_checkpoint", "path"), ("on_epoch_end",)], 1,
+         ("on_probe", 3), ("on_log", {"step": 5}), ("on_checkpoint", "path"), ("on_epoch_end",)], 1,
     ):  # fmt: skip
         run = at(step)
         callbacks(event, run, *args)
@@ -293,7 +293,7 @@ def test_every_event_waits_for_a_full_disk_with_one_warning_a_run(caplog):
     assert len(caplog.records) == 1, "one warning a run"
     logger.full = False
     callbacks("on_fit_end", at(10), "finished")
-    assert logger.heard[-1] == ("on_row", 9, 9.0, {"step": 9})
+    assert logger.heard[-1] == ("on_log", 9, 9.0, {"step": 9})
 
 
 def test_a_flush_that_fails_is_one_warning(caplog):
@@ -392,7 +392,7 @@ def test_a_logger_whose_network_stays_away_is_dropped_at_once(error, caplog):
             raise error
 
     calls, remote = [], Remote(error)
-    remote.on_row = lambda run, row: calls.append(row) or Remote.on_row(remote, run, row)
+    remote.on_log = lambda run, row: calls.append(row) or Remote.on_log(remote, run, row)
     callbacks = Callbacks([remote])
     tell(callbacks, 1, 2, 3)
     assert len(calls) == 1 and [*callbacks.dropped] == ["Remote.0"] and "tried again" not in caplog.text

@@ -82,10 +82,10 @@ def test_strategy_fields(fit, call):
 def test_an_alias_stands_for_its_strategy(fit, call):
     Path("f.toml").write_text('strategy = "es_drtrl"\n[es_drtrl]\ndecay = 0.5\n')
     assert call("--config", "f.toml", "--run-dir", "r", "--strategy.window", 2)[0] == 0
-    assert fit.config.make_strategy() == jaxtrain.PPProp(decay=0.5, window=2)
+    assert fit.config.make_strategy() == jaxtrain.strategies.PPProp(decay=0.5, window=2)
     assert fit.config.strategy == fit.asked["config"]["strategy"] == "pp_prop", "one name in all that is written"
     assert call("--run-dir", "r", "--resume", "last")[0] == 0
-    assert fit.config.make_strategy() == jaxtrain.PPProp(decay=0.5, window=2)
+    assert fit.config.make_strategy() == jaxtrain.strategies.PPProp(decay=0.5, window=2)
 
 
 def test_a_strategy_that_is_registered_later_is_a_choice(fit, call, monkeypatch):

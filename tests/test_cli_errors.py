@@ -32,7 +32,10 @@ from tests.commands import ROOT, Config
         ("--resume some/where", "--resume some/where: expected never, last, best, a step, or the path"),
         ("--config f.toml", "f.toml: unknown key 'batchsize'; expected"),
         ("--config g.toml", "g.toml: lr = '3e-4' is text; expected float"),
-        ("--config h.toml", "h.toml: drtrl: no field 'windw'; expected update_every, carry, batching, vjp, window, "),
+        (
+            "--config h.toml",
+            "h.toml: drtrl: no field 'windw'; expected update_every, stateful, batching, vjp, window, ",
+        ),
         ("--config i.toml", "i.toml: strategy_fields = 3; expected a table"),
         ("--config none.toml", "none.toml: No such file"),
         ("word", "unexpected argument 'word'"),
@@ -75,7 +78,7 @@ def test_a_config_checks_its_values(fit, call, capsys):
 
 def test_jaxtrains_own_errors_are_one_line(fit, call, monkeypatch):
     def mistake():
-        jaxtrain.Period.of("soon")
+        jaxtrain.period.Period.of("soon")
 
     fit.before = mistake
     code, _, err = call()
@@ -89,7 +92,7 @@ def test_jaxtrains_own_errors_are_one_line(fit, call, monkeypatch):
 def test_notes_are_shown(fit, call):
     def mistake():
         try:
-            jaxtrain.Period.of("soon")
+            jaxtrain.period.Period.of("soon")
         except ValueError as error:
             error.add_note("train data: batch 3")
             raise
@@ -110,7 +113,7 @@ def test_errors_of_the_users_code_keep_their_traceback(fit, call, error):
 
 
 def test_a_slip_inside_jaxtrain_keeps_its_traceback(fit, call):
-    fit.before = lambda: jaxtrain.Period.of(["x"])  # whatever it raises, it is told
+    fit.before = lambda: jaxtrain.period.Period.of(["x"])  # whatever it raises, it is told
     assert call()[0] == 1
     fit.before = lambda: registry.check(jaxtrain.DRTRL, 3)  # pyright: ignore
     with pytest.raises(AttributeError):
@@ -259,7 +262,7 @@ def test_a_recipe_that_drops_the_fields_of_a_strategy(fit, capsys):
     argv = ["--strategy", "tbptt", "--strategy.window", "2"]
     assert cli.main(recipe.Config, recipe.make, argv=argv) == 2
     assert capsys.readouterr().err == LOST and not any(Path("checkpoints/careless").iterdir())
-    fidelity = ["fidelity", "careless.py", "--rules", "tbptt:window=2", "--steps", "1", "--out"]
+    fidelity = ["fidelity", "careless.py", "--strategies", "tbptt:window=2", "--steps", "1", "--out"]
     assert tool([*fidelity, "out"]) == 2 and capsys.readouterr().err == LOST
     careless.write_text(CARELESS.replace("config.strategy", "config.make_strategy()"))
     assert cli.main(recipe.Config, load_recipe(careless).make, argv=argv) == 0
@@ -272,7 +275,7 @@ def test_a_recipe_that_drops_the_fields_of_a_strategy(fit, capsys):
 def test_a_comparison_with_a_recipe_that_drops_the_fields_of_a_strategy(fit, capsys, monkeypatch):
     Path("careless.py").write_text(CARELESS)
     monkeypatch.setenv("PYTHONPATH", str(Path(jaxtrain.__file__).parents[1]))
-    compare = ["compare", "careless.py", "--rules", "tbptt:window=2", "--seeds", "0", "--metric", "train/loss"]
+    compare = ["compare", "careless.py", "--strategies", "tbptt:window=2", "--seeds", "0", "--metric", "train/loss"]
     assert tool([*compare, "--mode", "min", "--out", "compared"]) == 2 and capsys.readouterr().err == LOST
 
 

@@ -45,7 +45,7 @@ def results(out):
 def done(tmp_path_factory):
     """Rules that learn and one that cannot run, on two cells; a seed, since each trial is a process."""
     out = tmp_path_factory.mktemp("compare") / "out"
-    assert run(out, "--rules", "three_factor", *KEPT) == 0
+    assert run(out, "--strategies", "three_factor", *KEPT) == 0
     return out
 
 
@@ -92,10 +92,10 @@ def test_what_was_done_is_kept(done, tmp_path, capsys):
     done = shutil.copytree(done, tmp_path / "out")
     before = (done / "trials.jsonl").read_bytes()
     seconds = {trial["name"]: trial["total_seconds"] for trial in results(done)}
-    assert run(done, "--rules", "bptt", *KEPT) == 0
+    assert run(done, "--strategies", "bptt", *KEPT) == 0
     assert "4 of 4 trials were done before" in capsys.readouterr().out
     assert {trial["name"]: trial["total_seconds"] for trial in results(done)} == seconds
-    assert run(done, "--rules", "bptt", *KEPT, "--lr", "0.1") == 2, "another rate under the same name"
+    assert run(done, "--strategies", "bptt", *KEPT, "--lr", "0.1") == 2, "another rate under the same name"
     error = capsys.readouterr().err
     assert "with --lr 0.02, not 0.1" in error and "choose another --out" in error and error.count("\n") == 1
     assert (done / "trials.jsonl").read_bytes() == before
@@ -105,7 +105,7 @@ def test_what_was_done_is_kept(done, tmp_path, capsys):
 def test_what_was_done_is_judged_anew(done, tmp_path):
     """Another target, or mode, asks for no other trial where a trial does not end there."""
     done = shutil.copytree(done, tmp_path / "out")
-    argv = ["--seeds", "1", "--vary", "cell=lru,vanilla", "--stop-at", "none", "--rules", "bptt"]
+    argv = ["--seeds", "1", "--vary", "cell=lru,vanilla", "--stop-at", "none", "--strategies", "bptt"]
     for more, there in (["--target", "0"], 1), (["--target", "1"], 0), (["--target", "1", "--mode", "min"], 1):
         assert run(done, *argv, *more) == 0
         table = json.loads((done / "compare.json").read_text())["table"]
@@ -119,9 +119,9 @@ def test_an_option_that_a_recipe_has_since_then_had_its_default(done, tmp_path, 
     before = (done / "trials.jsonl").read_text()
     (out / "trials.jsonl").write_text(before.replace('"mlp": 0, ', ""))
     assert (out / "trials.jsonl").read_text() != before
-    assert run(out, "--rules", "bptt", *KEPT) == 0
+    assert run(out, "--strategies", "bptt", *KEPT) == 0
     assert "4 of 4 trials were done before" in capsys.readouterr().out
-    assert run(out, "--rules", "bptt", *KEPT, "--mlp", "3") == 2
+    assert run(out, "--strategies", "bptt", *KEPT, "--mlp", "3") == 2
     assert "with --mlp 0, not 3" in capsys.readouterr().err
 
 
@@ -133,7 +133,7 @@ def test_a_trial_that_was_cut_short_begins_anew(tmp_path):
     left.mkdir(parents=True)
     (left / "config.json").write_text("{")
     (out / "trials.jsonl").write_text("")
-    assert run(out, "--seeds", "0", "--vary", "cell=lru", "--rules", "bptt", "--target", "0", "--stop") == 0
+    assert run(out, "--seeds", "0", "--vary", "cell=lru", "--strategies", "bptt", "--target", "0", "--stop") == 0
     first = results(out)[0]
     assert not first["failed"] and first["steps"] == 5, "it ends at the first validation, where the target is met"
     assert first["reached"][0] == 5
@@ -158,7 +158,7 @@ def test_a_rule_without_fields_is_as_the_recipe_has_it(tmp_path, monkeypatch):
 
     untrained(monkeypatch, told)
     recipe = RECIPE.replace("copy_lru", "copy_gru")
-    argv = ["compare", recipe, "--rules", "drtrl,drtrl:vjp=single-step", "--seeds", "0", "--out"]
+    argv = ["compare", recipe, "--strategies", "drtrl,drtrl:vjp=single-step", "--seeds", "0", "--out"]
     assert tool([*argv, str(tmp_path / "own")]) == 0
     assert asked["drtrl"]["window"] == 10 and asked["drtrl:vjp=single-step"]["window"] == 1
     assert tool([*argv, str(tmp_path / "preset"), "--preset", "short"]) == 0
@@ -311,7 +311,7 @@ def test_a_trial_that_is_given_up_is_a_row(tmp_path, capsys):
         "    fit.callbacks = Callbacks([*fit.callbacks, Hangs()])\n"
         "    return fit, module, data\n"
     )
-    argv = ["--rules", "bptt", "--seeds", "0", "--seconds", "0.5", "--out", str(tmp_path / "out")]
+    argv = ["--strategies", "bptt", "--seeds", "0", "--seconds", "0.5", "--out", str(tmp_path / "out")]
     assert tool(["compare", str(recipe), *argv, *TINY]) == 1
     assert capsys.readouterr().out.count("| failed: did not fit: after 1 s there was no val/accuracy yet") == 2
 
@@ -341,7 +341,7 @@ def test_of_two_tuning_seeds_the_worse_one_counts(tmp_path, monkeypatch):
 
 def test_a_trial_that_still_trains_is_left_alone(tmp_path):
     with RunLock(tmp_path / "out/runs/lru-bptt-seed0"):
-        assert run(tmp_path / "out", "--seeds", "0", "--rules", "bptt") == 1
+        assert run(tmp_path / "out", "--seeds", "0", "--strategies", "bptt") == 1
 
 
 def test_a_figure_over_a_number_that_varies():
@@ -366,8 +366,8 @@ def test_controls_have_the_same_color_in_every_figure():
 @pytest.mark.parametrize(
     "argv,what",
     [
-        (["--rules", "drtl"], "unknown strategy 'drtl'"),
-        (["--rules", "bptt,bptt"], "a rule comes twice"),
+        (["--strategies", "drtl"], "unknown strategy 'drtl'"),
+        (["--strategies", "bptt,bptt"], "a rule comes twice"),
         (["--vary", "cell"], "expected OPTION=VALUE,VALUE"),
         (["--vary", "hiden=1"], "has no option --hiden that can be varied"),
         (["--vary", "hidden=1,two"], "--vary hidden = 'two' is text; expected int"),
@@ -376,7 +376,7 @@ def test_controls_have_the_same_color_in_every_figure():
         (["--lrs", "0.1,x"], "expected positive numbers by commas"),
         (["--lrs", "0.1,0.2", "--tune-seeds", "1-2"], "seed 1 is one of --seeds, too"),
         (["--metric", "task/passed"], "say whether less or more of it is better, --mode min or --mode max"),
-        (["--metric", "lanes/val/loss"], "holds a number of each seed; expected one number"),
+        (["--metric", "seeds/val/loss"], "holds a number of each seed; expected one number"),
         (["--lrs", "0.1,0.2", "--tune-seeds", ""], "say which seeds choose the rate"),
         (["--lrs", "0.1", "--lr", "0.2"], "--lr has no effect here; say --lrs"),
         (["--lrs", "0.1", "--vary", "lr=0.1,0.2"], "--lrs has no effect where --vary lr says it"),
@@ -389,7 +389,7 @@ def test_controls_have_the_same_color_in_every_figure():
         (["--jobs", "0"], "compare --jobs 0: expected a positive number"),
         (["--seconds", "-1"], "compare --seconds -1: expected a positive number"),
         (["--seed", "3"], "--seed has no effect here; say --seeds"),
-        (["--strategy", "drtrl"], "--strategy has no effect here; say --rules"),
+        (["--strategy", "drtrl"], "--strategy has no effect here; say --strategies"),
         (["--preset", "tutorial"], "unknown preset 'tutorial'"),
         (["--hiden", "3"], "neither compare nor the recipe has an option --hiden"),
     ],

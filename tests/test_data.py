@@ -1,4 +1,4 @@
-"""Feed and DataModule: exact positions through prefetch, resume and a change of task."""
+"""DataIterator and DataModule: exact positions through prefetch, resume and a change of task."""
 
 import json
 import logging
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtrain.data.iterator import DataEnded, DataError, DataModule, Feed, as_data, begin_task, change_task
+from jaxtrain.data.iterator import DataEnded, DataError, DataIterator, DataModule, as_data, begin_task, change_task
 from tests.batches import EXACT, LIST, SHORT, Addressed, Again, Cursors, Items, Loader, batch, ids
 
 OPS = ["take", "prefetch", "example", "reopen", "clear"]
@@ -20,43 +20,43 @@ OPS = ["take", "prefetch", "example", "reopen", "clear"]
 def test_any_way_of_reading_gives_the_same_batches(kind, ops):
     """However it is split into takes, prefetched, saved and opened anew, the sequence of batches is one."""
     make, want = EXACT[kind]
-    feed, got = Feed(make()), []
+    iterator, got = DataIterator(make()), []
     for op, n in ops:
         if op == "take":
-            got += ids(feed.take(n))
+            got += ids(iterator.take(n))
         elif op == "prefetch":
-            before = feed.state()
-            feed.prefetch(n)
-            assert feed.state() == before and feed.ready >= n
+            before = iterator.state()
+            iterator.prefetch(n)
+            assert iterator.state() == before and iterator.ready >= n
         elif op == "example":
-            assert ids([feed.example()]) == [want[len(got)]]
+            assert ids([iterator.example()]) == [want[len(got)]]
         elif op == "clear":
             if kind not in ("again", "short again", "iterator"):  # its epochs would be others; it cannot begin again
-                feed.clear()
+                iterator.clear()
         else:
-            state = json.loads(json.dumps(feed.state()))
-            feed = Feed(make())
-            feed.restore(state)
-            assert feed.state() == state
-        assert feed.taken == len(got)
-    got += ids(feed.take(6))
+            state = json.loads(json.dumps(iterator.state()))
+            iterator = DataIterator(make())
+            iterator.restore(state)
+            assert iterator.state() == state
+        assert iterator.taken == len(got)
+    got += ids(iterator.take(6))
     assert got == list(want[: len(got)])
 
 
 @pytest.mark.parametrize("kind", EXACT)
 def test_restore_goes_back(kind):
     make, want = EXACT[kind]
-    feed = Feed(make())
-    feed.take(2)
-    state = feed.state()
-    feed.take(1)
-    feed.prefetch(2)
-    if feed.kind == "iterator":
+    iterator = DataIterator(make())
+    iterator.take(2)
+    state = iterator.state()
+    iterator.take(1)
+    iterator.prefetch(2)
+    if iterator.kind == "iterator":
         with pytest.raises(DataError, match="one-shot iterator cannot go back to batch 2"):
-            feed.restore(state)
+            iterator.restore(state)
     elif not kind.endswith("again"):
-        feed.restore(state)
-        assert ids(feed.take(2)) == list(want[2:4])
+        iterator.restore(state)
+        assert ids(iterator.take(2)) == list(want[2:4])
 
 
 def test_a_reiterable_goes_back_within_its_epoch():
@@ -64,95 +64,95 @@ def test_a_reiterable_goes_back_within_its_epoch():
         def __iter__(self):
             return iter(LIST)
 
-    feed = Feed(Same())
-    assert feed.kind == "reiterable" and feed.length is None
-    feed.take(6)
-    state = feed.state()
-    feed.take(3)
-    feed.restore(state)
-    assert feed.state() == state and ids(feed.take(3)) == [2, 3, 0]
+    iterator = DataIterator(Same())
+    assert iterator.kind == "reiterable" and iterator.length is None
+    iterator.take(6)
+    state = iterator.state()
+    iterator.take(3)
+    iterator.restore(state)
+    assert iterator.state() == state and ids(iterator.take(3)) == [2, 3, 0]
 
 
 def test_state_is_the_position_consumed():
-    feed = Feed(LIST)
-    assert feed.state() == {"kind": "reiterable", "batch": 0, "epoch": 0, "index": 0}
-    feed.take(6)
-    feed.prefetch(3)
-    assert feed.state() == {"kind": "reiterable", "batch": 6, "epoch": 1, "index": 2}
-    assert Feed(Addressed()).state() == {"kind": "addressed", "batch": 0}
+    iterator = DataIterator(LIST)
+    assert iterator.state() == {"kind": "reiterable", "batch": 0, "epoch": 0, "index": 0}
+    iterator.take(6)
+    iterator.prefetch(3)
+    assert iterator.state() == {"kind": "reiterable", "batch": 6, "epoch": 1, "index": 2}
+    assert DataIterator(Addressed()).state() == {"kind": "addressed", "batch": 0}
 
 
 def test_a_list_is_indexed_on_restore():
     items = Items()
-    feed = Feed(items)
+    iterator = DataIterator(items)
     items.asked.clear()
-    feed.restore({"kind": "reiterable", "batch": 4002, "epoch": 1000, "index": 2})
-    assert ids(feed.take(1)) == [2] and items.asked == [2]
+    iterator.restore({"kind": "reiterable", "batch": 4002, "epoch": 1000, "index": 2})
+    assert ids(iterator.take(1)) == [2] and items.asked == [2]
 
 
 def test_an_epoch_of_another_length_is_refused():
     with pytest.raises(DataError, match="does not fit an epoch of 4 batches"):
-        Feed(LIST).restore({"kind": "reiterable", "batch": 7, "epoch": 1, "index": 0})
+        DataIterator(LIST).restore({"kind": "reiterable", "batch": 7, "epoch": 1, "index": 0})
 
 
 def test_a_position_of_another_kind_is_refused():
     with pytest.raises(DataError, match="'addressed', this one is 'reiterable'"):
-        Feed(LIST).restore(Feed(Addressed()).state())
+        DataIterator(LIST).restore(DataIterator(Addressed()).state())
 
 
 def test_replay_is_logged(caplog):
     with caplog.at_level(logging.INFO, "jaxtrain"):
-        Feed(LIST).restore({"kind": "reiterable", "batch": 6, "epoch": 1, "index": 2})
+        DataIterator(LIST).restore({"kind": "reiterable", "batch": 6, "epoch": 1, "index": 2})
         assert not caplog.messages
-        Feed(Again()).restore({"kind": "reiterable", "batch": 6, "epoch": 1, "index": 2})
+        DataIterator(Again()).restore({"kind": "reiterable", "batch": 6, "epoch": 1, "index": 2})
     assert caplog.messages == ["train data: replaying 6 batches to reach the saved position"]
 
 
 def test_an_iterator_too_short_for_its_position():
     with pytest.raises(DataEnded, match="^train data: ended after 4 batches"):
-        Feed(iter(LIST)).restore({"kind": "iterator", "batch": 5})
+        DataIterator(iter(LIST)).restore({"kind": "iterator", "batch": 5})
 
 
 def test_a_short_position_survives_a_restore_on_the_short_batch():
     """The batch that comes next is the short one: it is dropped, not taken for the example."""
     for make in (Loader, Again):
-        feed = Feed(make(short=True))
-        feed.take(4)
-        other = Feed(make(short=True))
-        other.restore(json.loads(json.dumps(feed.state())))
+        iterator = DataIterator(make(short=True))
+        iterator.take(4)
+        other = DataIterator(make(short=True))
+        other.restore(json.loads(json.dumps(iterator.state())))
         assert ids(other.take(1)) == [10]
 
 
 def test_the_short_last_batch_is_dropped_with_one_word(caplog):
     with caplog.at_level(logging.INFO, "jaxtrain"):
-        Feed(SHORT).take(12)
-        Feed(Again(short=True)).take(12)
+        DataIterator(SHORT).take(12)
+        DataIterator(Again(short=True)).take(12)
     assert [m.split(";")[0] for m in caplog.messages] == ["train data: the short last batch of an epoch is dropped"] * 2
 
 
 def test_a_counted_short_batch_is_spoken_of(caplog):
-    class Counted(Again):
+    class IndexedReader(Again):
         def __len__(self):
             return 5
 
-    feed = Feed(Counted(short=True))
+    iterator = DataIterator(IndexedReader(short=True))
     with caplog.at_level(logging.INFO, "jaxtrain"):
-        assert feed.length == 5
-        feed.take(6)
+        assert iterator.length == 5
+        iterator.take(6)
     assert "periods in epochs count it, 5 steps an epoch" in caplog.messages[0]
 
 
 def test_a_short_batch_in_the_middle_is_an_error():
     for source in ([*SHORT, batch(5)], iter([*SHORT, batch(5)])):
         with pytest.raises(DataError, match=r"batch 4: leaf batch\[0\] has shape \(3, 1\), expected \(3, 2\)"):
-            Feed(source).take(6)
+            DataIterator(source).take(6)
 
 
 def test_an_iterator_with_a_short_end_has_ended():
-    feed = Feed(iter(SHORT))
-    feed.take(4)
+    iterator = DataIterator(iter(SHORT))
+    iterator.take(4)
     with pytest.raises(DataEnded) as error:
-        feed.take(1)
+        iterator.take(1)
     assert error.value.batch == 4
 
 
@@ -165,7 +165,7 @@ def test_epochs_of_nothing_but_a_short_batch():
             return iter(LIST if self.epoch == 1 else SHORT[-1:])
 
     with pytest.raises(DataError, match="batch 4: leaf"):
-        Feed(Shrinks()).take(6)
+        DataIterator(Shrinks()).take(6)
 
 
 def test_clear_makes_what_was_prefetched_anew():
@@ -176,15 +176,15 @@ def test_clear_makes_what_was_prefetched_anew():
             return np.full((self.lag, 2), step)
 
     source = Task()
-    feed = Feed(source)
-    feed.take(1)
-    feed.prefetch(2)
+    iterator = DataIterator(source)
+    iterator.take(1)
+    iterator.prefetch(2)
     source.lag = 5
-    assert feed.example().shape == (3, 2)
-    feed.clear()
-    assert feed.ready == 0 and feed.taken == 1
-    assert feed.example().shape == (5, 2)
-    assert [b[0, 0] for b in feed.take(2)] == [1, 2]
+    assert iterator.example().shape == (3, 2)
+    iterator.clear()
+    assert iterator.ready == 0 and iterator.taken == 1
+    assert iterator.example().shape == (5, 2)
+    assert [b[0, 0] for b in iterator.take(2)] == [1, 2]
 
 
 def test_clear_with_fewer_lanes_keeps_every_position():
@@ -198,23 +198,23 @@ def test_clear_with_fewer_lanes_keeps_every_position():
                 yield inputs[:, : self.size], targets[:, : self.size]
 
     source = Lanes()
-    feed = Feed(source)
-    feed.take(1)
+    iterator = DataIterator(source)
+    iterator.take(1)
     source.size = 1
-    feed.clear()
-    got = feed.take(1)
-    other = Feed(Lanes())
-    other.restore(json.loads(json.dumps(feed.state())))
+    iterator.clear()
+    got = iterator.take(1)
+    other = DataIterator(Lanes())
+    other.restore(json.loads(json.dumps(iterator.state())))
     assert got[0][0].shape == (3, 1)
-    assert ids(got + feed.take(2)) == [1, 2, 3] and ids(other.take(2)) == [2, 3]
+    assert ids(got + iterator.take(2)) == [1, 2, 3] and ids(other.take(2)) == [2, 3]
 
 
 def test_clear_cannot_take_back_from_an_iterator():
-    feed = Feed(iter(LIST))
-    feed.prefetch(2)
+    iterator = DataIterator(iter(LIST))
+    iterator.prefetch(2)
     with pytest.raises(DataError, match="the task cannot change, for a one-shot iterator has made batches ahead"):
-        feed.clear()
-    assert ids(feed.take(3)) == [0, 1, 2]
+        iterator.clear()
+    assert ids(iterator.take(3)) == [0, 1, 2]
 
 
 def test_data_module_as_is():
@@ -289,16 +289,16 @@ def test_the_task_a_run_changed_is_taken_back():
 
 def test_the_first_batch_leaves_the_position_alone():
     for kind in EXACT:
-        feed = Feed(EXACT[kind][0]())
-        if kind.endswith("again") or feed.kind == "iterator":
+        iterator = DataIterator(EXACT[kind][0]())
+        if kind.endswith("again") or iterator.kind == "iterator":
             continue
-        feed.take(3)
-        state = feed.state()
-        assert ids([feed.first()]) == [0] and feed.state() == state and ids(feed.take(1)) == [3]
-    feed = Feed(iter(LIST))
-    feed.take(1)
+        iterator.take(3)
+        state = iterator.state()
+        assert ids([iterator.first()]) == [0] and iterator.state() == state and ids(iterator.take(1)) == [3]
+    iterator = DataIterator(iter(LIST))
+    iterator.take(1)
     with pytest.raises(DataError, match="cannot go back"):
-        feed.first()
+        iterator.first()
 
 
 class Shuffles:
@@ -315,41 +315,41 @@ class Shuffles:
 
 
 def moved(source, other, n=4):
-    """Feed n batches, and go on from there with another source."""
-    feed = Feed(source)
-    feed.take(n)
-    again = Feed(other)
-    again.restore(json.loads(json.dumps(feed.mark())))
-    return feed, again
+    """DataIterator n batches, and go on from there with another source."""
+    iterator = DataIterator(source)
+    iterator.take(n)
+    again = DataIterator(other)
+    again.restore(json.loads(json.dumps(iterator.mark())))
+    return iterator, again
 
 
 def test_a_replay_that_gives_other_batches_is_seen():
-    feed, again = moved(Shuffles(np.random.default_rng(0)), Shuffles(np.random.default_rng(1)))
+    iterator, again = moved(Shuffles(np.random.default_rng(0)), Shuffles(np.random.default_rng(1)))
     assert again.differs
-    feed, again = moved(Shuffles(np.random.default_rng(0)), Shuffles(np.random.default_rng(0)))
-    assert not again.differs and ids(feed.take(2)) == ids(again.take(2))
+    iterator, again = moved(Shuffles(np.random.default_rng(0)), Shuffles(np.random.default_rng(0)))
+    assert not again.differs and ids(iterator.take(2)) == ids(again.take(2))
 
 
 @pytest.mark.parametrize("make", [Addressed, lambda: LIST, Items, Again, Cursors, Loader])
 def test_what_repeats_itself_does_not_differ(make):
-    feed, again = moved(make(), make(), 3)
-    assert not again.differs and ids(feed.take(3)) == ids(again.take(3))
-    twice = Feed(make())
+    iterator, again = moved(make(), make(), 3)
+    assert not again.differs and ids(iterator.take(3)) == ids(again.take(3))
+    twice = DataIterator(make())
     twice.restore(again.mark())
     assert not twice.differs
-    again = Feed(make())
-    again.restore(feed.state())  # of a release that kept no digest
+    again = DataIterator(make())
+    again.restore(iterator.state())  # of a release that kept no digest
     assert not again.differs
 
 
 def test_a_list_in_another_order_is_seen():
-    feed, again = moved(LIST, [LIST[0], *LIST[:0:-1]], 2)
-    assert again.differs and again.taken == feed.taken == 2
+    iterator, again = moved(LIST, [LIST[0], *LIST[:0:-1]], 2)
+    assert again.differs and again.taken == iterator.taken == 2
 
 
 def test_a_restored_position_keeps_its_digest_until_a_batch_is_consumed():
-    feed, again = moved(Loader(), Loader())
-    assert again.mark() == feed.mark() and "digest" in again.mark()
-    assert "digest" not in Feed(Loader()).mark()
-    feed.clear()
-    assert "digest" not in feed.mark(), "the task has changed"
+    iterator, again = moved(Loader(), Loader())
+    assert again.mark() == iterator.mark() and "digest" in again.mark()
+    assert "digest" not in DataIterator(Loader()).mark()
+    iterator.clear()
+    assert "digest" not in iterator.mark(), "the task has changed"

@@ -96,14 +96,14 @@ def test_a_short_last_batch_counts_in_the_validation_of_a_run():
 
 def test_a_short_last_batch_counts_where_hidden_states_are_carried():
     batches = [line(0), line(1, batch=1)]
-    module, strategy = Linear(), jt.TBPTT(window=2, carry="carry")
+    module, strategy = Linear(), jt.TBPTT(window=2, stateful=True)
     fit = jt.Fit(strategy, max_steps=4, validate_every=2)
     result = fit.run(module, jt.DataModule([line(5), line(6)], batches))
     assert result.metrics["val/loss"] == pytest.approx(fit.validate(module, batches)["val/loss"], rel=1e-6)
 
 
 def test_a_batch_unlike_the_first_is_named():
-    with pytest.raises(jt.DataError, match="^val data: batch 1: .*as in the first one"):
+    with pytest.raises(jt.errors.DataError, match="^val data: batch 1: .*as in the first one"):
         FIT.validate(Linear(), [line(0), line(1, time=4), line(2)])
 
 
@@ -255,7 +255,7 @@ def test_snapshots():
 def test_batches_of_several_lengths_are_refused_and_the_advice_works():
     fit, module, data = jt.Fit("bptt", max_steps=1), Linear(), [line(0), line(1, time=5), line(2)]
     said = r"^predict data: batch 1 has outputs over 5 time steps, batch 0 over 3, .*: call predict once for each"
-    with pytest.raises(jt.DataError, match=said):
+    with pytest.raises(jt.errors.DataError, match=said):
         fit.predict(module, data)
     assert [fit.predict(module, [batch]).shape for batch in data] == [(3, 2, 3), (5, 2, 3), (3, 2, 3)]
     assert fit.predict(module, data[::2]).shape == (3, 4, 3)
@@ -273,7 +273,7 @@ def test_an_output_without_a_batch_axis_is_refused_and_the_advice_works():
     fit = jt.Fit("bptt", max_steps=1)
     said = r"^predict_step returned an array of shape \(\) in a time step; expected \(B, ...\)"
     for data in ([line(0)], [line(0), line(1)]):
-        with pytest.raises(jt.DataError, match=said):
+        with pytest.raises(jt.errors.DataError, match=said):
             fit.predict(Mean(), data)
     assert fit.predict(Means(), [line(0), line(1)])["mean"].shape == (3, 4)
 
@@ -281,7 +281,7 @@ def test_an_output_without_a_batch_axis_is_refused_and_the_advice_works():
         def predict_step(self, forward, x):
             forward(x)
 
-    with pytest.raises(jt.DataError, match=r"^predict_step returned no array; expected \(B, ...\)"):
+    with pytest.raises(jt.errors.DataError, match=r"^predict_step returned no array; expected \(B, ...\)"):
         fit.predict(Silent(), [line(0)])
 
 

@@ -34,7 +34,11 @@ from tests.small import (
 def asked(event, step, action, tmp_path, **options):
     options = {**dict(chunk=2, log_every=2), **options}
     fit = jt.Fit(
-        "bptt", max_steps=20, callbacks=[jt.JSONL(), At(event, step, action)], run_dir=tmp_path / "run", **options
+        "bptt",
+        max_steps=20,
+        callbacks=[jt.loggers.JSONL(), At(event, step, action)],
+        run_dir=tmp_path / "run",
+        **options,
     )
     return fit.run(Linear(), lines())
 
@@ -54,7 +58,7 @@ def test_a_stop_in_a_validation_takes_effect_there(tmp_path):
 @pytest.mark.parametrize("validate_every", [None, 3])
 def test_a_stop_in_a_row_is_not_lost(tmp_path, validate_every):
     """At an edge its row is made after the validation, so the run ends at the edge after that one."""
-    result = asked("on_row", 6, lambda run: run.stop("enough"), tmp_path, validate_every=validate_every, chunk=1)
+    result = asked("on_log", 6, lambda run: run.stop("enough"), tmp_path, validate_every=validate_every, chunk=1)
     assert (result.status, result.step) == ("stopped", 7) and "val/loss" in rows(result.run_dir)[-1]
 
 
@@ -93,8 +97,8 @@ def test_save_and_validate(tmp_path):
 def test_retask_recompiles_openly_and_resumes_exactly(tmp_path, caplog):
     def run(name, *more, steps=10):
         data = copies()
-        grow = At("on_chunk_end", 4, lambda run: run.retask(time_lag=5))
-        callbacks = [grow, jt.JSONL(), jt.Checkpoint(every=8, best=None), *more]
+        grow = At("on_chunk_end", 4, lambda run: run.set_task(time_lag=5))
+        callbacks = [grow, jt.loggers.JSONL(), jt.Checkpoint(every=8, best=None), *more]
         fit = jt.Fit(
             "bptt",
             max_steps=steps,
@@ -138,10 +142,12 @@ def test_a_time_budget_stops(tmp_path):
 
 def test_data_that_ends_early_keeps_the_last_whole_step(tmp_path):
     def run(n, name, **options):
-        fit = jt.Fit("bptt", max_steps=10, chunk=4, log_every=1, callbacks=[jt.JSONL()], run_dir=tmp_path / name)
+        fit = jt.Fit(
+            "bptt", max_steps=10, chunk=4, log_every=1, callbacks=[jt.loggers.JSONL()], run_dir=tmp_path / name
+        )
         return fit.run(Linear(), (line(i) for i in range(n)), **options)
 
-    with pytest.raises(jt.DataEnded, match="ended after 7 batches"):
+    with pytest.raises(jt.errors.DataEnded, match="ended after 7 batches"):
         run(7, "parts")
     assert steps_of(tmp_path / "parts") == [7] and result_of(tmp_path / "parts")["status"] == "failed"
     assert [row["step"] for row in rows(tmp_path / "parts")] == [1, 2, 3, 4, 5, 6, 7]
@@ -163,7 +169,9 @@ def test_data_that_raises_names_the_batch(tmp_path):
 
 def test_a_changed_shape_names_the_leaf_and_both_shapes():
     data = [line(0), line(1), line(2, time=4), line(3)]
-    with pytest.raises(jt.DataError, match=r"batch 2: leaf batch\[0\] has shape \(4, 2, 2\), expected \(3, 2, 2\)"):
+    with pytest.raises(
+        jt.errors.DataError, match=r"batch 2: leaf batch\[0\] has shape \(4, 2, 2\), expected \(3, 2, 2\)"
+    ):
         jt.Fit("bptt", max_steps=4).run(Linear(), data)
 
 
@@ -174,7 +182,7 @@ def test_a_changed_shape_names_the_leaf_and_both_shapes():
 def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("trained") / "run"
     module = CopyGRU()
-    callbacks = [jt.JSONL(), jt.Checkpoint(every=4, best=("val/loss", 2), last=2)]
+    callbacks = [jt.loggers.JSONL(), jt.Checkpoint(every=4, best=("val/loss", 2), last=2)]
     fit = jt.Fit("drtrl", max_steps=6, validate_every=3, log_every=2, callbacks=callbacks, run_dir=path)
     return fit, module, fit.run(module, copies(), config={"lr": 0.01, "time_lag": 3})
 
@@ -224,7 +232,7 @@ def test_config_and_result(trained):
     assert config["schema"] == 1 and config["config"] == {"lr": 0.01, "time_lag": 3} and config["parent"] is None
     assert config["strategy"] == {
         "name": "drtrl", "vjp": "multi-step", "window": 1, "batching": "auto", "update_every": "sequence",
-        "carry": "reset", "engine": "auto", "segment": "auto", "readout_memory": False,
+        "stateful": False, "engine": "auto", "segment": "auto", "readout_memory": False,
     }  # fmt: skip
     auto = {"chunk": 50, "batching": "batched", "engine": "reverse", "segment": "sequence"}
     assert config["auto"] == auto and config["fit"]["max_steps"] == 6
@@ -238,7 +246,7 @@ def test_config_and_result(trained):
 
 
 def test_dry_run_writes_nothing(tmp_path, caplog):
-    fit = jt.Fit("drtrl", max_steps=6, callbacks=[jt.JSONL(), jt.Checkpoint()], run_dir=tmp_path / "run")
+    fit = jt.Fit("drtrl", max_steps=6, callbacks=[jt.loggers.JSONL(), jt.Checkpoint()], run_dir=tmp_path / "run")
     result = fit.run(CopyGRU(), copies(), dry_run=True)
     assert list(tmp_path.iterdir()) == [] and result.step == 0 and result.history == []
     assert result.report["parameters"]["rnn.layers.0.Wr.weight"]["trains"] == "in part"

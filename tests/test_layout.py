@@ -6,8 +6,8 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain.data.batch import host, layout_warning, stated_layout
-from jaxtrain.data.iterator import Feed, warn_of_layout
-from jaxtrain.data.passes import Passes
+from jaxtrain.data.eval_loader import EvalLoader
+from jaxtrain.data.iterator import DataIterator, warn_of_layout
 from jaxtrain.datasets import Adding, CopyDataset
 from jaxtrain.engine import report as preflight
 from tests.small import Linear, line
@@ -56,15 +56,19 @@ def test_who_states_a_layout():
     assert [stated_layout([], "train", said) for said in (None, True, False)] == [None, True, False]
     assert stated_layout(CopyDataset(), "train", None) is False
     assert stated_layout(jt.Phases(None, 0), "train", None) is False
-    with pytest.raises(jt.DataError, match=r"^train data: batch_first=True, but CopyDataset states batch_first=Fal"):
+    with pytest.raises(
+        jt.errors.DataError, match=r"^train data: batch_first=True, but CopyDataset states batch_first=Fal"
+    ):
         fit().run(Linear(), CopyDataset(3, 2, 4), batch_first=True)
-    assert Feed(CopyDataset(3, 2, 4)).batch_first is False, "as advised: left out"
+    assert DataIterator(CopyDataset(3, 2, 4)).batch_first is False, "as advised: left out"
     phases = jt.Phases(None, *TIME_MAJOR[0])
-    with pytest.raises(jt.DataError, match=r"^train data: batch_first=True, but Phases states batch_first=False"):
+    with pytest.raises(
+        jt.errors.DataError, match=r"^train data: batch_first=True, but Phases states batch_first=False"
+    ):
         fit().run(Linear(), [phases], batch_first=True)
     for wrong in (1, "time", np.True_):
-        with pytest.raises(jt.DataError, match=r"^train data: batch_first=.*; expected True, False or None$"):
-            Feed(TIME_MAJOR, batch_first=wrong)  # type: ignore[arg-type]
+        with pytest.raises(jt.errors.DataError, match=r"^train data: batch_first=.*; expected True, False or None$"):
+            DataIterator(TIME_MAJOR, batch_first=wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("how", ["run", "data module", "class", "source", "loader"])
@@ -111,7 +115,9 @@ def test_validation_during_a_run_is_in_the_layout_of_the_data():
 def test_a_layout_beside_a_data_module_is_refused():
     data = jt.DataModule(BATCH_MAJOR)
     for call in (fit().run, fit().validate, fit().test, fit().predict):
-        with pytest.raises(jt.DataError, match=r"^batch_first=True: given beside DataModule, .*; set its attribute b"):
+        with pytest.raises(
+            jt.errors.DataError, match=r"^batch_first=True: given beside DataModule, .*; set its attribute b"
+        ):
             call(Linear(), data, batch_first=True)
     data.batch_first = True
     assert fit().run(Linear(), data).report["batch_first"] is True, "as advised"
@@ -142,11 +148,11 @@ def test_a_layout_that_nobody_states_is_warned_of(caplog):
 
 def test_a_layout_that_is_stated_is_not_warned_of(caplog):
     phases = [jt.Phases(None, *batch) for batch in TIME_MAJOR]
-    padded = jt.PaddedCopyDataModule(3, 2, 4, lengths=(8,), digits=(2,))
-    copies = jt.CopyDataModule(3, 2, 4)
-    for data in (copies, padded, jt.StreamDataModule(Adding()), jt.DataModule(CopyDataset(3, 2, 4))):
-        feed = Feed(data.train_data(), "train", data.batch_first)
-        warn_of_layout(data, feed.example(), feed.batch_first)
+    padded = jt.datasets.PaddedCopyDataModule(3, 2, 4, lengths=(8,), digits=(2,))
+    copies = jt.datasets.CopyDataModule(3, 2, 4)
+    for data in (copies, padded, jt.datasets.StreamDataModule(Adding()), jt.DataModule(CopyDataset(3, 2, 4))):
+        iterator = DataIterator(data.train_data(), "train", data.batch_first)
+        warn_of_layout(data, iterator.example(), iterator.batch_first)
     fit().validate(Linear(), phases)
     fit().validate(Linear(), TIME_MAJOR, batch_first=False)
     fit().predict(Linear(), BATCH_MAJOR, batch_first=True)
@@ -198,17 +204,19 @@ ADVICE = "pass batch_first=True if axis 0 is the batch"
 def test_a_short_last_batch_of_a_batch_major_loader_is_refused_with_advice():
     message = r"^train data: batch 2: leaf batch\[0\] has shape \(2, 4, 2\), .*; make all alike, or " + ADVICE
     for data in (LOADER, Loader(LOADER)):
-        with pytest.raises(jt.DataError, match=message):
+        with pytest.raises(jt.errors.DataError, match=message):
             fit(max_steps=6).run(Linear(), data)
-    with pytest.raises(jt.DataError, match=message):
-        Feed(LOADER)  # before anything is trained
-    with pytest.raises(jt.DataError, match=message.replace("train", "val")):
-        Passes(LOADER, "val")
-    with pytest.raises(jt.DataError, match=message.replace("train", "val")):
+    with pytest.raises(jt.errors.DataError, match=message):
+        DataIterator(LOADER)  # before anything is trained
+    with pytest.raises(jt.errors.DataError, match=message.replace("train", "val")):
+        EvalLoader(LOADER, "val")
+    with pytest.raises(jt.errors.DataError, match=message.replace("train", "val")):
         fit().validate(Linear(), LOADER)
-    with pytest.raises(jt.DataError, match=rf"^predict data: batch 2 has outputs over 2 time steps, .*, or {ADVICE}$"):
+    with pytest.raises(
+        jt.errors.DataError, match=rf"^predict data: batch 2 has outputs over 2 time steps, .*, or {ADVICE}$"
+    ):
         fit().predict(Linear(), LOADER)
-    with pytest.raises(jt.DataError, match=r"make all alike$"):
+    with pytest.raises(jt.errors.DataError, match=r"make all alike$"):
         fit(max_steps=6).run(Linear(), LOADER, batch_first=False)  # sequences of another length
 
 

@@ -101,8 +101,8 @@ def test_the_chunk_in_flight_is_refused_and_the_advice_works():
     assert said[0].startswith("the model's values at step 4 are gone: the program holds those of step 8 by now. Set ")
 
     class Edges(Every):
-        def edges(self):
-            return (jt.Period.of(4),)
+        def boundaries(self):
+            return (jt.period.Period.of(4),)
 
     for callback in (Reads, Edges):
         found = []
@@ -204,7 +204,7 @@ def test_several_seeds():
             np.testing.assert_allclose(run.predict([line(50)[0]]), outputs(first, line(50)[0]), rtol=1e-4, atol=1e-6)
             both = [score({name: leaf[lane] for name, leaf in params.items()}) for lane in range(2)]
             found = run.validate(VAL)
-            np.testing.assert_allclose(found["lanes/val/loss"], both, rtol=1e-5)
+            np.testing.assert_allclose(found["seeds/val/loss"], both, rtol=1e-5)
             assert found["val/loss"] == pytest.approx(np.mean(both), rel=1e-5)
 
     class Random(Linear):
@@ -300,7 +300,9 @@ def test_the_source_that_the_run_trains_on_is_not_read():
     source = Stateful()
 
     def look(run):
-        with pytest.raises(jt.DataError, match="takes its batches from this Stateful, and a pass over it would move"):
+        with pytest.raises(
+            jt.errors.DataError, match="the run reads this Stateful, and a pass over it would move"
+        ):
             run.validate(source)
         run.validate([line(0)])  # another one that reads the same data
 

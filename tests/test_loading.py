@@ -116,7 +116,9 @@ def test_lanes_would_share_what_lasts_wherever_it_is_made():
 
 def plain(run_dir, steps=6, data=None, more=(), module=None, **options):
     kept = jt.Checkpoint(every=3, best=None, last=5)
-    fit = jt.Fit("bptt", max_steps=steps, chunk=3, log_every=3, callbacks=[jt.JSONL(), kept, *more], run_dir=run_dir)
+    fit = jt.Fit(
+        "bptt", max_steps=steps, chunk=3, log_every=3, callbacks=[jt.loggers.JSONL(), kept, *more], run_dir=run_dir
+    )
     return fit, fit.run(module or Linear(), data if data is not None else Lines(), **options)
 
 
@@ -193,15 +195,17 @@ def test_validation_data_without_a_second_pass_is_refused_before_training(tmp_pa
     val = iter([line(0), line(1)]) if what == "an iterator" else Lines()
     asked = []
     data = jt.DataModule(Lines(lambda step, batch: asked.append(step) or batch), val)
-    with pytest.raises(jt.DataError, match="^val data: (a one-shot iterator gives no second pass|never ends)"):
+    with pytest.raises(jt.errors.DataError, match="^val data: (a one-shot iterator gives no second pass|never ends)"):
         jt.Fit("bptt", max_steps=3, run_dir=tmp_path / "run").run(Linear(), data)
     assert not (tmp_path / "run").exists() and set(asked) <= {0}
 
 
 def test_arrays_alone_are_no_source():
-    with pytest.raises(jt.DataError, match=r"^train data: a tuple of arrays is one batch; .* \[\(x, y\)\]"):
+    with pytest.raises(jt.errors.DataError, match=r"^train data: a tuple of arrays is one batch; .* \[\(x, y\)\]"):
         jt.Fit("bptt", max_steps=3).run(Linear(), line(0))
-    with pytest.raises(jt.DataError, match=r"^train data: got one array of shape \(3, 2, 2\); give a list of batches"):
+    with pytest.raises(
+        jt.errors.DataError, match=r"^train data: got one array of shape \(3, 2, 2\); give a list of batches"
+    ):
         jt.Fit("bptt", max_steps=3).run(Linear(), line(0)[0])
 
 

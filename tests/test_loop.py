@@ -53,18 +53,18 @@ def test_the_trace_of_a_run(tmp_path):
         "chunk_start 0",
         "chunk_start 0",
         "chunk_end 3",
-        "row 3",
+        "log 3",
         "chunk_end 4",
         "probe 4",
         "epoch_end 4",
-        "row 4",
+        "log 4",
         "checkpoint 4",
         "epoch_start 4",
         "chunk_start 4",
         "chunk_end 6",
         "validation_start 6",
         "validation_end 6",
-        "row 6",
+        "log 6",
         "checkpoint 6",
         "fit_end 6",
     ]
@@ -83,7 +83,7 @@ def test_the_trace_of_a_run(tmp_path):
         "validation_start 8",
         "validation_end 8",
         "epoch_end 8",
-        "row 8",
+        "log 8",
         "checkpoint 8",
         "fit_end 8",
     ]
@@ -190,7 +190,7 @@ def test_nothing_is_compiled_after_the_start(tmp_path, no_compilation_cache, str
     try:
         jt.Fit(
             strategy, max_steps=23, chunk=5, validate_every=10, log_every=4, clip=1.0, run_dir=tmp_path,
-            callbacks=[Marks(), Figure(), jt.JSONL(), jt.TensorBoard(), jt.Checkpoint(every=7)],
+            callbacks=[Marks(), Figure(), jt.loggers.JSONL(), jt.loggers.TensorBoard(), jt.Checkpoint(every=7)],
         ).run(module, data)  # fmt: skip
     finally:
         stop()
@@ -243,8 +243,9 @@ def test_observers_change_nothing(tmp_path):
 
     plain = run([], chunk=14)
     callbacks = [
-        jt.CopyFigure(every=4, sequences=1), Figure(), jt.LearningRateMonitor(), jt.Throughput(), jt.JSONL(),
-        jt.TensorBoard(), jt.ProgressBar(), jt.EarlyStopping(patience=100),
+        jt.callbacks.CopyFigure(every=4, sequences=1), Figure(), jt.callbacks.LearningRateMonitor(),
+        jt.callbacks.Throughput(), jt.loggers.JSONL(),
+        jt.loggers.TensorBoard(), jt.callbacks.ProgressBar(), jt.EarlyStopping(patience=100),
         jt.Checkpoint(every=3, best=("val/loss", 2)),
     ]  # fmt: skip
     watched = run(callbacks, run_dir=tmp_path, validate_every=5, log_every=1, chunk=4)
@@ -264,10 +265,10 @@ def spoil(*steps):
 
 
 def test_nonfinite_raise_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
-    callbacks = [jt.JSONL(), jt.Checkpoint(every=4, best=None)]
+    callbacks = [jt.loggers.JSONL(), jt.Checkpoint(every=4, best=None)]
     fit = jt.Fit("bptt", max_steps=12, chunk=4, log_every=2, callbacks=callbacks, run_dir=tmp_path)
     named = r"^step 7: train/loss is not finite; train data: batch 6: leaf batch\[1\] holds 18 .*nonfinite='skip'"
-    with pytest.raises(jt.NonFiniteError, match=named):
+    with pytest.raises(jt.errors.NonFiniteError, match=named):
         fit.run(Linear(), Lines(spoil(7)))
     assert result_of(tmp_path)["status"] == "failed" and result_of(tmp_path)["step"] == 6
     assert steps_of(tmp_path) == [4]
@@ -285,13 +286,19 @@ def test_a_bad_gradient_is_named_by_its_parameter():
             h = forward(x)
             return jnp.where(h > 0, jnp.sqrt(jnp.abs(h - h)), 0.0).sum(-1)  # 0, its derivative is not
 
-    with pytest.raises(jt.NonFiniteError, match=r"step 1: the gradient of [bw] is not finite"):
+    with pytest.raises(jt.errors.NonFiniteError, match=r"step 1: the gradient of [bw] is not finite"):
         jt.Fit("bptt", max_steps=2).run(Bad(), Lines())
 
 
 def test_nonfinite_skip_leaves_the_state_as_before(tmp_path, caplog):
     fit = jt.Fit(
-        "bptt", max_steps=6, chunk=2, log_every=3, nonfinite="skip", callbacks=[jt.JSONL()], run_dir=tmp_path / "skip"
+        "bptt",
+        max_steps=6,
+        chunk=2,
+        log_every=3,
+        nonfinite="skip",
+        callbacks=[jt.loggers.JSONL()],
+        run_dir=tmp_path / "skip",
     )
     module = Linear(lambda: braintools.optim.Adam(0.01))
     result = fit.run(module, Lines(spoil(2, 3)))
@@ -323,7 +330,9 @@ def test_nonfinite_warn_goes_on(tmp_path, caplog):
         x, y = batch
         return (x, y * np.float32(1e30)) if step == 1 else batch
 
-    fit = jt.Fit("bptt", max_steps=6, chunk=2, log_every=2, nonfinite="warn", callbacks=[jt.JSONL()], run_dir=tmp_path)
+    fit = jt.Fit(
+        "bptt", max_steps=6, chunk=2, log_every=2, nonfinite="warn", callbacks=[jt.loggers.JSONL()], run_dir=tmp_path
+    )
     result = fit.run(Linear(), Lines(change))
     assert result.status == "finished" and "step 2: train/loss is not finite" in caplog.text
     assert rows(tmp_path)[0]["train/loss"] is None and "train/loss" in rows(tmp_path)[0]["nonfinite"]
@@ -365,7 +374,7 @@ def test_data_that_is_not_finite_is_named(leaf):
         return batch
 
     where = rf"train data: batch 4: leaf batch\[{leaf}\] holds 1 values that are not finite, the first at \[2, 1, 1\]"
-    with pytest.raises(jt.NonFiniteError, match=rf"^step 5: train/loss is not finite; {where}: mend the data"):
+    with pytest.raises(jt.errors.NonFiniteError, match=rf"^step 5: train/loss is not finite; {where}: mend the data"):
         jt.Fit("bptt", max_steps=8, chunk=4).run(Linear(), Lines(change=spoil))
 
 
@@ -375,7 +384,7 @@ def test_a_place_in_the_data_is_that_of_the_users_layout():
     x, y = x.swapaxes(0, 1).copy(), y.swapaxes(0, 1).copy()
     y[3, 4, 0] = np.nan
     with pytest.raises(
-        jt.NonFiniteError, match=r"holds 1 values that are not finite, the first at \[3, 4, 0\]"
+        jt.errors.NonFiniteError, match=r"holds 1 values that are not finite, the first at \[3, 4, 0\]"
     ) as told:
         jt.Fit("bptt", max_steps=1).run(Linear(), [(x, y)], batch_first=True)
     assert all(str(told.value).count(way) == 1 for way in ("mend the data", "nonfinite=", "weight 0", "lower the"))

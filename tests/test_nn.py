@@ -144,7 +144,7 @@ def test_learned_states_come_back_at_a_reset(cell):
     whole = Network(network, "batched")
     whole.reset(2)
     first, second = whole(x), whole(x)
-    whole.reset_lanes(jnp.array([True, False]))
+    whole.reset_sequences(jnp.array([True, False]))
     third = whole(x)
     np.testing.assert_array_equal(third[0], first[0])
     assert (third[1] != first[1]).any() and (second != first).any()

@@ -77,7 +77,7 @@ def test_the_report_names_what_drtrl_cannot_train(vjp, word):
     where = next(i for i, line in enumerate(text) if "Wr" in line)
     assert f"trained: {word}" in text[where] and "only through another weight" in text[where + 1]
     assert text[0] == (
-        f"strategy   drtrl (update_every=sequence, carry=reset, batching=auto, vjp={vjp}, window=1, engine=trace, "
+        f"strategy   drtrl (update_every=sequence, stateful=False, batching=auto, vjp={vjp}, window=1, engine=trace, "
         "segment=auto, readout_memory=False)"
     )
     assert report["trace_bytes"] and any(line.startswith("traces ") for line in text)
@@ -114,14 +114,14 @@ def test_what_a_person_should_know_is_a_line_each():
             made = super().phases(batch)
             return dataclasses.replace(made, reset=np.zeros((sum(made.sizes[:2]), made.sizes[2]), bool))
 
-    report = jt.Fit(jt.PPProp(), max_steps=3).run(Reset(), copies(), dry_run=True).report
+    report = jt.Fit(jt.strategies.PPProp(), max_steps=3).run(Reset(), copies(), dry_run=True).report
     traces, resets = report["notes"]
     assert "of rnn.layers.0.Wh.weight, which Module.trainable excludes" in traces
     assert resets == "pp_prop: after a lane's reset its gradient is too small for about 10 time steps"
     assert [line.split(maxsplit=1)[1] for line in preflight.lines(report)[-2:]] == [traces, resets]
     rows = sum(entry["trace_bytes"] for entry in report["parameters"].values())
     assert report["trace_bytes"] == rows + int(traces.split()[1].replace(",", ""))
-    assert jt.Fit(jt.PPProp(), max_steps=3).run(CopyGRU(), copies(), dry_run=True).report["notes"] == []
+    assert jt.Fit(jt.strategies.PPProp(), max_steps=3).run(CopyGRU(), copies(), dry_run=True).report["notes"] == []
 
 
 # ------------------------------------------------------------------------------------- more than there is

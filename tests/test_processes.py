@@ -67,11 +67,11 @@ def both(recipe: Path, flags: list[str], folder: Path, codes: tuple[int, ...] = 
 
 def test_one_process_is_the_first_of_one():
     assert (processes.count(), processes.index(), processes.is_first()) == (1, 0, True)
-    assert processes.from_first({"a": 1}) == {"a": 1}
-    assert processes.to_first(3) == [3]
-    assert processes.all_here("somewhere", 0.01)
-    processes.meet()
-    with pytest.raises(KeyError), processes.watched():
+    assert processes.broadcast({"a": 1}) == {"a": 1}
+    assert processes.gather(3) == [3]
+    assert processes.barrier_within("somewhere", 0.01)
+    processes.barrier()
+    with pytest.raises(KeyError), processes.report_failures():
         raise KeyError
     assert processes.run(lambda: 1) == 1
 

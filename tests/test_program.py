@@ -9,7 +9,7 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain.core.metrics import Pending
-from jaxtrain.core.state import lasting
+from jaxtrain.core.state import long_term_states
 from jaxtrain.engine import chunks
 from jaxtrain.engine.program import Program
 from jaxtrain.strategies.registry import make_strategy
@@ -105,10 +105,10 @@ def test_a_lasting_state_is_trained_with_and_saved(tmp_path):
 
     module = Counts()
     jt.Fit("bptt", max_steps=5, chunk=2, run_dir=tmp_path).run(module, Lines())
-    assert int(lasting(module.model)["count"].value) == 5 * 3
+    assert int(long_term_states(module.model)["count"].value) == 5 * 3
     again = Counts()
     jt.Fit("bptt", max_steps=7, chunk=2, run_dir=tmp_path).run(again, Lines(), resume="last")
-    assert int(lasting(again.model)["count"].value) == 7 * 3
+    assert int(long_term_states(again.model)["count"].value) == 7 * 3
 
 
 def test_evaluation_changes_nothing_and_knows_that_it_is_one():

@@ -87,7 +87,7 @@ def test_every_strategy_is_in_the_table(page):
     for name in registry.REGISTRY:
         assert f"`{name}`" in table
         cls = registry.lookup(name)
-        fields = [field for field in options(cls) if field not in ("update_every", "carry", "batching")]
+        fields = [field for field in options(cls) if field not in ("update_every", "stateful", "batching")]
         if page != "README.md" and name != "etrace":
             row = next(line for line in table.splitlines() if line.startswith(f"| `{name}`"))
             assert cls.__name__ in row and [field for field in fields if field in row] == fields

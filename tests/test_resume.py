@@ -24,7 +24,7 @@ from tests.small import At, Linear, Lines, kill, leaves, line, lines, result_of,
 def plain(run_dir, steps=6, module=None, data=None, resume="never", more=(), **options):
     options = {**dict(chunk=3, log_every=2), **options}
     kept = options.pop("checkpoint", jt.Checkpoint(every=3, best=None, last=5))
-    fit = jt.Fit("bptt", max_steps=steps, callbacks=[jt.JSONL(), kept, *more], run_dir=run_dir, **options)
+    fit = jt.Fit("bptt", max_steps=steps, callbacks=[jt.loggers.JSONL(), kept, *more], run_dir=run_dir, **options)
     return fit.run(module or Linear(), data or Lines(), resume=resume)
 
 
@@ -73,7 +73,7 @@ def test_last_with_unreadable_checkpoints_only(run_dir):
             if path.is_file():
                 path.write_bytes(b"")
     before = tree_bytes(run_dir)
-    with pytest.raises(jt.NoReadableCheckpoint, match=r"step 6: .*; step 3: "):
+    with pytest.raises(jt.errors.NoReadableCheckpoint, match=r"step 6: .*; step 3: "):
         plain(run_dir, resume="last")
     assert tree_bytes(run_dir) == before
 
@@ -169,7 +169,7 @@ def test_a_changed_learning_rate_wins_and_is_said(tmp_path, make, caplog):
 
     def run(rate, steps, **options):
         one = module(rate)
-        plain(tmp_path, steps, one, more=[jt.LearningRateMonitor()], log_every=1, **options)
+        plain(tmp_path, steps, one, more=[jt.callbacks.LearningRateMonitor()], log_every=1, **options)
         return leaves(one)
 
     before = run(0.25, 3)
@@ -227,9 +227,9 @@ DIFFERENT = {
 
 
 def test_another_strategy_is_named_before_its_fields():
-    saved = {"step": 4, "strategy": jt.DRTRL(carry="carry", batching="batched").config()}
+    saved = {"step": 4, "strategy": jt.DRTRL(stateful=True, batching="batched").config()}
     with pytest.raises(ValueError, match=r"another strategy: name: 'drtrl' in the checkpoint, 'pp_prop' now; resume"):
-        refuse_differences(saved, {"strategy": jt.PPProp().config()}, ["strategy"])
+        refuse_differences(saved, {"strategy": jt.strategies.PPProp().config()}, ["strategy"])
     with pytest.raises(ValueError, match=r"another strategy: batching: 'batched' in the checkpoint, 'auto' now"):
         refuse_differences(saved, {"strategy": jt.DRTRL().config()}, ["strategy"])
 

@@ -50,8 +50,8 @@ def test_requests(run):
     run.save()
     assert run.requests.save
     run.validate()
-    run.retask(lag=3)
-    run.retask(digits=2)
+    run.set_task(lag=3)
+    run.set_task(digits=2)
     assert run.requests == Requests(save=True, validate=True, stop="first", task={"lag": 3, "digits": 2})
     assert Requests(**json.loads(json.dumps(vars(run.requests)))) == run.requests, "they survive a checkpoint"
 

@@ -25,7 +25,9 @@ class Data(jt.DataModule):
 
 
 def run(folder, steps=4, *, seed=0, kind="plain", resume="never"):
-    fit = jt.Fit("bptt", max_steps=steps, seed=seed, run_dir=folder, callbacks=[jt.JSONL(), jt.Checkpoint(every=2)])
+    fit = jt.Fit(
+        "bptt", max_steps=steps, seed=seed, run_dir=folder, callbacks=[jt.loggers.JSONL(), jt.Checkpoint(every=2)]
+    )
     return fit.run(Linear(), Data(kind), resume=resume)
 
 
@@ -116,7 +118,7 @@ def test_info_of_a_damaged_result(tmp_path):
 @pytest.fixture(scope="module")
 def other_run(tmp_path_factory):
     path = tmp_path_factory.mktemp("other") / "run"
-    jt.Fit("bptt", max_steps=2, callbacks=[jt.JSONL()], run_dir=path).run(CopyGRU(), copies())
+    jt.Fit("bptt", max_steps=2, callbacks=[jt.loggers.JSONL()], run_dir=path).run(CopyGRU(), copies())
     return path
 
 

@@ -15,7 +15,7 @@ STRATEGIES = list(registry.REGISTRY)
 FIELDS = {"tbptt": {"window": 2}, "dni": {"fit_epochs": 1}}
 
 
-def strategy_of(name: str) -> jt.Strategy:
+def strategy_of(name: str) -> jt.strategies.Strategy:
     return registry.make_strategy(name, **FIELDS.get(name, {}))
 
 
@@ -53,7 +53,7 @@ def test_every_strategy_trains(name):
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, name):
     def run(where, *callbacks):
         module = CopyGRU(noise=0.2)
-        callbacks = [jt.JSONL(), jt.Checkpoint(every=3), *callbacks]
+        callbacks = [jt.loggers.JSONL(), jt.Checkpoint(every=3), *callbacks]
         fit = jt.Fit(strategy_of(name), max_steps=7, chunk=2, log_every=2, validate_every=5, callbacks=callbacks,
                      run_dir=tmp_path / where)  # fmt: skip
         return fit.run(module, copies(), resume="last"), leaves(module)

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtrain.data.iterator import DataEnded, DataError, Feed
+from jaxtrain.data.iterator import DataEnded, DataError, DataIterator
 from tests.batches import EXACT, LIST, Addressed, Again, Cursor, Items, Loader, batch, ids
 
 
 def test_kinds_and_lengths():
-    kinds = {k: (Feed(make()).kind, Feed(make()).length) for k, (make, _) in EXACT.items()}
+    kinds = {k: (DataIterator(make()).kind, DataIterator(make()).length) for k, (make, _) in EXACT.items()}
     assert kinds == {
         "addressed": ("addressed", None),
         "addressed with an epoch": ("addressed", 4),
@@ -49,14 +49,14 @@ WRONG = {
 @pytest.mark.parametrize("what", WRONG)
 def test_what_is_wrong_with_a_batch(what):
     wrong, message = WRONG[what]
-    feed = Feed([batch(0), batch(1), wrong, batch(3)], name="val")
-    feed.prefetch(4)
-    assert feed.ready == 2
+    iterator = DataIterator([batch(0), batch(1), wrong, batch(3)], name="val")
+    iterator.prefetch(4)
+    assert iterator.ready == 2
     with pytest.raises(DataError, match=f"^val data: batch 2:? {message}") as error:
-        feed.take(3)
+        iterator.take(3)
     assert "\n" not in str(error.value) and error.value.batch == 2
-    assert feed.state()["batch"] == 0
-    assert ids(feed.take(feed.ready)) == [0, 1]  # what was whole before it can still be used
+    assert iterator.state()["batch"] == 0
+    assert ids(iterator.take(iterator.ready)) == [0, 1]  # what was whole before it can still be used
 
 
 def test_an_error_of_the_source_says_which_batch():
@@ -64,12 +64,12 @@ def test_an_error_of_the_source_says_which_batch():
         yield batch(0)
         raise KeyError("disk")
 
-    feed = Feed(broken())
-    feed.prefetch(3)
-    assert feed.ready == 1
-    feed.take(1)
+    iterator = DataIterator(broken())
+    iterator.prefetch(3)
+    assert iterator.ready == 1
+    iterator.take(1)
     with pytest.raises(KeyError, match="disk") as error:
-        feed.take(1)
+        iterator.take(1)
     assert error.value.__notes__ == ["while making batch 1 of the train data (counted from 0)"]
 
 
@@ -79,21 +79,21 @@ def test_a_last_item_that_cannot_be_read_is_found_at_once():
             return batch(i) if i < 3 else {}[i]
 
     with pytest.raises(KeyError) as error:
-        Feed(Bad())
+        DataIterator(Bad())
     assert error.value.__notes__ == ["while making batch 3 of the train data (counted from 0)"]
 
 
 def test_one_shot_iterators_end():
-    feed = Feed(iter(LIST))
-    feed.prefetch(8)
-    assert ids(feed.take(3)) == [0, 1, 2]
+    iterator = DataIterator(iter(LIST))
+    iterator.prefetch(8)
+    assert ids(iterator.take(3)) == [0, 1, 2]
     with pytest.raises(DataEnded, match="^train data: ended after 4 batches.*ask for fewer steps") as error:
-        feed.take(2)
+        iterator.take(2)
     assert error.value.batch == 4 and isinstance(error.value, DataError)
-    assert feed.state() == {"kind": "iterator", "batch": 3}
-    assert ids(feed.take(1)) == [3]
+    assert iterator.state() == {"kind": "iterator", "batch": 3}
+    assert ids(iterator.take(1)) == [3]
     with pytest.raises(DataEnded):
-        Feed(Cursor(2)).take(3)
+        DataIterator(Cursor(2)).take(3)
 
 
 def test_an_addressed_source_may_end():
@@ -102,7 +102,7 @@ def test_an_addressed_source_may_end():
             return next(iter([batch(step)] if step < 2 else []))
 
     with pytest.raises(DataEnded, match="ended after 2"):
-        Feed(Ends()).take(3)
+        DataIterator(Ends()).take(3)
 
 
 def test_an_iterable_that_does_not_start_again():
@@ -114,13 +114,13 @@ def test_an_iterable_that_does_not_start_again():
             return self.it
 
     with pytest.raises(DataError, match="started again at batch 4; __iter__ of Once must give a new iterator"):
-        Feed(Once()).take(5)
+        DataIterator(Once()).take(5)
 
 
 @pytest.mark.parametrize("empty", [[], (), iter([]), Again(n=0), Loader(n=0)])
 def test_empty(empty):
     with pytest.raises(DataError, match="^test data: holds no batch"):
-        Feed(empty, "test").example()
+        DataIterator(empty, "test").example()
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_empty(empty):
 )
 def test_no_source(source, message):
     with pytest.raises(DataError, match=message):
-        Feed(source)
+        DataIterator(source)
 
 
 def test_batch_of_other_libraries_makes_batches():
@@ -146,17 +146,17 @@ def test_batch_of_other_libraries_makes_batches():
         def batch(self, batch_size, drop_remainder=False):
             raise AssertionError
 
-    assert Feed(Other(LIST)).kind == "reiterable"
+    assert DataIterator(Other(LIST)).kind == "reiterable"
 
 
 def test_leaves_become_numpy_of_jax_dtypes():
     seen = [np.zeros(2), np.arange(2), np.zeros(2, np.int8), np.float64(1), jnp.ones(2), [[1, 2], [3, 4]], 7, True]
     dtypes = ["float32", "int32", "int8", "float32", "float32", "int32", "int32", "bool"]
-    leaves = Feed([{"x": seen, "none": None}]).example()["x"]
+    leaves = DataIterator([{"x": seen, "none": None}]).example()["x"]
     assert [leaf.dtype.name for leaf in leaves] == dtypes
     assert all(type(leaf) is np.ndarray for leaf in leaves)
     with jax.enable_x64(True):
-        assert Feed([np.zeros(2)]).example().dtype == np.float64
+        assert DataIterator([np.zeros(2)]).example().dtype == np.float64
 
 
 def test_a_buffer_filled_again_is_copied():
@@ -166,7 +166,7 @@ def test_a_buffer_filled_again_is_copied():
             buffer[:] = i
             yield buffer, buffer[:1]
 
-    assert ids(Feed(reuse()).take(4)) == [0, 1, 2, 3]
+    assert ids(DataIterator(reuse()).take(4)) == [0, 1, 2, 3]
 
 
 def test_state_that_cannot_be_saved():
@@ -180,7 +180,7 @@ def test_state_that_cannot_be_saved():
             return iter(LIST)
 
     with pytest.raises(DataError, match=r"state of Odd\['a'\]\[0\] is a object and cannot be saved"):
-        Feed(Odd())
+        DataIterator(Odd())
 
 
 def test_torch_state(monkeypatch):
@@ -204,8 +204,8 @@ def test_torch_state(monkeypatch):
 
     torch = types.SimpleNamespace(Tensor=Tensor, from_numpy=Tensor)
     monkeypatch.setitem(sys.modules, "torch", torch)  # pyright: ignore[reportArgumentType]
-    feed = Feed(WithTensor())
-    feed.take(3)
-    other = Feed(WithTensor())
-    other.restore(json.loads(json.dumps(feed.state())))
+    iterator = DataIterator(WithTensor())
+    iterator.take(3)
+    other = DataIterator(WithTensor())
+    other.restore(json.loads(json.dumps(iterator.state())))
     assert ids(other.take(2)) == [3, 10]

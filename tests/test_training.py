@@ -46,7 +46,7 @@ class Source:
 def pipeline(keep=None):
     program = SimpleNamespace(train=lambda batches, first: (first, len(batches)))
     progress = Progress()
-    return Pipeline(SimpleNamespace(program=program, feed=Source()), progress, keep), progress
+    return Pipeline(SimpleNamespace(program=program, iterator=Source()), progress, keep), progress
 
 
 def test_a_chunk_is_handed_on_while_the_next_one_is_under_way():
@@ -72,7 +72,9 @@ def test_the_steps_before_an_error_of_the_data_are_dispatched():
 
 @pytest.fixture
 def control():
-    schedule = Schedule(chunk=5, total=20, max_time=None, validate_every=Period.of(10), epoch_length=None, edges=())
+    schedule = Schedule(
+        chunk=5, total=20, max_time=None, validate_every=Period.of(10), epoch_length=None, boundaries=()
+    )
     return Control(schedule, SimpleNamespace(received=None), SimpleNamespace(requests=Requests(), step=0))
 
 
@@ -108,11 +110,14 @@ def test_requests_are_taken_once_and_those_for_later_stay(control):
 
 def test_a_checkpoint_says_how_far_a_run_is():
     progress = Progress(dispatched=4, stage="validation", ending=Ending("interrupted", "SIGINT"))
-    assert progress.state() == {"cut": True, "over": None}
+    assert progress.state() == {"stage": "validation", "ending": None}
     again = Progress()
     again.load_state({**progress.state(), "step": 4})
     assert again == Progress(dispatched=4, stage="validation", restored_stage="validation")
-    assert Progress(ending=Ending("finished", complete=True)).state() == {"cut": False, "over": ["finished", None]}
+    assert Progress(ending=Ending("finished", complete=True)).state() == {
+        "stage": "between steps",
+        "ending": ["finished", None],
+    }
 
 
 def test_settings_can_be_read_from_a_fit_and_not_set():

@@ -55,7 +55,7 @@ class Watches(jt.Callback):
         loss = np.square(run.predict([x]) - y).mean()
         np.testing.assert_allclose(run.validate([(x, y)])["val/loss"], loss, rtol=1e-5)
 
-    def on_row(self, run, row):
+    def on_log(self, run, row):
         if row["step"] == 2:
             run.save()
 
@@ -69,7 +69,7 @@ class Asks(jt.Callback):
 
 class Odd(jt.Callback):
     def on_chunk_end(self, run, metrics):
-        run.retask(level=np.int64(3))
+        run.set_task(level=np.int64(3))
 
 
 def fit(folder: Path | None, *callbacks: jt.Callback, **settings) -> jt.Fit:
@@ -110,7 +110,7 @@ def main(folder: Path) -> int:
     with pytest.raises((TypeError, processes.ProcessError), match="what callbacks ask for at step 3 is not JSON"):
         fit(None, Odd()).run(Linear(), Lines())
 
-    with pytest.raises(jt.NonFiniteError, match="^step 1: "):
+    with pytest.raises(jt.errors.NonFiniteError, match="^step 1: "):
         fit(None).run(Linear(), Lines(shift=np.nan))
     print("fine")
     return 0

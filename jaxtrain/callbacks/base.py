@@ -5,7 +5,7 @@ Order of events in one step of the loop, which is law (``Fit`` and the tests hol
     [reset] on_fit_start [on_restore]
     per chunk:      [on_epoch_start] on_chunk_start ... on_chunk_end
     at an event edge, in this order:
-                    on_probe, on_validation_start, on_validation_end, on_epoch_end, on_row, on_checkpoint
+                    on_probe, on_validation_start, on_validation_end, on_epoch_end, on_log, on_checkpoint
     on_exception, on_fit_end
 
 A checkpoint is the last thing that happens at its step, so nothing at that step is lost or repeated by a resume.
@@ -48,7 +48,7 @@ class Callback:
     ``rank`` orders callbacks within one event: those that *produce* values come before those that *decide* on them,
     then those that *record*, then those that *persist*; within a rank the order of ``Fit(callbacks=...)`` holds. Of
     several processes those that *record* are told of events in the first one alone, and what it asks of a run counts.
-    A callback changes a run only through ``run.stop``, ``run.save``, ``run.validate`` and ``run.retask``, which take
+    A callback changes a run only through ``run.stop``, ``run.save``, ``run.validate`` and ``run.set_task``, which take
     effect at the next event edge. A subclass that defines an ``on_...`` method that is no event, as ``on_train_end``,
     draws a UserWarning that names the event meant.
     """
@@ -56,7 +56,7 @@ class Callback:
     rank: ClassVar[str] = "decide"
     reads_model: ClassVar[bool] = False
     """Whether it reads the model (``run.module``, ``params``, ``predict``, ``validate``) in ``on_chunk_start``,
-    ``on_chunk_end`` or ``on_row``: the run then keeps a copy of the values of ``run.step`` there, which takes a copy to
+    ``on_chunk_end`` or ``on_log``: the run then keeps a copy of the values of ``run.step`` there, which takes a copy to
     the host a chunk, and waits for it. At event edges they are there anyway."""
 
     probe_every: Period | int | str | None = None
@@ -70,7 +70,7 @@ class Callback:
         """
         raise TypeError(f"{type(self).__name__} sets probe_every, but defines no probe(module, learner, phases)")
 
-    def edges(self) -> Iterable[Period]:
+    def boundaries(self) -> Iterable[Period]:
         """Periods, of steps or epochs, at which this callback needs an event edge: every metric delivered, the state
         at rest."""
         return ()
@@ -88,17 +88,17 @@ class Callback:
     def on_chunk_start(self, run: Run) -> None: ...
     def on_chunk_end(self, run: Run, metrics: dict[str, Any]) -> None:
         """``metrics``: one numpy array ``(n,)`` a name, a value for each of the chunk's n steps. With
-        ``Fit(seeds=...)`` these are means over the S seeds, and ``lanes/loss`` is an array ``(n, S)``."""
+        ``Fit(seeds=...)`` these are means over the S seeds, and ``seeds/loss`` is an array ``(n, S)``."""
 
     def on_probe(self, run: Run, values: Any) -> None: ...
     def on_validation_start(self, run: Run) -> None: ...
     def on_validation_end(self, run: Run, metrics: dict[str, Any]) -> None:
         """``metrics``: a number a tag, as ``val/loss``. With ``Fit(seeds=...)`` these are means over the S seeds, and
-        ``lanes/val/loss`` is a list of S numbers."""
+        ``seeds/val/loss`` is a list of S numbers."""
 
-    def on_row(self, run: Run, row: dict[str, Any]) -> None:
+    def on_log(self, run: Run, row: dict[str, Any]) -> None:
         """``row``: one finished line of the record, ``{"step": int, tag: float, ...}``. With ``Fit(seeds=...)`` tags
-        below ``lanes/`` hold a list of S numbers."""
+        below ``seeds/`` hold a list of S numbers."""
 
     def on_figure(self, run: Run, tag: str, figure: Any) -> None:
         """``figure``: a matplotlib figure that a callback made with ``run.figure``."""
@@ -125,15 +125,15 @@ class Callback:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in vars(cls):
-            if name in EVENTS or not (name.startswith("on_") or name in FOREIGN):
+            if name in EVENTS or not (name.startswith("on_") or name in LIGHTNING_METHODS):
                 continue
             close = difflib.get_close_matches(name, EVENTS, n=1)
-            meant = FOREIGN.get(name) or (f"did you mean {close[0]}?" if close else "rename it without on_")
+            meant = LIGHTNING_METHODS.get(name) or (f"did you mean {close[0]}?" if close else "rename it without on_")
             # A helper may be called so: this is no error.
             warnings.warn(f"{cls.__name__}.{name} is never called: jaxtrain has no such event; {meant}", stacklevel=2)
 
 
-FOREIGN = {
+LIGHTNING_METHODS = {
     **dict.fromkeys(("on_train_start", "on_train_begin", "on_fit_begin", "on_sanity_check_start"), "use on_fit_start"),
     **dict.fromkeys(("on_train_end", "on_fit_stop", "on_teardown"), "use on_fit_end"),
     **dict.fromkeys(("on_train_epoch_start", "on_epoch_begin", "on_train_epoch_begin"), "use on_epoch_start"),
@@ -159,7 +159,7 @@ FOREIGN = {
     "on_save_checkpoint": "define state(), or use on_checkpoint",
     "on_save": "use on_checkpoint",
     **dict.fromkeys(("on_load_checkpoint", "on_load"), "define load_state(state), or use on_restore"),
-    **dict.fromkeys(("on_log", "on_log_metrics"), "use on_row"),
+    **dict.fromkeys(("on_row", "on_log_metrics"), "use on_log"),
     "on_keyboard_interrupt": "use on_fit_end, whose status is then 'interrupted'",
     "state_dict": "define state()",
     "load_state_dict": "define load_state(state)",
@@ -362,10 +362,10 @@ def _check_periods(callback: Callback) -> None:
         probe = Period.of(callback.probe_every)
     except ValueError as error:
         raise ValueError(f"{name}.probe_every: {error}") from None
-    for what, period in [("probe_every", probe), *(("edges()", period) for period in callback.edges())]:
+    for what, period in [("probe_every", probe), *(("boundaries()", period) for period in callback.boundaries())]:
         if period is None:
             continue
         if not isinstance(period, Period):
-            raise TypeError(f"{name}.{what} gives {period!r}; expected jaxtrain.Period objects")
+            raise TypeError(f"{name}.{what} gives {period!r}; expected jaxtrain.period.Period objects")
         if period.unit == "time":
             raise ValueError(f'{name}.{what} is "{period}"; expected steps (200) or epochs ("1ep"), not a time')

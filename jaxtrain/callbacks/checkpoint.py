@@ -60,7 +60,7 @@ class Checkpoint(Callback):
     def reset(self) -> None:
         self.scores = []
 
-    def edges(self) -> Iterable[Period]:
+    def boundaries(self) -> Iterable[Period]:
         return () if self.every is None or self.every.unit == "time" else (self.every,)
 
     def on_fit_start(self, run: Run) -> None:

@@ -111,7 +111,7 @@ class Curriculum(Callback):
         if len(self.advances) > self.stage and not self.passed:  # all stages were passed, and more have been added
             self.stage += 1
             self._begin()
-            run.retask(**self.stages[self.stage])
+            run.set_task(**self.stages[self.stage])
 
     def _expect(self, run: Run, stage: dict[str, Any], which: str) -> None:
         found = {key: run.task.get(key) for key in stage}
@@ -173,7 +173,7 @@ class Curriculum(Callback):
         self._begin()
         log.info("step %d: %s is %.4g, stage %d of %d (%s) is passed", step, self.monitor, score, self.stage,
                  len(self.stages), passed)  # fmt: skip
-        run.retask(**self.stages[self.stage])
+        run.set_task(**self.stages[self.stage])
 
     # -------------------------------------------------------------------------------------------------- saving
 

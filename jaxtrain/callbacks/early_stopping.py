@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..core.metrics import LANES
+from ..core.metrics import SEEDS
 from ..utils.coerce import did_you_mean
 from .base import Callback
 
@@ -31,10 +31,10 @@ class Monitor:
     def of(tag: str, mode: Mode | None, owner: str) -> Monitor:
         if not isinstance(tag, str) or not tag:
             raise ValueError(f"{owner}: monitor is {tag!r}; expected the tag of a validation metric, as 'val/loss'")
-        if tag.startswith(LANES):
+        if tag.startswith(SEEDS):
             raise ValueError(
                 f"{owner}: monitor is {tag!r}, which holds a number of each seed; expected one number, as their mean "
-                f"{tag.removeprefix(LANES)!r}"
+                f"{tag.removeprefix(SEEDS)!r}"
             )
         if mode not in (None, "min", "max"):
             raise ValueError(f"{owner}: mode is {mode!r}; expected 'min', 'max' or None (by the monitor's name)")
@@ -49,7 +49,7 @@ class Monitor:
 
     def read(self, metrics: dict[str, float], owner: str) -> float:
         if self.tag not in metrics:
-            known = sorted(tag for tag in metrics if not tag.startswith(LANES))
+            known = sorted(tag for tag in metrics if not tag.startswith(SEEDS))
             raise KeyError(
                 f"{owner} monitors {self.tag!r}, which validation does not give; {did_you_mean(self.tag, known)}"
             )

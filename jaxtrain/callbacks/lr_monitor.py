@@ -40,7 +40,7 @@ class LearningRateMonitor(Callback):
             self._told = True
             log.info("LearningRateMonitor: the optimizer exposes no learning rate; rows carry no lr")
 
-    def on_row(self, run: Run, row: dict[str, Any]) -> None:
+    def on_log(self, run: Run, row: dict[str, Any]) -> None:
         step = row["step"]
         self._chunks = [chunk for chunk in self._chunks if chunk[0] >= step]
         if self._chunks:

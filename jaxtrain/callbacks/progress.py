@@ -8,7 +8,7 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from ..core.metrics import LANES
+from ..core.metrics import SEEDS
 from .base import Callback
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class ProgressBar(Callback):
     def _numbers(self) -> str:
         loss = {} if self._loss is None else {"loss": self._loss}
         shown = {**loss, **self._val}
-        return ", ".join(f"{name} {value:.4g}" for name, value in shown.items() if not name.startswith(LANES))
+        return ", ".join(f"{name} {value:.4g}" for name, value in shown.items() if not name.startswith(SEEDS))
 
     def _line(self, run: Run, *, eta: bool) -> str:
         seconds = time.perf_counter() - self._start

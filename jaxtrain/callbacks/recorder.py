@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.metrics import LANES, is_rate, plain
+from ..core.metrics import SEEDS, is_rate, plain
 from ..core.metrics import tag as prefixed
 
 PLAIN = ("grad_norm", "param_norm", "skipped_fraction")
@@ -17,7 +17,7 @@ RESERVED = ("step", "nonfinite")
 
 
 def tag(name: str) -> str:
-    return name if name.removeprefix(LANES) in PLAIN else prefixed("train", name)
+    return name if name.removeprefix(SEEDS) in PLAIN else prefixed("train", name)
 
 
 class Recorder:
@@ -31,7 +31,7 @@ class Recorder:
         self.log_every = log_every
         self.sums: dict[str, list[Any]] = {}
         self.logged: dict[str, Any] = {}
-        self.rows: list[dict[str, Any]] = []
+        self.entries: list[dict[str, Any]] = []
 
     def add(self, first_step: int, metrics: dict[str, np.ndarray], weights: dict[str, np.ndarray]) -> None:
         """Metrics of the steps ``first_step + 1 ...``: numerators and weights, ``(n,)`` each, of lanes ``(n, S)``."""
@@ -50,38 +50,38 @@ class Recorder:
         for name, value in values.items():
             if name in RESERVED or np.ndim(value) or np.asarray(value).dtype.kind not in "biuf":
                 raise ValueError(f"run.log({name!r}: {value!r}): expected one number under a tag other than {RESERVED}")
-        row = self.rows[-1] if self.rows and self.rows[-1]["step"] == step else self.logged
+        row = self.entries[-1] if self.entries and self.entries[-1]["step"] == step else self.logged
         row.update({name: float(value) for name, value in values.items()})
 
     def measured(self, step: int, values: dict[str, float]) -> None:
         """A row at ``step`` where none is due: it holds these values alone, and leaves the means to the next one."""
-        self.rows.append({"step": step, **values})
+        self.entries.append({"step": step, **values})
 
     def force(self, step: int, values: dict[str, Any]) -> None:
         """A row at ``step`` with these values, whether or not one is due there."""
-        if not self.rows or self.rows[-1]["step"] != step:
+        if not self.entries or self.entries[-1]["step"] != step:
             self._row(step)
         elif self.sums:  # one that holds nothing but what was measured there
-            measured = self.rows.pop()
+            measured = self.entries.pop()
             self._row(step)
-            self.rows[-1].update(measured)
-        self.rows[-1].update({name: plain(value) for name, value in values.items()})
+            self.entries[-1].update(measured)
+        self.entries[-1].update({name: plain(value) for name, value in values.items()})
 
     def _row(self, step: int) -> None:
         with np.errstate(invalid="ignore"):  # a lane that weighs nothing is NaN
             means = {tag(name): plain(num / weight) for name, (num, weight) in self.sums.items() if np.any(weight)}
-        self.rows.append({"step": step, **means, **self.logged})
+        self.entries.append({"step": step, **means, **self.logged})
         self.sums, self.logged = {}, {}
 
     def take(self) -> list[dict[str, Any]]:
         """The rows that are complete now."""
-        rows, self.rows = self.rows, []
+        rows, self.entries = self.entries, []
         return rows
 
     def state(self) -> dict[str, Any]:
         sums = {name: [plain(num), plain(weight)] for name, (num, weight) in self.sums.items()}
-        return {"sums": sums, "logged": self.logged, "rows": self.rows}
+        return {"sums": sums, "logged": self.logged, "entries": self.entries}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.sums = {name: [np.asarray(part) for part in parts] for name, parts in state["sums"].items()}
-        self.logged, self.rows = state["logged"], state["rows"]
+        self.logged, self.entries = state["logged"], state["entries"]

@@ -51,13 +51,13 @@ class Run:
 
     ``module``, ``params``, ``predict`` and ``validate`` have the values of ``step``. They are there in every event at
     an event edge, in ``on_fit_start``, ``on_restore`` and, unless the run failed within a chunk, ``on_fit_end``; in
-    ``on_chunk_start``, ``on_chunk_end`` and the ``on_row`` of steps within a chunk the program may hold those of a
+    ``on_chunk_start``, ``on_chunk_end`` and the ``on_log`` of steps within a chunk the program may hold those of a
     later step, which is a RuntimeError unless a callback sets ``reads_model``.
 
     ``step``: train batches completed whose metrics have been delivered. ``metrics``: the last value of every tag, below
-    ``lanes/`` a list, a number of each seed. ``run_dir``: None without one. ``restored_step``: the step a resumed run
+    ``seeds/`` a list, a number of each seed. ``run_dir``: None without one. ``restored_step``: the step a resumed run
     started from, else None. ``config``: what config.json holds. ``last_validation``: the step of the last complete
-    validation. ``task``: the data module's, as it is now; ``retask`` changes it.
+    validation. ``task``: the data module's, as it is now; ``set_task`` changes it.
     """
 
     def __init__(self, *, module: Module, callbacks: Callbacks, recorder: Recorder, config: dict[str, Any],
@@ -74,7 +74,7 @@ class Run:
         self.batch_size = batch_size
         self.step = 0
         self.restored_step: int | None = None
-        self.first_open_row: int | None = None
+        self.first_open_entry: int | None = None
         """After a restore: the step of the first row that the checkpoint still holds, to be written later."""
         self.last_validation: int | None = None
         self.metrics: dict[str, Any] = {}
@@ -84,16 +84,16 @@ class Run:
         self.forked = False
         self.task: dict[str, Any] = {}
         self._params = params
-        self._rows_open = True
+        self._open_entries = True
 
     @property
-    def row_limit(self) -> int:
+    def log_limit(self) -> int:
         """At the time of ``on_restore``: the last step whose rows the record may hold."""
-        return self.step if self.first_open_row is None else self.first_open_row - 1
+        return self.step if self.first_open_entry is None else self.first_open_entry - 1
 
     def log(self, values: dict[str, float]) -> None:
         """Put values into the next row of the record (tag -> number)."""
-        if not self._rows_open:
+        if not self._open_entries:
             raise RuntimeError(
                 f"run.log({list(values)}) in on_checkpoint or on_fit_end: the row of step {self.step} is written; "
                 "log in on_validation_end or on_chunk_end"
@@ -104,11 +104,11 @@ class Run:
     @contextmanager
     def closed(self) -> Iterator[None]:
         """While the rows of this step are already written."""
-        self._rows_open = False
+        self._open_entries = False
         try:
             yield
         finally:
-            self._rows_open = True
+            self._open_entries = True
 
     def figure(self, tag: str, figure: Any) -> None:
         """Hand a matplotlib figure to the loggers under ``tag`` at this step."""
@@ -141,14 +141,14 @@ class Run:
     def validate(self, data: Any, *, batch_first: bool | None = None) -> dict[str, Any]: ...
     def validate(self, data: Any = None, *, batch_first: bool | None = None) -> dict[str, Any] | None:
         """Validate at the next event edge. Given ``data``, do it now and return the metrics, as ``Fit.validate`` with
-        the values of ``step``; see ``predict``. Of several seeds these are means, and under ``lanes/`` each."""
+        the values of ``step``; see ``predict``. Of several seeds these are means, and under ``seeds/`` each."""
         if data is None:
             self.requests.validate = True
             return None
         assert self._fit is not None
         return self._fit.validate(self.own_module, data, batch_first=batch_first)
 
-    def retask(self, **params: Any) -> None:
+    def set_task(self, **params: Any) -> None:
         """Change the data module's ``task`` at the next event edge (a curriculum)."""
         self.requests.task = {**(self.requests.task or {}), **params}
 
@@ -169,8 +169,8 @@ class Run:
         self.metrics, self.last_validation = dict(meta["metrics"]), meta["last_validation"]
         self.requests = Requests(**meta["requests"])
         self.recorder.load_state(meta["recorder"])
-        unwritten = self.recorder.rows  # of a step whose validation a signal ended
-        self.first_open_row = unwritten[0]["step"] if unwritten else None
+        unwritten = self.recorder.entries  # of a step whose validation a signal ended
+        self.first_open_entry = unwritten[0]["step"] if unwritten else None
         keys = self.callbacks.keys()
         for key, state in meta["callbacks"].items():
             if key in keys:

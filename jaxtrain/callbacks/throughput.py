@@ -42,7 +42,7 @@ class Throughput(Callback):
     def on_validation_end(self, run: Run, metrics: dict[str, float]) -> None:
         self._away += time.perf_counter() - self._left
 
-    def on_row(self, run: Run, row: dict[str, Any]) -> None:
+    def on_log(self, run: Run, row: dict[str, Any]) -> None:
         steps, seconds = (now - then for now, then in zip(self._mark, self._since, strict=True))
         if steps > 0 and seconds > 0:
             self._since = self._mark

@@ -11,11 +11,21 @@ import brainstate
 
 from ..core.module import Module, environ_explained
 from ..core.ownership import alone, refuse_in_use
-from ..core.state import State, create_hidden, flatten, lasting, parameters, seeded, signature, strong, unflatten
+from ..core.state import (
+    State,
+    create_hidden,
+    flatten,
+    long_term_states,
+    parameters,
+    seeded,
+    signature,
+    unflatten,
+    with_strong_types,
+)
 from .locate import read_checkpoint, refuse_differences
 from .store import Saved
 
-LASTING = "model/"
+MODEL_PREFIX = "model/"
 """Prefix of the names of lasting states in a checkpoint."""
 
 
@@ -44,14 +54,14 @@ def load(path: str | Path, module: Module, *, seed: int | None = None) -> Module
     saved = _of_seed(read_checkpoint(path), seed)
     require_module(module)
     build(module, 0)
-    make_lasting(module, saved)
+    create_long_term_states(module, saved)
     load_into(module, saved)
     return module
 
 
-def make_lasting(module: Module, saved: Saved) -> None:
+def create_long_term_states(module: Module, saved: Saved) -> None:
     """Run the model's ``init_state`` if the checkpoint holds lasting states that only ``init_state`` creates."""
-    if {name for name in saved.train if name.startswith(LASTING)} - _flat(_lasting(module)).keys():
+    if {name for name in saved.train if name.startswith(MODEL_PREFIX)} - _flat(_long_term_states(module)).keys():
         with brainstate.environ.context(**module.environ, fit=True), seeded(0):
             create_hidden(module.model, 1, False)
 
@@ -62,16 +72,16 @@ def _of_seed(saved: Saved, seed: int | None) -> Saved:
     seeds = saved.meta.get("seeds") or []
     if seed not in seeds:
         raise ValueError(f"seed={seed}: the checkpoint of step {saved.step} holds {seeds or 'one run; leave seed out'}")
-    lane = seeds.index(seed)
-    params, train = ({n: leaf[lane] for n, leaf in flat.items()} for flat in (saved.params, saved.train))
+    index = seeds.index(seed)
+    params, train = ({n: leaf[index] for n, leaf in flat.items()} for flat in (saved.params, saved.train))
     return replace(saved, params=params, train=train, meta={**saved.meta, "seeds": None})
 
 
 def load_into(module: Module, saved: Saved) -> None:
     """Load parameters and lasting states into a module; change nothing if any of them belongs to another model."""
     refuse_other_parameters(module, saved)
-    kept = {name: leaf for name, leaf in saved.train.items() if name.startswith(LASTING)}
-    states = _lasting(module)
+    kept = {name: leaf for name, leaf in saved.train.items() if name.startswith(MODEL_PREFIX)}
+    states = _long_term_states(module)
     _refuse(saved, kept, states)
     _assign(parameters(module.model), saved.params)
     _assign(states, kept)
@@ -92,16 +102,16 @@ def _refuse(saved: Saved, flat: dict[str, Any], states: Any) -> None:
     refuse_differences(recorded, {"model": signature(_flat(states))}, ("model",), "give the module of that run")
 
 
-def _lasting(module: Module) -> dict[str, State]:
-    return {f"{LASTING}{name}": state for name, state in lasting(module.model).items()}
+def _long_term_states(module: Module) -> dict[str, State]:
+    return {f"{MODEL_PREFIX}{name}": state for name, state in long_term_states(module.model).items()}
 
 
 def _flat(states: Any) -> dict[str, Any]:
-    return flatten({name: strong(state.value) for name, state in states.items()})
+    return flatten({name: with_strong_types(state.value) for name, state in states.items()})
 
 
 def _assign(states: Any, flat: dict[str, Any]) -> None:
-    template = {name: strong(state.value) for name, state in states.items()}
+    template = {name: with_strong_types(state.value) for name, state in states.items()}
     for name, value in unflatten(template, flat).items():
         states[name].value = value
 

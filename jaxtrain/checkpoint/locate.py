@@ -4,28 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..callbacks.base import Callbacks
 from ..core.state import flatten, signature
-from ..data.iterator import DataModule, Feed, identity_of
-from ..data.passes import Passes
+from ..data.eval_loader import EvalLoader
+from ..data.iterator import DataIterator, DataModule, identity_of
 from ..distributed import processes
 from ..engine.program import Program
 from ..strategies import Strategy
-from ..utils.diff import first_difference, refuse_unlike
+from ..utils.diff import first_difference, require_equal
 from ..utils.digests import digest, json_digest
 from ..utils.files import RunLock, as_json, read_json
 from ..utils.logging import log
+from .migration import READABLE, SCHEMA, upgrade_config, upgrade_metadata
 from .store import Saved, Store
 
 CHECKPOINTS = "checkpoints"
 FOLDERS = (CHECKPOINTS, "tensorboard", "figures")
 """Subdirectories of a run directory."""
-SCHEMA = 1
-"""Version of the metadata that the loop writes into a checkpoint."""
 
 
 @dataclass
@@ -74,11 +73,11 @@ def opened(run_dir: str | Path | None, resume: str | int | Path, *, write: bool)
     """
     if not processes.is_first():
         origin = locate(run_dir, resume)
-        processes.meet()
+        processes.barrier()
         _refuse_other(origin, write)
         yield origin
         return
-    processes.meet()
+    processes.barrier()
     with ExitStack() as locks:
         home = _home(run_dir, resume)
         if write:
@@ -101,7 +100,7 @@ def _refuse_other(origin: Origin, write: bool) -> None:
     kept = {"restarted": origin.restarted, "explicit": origin.explicit, "forked": origin.forked}
     step = None if origin.saved is None else origin.saved.step
     own = {"run directory": origin.run_dir, "checkpoint": step, "dry run": not write, **kept}
-    refuse_unlike(own, "all need the same options, and one disk for the run directory")
+    require_equal(own, "all need the same options, and one disk for the run directory")
 
 
 def _refuse_inside(run_dir: Path | None) -> None:
@@ -124,8 +123,8 @@ def _refuse_in_the_way(run_dir: Path | None) -> None:
             raise FileExistsError(f"{path} is a {is_a}, and a run keeps a {wanted} there: move it away")
 
 
-def refuse_unlike_runs(
-    record: dict[str, Any], callbacks: Callbacks, program: Program, feed: Feed, val: Passes | None
+def require_same_run(
+    record: dict[str, Any], callbacks: Callbacks, program: Program, iterator: DataIterator, val: EvalLoader | None
 ) -> None:
     """Raise ValueError if several processes would not train the same run.
 
@@ -137,13 +136,13 @@ def refuse_unlike_runs(
     watching = [name for name, callback in callbacks.keys().items() if callback.rank != "record"]
     params, train = program.signature()
     first, examples = flatten({"batch": program.example}), [] if val is None else val.examples
-    refuse_unlike(
+    require_equal(
         {
             **{key: value for key, value in record.items() if key != "command"},
             "fit": {**record["fit"], "callbacks": watching},
             "model": params,
             "optimizer": train,
-            "data": {**record["data"], "epoch": feed.length, "first batch": digest(first)},
+            "data": {**record["data"], "epoch": iterator.length, "first batch": digest(first)},
             "val data": {
                 "batches": None if val is None else val.length,
                 "shapes": [signature(flatten({"batch": batch})) for batch in examples],
@@ -151,7 +150,7 @@ def refuse_unlike_runs(
         }
     )
     params, train = program.state()  # may gather from all processes, so shapes must agree first
-    refuse_unlike({"initial values": digest({**params, **train})})
+    require_equal({"initial values": digest({**params, **train})})
 
 
 def _home(run_dir: str | Path | None, resume: str | int | Path) -> Path | None:
@@ -278,9 +277,9 @@ def _config(run_dir: Path) -> dict[str, Any] | None:
     return config
 
 
-def run_key(config: dict[str, Any]) -> str:
+def run_key(config: dict[str, Any], schema: int = SCHEMA) -> str:
     """Digest of the parts of config.json that cannot change on resume; it identifies the run of a checkpoint."""
-    fit = config["fit"]
+    config, fit = config if schema == 1 else upgrade_config(config) or {}, config["fit"]
     return json_digest({"seeds": [fit["seed"], fit.get("seeds")], **{key: config[key] for key in ("strategy", "data")}})
 
 
@@ -293,19 +292,22 @@ def _newest(run_dir: Path, config: dict[str, Any] | None) -> Saved | None:
 
 
 def _understood(saved: Saved, run_dir: Path, config: dict[str, Any] | None) -> Saved:
-    """Return ``saved``. Raises ValueError if its schema is unknown to this release or it belongs to another run."""
-    if (schema := saved.meta.get("schema")) != SCHEMA:
+    """Return ``saved`` with the metadata of this release.
+
+    Raises ValueError if its schema is unknown to this release or if it belongs to another run.
+    """
+    if (schema := saved.meta.get("schema")) not in READABLE:
         wrote = (saved.meta.get("versions") or {}).get("jaxtrain", "another release")
         raise ValueError(
             f"the checkpoint of step {saved.step} has schema {schema!r}, and this jaxtrain reads {SCHEMA}: it was "
             f"written by jaxtrain {wrote}; install that one, or start another run"
         )
-    if config is not None and saved.meta.get("run", run_key(config)) != run_key(config):
+    if config is not None and saved.meta.get("run") not in (None, run_key(config, schema)):
         raise ValueError(
             f"the checkpoint of step {saved.step} in {run_dir} is of another run than config.json there (another seed, "
             "strategy or data): put its own back, or remove it"
         )
-    return saved
+    return replace(saved, meta=upgrade_metadata(saved.meta))
 
 
 def _last(run_dir: Path) -> Origin:
@@ -319,7 +321,9 @@ def _last(run_dir: Path) -> Origin:
         log.info("resume: %s has no checkpoint yet, starting again at step 0; its log rows are cut", run_dir)
     else:
         log.info("resume: step %d of %s", saved.step, run_dir)
-    return Origin(run_dir, saved, restarted=saved is None, config=config, parent=(config or {}).get("parent"))
+    return Origin(
+        run_dir, saved, restarted=saved is None, config=upgrade_config(config), parent=(config or {}).get("parent")
+    )
 
 
 def _refuse_lost(run_dir: Path) -> None:
@@ -353,13 +357,13 @@ def _from_step(source: Path, word: str, target: Path | None) -> Origin:
     saved, is_last = _choose(source, word, config)
     if is_last and target is None:
         log.info("resume: step %d of %s, its last: the run goes on there", saved.step, source)
-        return Origin(source, saved, config=config, parent=(config or {}).get("parent"), explicit=True)
+        return Origin(source, saved, config=upgrade_config(config), parent=(config or {}).get("parent"), explicit=True)
     target = target or _free(source.with_name(f"{source.name}-from-{saved.step}"))
     if _holds_run(target):
         raise FileExistsError(f"run directory {target} holds a run: a fork of {source} needs an empty one")
     log.info("resume: step %d of %s goes on as a fork in %s", saved.step, source, target)
     parent = {"run_dir": source.name, "step": saved.step}
-    return Origin(target, saved, config=config, parent=parent, explicit=True, forked=True)
+    return Origin(target, saved, config=upgrade_config(config), parent=parent, explicit=True, forked=True)
 
 
 def _free(path: Path) -> Path:

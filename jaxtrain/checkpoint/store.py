@@ -139,8 +139,8 @@ class Store:
         self._settle()
         items = {"params": host("params", params), "train": host("train", train)}
         record = describe(step, items, meta, None if score is None else float(score))
-        if processes.from_first(step in self.steps()):
-            if processes.from_first(not replace and self._attempt(step) is not None):
+        if processes.broadcast(step in self.steps()):
+            if processes.broadcast(not replace and self._attempt(step) is not None):
                 self._saved = True
                 return True
             if not replace:
@@ -149,7 +149,7 @@ class Store:
             try:
                 if processes.is_first():
                     self._whole(step).rename(self._whole(step, _ASIDE))
-                processes.meet()
+                processes.barrier()
             except OSError as error:  # the old checkpoint is unchanged
                 self._saved = False
                 self._report(step, error)

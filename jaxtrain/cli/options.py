@@ -212,15 +212,17 @@ def streamed(strategy: Strategy) -> Strategy:
     Raises ConfigError for one that begins anew with every piece, as BPTT does.
     """
     own = {field.name for field in dataclasses.fields(strategy)}
-    if "carry" not in own:
-        raise ConfigError(f"--strategy {strategy.name} begins anew with every piece of the stream; use tbptt instead")
-    fields: dict[str, Any] = {"carry": "carry"}
+    if "stateful" not in own:
+        raise ConfigError(
+            f"--strategy {strategy.name} starts from fresh states with every segment of the stream; use tbptt instead"
+        )
+    fields: dict[str, Any] = {"stateful": True}
     if getattr(strategy, "update_every", None) == "sequence":
         fields["update_every"] = getattr(strategy, "window", 1)
     return dataclasses.replace(strategy, **fields)
 
 
-def time_steps_of(strategy: Strategy, piece: int) -> int:
+def time_steps_of(strategy: Strategy, unroll: int) -> int:
     """Time steps of an update that a strategy makes in a piece of a stream: all of them, unless it says otherwise."""
     every = getattr(strategy, "update_every", "sequence")
-    return piece if every == "sequence" else int(every)
+    return unroll if every == "sequence" else int(every)

@@ -29,7 +29,7 @@ from ..period import Period
 from ..strategies import registry
 from ..utils.coerce import did_you_mean, field_types, overlay, read_config
 from ..utils.compilation_cache import use_compilation_cache
-from ..utils.diff import refuse_unlike
+from ..utils.diff import require_equal
 from ..utils.fields import options
 from ..utils.fields import summary as summary_of
 from ..utils.logging import heard
@@ -137,13 +137,13 @@ def _recipe(Config, make, presets, chance, argv) -> int:
 
         start_devices(devices)  # before anything in make starts JAX
     processes.start(args.processes, args.process, args.coordinator, args.process_timeout)
-    with processes.watched(ends=True):
+    with processes.report_failures(ends=True):
         return _started(make, config, args, start, script, root, chance)
 
 
 def _started(make, config, args, start, script: Path, root: Path, chance) -> int:
     asked = {"run directory": start.run_dir, "resume": start.resume, "dry run": args.dry_run}
-    refuse_unlike(asked, "start all with the same options, on one disk")
+    require_equal(asked, "start all with the same options, on one disk")
     if start.note and processes.is_first():
         print(start.note)
     fresh = start.run_dir is None
@@ -153,7 +153,7 @@ def _started(make, config, args, start, script: Path, root: Path, chance) -> int
     run_dir = start.run_dir
     if run_dir is None:
         made = fresh_run(root, label, create=not args.dry_run) if processes.is_first() else None
-        run_dir = Path(processes.from_first(str(made)))
+        run_dir = Path(processes.broadcast(str(made)))
     config = dataclasses.replace(config, run_dir=str(run_dir))
     try:
         fit, module, data = _made(make, config)
@@ -353,16 +353,16 @@ def guarded(work: Callable[[], int]) -> int:
     except ConfigError as error:
         if os.environ.get("JAXTRAIN_TRACEBACK") == "1":
             raise
-        print(f"{processes.who()}error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{processes.rank_prefix()}error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except MemoryError as error:
-        print(f"{processes.who()}error: not enough memory: {_text(error) or 'it ran out'}", file=sys.stderr)
+        print(f"{processes.rank_prefix()}error: not enough memory: {_text(error) or 'it ran out'}", file=sys.stderr)
         return 1
     except EXPECTED as error:
         if os.environ.get("JAXTRAIN_TRACEBACK") == "1" or not _deliberate(error):
             raise
         notes = [note for note in getattr(error, "__notes__", []) if "JAX_TRACEBACK_FILTERING" not in note]
-        print(" ".join(f"{processes.who()}error: {'; '.join([_text(error), *notes])}".split()), file=sys.stderr)
+        print(" ".join(f"{processes.rank_prefix()}error: {'; '.join([_text(error), *notes])}".split()), file=sys.stderr)
         return 1
 
 

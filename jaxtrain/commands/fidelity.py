@@ -20,7 +20,7 @@ from ..checkpoint.load import build
 from ..cli.made import RecipeError, make_run
 from ..cli.recipe import Options
 from ..core.ownership import alone
-from ..data.iterator import Feed, as_data, set_up, warn_of_layout
+from ..data.iterator import DataIterator, as_data, set_up, warn_of_layout
 from ..engine.program import Program
 from ..errors import ConfigError
 from ..strategies import registry
@@ -58,17 +58,17 @@ def parse_rules(text: str) -> list[Rule]:
         name, colon, first = part.partition(":")
         if not colon and "=" in part:  # one more field of the rule before
             if not found:
-                raise ConfigError(f"--rules {text!r}: {part!r} stands before any rule; expected NAME:FIELD=VALUE")
+                raise ConfigError(f"--strategies {text!r}: {part!r} stands before any rule; expected NAME:FIELD=VALUE")
             found[-1][1].append(part)
         else:
             found.append((name.strip(), [first] if colon else []))
     if not found:
-        raise ConfigError(f"--rules {text!r}: expected names of strategies, by commas")
+        raise ConfigError(f"--strategies {text!r}: expected names of strategies, by commas")
     return [_rule(name, given) for name, given in found]
 
 
 def _rule(name: str, given: list[str]) -> Rule:
-    where, fields = f"--rules {name}", {}
+    where, fields = f"--strategies {name}", {}
     for item in given:
         field, equals, value = (part.strip() for part in item.partition("="))
         if not (field and equals and value):
@@ -138,22 +138,24 @@ def check_cells(config: Any, cells: Sequence[str]) -> None:
         coerce(cell, get_type_hints(type(config), include_extras=True)["cell"], "--cells")
 
 
-def _fill(entry: Cell, module: Any, rule: Rule, config: Any, truth: tuple[Program, Feed] | None, steps: int) -> None:
-    program, feed = _program(module, rule, config)
+def _fill(
+    entry: Cell, module: Any, rule: Rule, config: Any, truth: tuple[Program, DataIterator] | None, steps: int
+) -> None:
+    program, iterator = _program(module, rule, config)
     entry.cosine, entry.norm_ratio, entry.sign_agreement = _compare(program)
     entry.trace_bytes = program.learner.trace_bytes()
-    entry.loss = _train(program, feed, steps)
+    entry.loss = _train(program, iterator, steps)
     entry.trained_cosine, entry.trained_norm_ratio, _ = _compare(program)
     if truth is not None:
-        entry.time = _relative_time((program, feed), truth)
+        entry.time = _relative_time((program, iterator), truth)
 
 
-def _train(program: Program, feed: Feed, steps: int) -> float:
+def _train(program: Program, iterator: DataIterator, steps: int) -> float:
     """The loss of the last step in which anything was scored."""
     done, loss = 0, math.nan
     while done < steps:
         n = min(program.chunk, steps - done)
-        mean = program.train(feed.take(n), done).fetch()["loss"]
+        mean = program.train(iterator.take(n), done).fetch()["loss"]
         scored = np.flatnonzero(mean.weight[:n])
         if len(scored):
             loss = float(mean.num[scored[-1]] / mean.weight[scored[-1]])
@@ -169,31 +171,31 @@ def _compare(program: Program) -> tuple[float, float, float]:
 _PROBE = GradientFidelity(every=1)
 
 
-def _relative_time(ours: tuple[Program, Feed], theirs: tuple[Program, Feed]) -> float:
+def _relative_time(ours: tuple[Program, DataIterator], theirs: tuple[Program, DataIterator]) -> float:
     """Median over rounds of the time of a step over that of the other program, one after the other; both train on."""
 
-    def step(program: Program, feed: Feed) -> float:
-        batches = feed.take(program.chunk)
+    def step(program: Program, iterator: DataIterator) -> float:
+        batches = iterator.take(program.chunk)
         started = time.perf_counter()
-        program.train(batches, feed.taken).fetch()
+        program.train(batches, iterator.taken).fetch()
         return (time.perf_counter() - started) / program.chunk
 
     ratios = [step(*ours) / step(*theirs) for _ in range(ROUNDS + 1)]
     return statistics.median(ratios[1:])  # the first round warms up
 
 
-def _program(module: Any, rule: Rule, config: Any) -> tuple[Program, Feed]:
+def _program(module: Any, rule: Rule, config: Any) -> tuple[Program, DataIterator]:
     fields = rule.all_fields(config.checked_defaults())
     chosen = dataclasses.replace(config, strategy=rule.name, strategy_fields=fields, run_dir=None, progress=False)
     fit, trained, data = make_run(module.make, chosen)
     data = as_data(data)
     set_up(data)
-    feed = Feed(data.train_data(), "train", data.batch_first)
-    warn_of_layout(data, feed.example(), feed.batch_first)
+    iterator = DataIterator(data.train_data(), "train", data.batch_first)
+    warn_of_layout(data, iterator.example(), iterator.batch_first)
     build(trained, fit.seed)
-    program = make_program(fit.settings, trained, data, feed.example())
+    program = make_program(fit.settings, trained, data, iterator.example())
     program.prepare()
-    return program, feed
+    return program, iterator
 
 
 def load_recipe(path: Path) -> Any:

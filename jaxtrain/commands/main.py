@@ -22,7 +22,7 @@ RULES = ("bptt", "tbptt", "drtrl", "pp_prop", "eprop", "ostl_recurrent", "ostl_f
          "readout_only")  # fmt: skip
 """What is compared unless told: every rule but those that need a reward (three_factor) or coordinates (etrace)."""
 
-INSTEAD = {"--strategy": "--rules", "--run-dir": "--out", "--max-steps": "--steps"}
+INSTEAD = {"--strategy": "--strategies", "--run-dir": "--out", "--max-steps": "--steps"}
 """Options of recipes that are something else in `fidelity` and `compare`."""
 
 PARTS = ("accuracy", "acc")
@@ -50,7 +50,7 @@ def _tool(argv: list[str]) -> int:
     )  # fmt: skip
     fidelity.add_argument("recipe", type=Path, metavar="RECIPE")
     fidelity.add_argument(
-        "--rules",
+        "--strategies",
         default=",".join(RULES),
         help="strategies by commas, with fields: drtrl:window=5,vjp=multi-step,uoro (default: %(default)s)",
     )
@@ -71,7 +71,7 @@ def _tool(argv: list[str]) -> int:
     )  # fmt: skip
     compare.add_argument("recipe", type=Path, metavar="RECIPE")
     compare.add_argument(
-        "--rules", default="drtrl",
+        "--strategies", default="drtrl",
         help="strategies by commas, with fields: drtrl:window=5,vjp=multi-step,uoro; readout_only and bptt join them",
     )  # fmt: skip
     compare.add_argument(
@@ -191,7 +191,7 @@ def _compare(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
         raise ConfigError(f"compare --tune-seeds {args.tune_seeds}: seed {both[0]} is one of --seeds, too")
     if len(rates) > 1 and not tune:
         raise ConfigError("compare --tune-seeds: say which seeds choose the rate")
-    rules = compare.with_controls(args.rules)
+    rules = compare.with_controls(args.strategies)
     recipe, config, fields = _recipe(
         args, rest, {**INSTEAD, "--seed": "--seeds", **({"--lr": "--lrs"} if rates else {})}
     )
@@ -242,7 +242,7 @@ def _fidelity(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int
     if args.steps < 1:
         raise ConfigError(f"fidelity --steps {args.steps}: expected a positive number")
 
-    rules = fidelity.parse_rules(args.rules)
+    rules = fidelity.parse_rules(args.strategies)
     cells = [name.strip() for name in args.cells.split(",") if name.strip()]
     recipe, config, _ = _recipe(args, rest, INSTEAD)
     if getattr(config, "devices", 1) != 1:

@@ -143,7 +143,7 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     found["parameters"] = {name: leaf_digest(leaf) for name, leaf in saved.params.items()}
     found["training state"] = {name: leaf_digest(leaf) for name, leaf in saved.train.items()}
     found["callback states"] = saved.meta["callbacks"]
-    found["data position"] = saved.meta["feed"]
+    found["data position"] = saved.meta["position"]
     if (run_dir / "metrics.jsonl").exists():
         lines = (run_dir / "metrics.jsonl").read_text().splitlines()
         found["metrics.jsonl"] = [_untimed(json.loads(line)) for line in lines]

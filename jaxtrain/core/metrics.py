@@ -21,13 +21,13 @@ class Mean(NamedTuple):
 
 
 Metrics = dict[str, Mean]
-LANES = "lanes/"
+SEEDS = "seeds/"
 """Prefix of metrics that have one number per seed instead of one number."""
 
 
 def tag(prefix: str, name: str) -> str:
-    """Add a prefix to the name of a metric: ``loss`` -> ``train/loss``, ``lanes/loss`` -> ``lanes/train/loss``."""
-    return f"{LANES}{prefix}/{name.removeprefix(LANES)}" if name.startswith(LANES) else f"{prefix}/{name}"
+    """Add a prefix to the name of a metric: ``loss`` -> ``train/loss``, ``seeds/loss`` -> ``seeds/train/loss``."""
+    return f"{SEEDS}{prefix}/{name.removeprefix(SEEDS)}" if name.startswith(SEEDS) else f"{prefix}/{name}"
 
 
 def is_rate(name: str) -> bool:

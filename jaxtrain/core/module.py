@@ -71,7 +71,7 @@ class Module:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        warn_of_foreign(cls, FOREIGN)
+        warn_of_foreign(cls, LIGHTNING_METHODS)
 
     model: Any = None
     environ: Mapping[str, Any] = MappingProxyType({})
@@ -147,7 +147,7 @@ class Module:
         return True
 
 
-FOREIGN = {
+LIGHTNING_METHODS = {
     "training_step": "define learning_step(forward, x, y), which is one time step",
     **dict.fromkeys(
         ("validation_step", "test_step"), "define evaluation_step(forward, x, y); by itself it is learning_step"
@@ -343,13 +343,13 @@ def _weighted(value, w, batch: int, what: str, is_loss: bool) -> Mean:
         raise TypeError(f"{what} has dtype {value.dtype}; expected a floating type")
     if is_loss and value.shape == () and jnp.ndim(w) == 1:
         raise ValueError(f"{what} is a scalar, but the batch has weights a lane; return one loss a lane, ({batch},)")
-    lanes = jnp.broadcast_to(w, (batch,)).astype(jnp.float32)
+    sequences = jnp.broadcast_to(w, (batch,)).astype(jnp.float32)
     if value.shape == ():
-        total = jnp.sum(lanes)
+        total = jnp.sum(sequences)
         return Mean(jnp.where(total != 0, value * total, 0), total)
     value = value.astype(value.dtype if jnp.issubdtype(value.dtype, jnp.floating) else jnp.float32)
     # A lane that weighs nothing may hold anything, NaN included.
-    return Mean(jnp.sum(jnp.where(lanes != 0, lanes * value, 0)), jnp.sum(lanes))
+    return Mean(jnp.sum(jnp.where(sequences != 0, sequences * value, 0)), jnp.sum(sequences))
 
 
 def _per_sequence(value: Any, batch: int, what: str) -> jax.Array:

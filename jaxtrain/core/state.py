@@ -34,7 +34,7 @@ def parameters(model) -> dict[str, brainstate.ParamState]:
     return {name: state for name, state in states_of(model).items() if isinstance(state, brainstate.ParamState)}
 
 
-def lasting(model) -> dict[str, State]:
+def long_term_states(model) -> dict[str, State]:
     """States other than parameters that outlive a sequence: running statistics, a model's own random states."""
     return {
         name: state for name, state in states_of(model).items() if not isinstance(state, (brainstate.ParamState, SHORT))
@@ -54,7 +54,7 @@ def differentiable(value: Any) -> bool:
     return all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(value))
 
 
-def strong(value: Any) -> Any:
+def with_strong_types(value: Any) -> Any:
     """Copy values to device arrays with strong types; weak types and Python numbers would recompile the second step."""
 
     def one(leaf):
@@ -84,10 +84,10 @@ def global_norm(tree: Any) -> jax.Array:
     return jnp.sqrt(sum(jnp.sum(jnp.square(jnp.abs(leaf))) for leaf in jax.tree.leaves(tree)))
 
 
-def strengthen(states: Iterable[State]) -> None:
+def drop_weak_types(states: Iterable[State]) -> None:
     """Convert the values of States to strong types."""
     for state in states:
-        state.value = strong(state.value)
+        state.value = with_strong_types(state.value)
 
 
 def wide_zeros(value: Any) -> Any:
@@ -169,7 +169,7 @@ def fresh_hidden(model, batch_size: int, vmapped: bool) -> dict[str, Any]:
         return {name: state.value for name, state in short_term(model).items()}
 
 
-def put_back(nodes: list[tuple[Any, dict[str, State]]]) -> None:
+def restore_objects(nodes: list[tuple[Any, dict[str, State]]]) -> None:
     """Restore the State objects returned by ``state_objects``; a program traced with them does not use any others."""
     for node, states in nodes:
         vars(node).update(states)
@@ -278,12 +278,12 @@ class Functional:
         ValueError: The function uses a State that is neither named nor scratch.
     """
 
-    def __init__(self, function: Callable, named: dict[str, State], scratch: Iterable[State], *example: Any,
+    def __init__(self, function: Callable, named: dict[str, State], short_term_states: Iterable[State], *example: Any,
                  axes: Sequence[tuple[str, int]] | None = None):  # fmt: skip
         self._stateful = StatefulFunction(function, return_only_write=False, axis_env=axes)
         self._stateful.make_jaxpr(*example)
         names = {id(state): name for name, state in named.items()}
-        free = {id(state) for state in scratch} | {id(brainstate.random.DEFAULT)}
+        free = {id(state) for state in short_term_states} | {id(brainstate.random.DEFAULT)}
         self._order: list[str | None] = []
         self._base: list[Any] = []
         for state in self._stateful.get_states(*example):

@@ -53,7 +53,7 @@ class DataModule:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        warn_of_foreign(cls, FOREIGN)
+        warn_of_foreign(cls, LIGHTNING_METHODS)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
@@ -130,7 +130,7 @@ class DataModule:
         return identity
 
 
-FOREIGN = {
+LIGHTNING_METHODS = {
     **{f"{part}_dataloader": f"define {part}_data()" for part in ("train", "val", "test", "predict")},
     "prepare_data": "define setup()",
     "teardown": "free what setup() opened in a callback's on_fit_end",

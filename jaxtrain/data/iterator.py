@@ -1,4 +1,4 @@
-"""Feed: reads the batches of a source and keeps an exact position, across prefetching and resume."""
+"""DataIterator: reads the batches of a source and keeps an exact position, across prefetching and resume."""
 
 import logging
 from collections import deque
@@ -10,11 +10,11 @@ from ..errors import DataEnded, DataError
 from ..utils.digests import digest
 from .batch import Spec
 from .datamodule import DataModule, as_data, begin_task, change_task, encodes, identity_of, set_up, warn_of_layout
-from .sources import Counted, Kind, adapt, length_of, noted
+from .sources import IndexedReader, Kind, adapt, length_of, noted
 
 __all__ = [
-    "DataEnded", "DataError", "DataModule", "Feed", "as_data", "begin_task", "change_task", "encodes", "identity_of",
-    "set_up", "warn_of_layout",
+    "DataEnded", "DataError", "DataModule", "DataIterator", "as_data", "begin_task", "change_task", "encodes",
+    "identity_of", "set_up", "warn_of_layout",
 ]  # fmt: skip
 
 logger = logging.getLogger("jaxtrain")
@@ -24,7 +24,7 @@ def _digest(batch: Any) -> str:
     return digest({jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(batch)})
 
 
-class Feed:
+class DataIterator:
     """A position in a source of batches.
 
     There are four kinds of sources:
@@ -41,7 +41,7 @@ class Feed:
     `length` is the number of batches per epoch, or None if unknown. `kind` is one of the words above. `taken` counts
     the batches consumed, and `ready` those that `take` can return without reading the source.
 
-    >>> feed = Feed([[1.0, 2.0], [3.0, 4.0]])
+    >>> feed = DataIterator([[1.0, 2.0], [3.0, 4.0]])
     >>> feed.take(1), feed.state()
     ([array([1., 2.], dtype=float32)], {'kind': 'reiterable', 'batch': 1, 'epoch': 0, 'index': 1})
 
@@ -123,7 +123,7 @@ class Feed:
         Raises:
             DataError: A one-shot iterator is past batch 0.
         """
-        if isinstance(self._source, Counted):
+        if isinstance(self._source, IndexedReader):
             return self._source.read(0)
         if self.taken == 0:
             return self.example()
@@ -136,7 +136,7 @@ class Feed:
 
     def reads(self, source: Any) -> bool:
         """Return True if it reads `source` in order, so that iterating over `source` would move the position."""
-        return self._source.source is source and not isinstance(self._source, Counted)
+        return self._source.source is source and not isinstance(self._source, IndexedReader)
 
     def state(self) -> dict[str, Any]:
         """The position after the last batch consumed, as JSON."""
@@ -173,7 +173,7 @@ class Feed:
             self._seek(position)
         self._skip(position["batch"] - self.taken)
         self._digest = state.get("digest")
-        if self._digest is not None and isinstance(self._source, Counted):
+        if self._digest is not None and isinstance(self._source, IndexedReader):
             self._last = self._source.read(self.taken - 1)
         known = self._digest is not None and self._last is not None
         self.differs = known and _digest(self._last) != self._digest
@@ -191,7 +191,7 @@ class Feed:
             )
         self._spec, self._old_spec = None, self._spec or self._old_spec
         self._measure()
-        if isinstance(self._source, Counted):
+        if isinstance(self._source, IndexedReader):
             self._position = self._source.position(self.taken)  # the length of an epoch may have changed
         if self._queue or self._error:
             target = self.taken
@@ -252,7 +252,7 @@ class Feed:
         source = self._source
         if source.kind != "iterator":
             source.length = length_of(source.source, self.name)
-        if not isinstance(source, Counted) or source.kind == "addressed":
+        if not isinstance(source, IndexedReader) or source.kind == "addressed":
             return
         last = (source.length or 1) - 1
         number = 0

@@ -1,4 +1,4 @@
-"""Readers behind a `Feed`: one per kind of source. Also stores a source's own state as JSON."""
+"""Readers behind a `DataIterator`: one per kind of source. Also stores a source's own state as JSON."""
 
 import base64
 import inspect
@@ -91,7 +91,7 @@ class _Reader(ABC):
             raise noted(error, number, self.name)  # noqa: B904
 
 
-class Counted(_Reader):
+class IndexedReader(_Reader):
     """Reads batches by number, from `batch(step)` or from a sequence, which repeats."""
 
     kind: Kind
@@ -108,7 +108,7 @@ class Counted(_Reader):
         return self.source[number % self.length]
 
     def ended(self) -> bool:
-        return False  # `Feed` excludes a short last item from a sequence's length
+        return False  # `DataIterator` excludes a short last item from a sequence's length
 
     def position(self, number: int) -> dict[str, Any]:
         if self.kind == "addressed":
@@ -125,7 +125,7 @@ class Counted(_Reader):
         return position["batch"]
 
 
-class Stream(_Reader):
+class SequentialReader(_Reader):
     """Reads in order through an iterator; `methods` names the state methods of the iterator or the source."""
 
     kind: Kind
@@ -230,7 +230,7 @@ def _is_addressed(source: Any) -> bool:
     return len(required) == 1 and required[0].name != "batch_size"
 
 
-def adapt(source: Any, name: str, batch_first: bool | None = None) -> Counted | Stream:
+def adapt(source: Any, name: str, batch_first: bool | None = None) -> IndexedReader | SequentialReader:
     """The reader for a source. Raises DataError if it is not a source, for example a single batch."""
     _refuse_one_batch(source, name)
     reader = _reader(source, name)
@@ -238,16 +238,16 @@ def adapt(source: Any, name: str, batch_first: bool | None = None) -> Counted | 
     return reader
 
 
-def _reader(source: Any, name: str) -> Counted | Stream:
+def _reader(source: Any, name: str) -> IndexedReader | SequentialReader:
     if not isinstance(source, type):
         if _is_addressed(source):
-            return Counted(source, name, "addressed")
+            return IndexedReader(source, name, "addressed")
         if isinstance(source, (list, tuple)):
-            return Counted(source, name, "reiterable")
+            return IndexedReader(source, name, "reiterable")
         if not isinstance(source, (str, bytes, Mapping)) and (hasattr(source, "__iter__") or _is_sequence(source)):
-            stream = Stream(source, name)
+            stream = SequentialReader(source, name)
             if stream.kind == "reiterable" and _is_sequence(source):
-                return Counted(source, name, "reiterable")
+                return IndexedReader(source, name, "reiterable")
             return stream
     what = f"the class {source.__qualname__}" if isinstance(source, type) else f"a {type(source).__name__}"
     advice = "call it first" if callable(source) else "see jaxtrain.DataModule"
@@ -266,12 +266,12 @@ def _refuse_one_batch(source: Any, name: str) -> None:
         raise DataError(f"{name} data: a tuple of arrays is one batch; give a list of batches: [(x, y)]")
 
 
-def by_number(source: Any, name: str) -> Counted | None:
+def by_number(source: Any, name: str) -> IndexedReader | None:
     """A reader of batches by number, in any order. None, leaving it untouched, if the source is read from its start."""
     if isinstance(source, type) or not (_is_addressed(source) or _is_sequence(source)):
         return None
     reader = adapt(source, name)
-    return reader if isinstance(reader, Counted) else None
+    return reader if isinstance(reader, IndexedReader) else None
 
 
 def fingerprint(source: Any, name: str) -> dict[str, Any]:

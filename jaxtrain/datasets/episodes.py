@@ -65,80 +65,82 @@ class Episodes(ABC):
 class EpisodeStream:
     """Segments of endless streams of episodes, as ``Phases`` with ``reset`` set where an episode begins.
 
-    Each of the ``lanes`` sequences of a batch is one endless stream. Every segment continues it for ``piece`` time
-    steps. An episode depends only on ``seed``, ``split``, the index of its sequence, its number in the sequence, and
-    its size; sizes may depend on a task that changes. A stream can be saved and restored exactly, also within an
+    Each of the ``batch_size`` sequences of a batch is one endless stream. Every segment continues it for ``unroll``
+    time steps. An episode depends only on ``seed``, ``split``, the index of its sequence, its number in the sequence,
+    and its size; sizes may depend on a task that changes. A stream can be saved and restored exactly, also within an
     episode (``state_dict``, ``load_state_dict``).
 
     Args:
         episodes: The task.
-        lanes: Sequences per batch.
-        piece: Time steps per segment.
+        batch_size: Sequences per batch.
+        unroll: Time steps per segment.
         seed: Seed of the data.
         split: Number of the split.
         spread: Start each sequence at a random time step of its first episode, so that sequences are not aligned.
     """
 
-    def __init__(self, episodes: Episodes, lanes: int, piece: int, seed: int, split: int = 0, spread: bool = True):
-        self.episodes, self.lanes, self.piece = episodes, lanes, piece
+    def __init__(
+        self, episodes: Episodes, batch_size: int, unroll: int, seed: int, split: int = 0, spread: bool = True
+    ):
+        self.episodes, self.batch_size, self.unroll = episodes, batch_size, unroll
         self._root = (seed, split)
         self._open: list[Episode] = []
         # For each sequence: the number of its episode, the episode's size, and the next time step in it.
-        self._at = np.zeros((lanes, 3), np.int64)
-        for lane in range(lanes):
-            self._begin(lane, 0)
+        self._at = np.zeros((batch_size, 3), np.int64)
+        for sequence in range(batch_size):
+            self._begin(sequence, 0)
             if spread:
-                length = len(self._open[lane].inputs)
-                self._at[lane, 2] = np.random.default_rng((*self._root, lane)).integers(0, length)
+                length = len(self._open[sequence].inputs)
+                self._at[sequence, 2] = np.random.default_rng((*self._root, sequence)).integers(0, length)
 
-    def _begin(self, lane: int, number: int, size: int | None = None) -> None:
-        rng = np.random.default_rng((*self._root, lane, number))
+    def _begin(self, sequence: int, number: int, size: int | None = None) -> None:
+        rng = np.random.default_rng((*self._root, sequence, number))
         drawn = self.episodes.size(rng)
         size = drawn if size is None else size
         episode = self.episodes.make(rng, size)
-        if lane < len(self._open):
-            self._open[lane] = episode
+        if sequence < len(self._open):
+            self._open[sequence] = episode
         else:
             self._open.append(episode)
-        self._at[lane] = number, size, 0
+        self._at[sequence] = number, size, 0
 
     def __iter__(self) -> Iterator[Phases]:
         return self
 
     def __next__(self) -> Phases:
-        shape, first = (self.piece, self.lanes), self._open[0]
+        shape, first = (self.unroll, self.batch_size), self._open[0]
         inputs = np.empty((*shape, *first.inputs.shape[1:]), first.inputs.dtype)
         targets = np.empty((*shape, *first.targets.shape[1:]), first.targets.dtype)
         weights = None if self.episodes.scores_all else np.empty(shape, np.float32)
         reset = np.zeros(shape, bool)
-        for lane in range(self.lanes):
+        for sequence in range(self.batch_size):
             t = 0
-            while t < self.piece:
-                episode, at = self._open[lane], int(self._at[lane, 2])
-                n = min(self.piece - t, len(episode.inputs) - at)
-                inputs[t : t + n, lane] = episode.inputs[at : at + n]
-                targets[t : t + n, lane] = episode.targets[at : at + n]
+            while t < self.unroll:
+                episode, at = self._open[sequence], int(self._at[sequence, 2])
+                n = min(self.unroll - t, len(episode.inputs) - at)
+                inputs[t : t + n, sequence] = episode.inputs[at : at + n]
+                targets[t : t + n, sequence] = episode.targets[at : at + n]
                 if weights is not None:
                     assert episode.weights is not None
-                    weights[t : t + n, lane] = episode.weights[at : at + n]
-                reset[t, lane] = at == 0
-                self._at[lane, 2] += n
+                    weights[t : t + n, sequence] = episode.weights[at : at + n]
+                reset[t, sequence] = at == 0
+                self._at[sequence, 2] += n
                 t += n
                 if at + n == len(episode.inputs):
-                    self._begin(lane, int(self._at[lane, 0]) + 1)
+                    self._begin(sequence, int(self._at[sequence, 0]) + 1)
         return Phases(warmup=None, inputs=inputs, targets=targets, weights=weights, reset=reset)
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the stream.
 
         Returns:
-            ``{"at": array (lanes, 3)}``: for each sequence its episode's number and size, and the next time step in it.
+            ``{"at": array (batch_size, 3)}``: each sequence's episode, its size, and the next time step in it.
         """
         return {"at": self._at.copy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a position returned by ``state_dict``."""
-        for lane, (number, size, at) in enumerate(np.asarray(state["at"]).tolist()):
-            if (number, size) != tuple(self._at[lane, :2].tolist()):
-                self._begin(lane, number, size)
-            self._at[lane, 2] = at
+        for sequence, (number, size, at) in enumerate(np.asarray(state["at"]).tolist()):
+            if (number, size) != tuple(self._at[sequence, :2].tolist()):
+                self._begin(sequence, number, size)
+            self._at[sequence, 2] = at

@@ -123,15 +123,15 @@ class BinaryCopy(Episodes):
 
 
 class StreamDataModule(DataModule):
-    """An endless stream of episodes for each of ``lanes`` sequences, with ``piece`` time steps per batch.
+    """An endless stream of episodes for each of ``batch_size`` sequences, with ``unroll`` time steps per batch.
 
-    Use it with a rule that has ``update_every=1, carry="carry"``.
+    Use it with a rule that has ``update_every=1, stateful=True``.
 
     Args:
         episodes: A task, or a function that makes one from this data module. The task may read ``module.task``: a
             curriculum changes it, and episodes that begin later follow.
-        lanes: Sequences per batch.
-        piece: Time steps per batch.
+        batch_size: Sequences per batch.
+        unroll: Time steps per batch.
         seed: Seed of the data.
         spread: Start each sequence at a random time step of its first episode.
         val_steps: Time steps of a held-out stream for validation, which starts from fresh hidden states; 0: no
@@ -144,31 +144,32 @@ class StreamDataModule(DataModule):
 
     batch_first = False
 
-    def __init__(self, episodes: Episodes | Callable[["StreamDataModule"], Episodes], lanes: int = 8, piece: int = 20,
-                 seed: int = 0, spread: bool = True, val_steps: int = 0, **task: Any) -> None:  # fmt: skip
+    def __init__(self, episodes: Episodes | Callable[["StreamDataModule"], Episodes], batch_size: int = 8,
+                 unroll: int = 20, seed: int = 0, spread: bool = True, val_steps: int = 0,
+                 **task: Any) -> None:  # fmt: skip
         super().__init__()
         self.task = dict(task)
         size = functools.partial(as_integer, task="a stream")
-        self.lanes, self.piece = size("lanes", lanes, 1), size("piece", piece, 1)
+        self.batch_size, self.unroll = size("batch_size", batch_size, 1), size("unroll", unroll, 1)
         self.seed, self.val_steps = size("seed", seed, 0), size("val_steps", val_steps, 0)
         self.spread = spread
         self.episodes = episodes if isinstance(episodes, Episodes) else episodes(self)
         plain = {key: value for key, value in vars(self.episodes).items() if not callable(value)}
         self._identity = {
             "class": type(self).__qualname__, "episodes": type(self.episodes).__qualname__, **plain, **task,
-            "lanes": lanes, "piece": piece, "seed": seed, "spread": spread, "val_steps": val_steps,
+            "batch_size": batch_size, "unroll": unroll, "seed": seed, "spread": spread, "val_steps": val_steps,
         }  # fmt: skip
 
     def train_data(self) -> EpisodeStream:
-        return EpisodeStream(self.episodes, self.lanes, self.piece, self.seed, spread=self.spread)
+        return EpisodeStream(self.episodes, self.batch_size, self.unroll, self.seed, spread=self.spread)
 
     def val_data(self) -> list[Any] | None:
         if not self.val_steps:
             return None
         split = SPLITS.index("val")
-        return [next(EpisodeStream(self.episodes, self.lanes, self.val_steps, self.seed, split, spread=False))]
+        return [next(EpisodeStream(self.episodes, self.batch_size, self.val_steps, self.seed, split, spread=False))]
 
-    def updates(self, pieces: int, every: int) -> int:
+    def updates(self, batches: int, every: int) -> int:
         """Number of updates that a rule with ``update_every=every`` makes in the training data.
 
         There is one update per ``every`` time steps of a batch (the last group may be shorter), unless none of them is
@@ -178,12 +179,12 @@ class StreamDataModule(DataModule):
             pieces: Number of batches, from the start of the training data.
             every: Time steps per update.
         """
-        edges = range(0, self.piece, every)
+        starts = range(0, self.unroll, every)
         if self.episodes.scores_all:
-            return pieces * len(edges)
+            return batches * len(starts)
         stream, found = self.train_data(), 0
-        for _ in range(pieces):
-            found += int(np.logical_or.reduceat(next(stream).weights.any(axis=1), edges).sum())
+        for _ in range(batches):
+            found += int(np.logical_or.reduceat(next(stream).weights.any(axis=1), starts).sum())
         return found
 
     def encode(self, x: Any) -> Any:

@@ -28,8 +28,6 @@ _SLICE_MS, _KEPT = 1000, 1000
 _FAILED, _LEFT = "jaxtrain/failed", "jaxtrain/left/"
 _LEAVE = 20
 """Seconds that the first process waits for the others to report why they end."""
-_GRACE = 1.0
-"""Seconds between a process's report that it exits and the moment by which it certainly has exited."""
 _run, _turns = 0, itertools.count()
 _polls = itertools.count(1)
 
@@ -58,7 +56,7 @@ def is_first() -> bool:
     return index() == 0
 
 
-def who() -> str:
+def rank_prefix() -> str:
     """Prefix that names this process in output; empty if there is only one."""
     return "" if count() == 1 else f"process {index()}: "
 
@@ -151,7 +149,7 @@ def _key(*parts: Any) -> str:
     return "/".join(map(str, ("jaxtrain", _run, *parts)))
 
 
-def from_first(value: Any = None) -> Any:
+def broadcast(value: Any = None) -> Any:
     """Return the first process's JSON ``value`` in every process."""
     if count() == 1:
         return value
@@ -164,7 +162,7 @@ def from_first(value: Any = None) -> Any:
     return json.loads(_wait(_key(turn)))
 
 
-def to_first(value: Any = None) -> list[Any]:
+def gather(value: Any = None) -> list[Any]:
     """Return the JSON values of all processes in the first process, and an empty list in the others."""
     if count() == 1:
         return [value]
@@ -175,13 +173,13 @@ def to_first(value: Any = None) -> list[Any]:
     return [value, *(json.loads(_wait(_key(turn, other))) for other in range(1, count()))]
 
 
-def meet() -> None:
+def barrier() -> None:
     """Barrier: continue when all processes have arrived."""
-    to_first()
-    from_first()
+    gather()
+    broadcast()
 
 
-def all_here(name: str, seconds: float) -> bool:
+def barrier_within(name: str, seconds: float) -> bool:
     """Barrier with a timeout: return True if all processes reach the barrier ``name`` within ``seconds``."""
     if count() == 1:
         return True
@@ -211,7 +209,7 @@ def _wait(key: str) -> str:
 
 
 @contextmanager
-def watched(*, ends: bool = False) -> Iterator[None]:
+def report_failures(*, ends: bool = False) -> Iterator[None]:
     """Report an error raised in this context to the processes that wait for this one in the current run.
 
     If the error ``ends`` this process, processes that wait in any run get the report.
@@ -241,7 +239,7 @@ def reached_preemption() -> bool:
     return multihost_utils.reached_preemption_sync_point(next(_polls))
 
 
-def whole(array: Any) -> Any:
+def allgather(array: Any) -> Any:
     """Gather a device array that spans processes, as numpy; return other arrays unchanged.
 
     All processes must call it.
@@ -297,5 +295,5 @@ def _leave(code: int) -> None:
         while is_first() and time.monotonic() < until and len(client.key_value_dir_get(_LEFT)) < others:
             time.sleep(0.1)
         if is_first():
-            time.sleep(_GRACE)
+            time.sleep(1)  # those that reported are then gone
     os._exit(code)

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from braintools.optim import OptaxOptimizer
 
-from ..core.state import State, states_of, strengthen
+from ..core.state import State, drop_weak_types, states_of
 
 UNJITTED = {
     "ReduceLROnPlateau": (
@@ -88,7 +88,7 @@ class Braintools:
         if saved != self.settings():
             scheduler = self.optimizer.lr_scheduler
             scheduler.step(int(scheduler.last_epoch.value))
-            strengthen(self.states().values())
+            drop_weak_types(self.states().values())
 
 
 class Optax:

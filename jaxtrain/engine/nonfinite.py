@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.metrics import LANES, Metrics
+from ..core.metrics import SEEDS, Metrics
 from ..core.module import Module, Phases, phases_of
 from ..core.state import is_key, seeded
 from ..errors import NonFiniteError
 from ..utils.logging import log
-from .program import FINE, NonFinite, Program
+from .program import ALL_FINITE, NonFinite, Program
 
 
 def judged(bad: np.ndarray, first: int, batches: list[Any], policy: NonFinite, program: Program,
@@ -30,19 +30,19 @@ def judged(bad: np.ndarray, first: int, batches: list[Any], policy: NonFinite, p
         program: The program that ran the chunk.
         batch_first: The layout in which an error names a place in the data.
     """
-    raises, fatal = policy == "raise", np.flatnonzero((bad != FINE).all(axis=1))
-    lanes, fatal_text, fatal_name = program.lanes, "", ""
-    for lane in range(bad.shape[1]):
-        where = np.flatnonzero(bad[:, lane] >= 0)
+    raises, fatal = policy == "raise", np.flatnonzero((bad != ALL_FINITE).all(axis=1))
+    seed_axis, fatal_text, fatal_name = program.seed_axis, "", ""
+    for index in range(bad.shape[1]):
+        where = np.flatnonzero(bad[:, index] >= 0)
         if not len(where):
             continue
-        step, name = first + int(where[0]) + 1, program.bad_name(int(bad[where[0], lane]))
-        who = "" if lanes is None else f"seed {lanes.seeds[lane]}: "
+        step, name = first + int(where[0]) + 1, program.bad_name(int(bad[where[0], index]))
+        who = "" if seed_axis is None else f"seed {seed_axis.seeds[index]}: "
         text = f"step {step}: {who}{name} is not finite"
         if len(fatal) and where[0] == fatal[0]:
             fatal_text, fatal_name = text, name
         more = f" (and {len(where) - 1} more steps of this chunk)" if len(where) > 1 else ""
-        if raises and lanes is not None:
+        if raises and seed_axis is not None:
             log.warning("%s; this seed is frozen as it was at step %d", text, step - 1)
         elif not raises:
             data = _train_data(program, batches[int(where[0])], step - 1, batch_first)
@@ -50,7 +50,7 @@ def judged(bad: np.ndarray, first: int, batches: list[Any], policy: NonFinite, p
             log.warning("%s%s%s%s", text, more, skipped, f"; {data.text}" if data else "")
     if not raises or not len(fatal):
         return len(bad), None
-    none_left = "" if lanes is None else ", and no seed is left"
+    none_left = "" if seed_axis is None else ", and no seed is left"
     data = _train_data(program, batches[int(fatal[0])], first + int(fatal[0]), batch_first)
     # The model need not use what is not finite there, so the rate is not ruled out.
     metric = fatal_name.startswith("train/") and fatal_name != "train/loss"
@@ -104,12 +104,12 @@ def _advice(phases: Phases, part: Any, first: list[int], carried: bool) -> str:
     """What to do about a value of ``part`` at ``first``: an input without a weight may still reach a weighted time
     step."""
     if phases.weights is not None and getattr(part, "name", "") == "inputs":
-        time, lane = first[:2]
+        time, index = first[:2]
         weights = np.asarray(phases.weights)
-        if not (weights[time] if weights.ndim == 1 else weights[time, lane]):
+        if not (weights[time] if weights.ndim == 1 else weights[time, index]):
             if carried:
                 return (
-                    "it has weight 0, but with carry='carry' hidden states go on from it: replace these values, or "
+                    "it has weight 0, but with stateful=True hidden states go on from it: replace these values, or "
                     "let Phases.reset begin a sequence behind them in the same batch"
                 )
             return "it has weight 0, but a weighted time step of its sequence follows: replace these values"
@@ -129,7 +129,7 @@ class Unscored:
 
     def add(self, first: int, weights: np.ndarray, bad: np.ndarray) -> None:
         """Add the steps after step ``first``: the weight of each loss, and ``bad`` as in ``judged``."""
-        scored = (weights > 0) | (bad[: len(weights)] != FINE).any(axis=1)
+        scored = (weights > 0) | (bad[: len(weights)] != ALL_FINITE).any(axis=1)
         if scored.all():  # almost every chunk of almost every run
             self._any, self._since = self._any or len(scored) > 0, first + len(scored)
             return
@@ -164,7 +164,7 @@ class Watched:
 
     def look(self, number: int, batch: Any, metrics: Metrics) -> None:
         """The sums of one batch."""
-        bad = [name for name, mean in metrics.items() if not np.isfinite(mean.num).all() and not name.startswith(LANES)]
+        bad = [name for name, mean in metrics.items() if not np.isfinite(mean.num).all() and not name.startswith(SEEDS)]
         if bad and not self._found:
             self._why = self._reason(number, batch)
         for name in bad:

@@ -12,7 +12,7 @@ from braintools.optim import OptaxOptimizer
 
 from ..core.metrics import Mean, Metrics
 from ..core.module import Module
-from ..core.state import State, add_to, global_norm, leaf_names, strengthen, wide_zeros
+from ..core.state import State, add_to, drop_weak_types, global_norm, leaf_names, wide_zeros
 from ..distributed import processes
 from ..utils.logging import one_line
 from .backends import UNJITTED, Braintools, Optax, cast
@@ -55,7 +55,7 @@ class Optimizer:
         self.wants_loss = any(part.wants_loss for part in self._parts.values())
         self.names = list(params)
         self.leaves = leaf_names({name: params[name].value for name in params})
-        strengthen(self.states().values())
+        drop_weak_types(self.states().values())
         self._try(module)
 
     def states(self) -> dict[str, State]:
@@ -190,4 +190,4 @@ def _one(optimizer: Any, params: dict[str, State], idle: dict[str, State], where
 
 def accumulated_batches(values: dict[str, Any]) -> int:
     """Number of batches accumulated for the next update; ``values`` are the program values of one seed."""
-    return int(processes.whole(values["optimizer/accumulated_batches"]))
+    return int(processes.allgather(values["optimizer/accumulated_batches"]))

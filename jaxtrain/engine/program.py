@@ -17,21 +17,21 @@ from ..core.module import Module, Objective, Phases, phases_of
 from ..core.state import (
     Functional,
     attributes_kept,
+    drop_weak_types,
     flatten,
     fold_in,
     global_norm,
     kind_of,
-    lasting,
+    long_term_states,
     parameters,
-    put_back,
+    restore_objects,
     set_key,
     signature,
     stack,
     state_objects,
-    strengthen,
-    strong,
     traced,
     unflatten,
+    with_strong_types,
 )
 from ..distributed import processes
 from ..strategies import Strategy
@@ -41,18 +41,18 @@ from ..strategies.padding import inert
 from . import chunks
 from .optimizer import Optimizer
 from .report import compiled_memory, describe_parameters, flops, time_steps
-from .seeds import LIVE, Lanes
+from .seeds import LIVE, SeedAxis
 from .sharding import Devices
 
 NonFinite = Literal["raise", "skip", "warn"]
 TRAIN, EVALUATE, PREDICT, PROBE = range(4)
 """Random streams, each derived from the same root key."""
-BAD, DEAD = "nonfinite", "dead"
+NONFINITE_INDEX, ZERO_GRADIENT = "nonfinite", "dead"
 """Outputs of a train program beside metrics: index of the first nonfinite quantity, and flags of zero gradients.
 
 The flags mark the parameters whose gradient was exactly zero.
 """
-FINE, FROZEN = -1, -2
+ALL_FINITE, FROZEN_SEED = -1, -2
 """Values of ``BAD`` that are not an index: everything is finite; the seed was frozen at an earlier step."""
 
 
@@ -89,20 +89,20 @@ class Program:
         self._bad_names: list[str] = []
         self.evaluated: list[str] = []  # the metrics of a validation
         self._packed: dict[str, tuple[int, int]] = {}
-        self.lanes, self._seed = (Lanes(seed), seed[0]) if isinstance(seed, tuple) else (None, seed)
-        self._width = 1 if self.lanes is None else len(self.lanes.seeds)
-        self.devices = Devices(devices, None if self.lanes is None else self._width)
+        self.seed_axis, self._seed = (SeedAxis(seed), seed[0]) if isinstance(seed, tuple) else (None, seed)
+        self._width = 1 if self.seed_axis is None else len(self.seed_axis.seeds)
+        self.devices = Devices(devices, None if self.seed_axis is None else self._width)
         if accumulate > 1 and strategy.config().get("update_every", "sequence") != "sequence":
             raise ValueError(
                 f"Fit(accumulate={accumulate}) with update_every={strategy.config()['update_every']}: a sequence makes "
                 "several updates; choose one of the two"
             )
         bind = lambda: self._bind(encode, clip, accumulate)  # noqa: E731
-        if self.lanes is None:
+        if self.seed_axis is None:
             bind()
             root, values = jax.random.key(self._seed), self._now()
         else:
-            root, values = self.lanes.root(), self._side_by_side(self.lanes, models, bind)
+            root, values = self.seed_axis.root(), self._side_by_side(self.seed_axis, models, bind)
         self.root, self.values = self.devices.place(root), self.devices.place(values)
         self._objects, self.state_ids = state_objects(module.model), {id(state) for state in self._named.values()}
         self.chunk = chunks.chosen(self.flops) if chunk == "auto" else chunk
@@ -113,15 +113,15 @@ class Program:
         """Bind the rule and the optimizer to the module's current model, and collect the States that outlive a step."""
         module = self.module
         with self._environ(fit=True):
-            strengthen(parameters(module.model).values())
+            drop_weak_types(parameters(module.model).values())
             self.objective = Objective(module, encode)
             self.phases = phases_of(module, self.example)
             self._share = self.devices.share(module, self.example)
             share = phases_of(module, self._share)
             self.learner: Learner = self.strategy.bind(self.objective, share)
-            self.rows = self.learner.report(share)
+            self.parameter_reports = self.learner.report(share)
             self.optimizer = self._optimizer(clip, accumulate)
-            self._kept = lasting(module.model)
+            self._kept = long_term_states(module.model)
             self.parameters = list(parameters(module.model))
             self._named = {
                 **parameters(module.model),
@@ -129,7 +129,7 @@ class Program:
                 **{f"optimizer/{name}": state for name, state in self.optimizer.states().items()},
                 **{f"learner/{name}": state for name, state in self.learner.states().items()},
             }
-            strengthen([*self._named.values(), *self.learner.scratch()])
+            drop_weak_types([*self._named.values(), *self.learner.short_term_states()])
             self._whole: dict[str, Any] = {}
             if self.devices.splits_batch and (own := self.learner.states()):
                 with attributes_kept(module.model):
@@ -138,9 +138,9 @@ class Program:
 
     def _now(self) -> dict[str, Any]:
         values = {name: state.value for name, state in self._named.items()}
-        return {name: strong(value) for name, value in {**values, **self._whole}.items()}
+        return {name: with_strong_types(value) for name, value in {**values, **self._whole}.items()}
 
-    def _side_by_side(self, lanes: Lanes, models: Sequence[Any], bind: Callable[[], None]) -> dict[str, Any]:
+    def _side_by_side(self, seed_axis: SeedAxis, models: Sequence[Any], bind: Callable[[], None]) -> dict[str, Any]:
         """Values of all seeds. Leaves the module as built under the first seed, whose step serves all seeds."""
         each: list[tuple[dict[str, Any], Any]] = []
         for built in reversed(models):
@@ -151,8 +151,8 @@ class Program:
                 with self._environ(fit=True):
                     own = self._now(), traced(lambda: time_steps(self.learner, self.phases))
             each.insert(0, own)
-        lanes.require_one_step([step for _, step in each], type(self.module).__name__)
-        return lanes.stacked([values for values, _ in each])
+        seed_axis.require_one_step([step for _, step in each], type(self.module).__name__)
+        return seed_axis.stacked([values for values, _ in each])
 
     def _optimizer(self, clip: float | None, accumulate: int) -> Optimizer:
         """Create the optimizer for the parameters that the rule trains.
@@ -160,8 +160,11 @@ class Program:
         A parameter without a gradient would still be moved by weight decay, so those that the rule does not train are
         left out.
         """
-        chosen, untrained = trained(self.objective), {row.name for row in self.rows if row.trains == "no"}
-        params = {name: state for name, state in chosen.items() if name not in untrained}
+        chosen, untrained = (
+            trained(self.objective),
+            {report.name for report in self.parameter_reports if report.trains == "no"},
+        )
+        params = {name: state for name, state in trained(self.objective).items() if name not in untrained}
         if not params:
             raise ValueError(
                 f"strategy {self.strategy.name!r} trains none of the parameters {list(chosen)}: use another strategy"
@@ -193,17 +196,17 @@ class Program:
         numbers, bad = arrays
         means = {name: Mean(numbers[..., num], numbers[..., weight]) for name, (num, weight) in self._packed.items()}
         dead = numbers[..., 2 * len(means) :] != 0
-        if self.lanes is None:
-            return {**means, BAD: bad[:, None], DEAD: dead}
-        return {**self.lanes.merged(means), BAD: bad, DEAD: dead.all(axis=1)}
+        if self.seed_axis is None:
+            return {**means, NONFINITE_INDEX: bad[:, None], ZERO_GRADIENT: dead}
+        return {**self.seed_axis.merged(means), NONFINITE_INDEX: bad, ZERO_GRADIENT: dead.all(axis=1)}
 
     def evaluate(self, batch: Any, index: int, values: Any = None, *, first: bool = False) -> Pending:
         """Metrics of one batch, by name, as ``Mean``.
 
-        With several seeds, metrics are merged over seeds, and each seed's own are added under ``lanes/``.
+        With several seeds, metrics are merged over seeds, and each seed's own are added under ``seeds/``.
         """
         found = self.read("evaluate", self._evaluate_step, batch, index, values=values, first=first)
-        return Pending(found) if self.lanes is None else Pending(found, self.lanes.merged)
+        return Pending(found) if self.seed_axis is None else Pending(found, self.seed_axis.merged)
 
     def probe(self, callback: Any, batch: Any, index: int) -> Pending:
         """Run a callback's ``probe`` on one batch.
@@ -260,13 +263,13 @@ class Program:
         self.root = self.devices.place(restored.pop("rng"))
         self.values = self.devices.place({**self.values, **restored})
         if optimizer_settings != self.optimizer.settings():
-            each = [dict(self.values)] if self.lanes is None else self.lanes.each(self.values)
+            each = [dict(self.values)] if self.seed_axis is None else self.seed_axis.each(self.values)
             for values in each:
                 self._assign(self.devices.alone(values))
                 self.optimizer.renew(optimizer_settings)
                 for name, state in self.optimizer.states().items():
-                    values[f"optimizer/{name}"] = strong(state.value)
-            self.values = self.devices.place(each[0] if self.lanes is None else stack(each))
+                    values[f"optimizer/{name}"] = with_strong_types(state.value)
+            self.values = self.devices.place(each[0] if self.seed_axis is None else stack(each))
 
     def write_back(self, values: dict[str, Any] | None = None) -> int:
         """Copy the current values, or ``values``, into the module's model and the optimizer.
@@ -279,15 +282,17 @@ class Program:
         """
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.values)):
             return self._seed
-        held = jax.tree.map(processes.whole, values or self.values)
-        put_back(self._objects)
-        seed, held = (self._seed, held) if self.lanes is None else self.lanes.first_live(held)
+        held = jax.tree.map(processes.allgather, values or self.values)
+        restore_objects(self._objects)
+        seed, held = (self._seed, held) if self.seed_axis is None else self.seed_axis.first_live(held)
         self._assign(held)
         return seed
 
     def _assign(self, values: dict[str, Any]) -> None:
         for name in self._named.keys() & values.keys():
-            self._named[name].value = strong(values[name])  # through the host: copying on the device would compile
+            self._named[name].value = with_strong_types(
+                values[name]
+            )  # through the host: copying on the device would compile
 
     def host_parameters(self, values: dict[str, Any] | None = None) -> dict[str, Any]:
         return jax.tree.map(np.array, jax.device_get({n: (values or self.values)[n] for n in self.parameters}))
@@ -304,10 +309,10 @@ class Program:
             "warmup": warm,
             "learning": learn,
             "batch": batch,
-            "parameters": describe_parameters(parameters(self.module.model), self.rows),
+            "parameters": describe_parameters(parameters(self.module.model), self.parameter_reports),
             "memory": compiled_memory(self._train),
             "flops": self.flops,
-            "seeds": None if self.lanes is None else list(self.lanes.seeds),
+            "seeds": None if self.seed_axis is None else list(self.seed_axis.seeds),
             "devices": self.devices.count,
             "auto": self.auto,
             "compile_seconds": self.compile_seconds,
@@ -325,7 +330,7 @@ class Program:
         phases = self.phases_of(batch, self.objective.learn, carried=self.learner.carried)
         with self.devices.own_random(self._kept.values()):
             metrics = self.learner.learn(phases, self._update)
-        counts, live = metrics.pop(BAD).num, metrics.pop(DEAD).num
+        counts, live = metrics.pop(NONFINITE_INDEX).num, metrics.pop(ZERO_GRADIENT).num
         # grad_norm comes last, so that a nonfinite gradient is reported by its own name.
         means = {name: mean for name, mean in metrics.items() if name != "grad_norm"}
         finite = jnp.stack([jnp.isfinite(mean.num) for mean in means.values()])
@@ -338,7 +343,7 @@ class Program:
         ]
         norm = global_norm([self._named[name].value for name in self.parameters])
         flags = jnp.concatenate([~finite, counts > 0, ~last, ~jnp.isfinite(norm)[None]])
-        bad = jnp.where(flags.any(), jnp.argmax(flags), FINE).astype(jnp.int32)
+        bad = jnp.where(flags.any(), jnp.argmax(flags), ALL_FINITE).astype(jnp.int32)
         metrics["param_norm"] = Mean(norm, jnp.float32(1))
         return metrics, bad, (live == 0).astype(jnp.float32)
 
@@ -356,7 +361,7 @@ class Program:
         whole = self.optimizer.accumulated(grads)
         parts = [jax.tree.leaves(whole[name]) for name in self.optimizer.names]
         live = jnp.stack([sum((leaf != 0).any().astype(jnp.float32) for leaf in part) for part in parts])
-        said = {BAD: Mean(counts, jnp.float32(1)), DEAD: Mean(live, jnp.float32(1))}
+        said = {NONFINITE_INDEX: Mean(counts, jnp.float32(1)), ZERO_GRADIENT: Mean(live, jnp.float32(1))}
         loss = metrics["loss"].num if self.optimizer.wants_loss else 0.0
         return {**metrics, **self.optimizer.update(grads, weight, loss), **said}
 
@@ -376,12 +381,12 @@ class Program:
 
         With ``carried=False`` the step starts from fresh hidden states, for any batch size.
         """
-        named, scratch = self._named, self.learner.scratch()
+        named, short_term_states = self._named, self.learner.short_term_states()
         if not carried:
             hidden = list(self.learner.network.hidden.values())
-            scratch = [*scratch, *hidden]
+            short_term_states = [*short_term_states, *hidden]
             named = {name: state for name, state in named.items() if not any(state is own for own in hidden)}
-        return Functional(step, named, scratch, jax.random.key(0), index, batch, axes=self.devices.axis_env)
+        return Functional(step, named, short_term_states, jax.random.key(0), index, batch, axes=self.devices.axis_env)
 
     def _compile_train(self):
         """Compile one program for every number of steps up to ``chunk``: a loop with a traced count."""
@@ -389,22 +394,22 @@ class Program:
 
         def step(values, root, index, batch):
             new, (metrics, bad, dead) = train_step(values, root, index, batch)
-            if self.lanes is not None:
-                bad = jnp.where(values[LIVE], bad, FROZEN)
-            if self._nonfinite == "skip" or self.lanes is not None:
-                counts = bad != FROZEN if self._nonfinite == "warn" else bad == FINE
+            if self.seed_axis is not None:
+                bad = jnp.where(values[LIVE], bad, FROZEN_SEED)
+            if self._nonfinite == "skip" or self.seed_axis is not None:
+                counts = bad != FROZEN_SEED if self._nonfinite == "warn" else bad == ALL_FINITE
                 new = jax.tree.map(lambda n, o: jnp.where(counts, n, o), new, values)
                 metrics = jax.tree.map(lambda leaf: jnp.where(counts, leaf, 0), metrics)
                 dead = jnp.where(counts, dead, 1)
             if self._nonfinite == "skip":
-                metrics["skipped_fraction"] = Mean(jnp.float32(bad >= 0), jnp.float32(bad != FROZEN))
-            if self.lanes is not None and self._nonfinite == "raise":
-                new[LIVE] = bad == FINE
+                metrics["skipped_fraction"] = Mean(jnp.float32(bad >= 0), jnp.float32(bad != FROZEN_SEED))
+            if self.seed_axis is not None and self._nonfinite == "raise":
+                new[LIVE] = bad == ALL_FINITE
             self._packed = {name: (2 * i, 2 * i + 1) for i, name in enumerate(metrics)}
             numbers = jnp.stack([leaf for mean in metrics.values() for leaf in mean])
             return new, (jnp.concatenate([numbers, dead]), bad)
 
-        chunk = chunks.looped(step if self.lanes is None else self.lanes.map(step), self.chunk)
+        chunk = chunks.looped(step if self.seed_axis is None else self.seed_axis.map(step), self.chunk)
         with self._environ(fit=True):
             numbers = jnp.int32(0), jnp.int32(0)
             lowered = self.devices.lower(
@@ -431,13 +436,13 @@ class Program:
         given = values or self.values, self.root
         values, root = self.devices.alone(given) if alone else given
         if key not in self._executables:
-            put_back(self._objects)
+            restore_objects(self._objects)
             with self._environ(fit=fit), self.devices.only_one(alone):
                 example = batch if alone else self.devices.share(self.module, batch)
                 functional = self._functional(step, jnp.int32(0), example, carried=fit)
                 read = lambda *args: functional(*args)[1]  # noqa: E731
-                if self.lanes is not None:
-                    read = self.lanes.first(read) if first else self.lanes.map_live(read)
+                if self.seed_axis is not None:
+                    read = self.seed_axis.first(read) if first else self.seed_axis.map_live(read)
                 lowered = self.devices.lower(read, values, root, (jnp.int32(0),), batch, self.module)
                 self._executables[key] = lowered.compile()
         arrived = batch if alone else self.devices.arrive(self.module, [batch], lambda some: some[0])

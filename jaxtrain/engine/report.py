@@ -14,8 +14,8 @@ import jax
 
 from ..core.module import Module, Phases, phases_of
 from ..core.state import State
-from ..data.passes import Passes
-from ..strategies.base import Learner, Row, scored
+from ..data.eval_loader import EvalLoader
+from ..strategies.base import Learner, ParameterReport, scored
 
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 
@@ -102,7 +102,7 @@ def _meminfo(name: str) -> int:
     return int(re.search(rf"{name}:\s*(\d+) kB", MEMINFO.read_text())[1]) * 1024  # pyright: ignore
 
 
-def val_sizes(module: Module, val: Passes | None) -> tuple[int, int, int] | None:
+def val_sizes(module: Module, val: EvalLoader | None) -> tuple[int, int, int] | None:
     """Time steps of the warm-up, scored time steps and sequences of the first validation batch."""
     if val is None:
         return None
@@ -110,13 +110,13 @@ def val_sizes(module: Module, val: Passes | None) -> tuple[int, int, int] | None
         return phases_of(module, val.examples[0]).sizes
 
 
-def describe_parameters(params: Mapping[str, State], rows: list[Row]) -> dict[str, dict[str, Any]]:
+def describe_parameters(params: Mapping[str, State], rows: list[ParameterReport]) -> dict[str, dict[str, Any]]:
     """One entry a parameter: sizes, whether the rule trains it, why not, and bytes of trace."""
     by_name = {row.name: row for row in rows}
     table = {}
     for name, state in params.items():
         leaves = jax.tree.leaves(state.value)
-        row = by_name.get(name) or Row(name, "no", "excluded by Module.trainable")
+        row = by_name.get(name) or ParameterReport(name, "no", "excluded by Module.trainable")
         table[name] = {
             "count": sum(leaf.size for leaf in leaves),
             "bytes": sum(leaf.nbytes for leaf in leaves),
@@ -143,8 +143,8 @@ def lines(report: dict[str, Any]) -> list[str]:
         said = "not stated" if report["batch_first"] is None else f"batch_first={report['batch_first']}"
         out.append(f"layout     {axes} ({said})")
     if report.get("val"):
-        warm, time, lanes = report["val"]
-        out.append(f"validation {warm} warm-up + {time} scored time steps, {lanes} lanes")
+        warm, time, sequences = report["val"]
+        out.append(f"validation {warm} warm-up + {time} scored time steps, {sequences} lanes")
     if report["seeds"] is not None:
         out.append(f"seeds      {', '.join(map(str, report['seeds']))}, side by side; parameters are counted for one")
     if report["devices"] > 1:

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.metrics import LANES, Mean, Metrics, is_rate
+from ..core.metrics import SEEDS, Mean, Metrics, is_rate
 from ..core.state import is_key, stack
 
-LIVE = "lanes/live"
+LIVE = "seeds/live"
 """Name of the program value ``(S,)`` that is True for each seed that is still training."""
 
 
@@ -69,7 +69,7 @@ def _bytes(constant: Any) -> bytes:
     return f"{array.dtype}{array.shape}".encode() + array.tobytes()
 
 
-class Lanes:
+class SeedAxis:
     """Maps the values, steps and metrics of a program over S seeds.
 
     Every leaf of ``values`` has a leading axis of size S. All seeds see the same batch. Metrics have the seed axis
@@ -112,7 +112,7 @@ class Lanes:
     def map(self, step: Callable) -> Callable:
         """Map ``step(values, root, index, batch)`` over all seeds."""
         if self.one_by_one:
-            return lambda values, root, *args: jax.lax.map(lambda lane: step(*lane, *args), (values, root))
+            return lambda values, root, *args: jax.lax.map(lambda seed: step(*seed, *args), (values, root))
         mapped = jax.vmap(step, in_axes=(0, 0, None, None))
 
         def quietly(*args):
@@ -135,30 +135,30 @@ class Lanes:
         """Run a step for one seed only: the first that is not frozen."""
 
         def one(values, root, *args):
-            lane = jnp.argmax(values[LIVE])
-            return read(self.lane(values, lane), root[lane], *args)
+            index = jnp.argmax(values[LIVE])
+            return read(self.select(values, index), root[index], *args)
 
         return one
 
-    def lane(self, values: dict[str, Any], lane: Any) -> dict[str, Any]:
-        return jax.tree.map(lambda leaf: leaf[lane], values)
+    def select(self, values: dict[str, Any], index: Any) -> dict[str, Any]:
+        return jax.tree.map(lambda leaf: leaf[index], values)
 
     def each(self, values: dict[str, Any]) -> list[dict[str, Any]]:
-        return [self.lane(values, lane) for lane in range(len(self.seeds))]
+        return [self.select(values, index) for index in range(len(self.seeds))]
 
     def first_live(self, values: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Seed and values of the first seed that is not frozen."""
-        lane = int(np.argmax(np.asarray(values[LIVE])))
-        return self.seeds[lane], self.lane(values, lane)
+        index = int(np.argmax(np.asarray(values[LIVE])))
+        return self.seeds[index], self.select(values, index)
 
     def frozen(self, values: dict[str, Any]) -> list[int]:
         """The frozen seeds."""
         return [seed for seed, live in zip(self.seeds, np.asarray(values[LIVE]), strict=True) if not live]
 
     def merged(self, means: Metrics) -> Metrics:
-        """Sum metrics over seeds, and add each seed's own under ``lanes/``.
+        """Sum metrics over seeds, and add each seed's own under ``seeds/``.
 
         All seeds that are not frozen have equal weight, so the quotient of the sums is the mean over them.
         """
         total = {name: Mean(mean.num.sum(-1), mean.weight.sum(-1)) for name, mean in means.items()}
-        return {**total, **{f"{LANES}{name}": mean for name, mean in means.items() if not is_rate(name)}}
+        return {**total, **{f"{SEEDS}{name}": mean for name, mean in means.items() if not is_rate(name)}}

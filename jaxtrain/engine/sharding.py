@@ -182,18 +182,18 @@ class Devices:
 
     def _new_layout(self, module: Module, batch: Any) -> Any:
         whole = _phases(module, batch)[0]
-        lanes = whole.sizes[2]
-        if lanes % self.count:
+        sequences = whole.sizes[2]
+        if sequences % self.count:
             raise ValueError(
-                f"{self._asked}: a batch of {lanes} sequences does not divide over {self.count} devices; "
+                f"{self._asked}: a batch of {sequences} sequences does not divide over {self.count} devices; "
                 f"choose a batch size that is a multiple of {self.count}"
             )
 
         def spec(leaf: Any, vectors: bool) -> P:
             shape = np.shape(leaf)
-            if len(shape) >= 2 and shape[1] == lanes:
+            if len(shape) >= 2 and shape[1] == sequences:
                 return P(None, AXIS)
-            return P(AXIS) if vectors and shape == (lanes,) else P()
+            return P(AXIS) if vectors and shape == (sequences,) else P()
 
         reasons = []
         for vectors in (True, False):  # a vector may hold one entry per sequence, or per time step
@@ -208,9 +208,9 @@ class Devices:
 
     def _wrong(self, module: Module, batch: Any, specs: Any) -> str:
         whole, _ = _phases(module, batch)
-        lanes: Any = P(None, AXIS)
+        split: Any = P(None, AXIS)
         shared = whole.weights is not None and np.ndim(whole.weights) == 1
-        expected = Phases(lanes, lanes, lanes, P() if shared else lanes, lanes, lanes)
+        expected = Phases(split, split, split, P() if shared else split, split, split)
         for number in (0, self.count - 1):
             try:
                 part, random = _phases(module, self._share(batch, specs, number, self.count))
@@ -283,7 +283,7 @@ class Devices:
             return leaf
         if is_key(leaf):
             return jax.random.wrap_key_data(self._put(jax.random.key_data(leaf), spec), impl=jax.random.key_impl(leaf))
-        held = np.asarray(processes.whole(leaf))  # every process has the whole array: no communication needed
+        held = np.asarray(processes.allgather(leaf))  # every process has the whole array: no communication needed
         return jax.make_array_from_callback(held.shape, sharding, lambda place: held[place])
 
     def alone(self, values: Any) -> Any:

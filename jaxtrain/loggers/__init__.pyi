@@ -1,3 +1,3 @@
 from .jsonl import JSONL as JSONL
-from .jsonl import read_rows as read_rows
+from .jsonl import read_log as read_log
 from .tensorboard import TensorBoard as TensorBoard

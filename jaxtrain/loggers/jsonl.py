@@ -64,11 +64,11 @@ class JSONL(Callback):
     def on_restore(self, run: Run) -> None:
         assert run.run_dir is not None
         path = run.run_dir / FILE
-        self._open(path, step=run.step, keep=lambda step: step <= run.row_limit)
-        for row in past(run)[len(read_rows(path)) :]:
+        self._open(path, step=run.step, keep=lambda step: step <= run.log_limit)
+        for row in past(run)[len(read_log(path)) :]:
             self._append(row)
 
-    def on_row(self, run: Run, row: dict[str, Any]) -> None:
+    def on_log(self, run: Run, row: dict[str, Any]) -> None:
         self._append(json.loads(encode(row)))
 
     def _append(self, row: dict[str, Any]) -> None:
@@ -91,7 +91,7 @@ class JSONL(Callback):
         self._close()
         self._waiting = []
         if path.exists():
-            rows = read_rows(path)
+            rows = read_log(path)
             kept = [row for row in rows if keep(row["step"])]
             if len(kept) < len(rows):
                 log.info("%s: the run goes on from step %d, %d rows are cut", path, step, len(rows) - len(kept))
@@ -117,12 +117,12 @@ def past(run: Run) -> list[dict[str, Any]]:
     """
     assert run.run_dir is not None
     path = run.run_dir / FILE
-    rows = read_rows(path) if path.exists() else []
+    rows = read_log(path) if path.exists() else []
     for logger in run.callbacks:
         if isinstance(logger, JSONL):
             there = {row["step"] for row in rows}
             rows += [row for row in logger.restored(run) if row["step"] not in there]
-    return [row for row in rows if row["step"] <= run.row_limit]
+    return [row for row in rows if row["step"] <= run.log_limit]
 
 
 def encode(row: dict[str, Any]) -> bytes:
@@ -148,13 +148,13 @@ def encode(row: dict[str, Any]) -> bytes:
     return json.dumps(line, allow_nan=False).encode() + b"\n"
 
 
-def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Read the log entries of a metrics.jsonl.
 
     An incomplete last line (the process died while writing it) is skipped. Any other line that is not a log entry is
     skipped with a warning that names it.
 
-    >>> rows = read_rows("checkpoints/demo/metrics.jsonl")  # doctest: +SKIP
+    >>> rows = read_log("checkpoints/demo/metrics.jsonl")  # doctest: +SKIP
 
     Args:
         path: The file.

@@ -104,7 +104,7 @@ class TensorBoard(Callback):
         for path in before:  # only now: the new file holds what they show
             cut(path, None if rows else run.step)
 
-    def on_row(self, run: Run, row: dict[str, Any]) -> None:
+    def on_log(self, run: Run, row: dict[str, Any]) -> None:
         self._add(scalars(row), row["step"])
         self._flush_if_due()
 

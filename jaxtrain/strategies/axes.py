@@ -51,7 +51,7 @@ def _following(small: Any, large: Any) -> list[int | None]:
     return [axis(a, b) for a, b in zip(*pairs, strict=True)]
 
 
-def where_lanes(mask: jax.Array, new: Any, old: Any, axes: Sequence[int | None] | None = None) -> Any:
+def where_sequences(mask: jax.Array, new: Any, old: Any, axes: Sequence[int | None] | None = None) -> Any:
     """``new`` in the sequences where ``mask`` (B,) is set, else ``old``.
 
     ``axes``: the batch axis of each leaf, by itself 0; a leaf without one (None) stays as it is.

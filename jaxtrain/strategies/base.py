@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from ..core.metrics import Metrics, sum_over_time
 from ..core.module import Objective, Phases, environ_explained, weights_of
-from ..core.state import State, add_to, create_hidden, gradient, lasting, parameters, short_term, wide_zeros
+from ..core.state import State, add_to, create_hidden, gradient, long_term_states, parameters, short_term, wide_zeros
 from .network import Network, model_over_batch
 from .specs.base import Batching
 
@@ -24,7 +24,7 @@ returns the metrics with its own (``grad_norm``, ``lr``)."""
 
 
 @dataclass(frozen=True)
-class Row:
+class ParameterReport:
     """One line of a learner's report: what the rule does to one parameter.
 
     ``trains``: "yes", "in part" or "no"; with "no" the optimizer does not hold it, so weight decay does not move it
@@ -56,7 +56,7 @@ class Learner(ABC):
         """Traced: one batch of sequences; calls ``update`` and returns the metrics of the scored time steps."""
 
     @abstractmethod
-    def report(self, phases: Phases) -> list[Row]:
+    def report(self, phases: Phases) -> list[ParameterReport]:
         """What the rule does to each parameter, before step 0. ``phases``: an example of a batch."""
 
     def trace_bytes(self) -> int:
@@ -79,7 +79,7 @@ class Learner(ABC):
         """The hidden states under the names that they have where they outlive a sequence."""
         return {f"hidden.{name}": state for name, state in self.network.hidden.items()}
 
-    def scratch(self) -> list[State]:
+    def short_term_states(self) -> list[State]:
         """States that ``learn`` sets anew for every sequence."""
         return [] if self.carried else [*self.network.hidden.values(), *self.own.values()]
 
@@ -109,7 +109,7 @@ class Learner(ABC):
 
     def _reset(self, mask) -> None:
         if mask is not None:
-            self.network.reset_lanes(mask)
+            self.network.reset_sequences(mask)
 
 
 def split_reset(phases: Phases) -> tuple[Any, Any]:
@@ -252,7 +252,7 @@ def _choose_batching(wanted: Batching, model, u: Any, batch_size: int) -> Litera
         problem: Exception = ValueError(f"outputs of shape {wrong[0]} carry no batch axis of {batch_size}")
     except Exception as error:
         problem = error
-    if wanted == "auto" and not lasting(model):
+    if wanted == "auto" and not long_term_states(model):
         try:
             create_hidden(model, batch_size, True)
             brainstate.transform.StatefulFunction(model_over_batch(model, "vmap")).make_jaxpr(u)
@@ -270,7 +270,7 @@ def _choose_batching(wanted: Batching, model, u: Any, batch_size: int) -> Litera
 
 
 def _refuse_shared(model) -> None:
-    running = [name for name, s in lasting(model).items() if not isinstance(s, brainstate.random.RandomState)]
+    running = [name for name, s in long_term_states(model).items() if not isinstance(s, brainstate.random.RandomState)]
     if running:
         raise ValueError(
             f"batching='vmap': all lanes would share the states {running} of {type(model).__name__}; use 'batched'"

@@ -10,9 +10,9 @@ import jax
 from ..core.metrics import Metrics
 from ..core.module import Objective, Phases, total_weight
 from ..core.state import State, gradient
-from .base import Learner, Network, Row, Update, choose_batching, input_of, score, scored, trained, warm_up
+from .base import Learner, Network, ParameterReport, Update, choose_batching, input_of, score, scored, trained, warm_up
 from .flow import Flow
-from .rows import describe_window
+from .parameter_report import describe_window
 from .specs.bptt import BPTT
 
 
@@ -42,6 +42,6 @@ class BPTTLearner(Learner):
         grads, metrics = gradient(loss, self._params)()
         return update(grads, total_weight(phases), metrics)
 
-    def report(self, phases: Phases) -> list[Row]:
+    def report(self, phases: Phases) -> list[ParameterReport]:
         warm, time, _ = phases.sizes
         return describe_window(self._params, Flow.of(self, phases), warm + time, "the sequence")

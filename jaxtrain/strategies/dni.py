@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.module import Objective, Phases
-from ..core.state import Functional, gradient, lasting, parameters, set_key
+from ..core.state import Functional, gradient, long_term_states, parameters, set_key
 from ..utils.logging import log
 from .base import Learner, scored, warm_up
 from .online import OnlineLearner
@@ -81,7 +81,7 @@ class _Learner(OnlineLearner):
             return errors.mean()
 
         model = self.objective.model
-        named = {**parameters(model), **lasting(model), **{f"synthesiser.{k}": s for k, s in states.items()}}
+        named = {**parameters(model), **long_term_states(model), **{f"synthesiser.{k}": s for k, s in states.items()}}
         functional = Functional(epoch, named, [*self.network.hidden.values(), *self.own.values()], example)
         values = {name: state.value for name, state in named.items()}
         step = jax.jit(functional)

@@ -9,9 +9,9 @@ from ..core.state import draws_random
 from ..utils.logging import one_line
 from .base import Learner, Network, choose_batching, input_of, trained
 from .equations import ELEMENTWISE, Irreversible
+from .parameter_report import WITHOUT_REVERSE
 from .reverse.detached_step import Cut
 from .reverse.learner import ReverseLearner
-from .rows import WITHOUT_REVERSE
 from .rule import bind as by_trace
 from .specs.drtrl import DRTRL
 
@@ -45,23 +45,23 @@ def _reverse(strategy: DRTRL, objective: Objective, example: Phases) -> Learner:
     network = Network(objective.model, choose_batching(strategy.batching, objective.model, x, example.sizes[2]))
     names, random = list(trained(objective)), draws_random(network, x)
 
-    def cut(lanes: bool) -> Cut:
-        mapped = lanes or network.vmapped
+    def cut(per_sequence: bool) -> Cut:
+        mapped = per_sequence or network.vmapped
         if random and mapped:
             raise Irreversible("the model draws random numbers, which lanes mapped one by one would share")
         try:
-            return Cut(objective, network, x, names, lanes=lanes, memory=strategy.readout_memory)
+            return Cut(objective, network, x, names, per_sequence=per_sequence, memory=strategy.readout_memory)
         except Exception as error:
             if isinstance(error, Irreversible) or not mapped:
                 raise
             raise Irreversible(f"it cannot be taken one sequence at a time ({one_line(error)})") from error
 
-    made, time = cut(lanes=False), example.sizes[0] + example.sizes[1]
+    made, time = cut(per_sequence=False), example.sizes[0] + example.sizes[1]
     segment = None
     if _pieces(strategy, time):
         segment = SEGMENT if strategy.segment in ("auto", "sequence") else strategy.segment
         if not network.vmapped and any(r.trained and r.name == ELEMENTWISE for r in made.relations):
-            made = cut(lanes=True)  # a weight without inputs has no batch axis of its own
+            made = cut(per_sequence=True)  # a weight without inputs has no batch axis of its own
     scored = example.sizes[1]
     return ReverseLearner(
         objective,
@@ -78,7 +78,7 @@ def _reverse(strategy: DRTRL, objective: Objective, example: Phases) -> Learner:
 
 def _pieces(strategy: DRTRL, time: int) -> bool:
     """Whether a trace is needed, between pieces."""
-    if strategy.carry == "carry" or strategy.update_every != "sequence":
+    if strategy.stateful or strategy.update_every != "sequence":
         return True
     longest = SEQUENCE_UP_TO if strategy.segment == "auto" else strategy.segment
     return longest != "sequence" and time > longest

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ..core.metrics import Metrics
 from ..core.module import Phases
-from ..core.state import State, add_to, lasting
+from ..core.state import State, add_to, long_term_states
 from .base import Learner, trained, zeros_like_parameters
 from .bptt import BPTTLearner
 
@@ -43,7 +43,7 @@ def compare(learner: Learner, phases: Phases) -> dict[str, dict[str, jax.Array]]
     that is not finite makes all three NaN.
     """
     # The same random numbers in the model, and the same running statistics, for both.
-    touched = [brainstate.random.DEFAULT, *lasting(learner.objective.model).values()]
+    touched = [brainstate.random.DEFAULT, *long_term_states(learner.objective.model).values()]
     before = [state.value for state in touched]
     rule = gradient_of(learner, phases)
     for state, value in zip(touched, before, strict=True):

@@ -132,36 +132,36 @@ class _Step:
         """For each output: the sources, and the held states by their new value, that it has a derivative in."""
         given = [_shape(var) for var in self._jaxpr.invars]
         holding = {i: name for i, name in self._news.items() if name in held}
-        nudges = [_shape(self._jaxpr.outvars[i]) for i in holding]
+        perturbations = [_shape(self._jaxpr.outvars[i]) for i in holding]
         places: dict[int, list[int]] = {}
         for k, i in enumerate(holding):
             places.setdefault(id(self._jaxpr.outvars[i]), []).append(k)
 
-        def run(inputs: list[Any], nudges: list[Any], given: list[Any]) -> list[Any]:
+        def run(inputs: list[Any], perturbations: list[Any], given: list[Any]) -> list[Any]:
             given = list(given)
             for i, value in zip(self._inputs, inputs, strict=True):
                 given[i] = value
 
             kept: dict[int, Any] = {}
 
-            def nudged(var: Any, value: Any) -> Any:
+            def perturbed(var: Any, value: Any) -> Any:
                 if id(var) in places:
-                    value = kept[id(var)] = sum((nudges[k] for k in places[id(var)]), value)
+                    value = kept[id(var)] = sum((perturbations[k] for k in places[id(var)]), value)
                 return value
 
             # The held values follow from constants and nudges alone; everything else follows from them and the sources.
             if places:
-                _evaluate(self._jaxpr, self._consts, jax.lax.stop_gradient(given), nudged)
+                _evaluate(self._jaxpr, self._consts, jax.lax.stop_gradient(given), perturbed)
             outs = _evaluate(self._jaxpr, self._consts, given, lambda var, value: kept.get(id(var), value))
             return [outs[i] for i in outputs]
 
         def tangents(*args: Any) -> list[Any]:
             given, moving, moved = args
-            return jax.jvp(lambda inputs, nudges: run(inputs, nudges, given), moving, moved)[1]
+            return jax.jvp(lambda inputs, perturbations: run(inputs, perturbations, given), moving, moved)[1]
 
-        moving = ([given[i] for i in self._inputs], nudges)
+        moving = ([given[i] for i in self._inputs], perturbations)
         made: Any = jax.make_jaxpr(tangents)(given, moving, moving).jaxpr
-        own, count = [*self._inputs.values()], len(self._inputs) + len(nudges)
+        own, count = [*self._inputs.values()], len(self._inputs) + len(perturbations)
         found = []
         for k in range(len(outputs)):
             used = partial_eval.dce_jaxpr(made, [k == other for other in range(len(outputs))])[1]
@@ -179,17 +179,17 @@ def _moves(var: Any) -> bool:
     return jnp.issubdtype(var.aval.dtype, jnp.inexact)
 
 
-def _evaluate(jaxpr: Any, consts: Any, given: list[Any], nudged: Callable[[Any, Any], Any]) -> list[Any]:
+def _evaluate(jaxpr: Any, consts: Any, given: list[Any], perturbed: Callable[[Any, Any], Any]) -> list[Any]:
     """The results of a jaxpr. Each value, those within calls included, is replaced by ``nudged(variable, value)``."""
     env = {id(var): value for var, value in zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *given), strict=True)}
     for equation in jaxpr.eqns:
         operands = [read(env, var) for var in equation.invars]
         inner = equation.params.get("jaxpr") if equation.primitive.name in CALLS else None
         if inner is None:
-            outs = [nudged(var, out) for var, out in zip(equation.outvars, bind(equation, operands), strict=True)]
+            outs = [perturbed(var, out) for var, out in zip(equation.outvars, bind(equation, operands), strict=True)]
         else:
             outer = {id(var): out for var, out in zip(inner.jaxpr.outvars, equation.outvars, strict=True)}
-            within = lambda var, value, outer=outer: nudged(outer.get(id(var), var), value)  # noqa: E731
+            within = lambda var, value, outer=outer: perturbed(outer.get(id(var), var), value)  # noqa: E731
             outs = _evaluate(inner.jaxpr, inner.consts, operands, within)
         env |= {id(var): out for var, out in zip(equation.outvars, outs, strict=True)}
     return [read(env, var) for var in jaxpr.outvars]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.state import fresh_hidden, short_term
-from .axes import UNCLEAR, batch_axes, where_lanes
+from .axes import UNCLEAR, batch_axes, where_sequences
 
 
 def model_over_batch(model, batching: Literal["batched", "vmap"]) -> Callable:
@@ -45,13 +45,13 @@ class Network:
         for name, value in self._fresh(batch_size).items():
             self.hidden[name].value = value
 
-    def reset_lanes(self, mask: jax.Array) -> None:
+    def reset_sequences(self, mask: jax.Array) -> None:
         """Hidden states as ``init_state`` makes them in the sequences where ``mask`` (B,) is set; a state that all
         sequences share stays as it is. Raises ValueError for a state whose batch axis is unclear."""
         held = {name: state.value for name, state in self.hidden.items()}  # making fresh ones writes the states
         axes = self.axes(mask.shape[0])
         for name, value in self._fresh(mask.shape[0]).items():
-            self.hidden[name].value = where_lanes(mask, value, held[name], axes[name])
+            self.hidden[name].value = where_sequences(mask, value, held[name], axes[name])
 
     def axes(self, batch_size: int) -> dict[str, list[int | None]]:
         """The batch axis of each leaf of each hidden state, None where all sequences share it (``axes.batch_axes``).

@@ -18,12 +18,22 @@ import saiunit as u
 from ..core.metrics import Metrics
 from ..core.module import Objective, Phases
 from ..core.state import SHORT, State, differentiable, gradient, is_key, name_of, states_of
-from .axes import where_lanes
-from .base import Learner, Network, Row, Update, score, score_by_step, trained, warm_up, zeros_like_parameters
-from .cadence import SEQUENCE, Cadence, over_tiles
+from .axes import where_sequences
+from .base import (
+    Learner,
+    Network,
+    ParameterReport,
+    Update,
+    score,
+    score_by_step,
+    trained,
+    warm_up,
+    zeros_like_parameters,
+)
 from .flow import Flow
-from .rows import START, Traces, describe
+from .parameter_report import START, Traces, describe
 from .specs.rule import ONE_STEP, Reach
+from .update_schedule import SEQUENCE, UpdateSchedule, over_tiles
 
 UPSTREAM = Path(str(braintrace.__file__)).parent
 STRAY = "no hidden group claims"
@@ -64,7 +74,7 @@ class OnlineLearner(Learner):
     are carried on.
     """
 
-    def __init__(self, objective: Objective, rule: Any, *, window: int = 1, cadence: Cadence = SEQUENCE,
+    def __init__(self, objective: Objective, rule: Any, *, window: int = 1, cadence: UpdateSchedule = SEQUENCE,
                  reach: Reach = ONE_STEP):  # fmt: skip
         self.rule, self.reach, self.starting = rule, reach, START
         # Any: which of braintrace's engines it is shows only in its attributes.
@@ -137,16 +147,16 @@ class OnlineLearner(Learner):
         """Clear hidden states and traces of the lanes in ``mask``."""
         self._reset(mask)
         if mask is not None:
-            for trace in self._lane_traces():
+            for trace in self._sequence_traces():
                 shapes = {leaf.shape[:1] for leaf in jax.tree.leaves(trace.value)}
                 if shapes != {mask.shape}:
                     raise ValueError(
                         f"Phases.reset needs a trace a lane, but one has leading axes {shapes} for {mask.shape[0]} "
                         "lanes: use the strategy's batching='vmap'"
                     )
-                trace.value = where_lanes(mask, jax.tree.map(jnp.zeros_like, trace.value), trace.value)
+                trace.value = where_sequences(mask, jax.tree.map(jnp.zeros_like, trace.value), trace.value)
 
-    def _lane_traces(self) -> list[State]:
+    def _sequence_traces(self) -> list[State]:
         """Traces with an axis of lanes; what is no short-term state is a counter of time steps."""
         return [state for state in self.own.values() if isinstance(state, SHORT)]
 
@@ -212,7 +222,7 @@ class OnlineLearner(Learner):
 
     # -------------------------------------------------------------------------------------------------- report
 
-    def report(self, phases: Phases) -> list[Row]:
+    def report(self, phases: Phases) -> list[ParameterReport]:
         single, again = self.inner.vjp_method == "single-step", self.window > 1 and phases.reset is not None
         return describe(
             self._params,

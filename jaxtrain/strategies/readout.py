@@ -10,7 +10,7 @@ from ..core.state import State, parameters_behind
 from .base import (
     Learner,
     Network,
-    Row,
+    ParameterReport,
     Update,
     choose_batching,
     input_of,
@@ -19,10 +19,10 @@ from .base import (
     warm_up,
     zeros_like_parameters,
 )
-from .cadence import Cadence
 from .flow import Flow
-from .rows import UNUSED
+from .parameter_report import UNUSED
 from .specs.bptt import ReadoutOnly
+from .update_schedule import UpdateSchedule
 
 
 def bind(strategy: ReadoutOnly, objective: Objective, example: Phases) -> Learner:
@@ -32,9 +32,9 @@ def bind(strategy: ReadoutOnly, objective: Objective, example: Phases) -> Learne
 
 
 class _Learner(Learner):
-    def __init__(self, objective: Objective, network: Network, x: Any, cadence: Cadence):
+    def __init__(self, objective: Objective, network: Network, x: Any, cadence: UpdateSchedule):
         super().__init__(objective, network)
-        self._cadence, self._params = cadence, trained(objective)
+        self._update_schedule, self._params = cadence, trained(objective)
         self.carried = cadence.carried
         acting = parameters_behind(network, objective.model, x)
         self._read: dict[str, State] = {name: s for name, s in self._params.items() if name not in acting}
@@ -51,19 +51,19 @@ class _Learner(Learner):
         if not self.carried:
             self.restart(phases.sizes[2])
         warm_up(self.objective, self.network, phases, self._reset)
-        return self._cadence.drive(phases, self._gradients, update)
+        return self._update_schedule.drive(phases, self._gradients, update)
 
     def _gradients(self, sequences: Any) -> tuple[dict[str, Any], Metrics]:
         forward = lambda w, extras: self.network  # noqa: E731
         grads, metrics = score_by_step(self.objective, forward, sequences, self._read, self._reset)
         return {**zeros_like_parameters(self._params), **grads}, metrics
 
-    def report(self, phases: Phases) -> list[Row]:
+    def report(self, phases: Phases) -> list[ParameterReport]:
         why, used = "not read out: the control keeps its initial value", Flow.of(self, phases).loss
 
-        def row(name: str) -> Row:
+        def row(name: str) -> ParameterReport:
             if name not in self._read:
-                return Row(name, "no", why)
-            return Row(name) if name in used else Row(name, "no", UNUSED)
+                return ParameterReport(name, "no", why)
+            return ParameterReport(name) if name in used else ParameterReport(name, "no", UNUSED)
 
         return [row(name) for name in self._params]

@@ -8,7 +8,7 @@ import brainstate
 import jax
 
 from ..core.module import Objective, Phases
-from ..core.state import draws_random, lasting, parameters, states_of
+from ..core.state import draws_random, long_term_states, parameters, states_of
 from ..utils.logging import one_line
 from .base import Learner, choose_batching, input_of
 from .independence import dependence
@@ -22,12 +22,14 @@ VMAP_FROM = 2**19
 def bind(rule: OnlineRule, objective: Objective, example: Phases) -> Learner:
     x = input_of(objective, example)
     batch_size = example.sizes[2]
-    lanes = rule.works_in()[0]
-    wanted = "batched" if rule.window_of() > 1 else rule.batching if lanes == "either" else lanes
+    required_batching = rule.works_in()[0]
+    wanted = (
+        "batched" if rule.window_of() > 1 else rule.batching if required_batching == "either" else required_batching
+    )
     batching = choose_batching(wanted, objective.model, x, batch_size)
-    if lanes == "vmap":
+    if required_batching == "vmap":
         return _bind_mapped(rule, objective, example, x)
-    if not (wanted == "auto" and batching == "batched" and _prefers_lanes(objective, x)):
+    if not (wanted == "auto" and batching == "batched" and _prefers_mapping(objective, x)):
         return _bind(rule, objective, example, x, batching)
     reason = dependence(objective.model, x, batch_size)
     if not reason:
@@ -90,10 +92,10 @@ def _check_width(rule: OnlineRule, objective: Objective, compiled: Any) -> None:
         )
 
 
-def _prefers_lanes(objective: Objective, x) -> bool:
+def _prefers_mapping(objective: Objective, x) -> bool:
     """A rule over sizes: large traces, of models without running statistics (lanes would share them) or random
     numbers (lanes would draw other ones)."""
     batch_size = jax.tree.leaves(x)[0].shape[0]
     weights = sum(leaf.size for p in parameters(objective.model).values() for leaf in jax.tree.leaves(p.value))
-    plain = not lasting(objective.model) and not draws_random(objective.model, x)
+    plain = not long_term_states(objective.model) and not draws_random(objective.model, x)
     return batch_size * weights >= VMAP_FROM and plain

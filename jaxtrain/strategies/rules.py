@@ -12,10 +12,10 @@ import numpy as np
 from ..core.metrics import Metrics
 from ..core.module import Objective, Phases
 from ..core.state import State, is_key
-from .base import Row, Update
-from .cadence import Cadence
+from .base import ParameterReport, Update
 from .online import OnlineLearner
-from .rows import PARTLY
+from .parameter_report import PARTLY
+from .update_schedule import UpdateSchedule
 
 
 class UOROLearner(OnlineLearner):
@@ -41,7 +41,7 @@ class UOROLearner(OnlineLearner):
     def _belongs(self, trace: str, parameter: str) -> bool:
         return trace.startswith("etrace_s.") or trace.endswith(f".{parameter}")
 
-    def _lane_traces(self) -> list[State]:
+    def _sequence_traces(self) -> list[State]:
         """The estimate of a lane's trace is its row of the hidden side times the parameter side, which all share."""
         return [state for name, state in self.own.items() if name.startswith("etrace_s.")]
 
@@ -67,31 +67,35 @@ def check_modulator(name: str, compiled: Any, example: Phases) -> None:
 
 
 class ThreeFactorLearner(OnlineLearner):
-    def __init__(self, objective: Objective, rule: Any, *, modulator: str, cadence: Cadence):
+    def __init__(self, objective: Objective, rule: Any, *, modulator: str, cadence: UpdateSchedule):
         super().__init__(objective, rule, cadence=cadence)
         self.modulator = modulator
 
     def _forward(self, w: Any, extras: dict[str, Any]):
         signal = extras[self.modulator]
-        lanes = signal.shape[0]
-        w = jnp.broadcast_to(w, (lanes,)).reshape(lanes, *(1,) * (signal.ndim - 1))
+        batch_size = signal.shape[0]
+        w = jnp.broadcast_to(w, (batch_size,)).reshape(batch_size, *(1,) * (signal.ndim - 1))
         signal = jnp.where(w != 0, w * signal, 0)  # a lane that weighs nothing may hold anything, NaN included
-        if signal.size == lanes:  # one number a lane, for all units of a group alike
-            signal = signal.reshape((lanes,) + (1,) * len(self.inner.graph.hidden_groups[0].varshape))
+        if signal.size == batch_size:  # one number a lane, for all units of a group alike
+            signal = signal.reshape((batch_size,) + (1,) * len(self.inner.graph.hidden_groups[0].varshape))
         return lambda x: self.rule(x, modulator=signal)
 
     def _warm_forward(self, x):
         return self.rule(x, modulator=0.0)
 
-    def report(self, phases: Phases) -> list[Row]:
+    def report(self, phases: Phases) -> list[ParameterReport]:
         traces = self.traces()
         why = "no trace of it is kept, and the loss's own gradient is not used: its gradient is exactly zero"
         partly = f"{PARTLY}: the other has no credit"  # and no field of this rule gives it any
 
-        def row(name: str) -> Row:
+        def row(name: str) -> ParameterReport:
             if name not in traces.states:
-                return Row(name, "no", why)
+                return ParameterReport(name, "no", why)
             size = traces.sizes.get(name, 0)
-            return Row(name, "in part", partly, size) if name in traces.partial else Row(name, "yes", "", size)
+            return (
+                ParameterReport(name, "in part", partly, size)
+                if name in traces.partial
+                else ParameterReport(name, "yes", "", size)
+            )
 
         return [row(name) for name in self._params]

@@ -13,7 +13,7 @@ from ..core.state import gradient
 from .base import (
     Learner,
     Network,
-    Row,
+    ParameterReport,
     Update,
     choose_batching,
     evolve,
@@ -25,10 +25,10 @@ from .base import (
     warm_up,
     zeros_like_parameters,
 )
-from .cadence import SEQUENCE, Cadence, over_tiles
 from .flow import Flow, initial_values
-from .rows import START, describe_window
+from .parameter_report import START, describe_window
 from .specs.bptt import TBPTT
+from .update_schedule import SEQUENCE, UpdateSchedule, over_tiles
 
 
 def bind(strategy: TBPTT, objective: Objective, example: Phases) -> Learner:
@@ -45,12 +45,12 @@ def bind(strategy: TBPTT, objective: Objective, example: Phases) -> Learner:
 
 
 class _Learner(Learner):
-    def __init__(self, objective: Objective, network: Network, window: int, cadence: Cadence, start: bool):
+    def __init__(self, objective: Objective, network: Network, window: int, cadence: UpdateSchedule, start: bool):
         """``start``: differentiate what begins a sequence with its first window."""
         super().__init__(objective, network)
         self._start = start
         self._params = trained(objective)
-        self._window, self._cadence, self.carried = window, cadence, cadence.carried
+        self._window, self._update_schedule, self.carried = window, cadence, cadence.carried
 
     def learn(self, phases: Phases, update: Update) -> Metrics:
         warm, _, batch = phases.sizes
@@ -60,7 +60,7 @@ class _Learner(Learner):
         if lead or self._start:
             return self._led(phases, lead, update)
         warm_up(self.objective, self.network, phases, self._reset)
-        return self._cadence.drive(phases, self._gradients, update)
+        return self._update_schedule.drive(phases, self._gradients, update)
 
     def _led(self, phases: Phases, lead: int, update: Update) -> Metrics:
         """A sequence whose first window with a loss begins before the scored time steps."""
@@ -96,7 +96,7 @@ class _Learner(Learner):
 
         return gradient(loss, self._params)()
 
-    def report(self, phases: Phases) -> list[Row]:
+    def report(self, phases: Phases) -> list[ParameterReport]:
         start = "" if self._start else f"{START}; a window of tbptt must be longer than the warm-up"
         flow, again = Flow.of(self, phases), phases.reset is not None
         return describe_window(self._params, flow, self._window, "a window", start, again)

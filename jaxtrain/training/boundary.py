@@ -30,7 +30,7 @@ class Boundary:
             self._probe()
             self.complete()
         else:
-            self._delivery.write_rows()
+            self._delivery.write_log()
             self._leave()
 
     def complete(self) -> None:
@@ -48,7 +48,7 @@ class Boundary:
             ending = ending or control.ending(run.step, clock=True)
         if ending is not None:
             run.recorder.force(run.step, {})
-        self._delivery.write_rows()
+        self._delivery.write_log()
         self._act(*control.take(ending))
         run.score = None
 
@@ -57,7 +57,7 @@ class Boundary:
         if task is not None and ending is None:
             self._workload.change_task(task, run, self._control.schedule)
         elif task is not None:  # a run that goes on from here, under a larger budget, begins with it
-            change_task(self._workload.data, as_json(task, f"run.retask at step {run.step}"))
+            change_task(self._workload.data, as_json(task, f"run.set_task at step {run.step}"))
         if ending is not None:
             self._end(ending)
         elif self._control.signal is not None:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from ..callbacks.run import Run
 from ..checkpoint.locate import run_key
+from ..checkpoint.migration import SCHEMA
 from ..checkpoint.store import Store
 from .progress import Progress
 from .workload import Workload
@@ -59,7 +60,7 @@ class Checkpointer:
     def _metadata(self) -> dict[str, Any]:
         config = self._run.config
         meta = {
-            "schema": 1,
+            "schema": SCHEMA,
             "strategy": config["strategy"],
             "seeds": config["fit"]["seeds"],
             "run": run_key(config),

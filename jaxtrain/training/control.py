@@ -52,7 +52,7 @@ class Control:
         self._exchange(clock=True)
         schedule = self.schedule
         asked = self._run.requests.any() or schedule.out_of_time or schedule.validate_now
-        event = asked or schedule.is_edge(step)
+        event = asked or schedule.is_boundary(step)
         return Due(signal, event) if event or signal is not None else None
 
     @property
@@ -101,14 +101,14 @@ class Control:
 
     def all_failed(self, step: int) -> bool:
         """Whether all processes have an error after this step: then they can save together."""
-        return processes.all_here(f"error/{step}", SECONDS)
+        return processes.barrier_within(f"error/{step}", SECONDS)
 
     def _exchange(self, clock: bool) -> None:
         schedule, run = self.schedule, self._run
         now = schedule.look() if clock else None
         if processes.count() > 1:
             asked = as_json(vars(run.requests), f"what callbacks ask for at step {run.step}")
-            now, asked = processes.from_first([now, asked])
+            now, asked = processes.broadcast([now, asked])
             run.requests = Requests(**asked)
         if now is not None:
             schedule.validate_now, schedule.out_of_time = now

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..callbacks.run import Run
 from ..engine.nonfinite import Unscored, judged
-from ..engine.program import BAD, DEAD
+from ..engine.program import NONFINITE_INDEX, ZERO_GRADIENT
 from ..utils.logging import log
 from .pipeline import Chunk
 from .workload import Workload
@@ -37,7 +37,7 @@ class Delivery:
             return
         run, workload = self.run, self.workload
         arrays, first, n = chunk.metrics.fetch(), run.step, len(chunk.batches)
-        bad, dead = arrays.pop(BAD)[:n], arrays.pop(DEAD)[:n]
+        bad, dead = arrays.pop(NONFINITE_INDEX)[:n], arrays.pop(ZERO_GRADIENT)[:n]
         n, error = judged(
             bad, first, chunk.batches, workload.settings.nonfinite, workload.program, workload.batch_first
         )
@@ -53,18 +53,18 @@ class Delivery:
         if n:
             run.callbacks("on_chunk_end", run, metrics)
         if error is not None:
-            self.write_rows()
+            self.write_log()
             raise error
 
     def end(self) -> None:
         """Warn of a run in which nothing was scored."""
         self._unscored.end(self.run.restored_step or 0, self.run.step)
 
-    def write_rows(self) -> None:
+    def write_log(self) -> None:
         """Write the rows of the record that are complete."""
         run = self.run
         for row in run.recorder.take():
-            run.callbacks("on_row", run, row)
+            run.callbacks("on_log", run, row)
             run.metrics.update({name: value for name, value in row.items() if name != "step"})
             self.history.append(row)
 
@@ -75,7 +75,7 @@ class Delivery:
             return
         self._audited = True
         program = self.workload.program
-        untrained = {row.name for row in program.rows if row.trains == "no"}
+        untrained = {report.name for report in program.parameter_reports if report.trains == "no"}
         zero = [name for name, flag in zip(program.optimizer.names, dead[steps[0]], strict=True) if flag]
         if surprising := [name for name in zero if name not in untrained]:
             log.warning(

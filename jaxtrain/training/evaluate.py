@@ -20,10 +20,20 @@ from ..core.metrics import Mean, Pending, plain, tag
 from ..core.module import Module, Objective, Phases, phases_of
 from ..core.ownership import refuse_in_use, run_of
 from ..core.snapshots import snapshot
-from ..core.state import Functional, State, fold_in, kind_of, lasting, parameters, set_key, strengthen, strong
+from ..core.state import (
+    Functional,
+    State,
+    drop_weak_types,
+    fold_in,
+    kind_of,
+    long_term_states,
+    parameters,
+    set_key,
+    with_strong_types,
+)
 from ..data.batch import BATCH_FIRST, stated_layout, time_major
+from ..data.eval_loader import alike, one_pass
 from ..data.iterator import DataModule, as_data, encodes, set_up, warn_of_layout
-from ..data.passes import alike, one_pass
 from ..engine.nonfinite import Watched
 from ..engine.program import EVALUATE, PREDICT
 from ..errors import DataError
@@ -101,14 +111,14 @@ class Reader:
     def _compile(self, batch: Any) -> Any:
         module, model = self._module, self._module.model
         kind = self._kind
-        strengthen(parameters(model).values())
+        drop_weak_types(parameters(model).values())
         objective = Objective(module, self._encode)
         phases = phases_of(module, batch)
         wanted = _batching(self._strategy)
         batching = choose_batching(wanted, model, input_of(objective, phases, kind), phases.sizes[2])
         learner = BPTTLearner(objective, Network(model, batching))
         named = _named(model)
-        strengthen([*named.values(), *learner.scratch()])
+        drop_weak_types([*named.values(), *learner.short_term_states()])
 
         def read(phases: Phases) -> Any:
             if kind == "predict":
@@ -120,24 +130,24 @@ class Reader:
             return read(phases_of(module, batch))
 
         example = self._root, jnp.int32(0), batch
-        functional = Functional(step, named, learner.scratch(), *example)
-        values = {name: strong(state.value) for name, state in named.items()}
+        functional = Functional(step, named, learner.short_term_states(), *example)
+        values = {name: with_strong_types(state.value) for name, state in named.items()}
         return jax.jit(lambda values, *args: functional(values, *args)[1]).lower(values, *example).compile()
 
     @cached_property
     def _values(self) -> dict[str, Any]:
         """The model's values when it is first read, as device arrays."""
-        return {name: strong(state.value) for name, state in _named(self._module.model).items()}
+        return {name: with_strong_types(state.value) for name, state in _named(self._module.model).items()}
 
 
 def _named(model: Any) -> dict[str, State]:
-    return {**parameters(model), **{f"model/{name}": state for name, state in lasting(model).items()}}
+    return {**parameters(model), **{f"model/{name}": state for name, state in long_term_states(model).items()}}
 
 
 def _batching(strategy: Strategy) -> Any:
     """The batching that the strategy would train with, as far as it says."""
-    lanes = getattr(strategy, "lanes", "either")
-    return getattr(strategy, "batching", "auto") if lanes == "either" else lanes
+    required_batching = getattr(strategy, "lanes", "either")
+    return getattr(strategy, "batching", "auto") if required_batching == "either" else required_batching
 
 
 class Readers:
@@ -226,7 +236,7 @@ def evaluate(program: Evaluates, batches: Iterable[Any], prefix: str,
              interrupted: Callable[[], bool] = lambda: False,
              batch_first: bool | None = None) -> dict[str, Any] | None:  # fmt: skip
     """Weighted means over batches, ``{"val/loss": ...}``, of seeds side by side also
-    ``{"lanes/val/loss": [...]}``; None where ``interrupted`` said so on the way. Warns where one is not finite, with a
+    ``{"seeds/val/loss": [...]}``; None where ``interrupted`` said so on the way. Warns where one is not finite, with a
     place in the data in the layout ``batch_first``."""
     total: dict[str, Mean] = {}
     watched = Watched(program.module, prefix, batch_first)

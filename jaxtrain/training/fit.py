@@ -40,7 +40,7 @@ class Fit:
     the end make none, which is reported before and after.
     ``seed``: initial values and random numbers inside the model; data has a seed of its own. ``seeds``: a number of
     seeds, counted from ``seed``, or a list of them, trained side by side in one program on the same batches: rows hold
-    means over them and under ``lanes/`` each, a checkpoint holds all, and the module ends with the model of the first.
+    means over them and under ``seeds/`` each, a checkpoint holds all, and the module ends with the model of the first.
     Under ``nonfinite="raise"`` a seed whose numbers are no longer finite is frozen as it was before.
     ``devices``: how many, or "all" that JAX has: they share the lanes of each batch, which must divide, or of several
     seeds the seeds. On CPU they are made if JAX has not started. Results of other numbers agree to rounding. Of several
@@ -55,7 +55,7 @@ class Fit:
     Example::
 
         fit = jaxtrain.Fit(strategy="drtrl", max_steps=2000, clip=1.0, validate_every=200, run_dir="runs/demo")
-        result = fit.run(CopyGRU(), jaxtrain.CopyDataModule(time_lag=50), resume="last")
+        result = fit.run(CopyGRU(), jaxtrain.datasets.CopyDataModule(time_lag=50), resume="last")
     """
 
     def __init__(

@@ -10,11 +10,11 @@ import brainstate
 import jax
 
 from ..callbacks.run import Run
-from ..checkpoint.load import LASTING
+from ..checkpoint.load import MODEL_PREFIX
 from ..core.metrics import Pending
 from ..core.module import Module, phases_of
 from ..core.ownership import alone, runs
-from ..core.state import fold_in, seeded, set_key, states_of, strong
+from ..core.state import fold_in, seeded, set_key, states_of, with_strong_types
 from ..engine.program import PREDICT, Program
 from ..engine.seeds import LIVE
 from ..errors import DataError
@@ -37,7 +37,7 @@ class Live:
     def keep(self) -> None:
         """Keep the model's present values beyond the dispatch of the next chunk."""
         program = self._workload.program
-        own = {name: strong(value) for name, value in _of_model(program, program.values).items()}
+        own = {name: with_strong_types(value) for name, value in _of_model(program, program.values).items()}
         self._kept = self._progress.dispatched, program.devices.place(own)
 
     def params(self) -> dict[str, Any]:
@@ -55,10 +55,10 @@ class Live:
     def view(self, source: Any, encode: Callable | None) -> View:
         """The run's programs, to read batches of this source; without an ``encode`` of its own, by that of the run's
         data."""
-        feed = self._workload.feed
-        if feed.reads(source):
+        iterator = self._workload.iterator
+        if iterator.reads(source):
             raise DataError(
-                f"{feed.name} data: the run takes its batches from this {type(source).__name__}, and a pass over it "
+                f"{iterator.name} data: the run reads this {type(source).__name__}, and a pass over it "
                 "would move its place: give another one that reads the same data"
             )
         # Of several processes one may be alone in asking: it then uses one device of its own.
@@ -98,14 +98,14 @@ class Live:
         raise RuntimeError(
             f"the model's values at step {step} are gone: the program holds those of step {dispatched} by now. Set "
             "reads_model = True in the callback's class, which copies them each chunk, or read them at an event edge, "
-            "as in on_validation_end (a callback's edges() makes more). Where the run failed within a chunk they are "
+            "as in on_validation_end (a callback's boundaries() makes more). Where the run failed within a chunk they are "
             "lost"
         )
 
 
 def _of_model(program: Program, values: dict[str, Any]) -> dict[str, Any]:
     mine = {*program.parameters, LIVE}
-    return {name: value for name, value in values.items() if name in mine or name.startswith(LASTING)}
+    return {name: value for name, value in values.items() if name in mine or name.startswith(MODEL_PREFIX)}
 
 
 class View:

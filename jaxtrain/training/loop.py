@@ -36,7 +36,7 @@ class Loop:
             self._announce_chunk()
             pipeline.dispatch(schedule.length(progress.dispatched))
             self.delivery.deliver(pipeline.previous())
-            self.delivery.write_rows()
+            self.delivery.write_log()
             if pipeline.failure is not None:
                 self._fail(pipeline.failure)
             pipeline.prefetch(schedule.length(progress.dispatched))
@@ -70,7 +70,7 @@ class Loop:
             error.add_note(f"jaxtrain: step {step} is not saved: the other processes had no error here")
             raise error
         try:
-            self.delivery.write_rows()
+            self.delivery.write_log()
             self._checkpointer.save()
             self._checkpointer.wait()
         except Exception as failed:

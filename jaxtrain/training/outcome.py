@@ -7,7 +7,7 @@ from typing import Any
 from ..callbacks.checkpoint import best_of
 from ..callbacks.run import Run
 from ..callbacks.throughput import peak_rss_mb
-from ..core.metrics import LANES
+from ..core.metrics import SEEDS
 from ..engine.optimizer import accumulated_batches
 from ..utils.digests import digest
 from ..utils.logging import log
@@ -49,7 +49,7 @@ def summarize(
         "saved": saved,
         "inexact": workload.inexact,
         "dropped": run.callbacks.dropped,
-        **_lanes_of(workload, run, status),
+        **_seeds_of(workload, run, status),
         "seconds": seconds,
         "steps_per_second": steps / max(seconds["train"], 1e-9),
         "peak_rss_mb": peak_rss_mb(),
@@ -67,13 +67,13 @@ def _below(metrics: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
 
-def _lanes_of(workload: Workload, run: Run, status: Status) -> dict[str, Any]:
+def _seeds_of(workload: Workload, run: Run, status: Status) -> dict[str, Any]:
     """For a run of several seeds: which, which were frozen, and the last value of every tag for each."""
-    lanes = workload.program.lanes
-    if lanes is None:
+    seed_axis = workload.program.seed_axis
+    if seed_axis is None:
         return {}
-    frozen = None if status == "failed" else lanes.frozen(workload.program.values)
-    return {"seeds": list(lanes.seeds), "frozen": frozen, "lanes": _below(run.metrics, LANES)}
+    frozen = None if status == "failed" else seed_axis.frozen(workload.program.values)
+    return {"seeds": list(seed_axis.seeds), "frozen": frozen, "lanes": _below(run.metrics, SEEDS)}
 
 
 def _unused(workload: Workload, status: Status) -> dict[str, Any]:
@@ -81,8 +81,8 @@ def _unused(workload: Workload, status: Status) -> dict[str, Any]:
     accumulate, program = workload.settings.accumulate, workload.program
     if accumulate == 1 or status == "failed":
         return {}
-    values, lanes = program.values, program.lanes
-    unused = accumulated_batches(values if lanes is None else lanes.first_live(values)[1])
+    values, seed_axis = program.values, program.seed_axis
+    unused = accumulated_batches(values if seed_axis is None else seed_axis.first_live(values)[1])
     if unused and status in ("finished", "stopped"):
         log.info("the last %d batches made no update: accumulate=%d", unused, accumulate)
     return {"unused_batches": unused}

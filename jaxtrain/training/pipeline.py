@@ -39,12 +39,12 @@ class Pipeline:
 
     def dispatch(self, n: int) -> None:
         """Dispatch the next ``n`` steps; where the data fails, those before the failure."""
-        feed, start = self._workload.feed, self._progress.dispatched
+        iterator, start = self._workload.iterator, self._progress.dispatched
         try:
-            batches = feed.take(n)
+            batches = iterator.take(n)
         except Exception as error:
             self.failure = error
-            batches = feed.take(feed.ready)
+            batches = iterator.take(iterator.ready)
         if not batches:
             return
         if self._keep is not None:
@@ -62,4 +62,4 @@ class Pipeline:
 
     def prefetch(self, n: int) -> None:
         """Make the batches of the next ``n`` steps while the device computes."""
-        self._workload.feed.prefetch(n)
+        self._workload.iterator.prefetch(n)

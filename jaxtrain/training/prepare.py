@@ -8,12 +8,12 @@ from typing import Any
 from ..callbacks.recorder import Recorder
 from ..callbacks.run import Reads, Run
 from ..checkpoint.load import build_each, require_module
-from ..checkpoint.locate import Origin, describe, log_changes, refuse_unlike_runs
+from ..checkpoint.locate import Origin, describe, log_changes, require_same_run
 from ..checkpoint.locate import refuse_differences as refuse
 from ..core.module import Module
 from ..core.state import flatten, parameters, signature
-from ..data.iterator import DataModule, Feed, warn_of_layout
-from ..data.passes import Passes, validation_passes
+from ..data.eval_loader import EvalLoader, validation_loader
+from ..data.iterator import DataIterator, DataModule, warn_of_layout
 from ..engine.report import val_sizes
 from ..utils.logging import log
 from .checkpointer import parts
@@ -54,15 +54,15 @@ def prepare(
     require_module(module)
     if settings.max_steps is None and settings.max_epochs is None and settings.max_time is None:
         raise ValueError("Fit.run needs a budget: Fit(max_steps=...), max_epochs or max_time")
-    feed, val, notes = open_data(settings, data)
+    iterator, val, notes = open_data(settings, data)
     described, initial = check_resumable(settings, module, data, origin)
     models = build_models(settings, module, origin)
-    workload = make_workload(settings, module, data, feed, val, models, origin)
+    workload = make_workload(settings, module, data, iterator, val, models, origin)
     program = workload.program
     record = recorded(workload, described, initial, config, origin.parent)
-    refuse_unlike_runs(record, settings.callbacks, program, feed, val)
+    require_same_run(record, settings.callbacks, program, iterator, val)
     workload.compile()
-    schedule = settings.schedule(program.chunk, feed.length)  # made now, since its clock starts
+    schedule = settings.schedule(program.chunk, iterator.length)  # made now, since its clock starts
     program.learner.notes.extend(notes)
     if origin.config is not None and not dry_run:
         rates = {} if origin.saved is None else origin.saved.meta["optimizer_settings"]
@@ -73,18 +73,18 @@ def prepare(
     return Prepared(workload, run, schedule, progress, live, report)
 
 
-def open_data(settings: FitSettings, data: DataModule) -> tuple[Feed, Passes | None, list[str]]:
+def open_data(settings: FitSettings, data: DataModule) -> tuple[DataIterator, EvalLoader | None, list[str]]:
     """The train data, the validation data, and notes on them for the report."""
-    feed = Feed(data.train_data(), "train", data.batch_first)
-    warn_of_layout(data, feed.example(), feed.batch_first)
-    val = validation_passes(data)
+    iterator = DataIterator(data.train_data(), "train", data.batch_first)
+    warn_of_layout(data, iterator.example(), iterator.batch_first)
+    val = validation_loader(data)
     if val is None and settings.validate_every is not None:
         raise ValueError(
             f"Fit(validate_every={settings.validate_every.shown()}), but {type(data).__name__} has no val data: give "
             "jaxtrain.DataModule(train, val), define val_data(), or leave validate_every out"
         )
-    total = settings.schedule(1, feed.length).total
-    return feed, val, unused_batches(total, settings.accumulate, settings.max_epochs is not None)
+    total = settings.schedule(1, iterator.length).total
+    return iterator, val, unused_batches(total, settings.accumulate, settings.max_epochs is not None)
 
 
 def check_resumable(
@@ -124,19 +124,25 @@ def build_models(settings: FitSettings, module: Module, origin: Origin) -> list[
 
 
 def make_workload(
-    settings: FitSettings, module: Module, data: DataModule, feed: Feed, val: Passes | None, models: Any, origin: Origin
+    settings: FitSettings,
+    module: Module,
+    data: DataModule,
+    iterator: DataIterator,
+    val: EvalLoader | None,
+    models: Any,
+    origin: Origin,
 ) -> Workload:
     """Make the programs, and give them and the data what the checkpoint holds."""
     saved, before = origin.saved, origin.config or {}
-    program = make_program(settings.resolved(before.get("auto") or {}), module, data, feed.example(), models)
+    program = make_program(settings.resolved(before.get("auto") or {}), module, data, iterator.example(), models)
     if saved is not None:
         params, train = program.signature()
         refuse(saved.meta, {"model": params, "optimizer": train}, ("model", "optimizer"))
         program.load(saved.params, saved.train, saved.meta["optimizer_settings"])
-        feed.restore(saved.meta["feed"])
+        iterator.restore(saved.meta["position"])
         devices = (before.get("fit") or {}).get("devices", 1) * before.get("processes", 1)
         program.learner.notes.extend(program.devices.notes(devices))
-    return Workload(settings, data, feed, val, program)
+    return Workload(settings, data, iterator, val, program)
 
 
 def restore(
@@ -151,7 +157,7 @@ def restore(
         config=record,
         run_dir=origin.run_dir,
         max_steps=schedule.total,
-        epoch_length=workload.feed.length,
+        epoch_length=workload.iterator.length,
         batch_size=program.phases.sizes[2],
         params=lambda: live.params(),
         fit=reader,

@@ -50,9 +50,9 @@ class Progress:
         """What a checkpoint's metadata holds of the progress."""
         ending = self.ending
         over = None if ending is None or not ending.complete else [ending.status, ending.reason]
-        return {"cut": self.stage == "validation", "over": over}
+        return {"stage": self.stage, "ending": over}
 
     def load_state(self, meta: dict[str, Any]) -> None:
         """Go on from a checkpoint's metadata."""
         self.dispatched = meta["step"]
-        self.stage = self.restored_stage = "validation" if meta["cut"] else "between steps"
+        self.stage = self.restored_stage = meta["stage"]

@@ -23,7 +23,7 @@ class Result:
     ``status``: finished, stopped (by a callback or the clock), interrupted (Ctrl-C) or terminated (by another signal,
     which ``reason`` names); a run that failed raises, and says "failed" in result.json.
     ``history``: the rows of the record that this process wrote. ``metrics``: the last value of every tag, below
-    ``lanes/`` a list, a number of each seed.
+    ``seeds/`` a list, a number of each seed.
     ``saved``: whether the newest state is on disk (None without a run directory). ``report``: the pre-flight report.
     ``summary``: what result.json holds.
     """

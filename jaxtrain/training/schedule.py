@@ -47,12 +47,13 @@ class Schedule:
     """
 
     def __init__(self, *, chunk: int, total: int | None, max_time: Period | None, validate_every: Period | None,
-                 epoch_length: int | None, edges: Iterable[Period], epochs_are_edges: bool = False):  # fmt: skip
+                 epoch_length: int | None, boundaries: Iterable[Period],
+                 epochs_are_boundaries: bool = False):  # fmt: skip
         self.chunk, self.total, self.epoch_length = chunk, total, epoch_length
         self.validate_every = validate_every
         self._max_time = max_time
-        periods = [*edges, *([validate_every] if validate_every else [])]
-        if epochs_are_edges and epoch_length:
+        periods = [*boundaries, *([validate_every] if validate_every else [])]
+        if epochs_are_boundaries and epoch_length:
             periods.append(Period(1, "epoch"))
         self._periods = [period for period in periods if period.unit != "time"]
         for period in self._periods:
@@ -61,19 +62,19 @@ class Schedule:
         self.validate_now = self.out_of_time = False
         """What the clock said when it was last looked at."""
 
-    def next_edge(self, step: int) -> int | None:
+    def next_boundary(self, step: int) -> int | None:
         due = [period.next(step, self.epoch_length) for period in self._periods]
         if self.total is not None:
             due.append(self.total)
-        return min((edge for edge in due if edge is not None), default=None)
+        return min((boundary for boundary in due if boundary is not None), default=None)
 
     def length(self, step: int) -> int:
         """Steps of the chunk that starts at ``step``."""
         n = self.chunk - step % self.chunk
-        edge = self.next_edge(step)
-        return n if edge is None else max(0, min(n, edge - step))
+        boundary = self.next_boundary(step)
+        return n if boundary is None else max(0, min(n, boundary - step))
 
-    def is_edge(self, step: int) -> bool:
+    def is_boundary(self, step: int) -> bool:
         return self.is_over(step) or any(period.due(step, self.epoch_length) for period in self._periods)
 
     def is_over(self, step: int) -> bool:

@@ -29,7 +29,7 @@ from .signals import Signals
 def in_all_processes() -> Iterator[None]:
     """A run in every process: an error in here is told to the others, which wait for this one."""
     processes.begin()
-    with processes.watched():
+    with processes.report_failures():
         yield
 
 
@@ -138,7 +138,7 @@ class Session(ExitStack):
 
 def _earlier_ending(prepared: Prepared, origin: Origin) -> Ending | None:
     """How the run ended before, where it stays so: it was not asked to train on, nor given a larger budget."""
-    over = None if origin.saved is None else origin.saved.meta["over"]
+    over = None if origin.saved is None else origin.saved.meta["ending"]
     progress = prepared.progress
     if over is None or progress.stage == "validation":
         return None

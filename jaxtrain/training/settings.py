@@ -76,7 +76,7 @@ class FitSettings:
 
     def schedule(self, chunk: int, epoch_length: int | None) -> Schedule:
         """A schedule whose clock starts now."""
-        boundaries = [period for callback in self.callbacks for period in callback.edges()]
+        boundaries = [period for callback in self.callbacks for period in callback.boundaries()]
         boundaries += [every for every in (Period.of(callback.probe_every) for callback in self.callbacks) if every]
         return Schedule(
             chunk=chunk,
@@ -84,8 +84,8 @@ class FitSettings:
             max_time=self.max_time,
             validate_every=self.validate_every,
             epoch_length=epoch_length,
-            edges=boundaries,
-            epochs_are_edges=self.callbacks.listens("on_epoch_start") or self.callbacks.listens("on_epoch_end"),
+            boundaries=boundaries,
+            epochs_are_boundaries=self.callbacks.listens("on_epoch_start") or self.callbacks.listens("on_epoch_end"),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def as_strategy(strategy: Any) -> Strategy:
     strategy = make_strategy(strategy) if isinstance(strategy, str) else strategy
     if not isinstance(strategy, Strategy):
         hint = f"; did you mean {strategy.__name__}()?" if isinstance(strategy, type) else ""
-        raise TypeError(f"Fit(strategy={strategy!r}): expected a name or a jaxtrain.Strategy object{hint}")
+        raise TypeError(f"Fit(strategy={strategy!r}): expected a name or a jaxtrain.strategies.Strategy object{hint}")
     return strategy
 
 

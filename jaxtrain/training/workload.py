@@ -10,8 +10,8 @@ from ..callbacks.checkpoint import require_metrics
 from ..callbacks.run import Run
 from ..core.module import Module
 from ..data.batch import Spec, stated_layout
-from ..data.iterator import DataModule, Feed, change_task, identity_of
-from ..data.passes import Passes, validation_passes
+from ..data.eval_loader import EvalLoader, validation_loader
+from ..data.iterator import DataIterator, DataModule, change_task, identity_of
 from ..engine.program import Program
 from ..utils.diff import first_difference
 from ..utils.files import as_json
@@ -59,8 +59,8 @@ class Workload:
 
     settings: FitSettings
     data: DataModule
-    feed: Feed
-    val: Passes | None
+    iterator: DataIterator
+    val: EvalLoader | None
     program: Program
     inexact: list[int] = field(default_factory=list)
     """Steps from which the run went on with other data than it was trained on before them."""
@@ -68,7 +68,7 @@ class Workload:
     @property
     def batch_first(self) -> bool | None:
         """The layout of the train data, if it is stated."""
-        return stated_layout(self.program.example, self.feed.name, self.feed.batch_first)
+        return stated_layout(self.program.example, self.iterator.name, self.iterator.batch_first)
 
     @property
     def processes(self) -> int:
@@ -94,13 +94,13 @@ class Workload:
         Raises:
             ValueError: The training state does not fit the new task.
         """
-        change_task(self.data, as_json(task, f"run.retask at step {run.step}"))
-        self.feed.clear()
-        example, length = self.feed.first(), self.feed.length
+        change_task(self.data, as_json(task, f"run.set_task at step {run.step}"))
+        self.iterator.clear()
+        example, length = self.iterator.first(), self.iterator.length
         self.settings.schedule(1, length)  # raises where a period counts epochs and the new length is unknown
         run.max_steps = schedule.total = self.settings.total(length)
         run.epoch_length = schedule.epoch_length = length
-        self.val = validation_passes(self.data)
+        self.val = validation_loader(self.data)
         if Spec(example).mismatch(self.program.example) is None:
             self.program.example = example
             self.program.prepare(evaluate=self._validation_shapes, train=False)
@@ -117,7 +117,7 @@ class Workload:
         settings = replace(self.settings, strategy=old.strategy, chunk=old.chunk)
         self.program = make_program(settings, old.module, self.data, example)
         if difference := first_difference(before, {"optimizer": self.program.signature()[1]}):
-            raise ValueError(f"run.retask at step {step}: what is carried does not fit the new task: {difference}")
+            raise ValueError(f"run.set_task at step {step}: what is carried does not fit the new task: {difference}")
         self.program.load(params, train, rates)
         self.compile()
         log.info("task %s from step %d on: compiled in %.1f s", self.data.task, step, self.program.compile_seconds)
@@ -131,7 +131,7 @@ class Workload:
             "optimizer": train,
             "optimizer_settings": self.program.optimizer.settings(),
             "data": identity_of(self.data),
-            "feed": self.feed.mark(),
+            "position": self.iterator.mark(),
             "inexact": self.inexact,
             "task": self.data.task,
         }
@@ -139,7 +139,7 @@ class Workload:
     def load_state(self, meta: dict[str, Any]) -> None:
         """Note whether the data repeats itself; its position and the arrays were set before the programs compiled."""
         self.inexact = list(meta.get("inexact", ()))
-        if self.feed.differs:
+        if self.iterator.differs:
             self.inexact.append(meta["step"])
-            log.warning(OTHER_DATA, self.feed.name, self.feed.taken - 1, meta["step"])
+            log.warning(OTHER_DATA, self.iterator.name, self.iterator.taken - 1, meta["step"])
             self.program.learner.notes.append(f"inexact: the data differs from that before step {meta['step']}")

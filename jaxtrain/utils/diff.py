@@ -22,11 +22,11 @@ def first_difference(saved: Any, live: Any, where: str = "",
     return None if saved == live else f"{where}: {saved!r} {which[0]}, {live!r} {which[1]}"
 
 
-def refuse_unlike(own: dict[str, Any], advice: str = "start all with the same options") -> None:
+def require_equal(own: dict[str, Any], advice: str = "start all with the same options") -> None:
     """Raise ValueError in every process if the value ``own`` of any process differs from that of the first process."""
     own = jsonable(own)
-    for number, other in enumerate(processes.to_first(own)):
+    for number, other in enumerate(processes.gather(own)):
         difference = first_difference(own, other, which=("in process 0", f"in process {number}"))
         if difference:
             raise ValueError(f"the processes disagree: {difference}; {advice}")
-    processes.from_first()
+    processes.broadcast()

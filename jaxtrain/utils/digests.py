@@ -19,7 +19,7 @@ DTYPES = re.compile(
 
 def digest(arrays: Mapping[str, Any]) -> str:
     """One sha256 over the names and leaf digests (dtype, shape, bytes) of a flat dict of arrays, in sorted order."""
-    return json_digest({name: leaf_digest(np.asarray(processes.whole(array))) for name, array in arrays.items()})
+    return json_digest({name: leaf_digest(np.asarray(processes.allgather(array))) for name, array in arrays.items()})
 
 
 def host(item: str, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -35,7 +35,7 @@ def host(item: str, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
     for name, leaf in arrays.items():
         kind = getattr(leaf, "dtype", None)
         is_key = kind is not None and not isinstance(kind, np.dtype)  # typed PRNG keys of JAX
-        array = np.array(None if is_key else processes.whole(leaf), order="C")
+        array = np.array(None if is_key else processes.allgather(leaf), order="C")
         if not isinstance(name, str) or not DTYPES.fullmatch(array.dtype.name) or not array.dtype.isnative:
             given = f"checkpoint: leaf {name!r} of {item} is {kind or type(leaf).__name__}"
             raise TypeError(f"{given}; expected numbers under a name (of a PRNG key: jax.random.key_data(key))")

@@ -34,7 +34,7 @@ class _Console(logging.Handler):
                 if handler not in log.handlers and record.levelno >= handler.level:  # never emit a record twice
                     handler.handle(record)
             return
-        text = f"{processes.who()}{record.levelname.lower()}: " * warning + self.format(record)
+        text = f"{processes.rank_prefix()}{record.levelname.lower()}: " * warning + self.format(record)
         try:
             self._write(text, sys.stderr if warning else sys.stdout)
         except OSError as error:  # a reader that is gone (`| head`, a terminal) must not end the run

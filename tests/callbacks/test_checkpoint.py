@@ -28,7 +28,7 @@ def test_every_counts_steps_and_asks_for_edges_there(make_run):
     callback = Checkpoint(every=20)
     run = make_run(callback)
     assert [step for step in range(10, 70, 10) if chunk(callback, run, step)] == [20, 40, 60]
-    assert list(callback.edges()) == [Period(20, "step")]
+    assert list(callback.boundaries()) == [Period(20, "step")]
     assert run.score is None, "a save without a validation carries no score"
 
 
@@ -44,7 +44,7 @@ def test_a_time_period_runs_from_the_last_save(make_run, monkeypatch):
     callback = Checkpoint(every="10min")
     run = make_run(callback)
     callback.on_fit_start(run)
-    assert list(callback.edges()) == []
+    assert list(callback.boundaries()) == []
     saves = []
     for minute in (5, 11, 12, 20, 22):
         now[0] = 1000.0 + 60 * minute
@@ -202,7 +202,11 @@ def test_the_best_of_a_fork_is_one_of_its_own(tmp_path):
 
 
 def test_an_object_that_serves_a_second_run_starts_anew(tmp_path):
-    callbacks = [Checkpoint(every=3, best=("val/loss", 1)), jt.EarlyStopping(patience=2), jt.LearningRateMonitor()]
+    callbacks = [
+        Checkpoint(every=3, best=("val/loss", 1)),
+        jt.EarlyStopping(patience=2),
+        jt.callbacks.LearningRateMonitor(),
+    ]
     shared = [train(tmp_path / name, 0.1, 6, callbacks[0], more=callbacks[1:]) for name in ("a", "b")]
     alone = train(tmp_path / "c", 0.1, 6)
     assert shared[1].best == shared[0].best == alone.best

@@ -18,7 +18,7 @@ LAGS = [{"time_lag": lag} for lag in (1, 2, 3)]
 
 
 def train(callback, run, values, first=1, chunk=1):
-    """Feed a training metric step by step, with an event edge after every chunk; the steps at which a stage began."""
+    """Give a training metric step by step, with a boundary after every chunk; the steps at which a stage began."""
     began = []
     for start in range(0, len(values), chunk):
         part = values[start : start + chunk]
@@ -203,7 +203,7 @@ def curriculum(run_dir, *more, monitor, threshold, stages=(1, 2, 5), max_steps=4
     callback = Curriculum([{"time": time} for time in stages], monitor, threshold, then="stay", **options)
     fit = jt.Fit(
         "bptt", max_steps=max_steps, chunk=5, validate_every=4, log_every=2, run_dir=run_dir,
-        callbacks=[callback, jt.JSONL(), jt.Checkpoint(every=5, best=None, last=99), *more],
+        callbacks=[callback, jt.loggers.JSONL(), jt.Checkpoint(every=5, best=None, last=99), *more],
     )  # fmt: skip
     module = Linear()
     return fit.run(module, Noise(), resume="last"), leaves(module), callback.advances

@@ -8,7 +8,7 @@ from jaxtrain.callbacks import EarlyStopping
 from tests.small import Linear, lines
 
 
-def feed(callback, run, scores, tag="val/loss", first=1):
+def iterator(callback, run, scores, tag="val/loss", first=1):
     """The number of the validation that stopped the run, counted from ``first``."""
     for number, score in enumerate(scores, first):
         run.step = 10 * number
@@ -20,53 +20,53 @@ def feed(callback, run, scores, tag="val/loss", first=1):
 
 def test_stops_after_patience_validations_without_a_better_one(make_run):
     run = make_run()
-    assert feed(EarlyStopping(patience=2), run, [5.0, 4.0, 4.0, 3.0, 3.5, 3.0, 1.0]) == 6
+    assert iterator(EarlyStopping(patience=2), run, [5.0, 4.0, 4.0, 3.0, 3.5, 3.0, 1.0]) == 6
     assert run.requests.stop == "val/loss is 3 and has not improved for 2 validations (best 3 at step 40)"
 
 
 def test_more_is_better_for_an_accuracy(make_run):
     run = make_run()
-    assert feed(EarlyStopping("val/accuracy", patience=2), run, [0.1, 0.2, 0.3, 0.3, 0.2], "val/accuracy") == 5
+    assert iterator(EarlyStopping("val/accuracy", patience=2), run, [0.1, 0.2, 0.3, 0.3, 0.2], "val/accuracy") == 5
 
 
 def test_an_improvement_must_exceed_min_delta(make_run):
-    assert feed(EarlyStopping(patience=2, min_delta=0.5), make_run(), [5.0, 4.5, 4.4, 4.6]) is None
-    assert feed(EarlyStopping(patience=2, min_delta=0.5), make_run(), [5.0, 4.5, 4.6]) == 3
+    assert iterator(EarlyStopping(patience=2, min_delta=0.5), make_run(), [5.0, 4.5, 4.4, 4.6]) is None
+    assert iterator(EarlyStopping(patience=2, min_delta=0.5), make_run(), [5.0, 4.5, 4.6]) == 3
 
 
 def test_nan_is_never_better_and_any_number_is_better_than_it(make_run):
     run = make_run()
-    assert feed(EarlyStopping(patience=2), run, [math.nan, math.nan]) == 2
+    assert iterator(EarlyStopping(patience=2), run, [math.nan, math.nan]) == 2
     assert "it never was a number" in run.requests.stop
-    assert feed(EarlyStopping(patience=2), make_run(), [math.nan, math.inf, 5.0, math.nan, 4.0]) is None
+    assert iterator(EarlyStopping(patience=2), make_run(), [math.nan, math.inf, 5.0, math.nan, 4.0]) is None
 
 
 @pytest.mark.parametrize(("tag", "threshold", "scores"), [("val/loss", 0.1, [0.5, 0.1]), ("val/acc", 0.9, [0.5, 0.95])])
 def test_stops_as_soon_as_the_threshold_is_reached(make_run, tag, threshold, scores):
     run = make_run()
-    assert feed(EarlyStopping(tag, threshold=threshold), run, scores, tag) == 2
+    assert iterator(EarlyStopping(tag, threshold=threshold), run, scores, tag) == 2
     assert f"has reached {threshold}" in run.requests.stop
 
 
 @pytest.mark.parametrize("cut", range(1, 7))
 def test_a_restored_state_decides_as_if_never_interrupted(make_run, cut):
     scores = [math.nan, 0.1 + 0.2, 0.3, math.inf, 0.29, 0.3, 0.3]
-    whole = feed(EarlyStopping(patience=2), make_run(), scores)
+    whole = iterator(EarlyStopping(patience=2), make_run(), scores)
     assert whole == 7
     first = EarlyStopping(patience=2)
-    feed(first, make_run(), scores[:cut])
+    iterator(first, make_run(), scores[:cut])
     second = EarlyStopping(patience=2)
     second.on_fit_start(make_run(restored=10 * cut))
     second.load_state(json.loads(json.dumps(first.state(), allow_nan=False)))
     assert second.state() == first.state()
-    assert feed(second, make_run(), scores[cut:], first=cut + 1) == whole
+    assert iterator(second, make_run(), scores[cut:], first=cut + 1) == whole
 
 
 def test_a_fresh_run_starts_to_count_again(make_run):
     callback = EarlyStopping(patience=2)
-    feed(callback, make_run(), [1.0, 2.0])
+    iterator(callback, make_run(), [1.0, 2.0])
     callback.reset()
-    assert feed(callback, make_run(), [3.0, 4.0, 5.0]) == 3
+    assert iterator(callback, make_run(), [3.0, 4.0, 5.0]) == 3
 
 
 def test_without_validation_data_it_refuses(make_run):
@@ -88,7 +88,7 @@ def test_scores_of_another_monitor_are_not_compared(caplog):
 
 def test_a_missing_monitor_names_the_tags_there_are(make_run):
     with pytest.raises(KeyError, match="EarlyStopping monitors 'val/f1', which validation does not give; expected"):
-        feed(EarlyStopping("val/f1"), make_run(), [1.0])
+        iterator(EarlyStopping("val/f1"), make_run(), [1.0])
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_missing_monitor_names_the_tags_there_are(make_run):
     [({"patience": 0}, "patience is 0"), ({"patience": 1.5}, "patience is 1.5"), ({"min_delta": -1}, "min_delta is -1"),
      ({"mode": "up"}, "mode is 'up'"), ({"threshold": math.nan}, "threshold is nan"),
      ({"monitor": ""}, "monitor is ''"),
-     ({"monitor": "lanes/val/loss"}, "holds a number of each seed; expected one number, as their mean 'val/loss'")],
+     ({"monitor": "seeds/val/loss"}, "holds a number of each seed; expected one number, as their mean 'val/loss'")],
 )  # fmt: skip
 def test_bad_arguments_are_one_clear_line(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -117,7 +117,7 @@ def test_a_run_that_validates_at_its_end_alone_is_warned_of(caplog):
     [
         jt.EarlyStopping("val/los"),
         jt.Checkpoint(best=("val/los", 1)),
-        jt.Curriculum([{"size": 1}], "val/los", 0.1),
+        jt.callbacks.Curriculum([{"size": 1}], "val/los", 0.1),
         jt.EarlyStopping("train/los"),
     ],
     ids=lambda callback: type(callback).__name__,

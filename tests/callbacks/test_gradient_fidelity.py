@@ -47,7 +47,7 @@ def test_values_stand_in_a_row_of_their_own_step(tmp_path):
     def fidelities(name, log_every, *callbacks):
         fit = jt.Fit(
             jt.DRTRL(engine="trace"), max_steps=8, log_every=log_every, run_dir=tmp_path / name,
-            callbacks=[GradientFidelity(2, per_parameter=False), jt.JSONL(), *callbacks],
+            callbacks=[GradientFidelity(2, per_parameter=False), jt.loggers.JSONL(), *callbacks],
         )  # fmt: skip
         fit.run(CopyGRU(), copies())
         return rows(tmp_path / name)

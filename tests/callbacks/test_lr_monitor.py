@@ -9,7 +9,7 @@ from jaxtrain.callbacks import LearningRateMonitor
 
 def row(callback, run, step):
     made = {"step": step}
-    callback.on_row(run, made)
+    callback.on_log(run, made)
     return made
 
 

@@ -13,7 +13,7 @@ def clock(monkeypatch):
 
 def row(callback, run):
     made = {"step": run.step}
-    callback.on_row(run, made)
+    callback.on_log(run, made)
     return made
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtrain.data.iterator import DataModule, Feed
+from jaxtrain.data.iterator import DataIterator, DataModule
 from jaxtrain.datasets import CopyDataModule, CopyDataset
 
 
@@ -107,9 +107,9 @@ def test_module_splits():
     module = CopyDataModule(3, 2, 4, seed=5, val_batches=2, test_batches=3)
     assert isinstance(module, DataModule)
     module.setup()
-    assert Feed(module.train_data()).length is None
-    assert Feed(module.val_data()).length == 2
-    assert Feed(module.test_data()).length == 3
+    assert DataIterator(module.train_data()).length is None
+    assert DataIterator(module.val_data()).length == 2
+    assert DataIterator(module.test_data()).length == 3
     for split, data in [("train", module.train_data()), ("val", module.val_data()), ("test", module.predict_data())]:
         want = CopyDataset(3, 2, 4, seed=5, split=split).batch(1)
         jax.tree.map(np.testing.assert_array_equal, data.batch(1), want)
@@ -130,12 +130,12 @@ def test_module_identity():
 def test_module_follows_its_task():
     module = CopyDataModule(3, 2, 4)
     assert module.task == {"time_lag": 3, "num_digits": 2}
-    feed = Feed(module.train_data())
-    feed.take(2)
-    feed.prefetch(3)
+    iterator = DataIterator(module.train_data())
+    iterator.take(2)
+    iterator.prefetch(3)
     module.task = {"time_lag": 6, "num_digits": 2}
-    feed.clear()
-    (inputs, _) = feed.take(1)[0]
+    iterator.clear()
+    (inputs, _) = iterator.take(1)[0]
     np.testing.assert_array_equal(inputs, CopyDataset(6, 2, 4).batch(2)[0])
     assert CopyDataModule().task["time_lag"] == 50
     assert len(module.val_data().batch(0)[0]) == 10

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxtrain
-from jaxtrain.data.iterator import Feed
+from jaxtrain.data.iterator import DataIterator
 from jaxtrain.datasets import Adding, AnBn, BinaryCopy, Episodes, EpisodeStream, StreamCopy, StreamDataModule
 from jaxtrain.nn import networks as nn
 from tests.kit.tiers import longer
@@ -80,33 +80,33 @@ def test_lanes_are_spread():
 @pytest.mark.parametrize("episodes", TASKS, ids=lambda task: type(task).__name__)
 def test_a_stream_goes_on_exactly(episodes):
     make = lambda: EpisodeStream(episodes, 3, 4, seed=2)  # noqa: E731
-    feed = Feed(make())
-    feed.take(5)
-    feed.prefetch(3)
-    state = json.loads(json.dumps(feed.state()))
-    again = Feed(make())
+    iterator = DataIterator(make())
+    iterator.take(5)
+    iterator.prefetch(3)
+    state = json.loads(json.dumps(iterator.state()))
+    again = DataIterator(make())
     again.restore(state)
     for _ in range(10):
-        jax.tree.map(np.testing.assert_array_equal, feed.take(1), again.take(1))
+        jax.tree.map(np.testing.assert_array_equal, iterator.take(1), again.take(1))
 
 
 def test_a_longer_task_begins_with_episodes_that_begin_later_and_reaches_what_was_prefetched():
     data = StreamDataModule(lambda module: BinaryCopy(lambda: module.task["length"]), 2, 4, length=5)
-    feed = Feed(data.train_data())
-    feed.take(3)
-    feed.prefetch(50)
-    open_sizes = feed.state()["state"]
+    iterator = DataIterator(data.train_data())
+    iterator.take(3)
+    iterator.prefetch(50)
+    open_sizes = iterator.state()["state"]
     data.task["length"] = 100
-    feed.clear()
-    assert feed.state()["state"] == open_sizes, "episodes that are under way keep their length"
-    reset = np.concatenate([batch.reset for batch in feed.take(60)])
+    iterator.clear()
+    assert iterator.state()["state"] == open_sizes, "episodes that are under way keep their length"
+    reset = np.concatenate([batch.reset for batch in iterator.take(60)])
     for lane in reset.T:
         first, *later = np.flatnonzero(lane)
         assert first <= 12 and all(second - first >= 2 * 96 + 2 for second in later)
 
 
 def test_the_module():
-    data = StreamDataModule(StreamCopy(2, 3), lanes=3, piece=5, seed=4, val_steps=14)
+    data = StreamDataModule(StreamCopy(2, 3), batch_size=3, unroll=5, seed=4, val_steps=14)
     held_out, train = data.val_data(), next(data.train_data())
     assert held_out is not None and held_out[0].inputs.shape == (14, 3) and train.inputs.shape == (5, 3)
     assert held_out[0].reset[[0, 7]].all() and held_out[0].reset.sum() == 6
@@ -116,8 +116,11 @@ def test_the_module():
     identity = data.identity()
     assert json.loads(json.dumps(identity)) == identity
     assert identity["delay"] == 3 and identity["episodes"] == "StreamCopy"
-    for change in (dict(lanes=2), dict(piece=4), dict(seed=3), dict(spread=False)):
-        assert StreamDataModule(StreamCopy(2, 3), **{**dict(lanes=3, piece=5, seed=4), **change}).identity() != identity
+    for change in (dict(batch_size=2), dict(unroll=4), dict(seed=3), dict(spread=False)):
+        assert (
+            StreamDataModule(StreamCopy(2, 3), **{**dict(batch_size=3, unroll=5, seed=4), **change}).identity()
+            != identity
+        )
 
 
 @pytest.mark.full
@@ -139,7 +142,7 @@ def test_updates_are_those_that_a_run_makes(episodes, every):
             return optax.stateless(lambda grads, _: jax.tree.map(jnp.ones_like, grads))
 
     module = Counting()
-    jaxtrain.Fit(jaxtrain.DRTRL(update_every=every, carry="carry"), max_steps=12).run(module, data)
+    jaxtrain.Fit(jaxtrain.DRTRL(update_every=every, stateful=True), max_steps=12).run(module, data)
     bias = np.asarray(module.model.readout.weight.value["bias"])  # which was zero
     assert (bias == data.updates(12, every)).all() and 0 < bias[0] <= 12 * -(-5 // every)
 
@@ -150,8 +153,8 @@ def test_updates_are_those_that_a_run_makes(episodes, every):
         lambda: StreamCopy(0),
         lambda: Adding(1),
         lambda: AnBn(0),
-        lambda: StreamDataModule(StreamCopy(), lanes=0),
-        lambda: StreamDataModule(StreamCopy(), piece=0),
+        lambda: StreamDataModule(StreamCopy(), batch_size=0),
+        lambda: StreamDataModule(StreamCopy(), unroll=0),
         lambda: BinaryCopy(lambda: 0).size(rng()),
     ],
 )

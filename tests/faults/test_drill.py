@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 
 def callbacks(*more, every=4, best=2):
     checkpoint = jt.Checkpoint(every=every, best=("val/loss", best))
-    return [jt.LearningRateMonitor(), jt.Throughput(), jt.JSONL(), checkpoint, *more]
+    return [jt.callbacks.LearningRateMonitor(), jt.callbacks.Throughput(), jt.loggers.JSONL(), checkpoint, *more]
 
 
 def part(module, data, run_dir, steps, *more, resume="last", strategy="bptt", every=4, **options):
@@ -144,7 +144,7 @@ def test_a_signal_during_validation(tmp_path, when, at, log_every):
     assert (cut.status, cut.step, cut.exit_code) == ("terminated", at, 143)
     assert cut.summary["reason"] == "SIGTERM"
     meta = opened(tmp_path / "parts").read_meta(at)
-    assert meta["cut"] is True and meta["store"]["score"] is None
+    assert meta["stage"] == "validation" and meta["store"]["score"] is None
     events = []
     seen = At("on_validation_end", list(range(13)), lambda run: events.append(run.step))
     result = part(Linear(), jt.DataModule(Lines(), LinesOf(3)), tmp_path / "parts", 12, seen, **options)
@@ -152,7 +152,7 @@ def test_a_signal_during_validation(tmp_path, when, at, log_every):
     equal_runs(tmp_path / "whole", tmp_path / "parts")
     assert steps_of(tmp_path / "whole") == steps_of(tmp_path / "parts")
     store, other = opened(tmp_path / "parts"), opened(tmp_path / "whole")
-    assert all(store.read_meta(step)["cut"] is False for step in store.steps())
+    assert all(store.read_meta(step)["stage"] == "between steps" for step in store.steps())
     assert [store.read_meta(s)["store"]["score"] for s in store.steps()] == [
         other.read_meta(s)["store"]["score"] for s in other.steps()
     ]
@@ -167,7 +167,7 @@ def test_an_edge_that_was_cut_and_then_failed_repeats_no_row(tmp_path):
     part(Linear(), jt.DataModule(Lines(), Signalling(1)), tmp_path / "parts", 8, **options)
     failing = jt.DataModule(Lines(), LinesOf(3))
     with pytest.raises(RuntimeError):
-        part(Linear(), failing, tmp_path / "parts", 8, At("on_row", 5, fail), **options)
+        part(Linear(), failing, tmp_path / "parts", 8, At("on_log", 5, fail), **options)
     assert [row["step"] for row in rows(tmp_path / "parts")] == [1, 2, 3, 4]
     part(Linear(), jt.DataModule(Lines(), LinesOf(3)), tmp_path / "parts", 8, **options)
     equal_runs(tmp_path / "whole", tmp_path / "parts")
@@ -182,7 +182,7 @@ def test_ctrl_c(tmp_path):
 @pytest.mark.full
 def test_tensorboard_shows_every_step_once(tmp_path):
     def one(name, *more):
-        return part(CopyGRU(), copies(), tmp_path / name, 12, jt.TensorBoard(), *more)
+        return part(CopyGRU(), copies(), tmp_path / name, 12, jt.loggers.TensorBoard(), *more)
 
     one("whole")
     one("parts", At("on_checkpoint", 4, kill))
@@ -233,7 +233,7 @@ def last_step(run_dir: Path) -> int:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("strategy", [("drtrl", "--strategy.carry", "carry"), *longer((("bptt",),))], ids="-".join)
+@pytest.mark.parametrize("strategy", [("drtrl", "--strategy.stateful"), *longer((("bptt",),))], ids="-".join)
 def test_killed_again_and_again(tmp_path, strategy):
     log = tmp_path / "log"
     began = time.monotonic()

@@ -241,7 +241,7 @@ def test_any_batch(x, y, mask, kind, reset, tmp_path_factory):
     what = (x.shape, x.dtype, y.shape, y.dtype, mask, kind, reset)
     try:
         result = jt.Fit("bptt", max_steps=2, chunk=1, run_dir=run_dir).run(module, [(x, y)])
-    except jt.NonFiniteError as error:
+    except jt.errors.NonFiniteError as error:
         assert "not finite" in str(error), what
         return
     except Exception as error:

@@ -20,7 +20,7 @@ class Breaks(jt.Callback):
     def __init__(self, error):
         self.error = error
 
-    def on_row(self, run, row):
+    def on_log(self, run, row):
         if row["step"] == 3 and self.error is not None:
             raise self.error
         self.heard += 1
@@ -32,7 +32,7 @@ def test_a_logger_that_raises_ends_no_run(tmp_path, caplog):
     result = fit(tmp_path / "run", 8, broken).run(Noisy(), lines())
     assert (result.status, result.exit_code, result.digest) == ("finished", 0, whole.digest)
     assert rows(tmp_path / "run") == rows(tmp_path / "whole") and broken.heard == 2
-    assert caplog.text.count("Breaks.0.on_row failed, and gets no more of this run: KeyError: 'column'") == 1
+    assert caplog.text.count("Breaks.0.on_log failed, and gets no more of this run: KeyError: 'column'") == 1
     again = fit(tmp_path / "again", 8, Breaks(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space left"):  # its row waits to the end, and is lost there
         again.run(Noisy(), lines())

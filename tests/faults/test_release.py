@@ -45,11 +45,11 @@ def test_a_checkpoint_of_a_later_release_says_what_to_do(tmp_path):
     shutil.copytree(FIXTURES / jt.__version__ / "run", run)
     path = run / "checkpoints" / f"{CUT:08d}" / "meta" / "metadata"
     found = json.loads(path.read_text())
-    found |= {"schema": 2, "versions": {"jaxtrain": "9.9"}}
+    found |= {"schema": 3, "versions": {"jaxtrain": "9.9"}}
     found["digest"] = json_digest({key: value for key, value in found.items() if key != "digest"})
     path.write_text(json.dumps(found))
     message = (
-        r"step 4 has schema 2, and this jaxtrain reads 1: it was written by jaxtrain 9.9; install that one, or start"
+        r"step 4 has schema 3, and this jaxtrain reads 2: it was written by jaxtrain 9.9; install that one, or start"
     )
     for resume in ("last", "best", CUT):
         with pytest.raises(ValueError, match=message):

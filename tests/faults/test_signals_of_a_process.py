@@ -75,7 +75,7 @@ def make(config):
         def on_fit_end(self, run, status):
             print(f"ended {{status}}", flush=True)
 
-    fit = tiny.fit(config.run_dir, 8, Says(), jt.ProgressBar())
+    fit = tiny.fit(config.run_dir, 8, Says(), jt.callbacks.ProgressBar())
     return fit, tiny.Noisy(), jt.DataModule(Train(), Val(2))
 
 

@@ -46,8 +46,10 @@ class Figure(jt.Callback):
 
 def fit(run_dir: Path, steps: int = STEPS, *more: jt.Callback) -> jt.Fit:
     callbacks = [
-        jt.LearningRateMonitor(), jt.Throughput(), jt.EarlyStopping("val/loss", patience=9), Figure(), jt.JSONL(),
-        jt.TensorBoard(), jt.Checkpoint(every=4, best=("val/loss", 1), mode="max"), *more,  # step 8 replaces step 4
+        jt.callbacks.LearningRateMonitor(), jt.callbacks.Throughput(), jt.EarlyStopping("val/loss", patience=9),
+        Figure(), jt.loggers.JSONL(),
+        jt.loggers.TensorBoard(), jt.Checkpoint(every=4, best=("val/loss", 1), mode="max"), *more,
+         # step 8 replaces step 4
     ]  # fmt: skip
     return jt.Fit("bptt", max_steps=steps, chunk=2, log_every=1, validate_every=4, callbacks=callbacks, run_dir=run_dir)
 
@@ -66,7 +68,17 @@ def came_to(run_dir: Path) -> dict[str, Any]:
     meta = {step: one.meta for step, one in saved.items()}
     result = json.loads((run_dir / "result.json").read_text())
     names = ("status", "reason", "step", "train", "val", "best", "digest", "params")
-    kept = {"callbacks", "feed", "requests", "over", "digests", "store", "optimizer_settings", "last_validation", "cut"}
+    kept = {
+        "callbacks",
+        "position",
+        "requests",
+        "ending",
+        "digests",
+        "store",
+        "optimizer_settings",
+        "last_validation",
+        "stage",
+    }
     figures = run_dir / "figures"
     return {
         "result": {name: result[name] for name in names},

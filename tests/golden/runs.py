@@ -24,7 +24,7 @@ def part(
 
     def run(folder: Path, events: list[str]) -> jt.Result:
         kept = jt.Checkpoint(every=4, last=10, best=None)
-        callbacks = [*more, kept, jt.JSONL(), jt.TensorBoard(), Trace(events)]
+        callbacks = [*more, kept, jt.loggers.JSONL(), jt.loggers.TensorBoard(), Trace(events)]
         fit = jt.Fit(strategy, max_steps=steps, callbacks=callbacks, run_dir=folder, **options)
         return fit.run(module(), data(), resume=resume)
 
@@ -48,12 +48,12 @@ def quiet() -> jt.DataModule:
     return jt.DataModule(LinesOf(6), LinesOf(3))
 
 
-def stream() -> jt.StreamDataModule:
-    return jt.StreamDataModule(StreamCopy(2, 4), 4, 5, length=6)
+def stream() -> jt.datasets.StreamDataModule:
+    return jt.datasets.StreamDataModule(StreamCopy(2, 4), 4, 5, length=6)
 
 
-def curriculum() -> jt.Curriculum:
-    return jt.Curriculum([{"time_lag": lag} for lag in (3, 4)], "train/loss", 10.0, over=4, then="stay")
+def curriculum() -> jt.callbacks.Curriculum:
+    return jt.callbacks.Curriculum([{"time_lag": lag} for lag in (3, 4)], "train/loss", 10.0, over=4, then="stay")
 
 
 RUNS: dict[str, list[Part]] = {
@@ -61,10 +61,10 @@ RUNS: dict[str, list[Part]] = {
     "drtrl in reverse": [part(jt.DRTRL(window=2, engine="reverse"), copies, 8)],
     "drtrl with a trace": [part(jt.DRTRL(window=2, engine="trace"), copies, 8)],
     "drtrl with carried states": [
-        part(jt.DRTRL(carry="carry", update_every=2), stream, steps, resume=resume, validate_every=None)
+        part(jt.DRTRL(stateful=True, update_every=2), stream, steps, resume=resume, validate_every=None)
         for steps, resume in ((5, "never"), (9, "last"))
     ],
-    "pp_prop with noise": [part(jt.PPProp(decay=0.8), copies, 8, module=lambda: CopyGRU(noise=0.1))],
+    "pp_prop with noise": [part(jt.strategies.PPProp(decay=0.8), copies, 8, module=lambda: CopyGRU(noise=0.1))],
     "three seeds": [part(jt.DRTRL(), copies, 8, seeds=3)],
     "accumulated": [part(jt.BPTT(), copies, 10, accumulate=3)],
     "a curriculum": [part(jt.DRTRL(), copies, 12, curriculum())],
@@ -115,7 +115,10 @@ def renamed(recorded: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, 
 
     return {
         "digest": recorded["digest"],
-        "digests": recorded["digests"],
+        "digests": {
+            item: {word(name, names["tags"]): leaf for name, leaf in leaves.items()}
+            for item, leaves in recorded["digests"].items()
+        },
         "log": [{word(tag, names["tags"]): value for tag, value in row.items()} for row in recorded["log"]],
         "events": [word(event, names["events"]) for event in recorded["events"]],
         "files": sorted([*(word(name, names["files"]) for name in recorded["files"]), *names["new files"]]),

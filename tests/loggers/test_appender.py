@@ -145,7 +145,7 @@ def test_rows_that_were_not_synced_are_in_the_checkpoint(make_run, tmp_path, fai
     rows(run, 2, 3)
     assert [row["step"] for row in logger.state()["waiting"]] == [2, 3]
     run.step = 4
-    run.callbacks("on_row", run, {"step": 4})
+    run.callbacks("on_log", run, {"step": 4})
     assert [row["step"] for row in logger.state()["waiting"]] == [2, 3, 4]
     failing.now = False
     run.callbacks("flush")

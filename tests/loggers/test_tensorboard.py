@@ -37,7 +37,7 @@ def loss(step):
 def rows(run, *steps):
     for step in steps:
         run.step = step
-        run.callbacks("on_row", run, {"step": step, "train/loss": loss(step)})
+        run.callbacks("on_log", run, {"step": step, "train/loss": loss(step)})
     run.callbacks("flush")
 
 
@@ -103,7 +103,7 @@ def test_without_a_record_only_what_came_later_is_hidden(make_run, tmp_path, jso
 def test_numbers_that_are_not_finite_are_nan_live_and_restored_and_say_nothing(make_run, tmp_path, capfd):
     run = start(make_run)
     run.step = 10
-    run.callbacks("on_row", run, {"step": 10, "a": math.inf, "b": math.nan, "c": 1.0, "note": "text", "flag": True})
+    run.callbacks("on_log", run, {"step": 10, "a": math.inf, "b": math.nan, "c": 1.0, "note": "text", "flag": True})
     run.callbacks("flush")
 
     def seen():
@@ -193,7 +193,7 @@ def test_points_are_on_disk_after_flush_secs(make_run, tmp_path):
     board = TensorBoard(flush_secs=1e-9)
     run = make_run(board)
     board.on_fit_start(run)
-    board.on_row(run, {"step": 10, "train/loss": loss(10)})
+    board.on_log(run, {"step": 10, "train/loss": loss(10)})
     board.on_chunk_end(run, {})
     assert points(tmp_path) == expected(10)
 

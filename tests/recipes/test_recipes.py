@@ -17,16 +17,16 @@ from tests.kit.tiers import longer
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 QUICK = "--log-every 2 --checkpoint-every 4 --no-progress --hidden 6 --batch-size 4".split()
-STREAM = "--piece 6 --chunk 2".split()
+STREAM = "--unroll 6 --chunk 2".split()
 TINY = {
     "copy_lru": "--time-lag 4 --digits 2 --validate-every 4",
     "copy_curriculum": "--validate-every 4 --lags 0 1 --digits 2 --threshold 0.0 --over 5 --chunk 2",
     "copy_curriculum-digits": "--task digits --validate-every 4 --most-digits 3 --threshold 0.0 --over 5 --chunk 2",
-    "copy_curriculum-lru": "--preset lru --piece 6 --chunk 2 --bits 9 --width 5 --mlp 4",
-    "copy_curriculum-gru": "--preset gru --decay constant --piece 6 --chunk 2 --bits 9",
-    "copy_stream": "--piece 6 --chunk 2 --digits 1 --delay 2 --width 5 --mlp 4",
-    "copy_stream-adding": "--task adding --piece 6 --chunk 2 --length 5 --width 5 --val-steps 9 --validate-every 4",
-    "copy_stream-anbn": "--task anbn --piece 6 --chunk 2 --most 3 --width 5 --mlp 4",
+    "copy_curriculum-lru": "--preset lru --unroll 6 --chunk 2 --bits 9 --width 5 --mlp 4",
+    "copy_curriculum-gru": "--preset gru --decay constant --unroll 6 --chunk 2 --bits 9",
+    "copy_stream": "--unroll 6 --chunk 2 --digits 1 --delay 2 --width 5 --mlp 4",
+    "copy_stream-adding": "--task adding --unroll 6 --chunk 2 --length 5 --width 5 --val-steps 9 --validate-every 4",
+    "copy_stream-anbn": "--task anbn --unroll 6 --chunk 2 --most 3 --width 5 --mlp 4",
     "integrator": "--time 8 --validate-every 4 --decay constant",
 }
 
@@ -89,17 +89,17 @@ def test_the_streams_say_when_they_are_given_a_rule_that_forgets(call):
         preset = [] if name == "copy_stream" else ["--preset", "lru"]
         code, _, err = call(name, *QUICK, *STREAM, *preset, "--strategy", "bptt", "--run-dir", "x")
         assert code == 2 and err == (
-            "error: --strategy bptt begins anew with every piece of the stream; use tbptt instead\n"
+            "error: --strategy bptt starts from fresh states with every segment of the stream; use tbptt instead\n"
         )
 
 
 def test_update_every_of_a_stream(call):
     recipe = load_recipe(RECIPES / "copy_stream.py")
     made = lambda **options: recipe.make(recipe.Config(**options))[0].strategy  # noqa: E731
-    assert made() == jaxtrain.DRTRL(update_every=1, carry="carry")
-    assert made(strategy_fields={"window": 5}) == jaxtrain.DRTRL(window=5, update_every=5, carry="carry")
+    assert made() == jaxtrain.DRTRL(update_every=1, stateful=True)
+    assert made(strategy_fields={"window": 5}) == jaxtrain.DRTRL(window=5, update_every=5, stateful=True)
     given = {"update_every": 4, "window": 2}
-    assert made(strategy_fields=given) == jaxtrain.DRTRL(window=2, update_every=4, carry="carry")
+    assert made(strategy_fields=given) == jaxtrain.DRTRL(window=2, update_every=4, stateful=True)
 
 
 @pytest.mark.full
@@ -137,7 +137,7 @@ def test_an_lru_gets_its_poles_by_the_lag(call):
         ("copy_lru", "--validate-every soon", "--validate-every soon"),
         ("copy_lru", "--chrono 20", "cell 'lru' has no gates and no recurrent matrix, so chrono does not apply"),
         ("copy_curriculum", "--over 0", "--over 0: expected a whole number, 1 or more"),
-        ("copy_stream", "--piece 0", "--piece 0: expected a whole number, 1 or more"),
+        ("copy_stream", "--unroll 0", "--unroll 0: expected a whole number, 1 or more"),
         ("integrator", "--time 0", "--time 0: expected a whole number, 1 or more"),
         ("integrator", "--cell lru --r-min 0.9 --r-max 0.8", "LRU: r_min=0.9, r_max=0.8; expected 0 <= r_min"),
     ],
@@ -199,7 +199,7 @@ digest_of = cache(trained)
 @pytest.mark.long
 @pytest.mark.parametrize("name,sizes", [
     ("copy_gru", dict(hidden=6, batch_size=4, time_lag=3, digits=2)),
-    *longer(("copy_stream", dict(hidden=6, width=5, mlp=4, batch_size=4, piece=6))),
+    *longer(("copy_stream", dict(hidden=6, width=5, mlp=4, batch_size=4, unroll=6))),
 ])  # fmt: skip
 def test_every_rule_begins_with_the_same_values_and_batches(name, sizes):
     recipe, begun = load_recipe(RECIPES / f"{name}.py"), []

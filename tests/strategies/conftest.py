@@ -15,7 +15,15 @@ import saiunit as u
 
 import jaxtrain
 from jaxtrain.core.module import Objective, Phases, check_phases
-from jaxtrain.core.state import Functional, lasting, name_of, parameters, set_key, strengthen, strong
+from jaxtrain.core.state import (
+    Functional,
+    drop_weak_types,
+    long_term_states,
+    name_of,
+    parameters,
+    set_key,
+    with_strong_types,
+)
 
 _programs: dict[Any, Any] = {}
 
@@ -100,8 +108,10 @@ class Drive:
         if key is not None:
             _programs[key] = known
         self.learner, self._call, first = known
-        own = {name: state.value for name, state in {**parameters(module.model), **lasting(module.model)}.items()}
-        self._values = {**first, **{name: strong(value) for name, value in own.items()}}
+        own = {
+            name: state.value for name, state in {**parameters(module.model), **long_term_states(module.model)}.items()
+        }
+        self._values = {**first, **{name: with_strong_types(value) for name, value in own.items()}}
 
     def _kind(self, strategy, module, phases: Phases, encode) -> Any:
         """What the program depends on; None where it may depend on more."""
@@ -113,13 +123,13 @@ class Drive:
     def _compile(self, strategy, module, phases: Phases, encode) -> tuple[Any, Any, dict[str, Any]]:
         """The learner, the program, and the values that it begins with."""
         with brainstate.environ.context(**module.environ, fit=True):
-            strengthen(parameters(module.model).values())
+            drop_weak_types(parameters(module.model).values())
             self.learner = strategy.bind(Objective(module, encode), check_phases(phases))
             lasts = {f"learner/{name}": state for name, state in self.learner.states().items()}
-            named = {**parameters(module.model), **lasting(module.model), **lasts}
-            strengthen([*lasts.values(), *self.learner.scratch()])
+            named = {**parameters(module.model), **long_term_states(module.model), **lasts}
+            drop_weak_types([*lasts.values(), *self.learner.short_term_states()])
             values = {name: state.value for name, state in named.items()}
-            functional = Functional(self._step, named, self.learner.scratch(), phases)
+            functional = Functional(self._step, named, self.learner.short_term_states(), phases)
         return self.learner, jax.jit(functional), values
 
     def _key(self, phases: Phases) -> jax.Array:
@@ -182,10 +192,10 @@ def task(cell: str = "gru", seed: int = 0, **kwargs) -> Task:
     return made
 
 
-def sequences(seed: int = 0, warm: int = WARM, time: int = LEARN, lanes: int = B, **kwargs) -> Phases:
+def sequences(seed: int = 0, warm: int = WARM, time: int = LEARN, batch_size: int = B, **kwargs) -> Phases:
     rng = np.random.default_rng(seed)
     make = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
-    x, y = make(warm + time, lanes, N_IN), make(time, lanes, N_OUT)
+    x, y = make(warm + time, batch_size, N_IN), make(time, batch_size, N_OUT)
     return Phases(warmup=x[:warm] if warm else None, inputs=x[warm:], targets=y, **kwargs)
 
 

@@ -9,20 +9,20 @@ import numpy as np
 
 from jaxtrain.core.metrics import Metrics
 from jaxtrain.core.module import Objective, check_phases
-from jaxtrain.core.state import Functional, lasting, parameters, set_key, strengthen, strong
+from jaxtrain.core.state import Functional, drop_weak_types, long_term_states, parameters, set_key, with_strong_types
 from jaxtrain.strategies.base import trained, zeros_like_parameters
 
 
 def sums(lab, strategy, module, batches: list[Any]) -> tuple[dict[str, Any], list[dict[str, float]], list[str]]:
     """The sum of the gradients over all batches, the weights held fixed; each batch's mean metrics; the notes."""
     with brainstate.environ.context(**module.environ, fit=True), brainstate.random.seed_context(1):
-        strengthen(parameters(module.model).values())
+        drop_weak_types(parameters(module.model).values())
         learner = strategy.bind(Objective(module, lambda x: x), check_phases(batches[0]))
         zeros = zeros_like_parameters(trained(learner.objective))
         total = {f"sum/{name}": brainstate.LongTermState(value) for name, value in zeros.items()}
         lasts = {f"learner/{name}": state for name, state in learner.states().items()}
-        named = {**parameters(module.model), **lasting(module.model), **lasts, **total}
-        strengthen([*lasts.values(), *learner.scratch()])
+        named = {**parameters(module.model), **long_term_states(module.model), **lasts, **total}
+        drop_weak_types([*lasts.values(), *learner.short_term_states()])
 
         def step(phases, number) -> Metrics:
             set_key(jax.random.fold_in(lab.KEY, number))
@@ -35,8 +35,8 @@ def sums(lab, strategy, module, batches: list[Any]) -> tuple[dict[str, Any], lis
 
             return learner.learn(phases, update)
 
-        values = {name: strong(state.value) for name, state in named.items()}
-        call = jax.jit(Functional(step, named, learner.scratch(), batches[0], jnp.int32(0)))
+        values = {name: with_strong_types(state.value) for name, state in named.items()}
+        call = jax.jit(Functional(step, named, learner.short_term_states(), batches[0], jnp.int32(0)))
         means = []
         for number, phases in enumerate(batches):
             values, metrics = call(values, phases, jnp.int32(number))

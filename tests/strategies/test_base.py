@@ -105,9 +105,9 @@ def test_a_scalar_loss_with_weights_a_lane_is_refused(lab, strategy):
 
     full = lab.sequences(weights=jnp.ones((lab.LEARN,)))
     lab.same(lab.learn(strategy, Scalar(lab.task().model), full), lab.grads_of(strategy))  # a mean weighs its lanes
-    lanes = lab.sequences(weights=jnp.ones((lab.LEARN, lab.B)))
+    batch_size = lab.sequences(weights=jnp.ones((lab.LEARN, lab.B)))
     with pytest.raises(ValueError, match=r"^Scalar.learning_step: loss is a scalar, but .* return one loss a lane"):
-        lab.learn(strategy, Scalar(lab.task().model), lanes)
+        lab.learn(strategy, Scalar(lab.task().model), batch_size)
 
 
 # ------------------------------------------------------------------------------------------------- what a step gets
@@ -187,7 +187,7 @@ def test_evaluate_and_predict_are_the_model_stepped_by_itself(lab, strategy):
     def run(phases):
         return learner.evaluate(phases), learner.predict(phases)
 
-    functional = Functional(run, parameters(task.model), learner.scratch(), full)
+    functional = Functional(run, parameters(task.model), learner.short_term_states(), full)
     values = {name: state.value for name, state in parameters(task.model).items()}
     metrics, outputs = jax.jit(functional)(values, full)[1]
     model = lab.task().model
@@ -204,7 +204,7 @@ def test_evaluate_and_predict_are_the_model_stepped_by_itself(lab, strategy):
 # --------------------------------------------------------------------------------------------------------- batching
 
 
-class OneLane(brainstate.nn.Module):
+class OneSequence(brainstate.nn.Module):
     """Written for one lane: its readout is a matrix times a vector."""
 
     def __init__(self, lab):
@@ -216,14 +216,14 @@ class OneLane(brainstate.nn.Module):
         return jnp.dot(self.out.value, self.rnn(x))
 
 
-class Scalar(OneLane):
+class Scalar(OneSequence):
     """One number a lane: with a batch it would mix the lanes, without an error."""
 
     def update(self, x):
         return self.rnn(x).sum() * self.out.value.sum()
 
 
-@pytest.mark.parametrize("model", [OneLane, *longer(Scalar)])
+@pytest.mark.parametrize("model", [OneSequence, *longer(Scalar)])
 def test_a_model_for_one_lane_is_mapped(lab, model):
     def loss(out, y):
         return lab.squared(out[..., None] if model is Scalar else out, y)
@@ -238,11 +238,11 @@ def test_a_model_for_one_lane_is_mapped(lab, model):
     lab.same(drive.grads(phases), lab.by_hand(model(lab), phases, loss, vmap=True))
     bptt = lab.Drive(BPTT(), Task(model(lab)), phases)
     assert bptt.learner.resolved() == {"batching": "vmap"}
-    lanes = [
+    batch_size = [
         lab.learn(BPTT(batching="vmap"), Task(model(lab)), jax.tree.map(lambda leaf, i=i: leaf[:, i : i + 1], phases))
         for i in range(lab.B)
     ]
-    lab.same(bptt.grads(phases), jax.tree.map(lambda *leaves: sum(leaves), *lanes))
+    lab.same(bptt.grads(phases), jax.tree.map(lambda *leaves: sum(leaves), *batch_size))
 
 
 def test_a_model_with_its_own_states_is_batched(lab, monkeypatch):
@@ -297,7 +297,7 @@ def test_wrong_words_are_refused(lab):
 
 def test_configuration_and_what_auto_became():
     assert DRTRL(window=3).config() == {
-        "name": "drtrl", "update_every": "sequence", "carry": "reset", "batching": "auto", "vjp": "multi-step",
+        "name": "drtrl", "update_every": "sequence", "stateful": False, "batching": "auto", "vjp": "multi-step",
         "window": 3, "engine": "auto", "segment": "auto", "readout_memory": False,
     }  # fmt: skip
     assert DRTRL().resolve({"batching": "vmap", "chunk": 5}) == DRTRL(batching="vmap")
@@ -319,8 +319,8 @@ class Clocked(brainstate.nn.Module):
         self.net, self.own = lab.task("minigru").model, own
 
     def init_state(self, batch_size=None, **kwargs):
-        lanes = () if batch_size is None else (batch_size,)
-        self.count = brainstate.HiddenState(jnp.zeros((*lanes, 1)))
+        batch_size = () if batch_size is None else (batch_size,)
+        self.count = brainstate.HiddenState(jnp.zeros((*batch_size, 1)))
 
     def update(self, x):
         if not self.own:

@@ -6,7 +6,7 @@ import braintrace
 import numpy as np
 import pytest
 
-from jaxtrain import DNI
+from jaxtrain.strategies import DNI
 from tests.strategies.test_rule_limits import Counting, bind
 from tests.strategies.test_rules import CASES, at_work, compiled
 

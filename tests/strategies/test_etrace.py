@@ -6,7 +6,7 @@ from typing import Any, get_args, get_type_hints
 import braintrace
 import pytest
 
-from jaxtrain import ETrace
+from jaxtrain.strategies import ETrace
 
 pytestmark = pytest.mark.full
 

@@ -10,9 +10,10 @@ import optax
 import pytest
 
 import jaxtrain as jt
-from jaxtrain import BPTT, DRTRL, TBPTT, UORO, PPProp
+from jaxtrain import BPTT, DRTRL, TBPTT
 from jaxtrain.callbacks import GradientFidelity
 from jaxtrain.core.state import parameters
+from jaxtrain.strategies import UORO, PPProp
 from jaxtrain.strategies.fidelity import _compare
 from tests.kit.tiers import longer
 from tests.small import leaves, same
@@ -108,8 +109,8 @@ def test_values_are_those_of_the_gradients(lab):
 
 @pytest.mark.parametrize(
     "strategy",
-    [PPProp(update_every=2, carry="carry"), *longer(DRTRL(), UORO(), TBPTT(window=2, carry="carry"))],
-    ids=["pp_prop-carry", "drtrl", "uoro", "tbptt-carry"],
+    [PPProp(update_every=2, stateful=True), *longer(DRTRL(), UORO(), TBPTT(window=2, stateful=True))],
+    ids=["pp_prop-stateful", "drtrl", "uoro", "tbptt-stateful"],
 )
 def test_weights_are_bitwise_the_same_with_it_and_without_it(lab, strategy):
     data = Sequences(lab, warm=0)
@@ -132,10 +133,12 @@ def test_totals_alone(lab):
 def test_a_carried_stream_is_compared_from_fresh_states(lab):
     """Whatever the stream carries, both gradients begin anew: on an LRU they agree, and a reset rule says the same."""
     data = Sequences(lab, warm=0)
-    rows = run(lab, DRTRL(carry="carry"), "lru", data=data)[1]
+    rows = run(lab, DRTRL(stateful=True), "lru", data=data)[1]
     np.testing.assert_allclose([row["fidelity/cosine"] for row in rows.values()], 1.0, atol=2e-5)
-    first = {carry: run(lab, DRTRL(carry=carry), every=1, steps=1, data=data)[1][1] for carry in ("carry", "reset")}
-    assert cosines(first["carry"]) == pytest.approx(cosines(first["reset"]), abs=1e-6)
+    first = {
+        stateful: run(lab, DRTRL(stateful=stateful), every=1, steps=1, data=data)[1][1] for stateful in (True, False)
+    }
+    assert cosines(first[True]) == pytest.approx(cosines(first[False]), abs=1e-6)
 
 
 # -------------------------------------------------------------------------------- both gradients of the same function
@@ -185,15 +188,15 @@ class Begun(Noisy):
 
 
 @pytest.mark.cover
-@pytest.mark.parametrize("carry", ["carry", *longer("reset")])
+@pytest.mark.parametrize("stateful", [True, *longer(False)])
 @pytest.mark.parametrize(
     "strategy", [DRTRL(), *longer(DRTRL(engine="trace"), TBPTT(window=4))], ids=["drtrl", "trace", "tbptt"]
 )
-def test_a_random_beginning_is_the_same_for_both(lab, strategy, carry):
+def test_a_random_beginning_is_the_same_for_both(lab, strategy, stateful):
     """And so is the noise that is drawn after it."""
     task = task_of(lab)
     task.model = Begun(lab)
-    rows = run(lab, dataclasses.replace(strategy, carry=carry), task=task, data=Sequences(lab, warm=0))[1]
+    rows = run(lab, dataclasses.replace(strategy, stateful=stateful), task=task, data=Sequences(lab, warm=0))[1]
     for row in rows.values():
         np.testing.assert_allclose(list(cosines(row).values()), 1.0, atol=2e-5)
 

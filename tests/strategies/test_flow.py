@@ -4,7 +4,8 @@ import brainstate
 import numpy as np
 import pytest
 
-from jaxtrain import BPTT, DNI, DRTRL, TBPTT, UORO, EProp, OSTLFeedforward, OSTLRecurrent, PPProp, ReadoutOnly, SnAp
+from jaxtrain import BPTT, DRTRL, TBPTT
+from jaxtrain.strategies import DNI, UORO, EProp, OSTLFeedforward, OSTLRecurrent, PPProp, ReadoutOnly, SnAp
 from tests.kit.tiers import longer
 from tests.strategies.ways import MODELS, NONE, build, expected
 
@@ -12,7 +13,7 @@ pytestmark = pytest.mark.full
 
 RULES = [
     BPTT(), TBPTT(window=3), DRTRL(), DRTRL(engine="trace"), DRTRL(window=3), DRTRL(vjp="single-step"),
-    DRTRL(carry="carry"), DRTRL(segment=3), DRTRL(readout_memory=True), PPProp(), EProp(), EProp(vjp="multi-step"),
+    DRTRL(stateful=True), DRTRL(segment=3), DRTRL(readout_memory=True), PPProp(), EProp(), EProp(vjp="multi-step"),
     EProp(kappa=0.5), EProp(feedback="random"), OSTLRecurrent(), OSTLFeedforward(), SnAp(), UORO(), DNI(fit_epochs=2),
     ReadoutOnly(),
 ]  # fmt: skip

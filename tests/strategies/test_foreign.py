@@ -10,7 +10,8 @@ import pytest
 import saiunit as u
 
 import jaxtrain as jt
-from jaxtrain import DRTRL, TBPTT, PPProp
+from jaxtrain import DRTRL, TBPTT
+from jaxtrain.strategies import PPProp
 from tests.kit.tiers import longer
 
 pytestmark = pytest.mark.full

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtrain import BPTT, DRTRL, EProp
+from jaxtrain import BPTT, DRTRL
 from jaxtrain.core.module import Objective
 from jaxtrain.core.state import parameters
+from jaxtrain.strategies import EProp
 from jaxtrain.strategies.reverse.learner import ReverseLearner
 from tests.kit.tiers import longer
 from tests.strategies.sums import sums
@@ -227,11 +228,11 @@ def test_pieces_by_hand(lab, memory, fields):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("fields", [{"carry": "carry"}, {"update_every": 2}, {"carry": "carry", "update_every": 2}])
+@pytest.mark.parametrize("fields", [{"stateful": True}, {"update_every": 2}, {"stateful": True, "update_every": 2}])
 def test_a_stream_in_batches_is_one_sequence_in_pieces(lab, fields):
     whole = lab.sequences(warm=0, time=8)
     parts = [jax.tree.map(lambda leaf, part=part: leaf[part], whole) for part in (slice(0, 4), slice(4, 8))]
-    batches = parts if "carry" in fields else [whole]
+    batches = parts if "stateful" in fields else [whole]
     got, *_ = sums(lab, DRTRL(readout_memory=True, **fields), task(lab, "leaky", recurrent=True), batches)
     piece = fields.get("update_every", 4)
     wanted, *_ = sums(lab, DRTRL(readout_memory=True, segment=piece), task(lab, "leaky", recurrent=True), [whole])
@@ -289,8 +290,8 @@ def test_which_states_are_memory(lab, memory, kwargs, found):
     [
         ({"segment": 2}, {}),
         ({"segment": 3, "window": 3}, {}),
-        ({"carry": "carry"}, {"carry": "reset", "update_every": "sequence"}),
-        ({"update_every": 2}, {"carry": "reset", "update_every": "sequence"}),
+        ({"stateful": True}, {"stateful": False, "update_every": "sequence"}),
+        ({"update_every": 2}, {"stateful": False, "update_every": "sequence"}),
     ],
 )
 def test_the_report_says_where_credit_through_memory_ends(lab, fields, more):
@@ -301,7 +302,7 @@ def test_the_report_says_where_credit_through_memory_ends(lab, fields, more):
         learner = strategy.bind(Objective(task(lab, "leaky"), lambda x: x), phases)
         return {row.name: row for row in learner.report(phases)}["mix.weight"]
 
-    advice = "segment='sequence'" + " with carry='reset' and update_every='sequence'" * bool(more)
+    advice = "segment='sequence'" + " with stateful=False and update_every='sequence'" * bool(more)
     row = rows(DRTRL(readout_memory=True, **fields))
     assert row.trains == "in part"
     assert row.why == f"its credit through total ends where a segment begins. {advice} gives it all"

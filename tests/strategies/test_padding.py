@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import jaxtrain as jt
 from jaxtrain.checkpoint.load import build, build_each
-from jaxtrain.engine.program import BAD, FINE
+from jaxtrain.engine.program import ALL_FINITE, NONFINITE_INDEX
 from jaxtrain.strategies.padding import inert
 from jaxtrain.training.workload import make_program
 from tests.kit.tiers import longer
@@ -193,19 +193,19 @@ RULES = {
     "bptt": jt.BPTT(),
     "remat": jt.BPTT(remat=True, batching="vmap"),
     "tbptt": jt.TBPTT(window=2),
-    "tbptt, carried": jt.TBPTT(window=2, update_every=2, carry="carry"),
+    "tbptt, carried": jt.TBPTT(window=2, update_every=2, stateful=True),
     "reverse": jt.DRTRL(),
     "trace": jt.DRTRL(engine="trace"),
     "windows": jt.DRTRL(window=2, engine="trace"),
     "segments": jt.DRTRL(segment=3, window=2),
-    "updates": jt.DRTRL(update_every=2, carry="carry"),
-    "carried trace": jt.DRTRL(engine="trace", carry="carry"),
+    "updates": jt.DRTRL(update_every=2, stateful=True),
+    "carried trace": jt.DRTRL(engine="trace", stateful=True),
     "single": jt.DRTRL(vjp="single-step"),
-    "pp_prop": jt.PPProp(),
-    "eprop": jt.EProp(kappa=0.5),
-    "uoro": jt.UORO(),
-    "dni": jt.DNI(fit_epochs=2),
-    "readout": jt.ReadoutOnly(),
+    "pp_prop": jt.strategies.PPProp(),
+    "eprop": jt.strategies.EProp(kappa=0.5),
+    "uoro": jt.strategies.UORO(),
+    "dni": jt.strategies.DNI(fit_epochs=2),
+    "readout": jt.strategies.ReadoutOnly(),
 }
 QUICK = ("bptt", "reverse")
 FULL = ("tbptt, carried", "trace", "updates", "pp_prop", "eprop", "uoro", "readout")
@@ -233,7 +233,7 @@ def trained(made, batch: jt.Phases) -> dict[str, np.ndarray]:
         first = made.first = [{name: np.array(leaf) for name, leaf in part.items()} for part in (params, rest)]
     made.load(*first, made.optimizer.settings())
     found = made.train([batch], 0).fetch()
-    assert (found[BAD][:1] == FINE).all()
+    assert (found[NONFINITE_INDEX][:1] == ALL_FINITE).all()
     params, rest = made.state()
     values = {name: np.array(leaf) for name, leaf in {**params, **rest}.items()}
     return {**values, "loss": found["loss"].num[:1], "weight": found["loss"].weight[:1]}
@@ -248,7 +248,7 @@ def trained(made, batch: jt.Phases) -> dict[str, np.ndarray]:
     ],
 )
 def test_what_weighs_nothing_may_be_anything(rule):
-    carried = getattr(RULES[rule], "carry", "reset") == "carry"
+    carried = getattr(RULES[rule], "stateful", False)
     made = program(RULES[rule], sequences(spoil=NAN, carried=carried))
     clean = trained(made, sequences())
     assert clean["loss"].any() and any((clean[name] != made.first[0][name]).any() for name in made.first[0])
@@ -345,7 +345,7 @@ def test_what_the_next_batch_hangs_on_is_kept_where_states_are_carried():
     x[0, 1, 1], y[0, 1:] = np.nan, np.nan
     batches = [jt.Phases(None, x[i], y[i], weights=weights[i], reset=reset[i]) for i in range(2)]
     module = Linear(lambda: optax.sgd(0.0))
-    result = jt.Fit(jt.TBPTT(window=2, carry="carry"), max_steps=2, log_every=1).run(module, batches)
+    result = jt.Fit(jt.TBPTT(window=2, stateful=True), max_steps=2, log_every=1).run(module, batches)
     assert result.metrics["train/loss"] == pytest.approx(total / 3, rel=1e-5)
 
 
@@ -386,7 +386,7 @@ def test_the_advice_about_data_that_is_not_finite_works():
         r"the first at \[1, 1, 0\]: mend the data, or give it weight 0 \(Phases.weights\); or lower the learning rate"
     )
     batches = [lines(), lines(1)]
-    with pytest.raises(jt.NonFiniteError, match=named):
+    with pytest.raises(jt.errors.NonFiniteError, match=named):
         jt.Fit("bptt", max_steps=2).run(Linear(), batches)
     for mended in ([lines(), lines()], [lines(), lines(1, masked=True)]):
         assert jt.Fit("bptt", max_steps=2).run(Linear(), mended).status == "finished"
@@ -405,7 +405,9 @@ def test_the_advice_about_a_rate_that_is_too_high_works():
         fit = jt.Fit("bptt", max_steps=200, **options)
         return fit.run(Linear(lambda: optax.sgd(rate)), batches)
 
-    with pytest.raises(jt.NonFiniteError, match=r"is not finite; lower the learning rate, clip gradients, or choose"):
+    with pytest.raises(
+        jt.errors.NonFiniteError, match=r"is not finite; lower the learning rate, clip gradients, or choose"
+    ):
         run(50.0)
     assert np.isfinite(run(0.05).metrics["train/loss"])
     assert np.isfinite(run(50.0, clip=1e-3).metrics["train/loss"])
@@ -428,7 +430,9 @@ def test_the_advice_about_a_metric_without_a_value_works():
     rng = np.random.default_rng(4)
     x, y = rng.normal(size=(3, 4, 2)).astype("f"), rng.normal(size=(3, 4, 3)).astype("f")
     fit = jt.Fit("bptt", max_steps=1)
-    with pytest.raises(jt.NonFiniteError, match=r"train/accuracy is not finite; return \(value, weight\), with w"):
+    with pytest.raises(
+        jt.errors.NonFiniteError, match=r"train/accuracy is not finite; return \(value, weight\), with w"
+    ):
         fit.run(Last(), [(x, y)], batch_first=False)
     h, right, known = 0.0, [], []
     for t in range(3):
@@ -441,8 +445,8 @@ def test_the_advice_about_a_metric_without_a_value_works():
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("carry", ["reset", "carry"])
-def test_the_advice_about_padding_that_is_not_finite_works(carry):
+@pytest.mark.parametrize("stateful", [False, True])
+def test_the_advice_about_padding_that_is_not_finite_works(stateful):
     """A value of weight 0 from which a weighted time step is reached."""
 
     def batch(value, at, reset=False):
@@ -452,12 +456,12 @@ def test_the_advice_about_padding_that_is_not_finite_works(carry):
         return replace(phases, inputs=x, weights=weights, reset=resets)
 
     at, why = {
-        "reset": (1, "a weighted time step of its sequence follows: replace these values"),
-        "carry": (2, "with carry='carry' hidden states go on from it: replace these values, or let Phases.reset begin"),
-    }[carry]
+        False: (1, "a weighted time step of its sequence follows: replace these values"),
+        True: (2, "with stateful=True hidden states go on from it: replace these values, or let Phases.reset begin"),
+    }[stateful]
     advice = rf"values that are not finite, the first at \[{at}, 1, 0\]: it has weight 0, but {why}"
-    fit = jt.Fit(jt.TBPTT(window=2, carry=carry), max_steps=2)
-    with pytest.raises(jt.NonFiniteError, match=advice):
+    fit = jt.Fit(jt.TBPTT(window=2, stateful=stateful), max_steps=2)
+    with pytest.raises(jt.errors.NonFiniteError, match=advice):
         fit.run(Linear(), [batch(np.nan, at)] * 2)
     assert fit.run(Linear(), [batch(0.0, at)] * 2).status == "finished"
     assert fit.run(Linear(), [batch(np.nan, 1, reset=True)] * 2).status == "finished"

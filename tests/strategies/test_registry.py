@@ -41,7 +41,7 @@ def test_every_name_makes_a_strategy():
 
 
 def test_an_alias_is_the_same_strategy():
-    assert registry.make_strategy("es_drtrl", decay=0.5) == jt.PPProp(decay=0.5)
+    assert registry.make_strategy("es_drtrl", decay=0.5) == jt.strategies.PPProp(decay=0.5)
     assert registry.lookup("es_drtrl") is registry.lookup("pp_prop")
     assert jt.Fit("es_drtrl", max_steps=1).strategy == jt.Fit("pp_prop", max_steps=1).strategy
 
@@ -70,9 +70,9 @@ def sign_bptt():
         batching: Batching = "auto"
 
         def bind(self, objective, example):
-            x, lanes = input_of(objective, example), example.sizes[2]
+            x, batch_size = input_of(objective, example), example.sizes[2]
             learner = Learner(
-                objective, Network(objective.model, choose_batching(self.batching, objective.model, x, lanes))
+                objective, Network(objective.model, choose_batching(self.batching, objective.model, x, batch_size))
             )
             learner.scale = self.scale
             return learner

@@ -258,14 +258,14 @@ def test_noise_and_running_statistics(lab, strategy):
 
 def updates(lab, strategy, batches, cell="gru"):
     """Every gradient and weight handed to ``update``, the parameters moved a little each time."""
-    from jaxtrain.core.state import Functional, lasting, set_key, strengthen
+    from jaxtrain.core.state import Functional, drop_weak_types, long_term_states, set_key
 
     module = lab.task(cell)
-    strengthen(parameters(module.model).values())
+    drop_weak_types(parameters(module.model).values())
     learner = strategy.bind(Objective(module, lambda x: x), batches[0])
     lasts = {f"learner/{name}": state for name, state in learner.states().items()}
-    named = {**parameters(module.model), **lasting(module.model), **lasts}
-    strengthen([*lasts.values(), *learner.scratch()])
+    named = {**parameters(module.model), **long_term_states(module.model), **lasts}
+    drop_weak_types([*lasts.values(), *learner.short_term_states()])
 
     def step(phases):
         set_key(lab.KEY)
@@ -279,7 +279,7 @@ def updates(lab, strategy, batches, cell="gru"):
         learner.learn(phases, update)
 
     values = {name: state.value for name, state in named.items()}
-    call = jax.jit(Functional(step, named, learner.scratch(), batches[0]))
+    call = jax.jit(Functional(step, named, learner.short_term_states(), batches[0]))
     for phases in batches:
         values, _ = call(values, phases)
     return {name: values[name] for name in parameters(module.model)}
@@ -295,16 +295,16 @@ def test_updates_within_carried_streams(lab, cell, every):
         lab.sequences(seed, warm=0, reset=jnp.asarray(rng.random((lab.LEARN, lab.B)) < 0.2)) for seed in range(3)
     ]
     made = [
-        updates(lab, DRTRL(engine=engine, update_every=every, carry="carry"), batches, cell)
+        updates(lab, DRTRL(engine=engine, update_every=every, stateful=True), batches, cell)
         for engine in ("reverse", "trace")
     ]
     lab.same(*made, 1e-4)
 
 
 def test_carried_states_have_names(lab):
-    learner = DRTRL(engine="reverse", carry="carry").bind(Objective(lab.task(), lambda x: x), lab.sequences())
+    learner = DRTRL(engine="reverse", stateful=True).bind(Objective(lab.task(), lambda x: x), lab.sequences())
     assert set(learner.states()) == {"hidden.rnn.h", "influence0", "influence1"}
-    assert not learner.scratch()
+    assert not learner.short_term_states()
 
 
 # ------------------------------------------------------------------------------ memory, truth, training

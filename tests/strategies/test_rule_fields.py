@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxtrain import BPTT, DNI, DRTRL, TBPTT, UORO, EProp, ETrace, PPProp, ReadoutOnly, SnAp, ThreeFactor
+from jaxtrain import BPTT, DRTRL, TBPTT
 from jaxtrain.cli.recipe import guarded
-from jaxtrain.strategies import register, registry
+from jaxtrain.strategies import DNI, UORO, EProp, ETrace, PPProp, ReadoutOnly, SnAp, ThreeFactor, register, registry
 from jaxtrain.utils.fields import options
 
 pytestmark = pytest.mark.full
@@ -48,7 +48,7 @@ def test_fields_of_a_wrong_type_are_refused():
         (lambda: TBPTT(window=None), r"^TBPTT\(window=None\): expected int$"),
         (lambda: SnAp(n=2.0), r"^SnAp\(n=2.0\): expected int$"),
         (lambda: DRTRL(update_every="step"), r"^DRTRL\(update_every='step'\): expected 'sequence' or int$"),
-        (lambda: ReadoutOnly(carry=True), r"^ReadoutOnly\(carry=True\): expected 'reset' or 'carry'$"),
+        (lambda: ReadoutOnly(stateful=1.5), r"^ReadoutOnly\(stateful=1.5\): expected True or False$"),
         (lambda: UORO(batching="lanes"), r"^UORO\(batching='lanes'\): expected 'auto' or 'batched' or 'vmap'$"),
         (lambda: ThreeFactor(modulator=3), r"^ThreeFactor\(modulator=3\): expected text$"),
         (lambda: DNI(fit_lr="fast"), r"^DNI\(fit_lr='fast'\): expected float$"),
@@ -75,7 +75,7 @@ def test_a_field_of_a_type_of_ones_own_is_not_judged():
         Own(size="a")  # type: ignore[arg-type]
 
 
-FOREIGN = """
+LIGHTNING_METHODS = """
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -111,7 +111,7 @@ class Unset(BPTT):
 
 
 def test_a_class_of_somebody_else_is_judged_as_far_as_its_annotations_go(tmp_path, monkeypatch):
-    (tmp_path / "foreign_rule.py").write_text(FOREIGN)
+    (tmp_path / "foreign_rule.py").write_text(LIGHTNING_METHODS)
     monkeypatch.syspath_prepend(tmp_path)
     foreign: Any = importlib.import_module("foreign_rule")
     made = foreign.Foreign(scale=abs)

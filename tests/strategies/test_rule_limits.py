@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtrain import (
-    BPTT,
+from jaxtrain import BPTT, DRTRL
+from jaxtrain.core.module import Objective
+from jaxtrain.core.state import parameters
+from jaxtrain.strategies import (
     DNI,
-    DRTRL,
     UORO,
     EProp,
     ETrace,
@@ -23,8 +24,6 @@ from jaxtrain import (
     SnAp,
     ThreeFactor,
 )
-from jaxtrain.core.module import Objective
-from jaxtrain.core.state import parameters
 from jaxtrain.strategies import rule as rules_of
 from tests.strategies.test_rules import CASES, LEAK, at_work, compiled, rewarded, three_sequences
 

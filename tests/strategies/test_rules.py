@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtrain import (
+from jaxtrain import DRTRL
+from jaxtrain.core.module import Phases
+from jaxtrain.core.state import name_of
+from jaxtrain.strategies import (
     DNI,
-    DRTRL,
     UORO,
     EProp,
     ETrace,
@@ -26,8 +28,6 @@ from jaxtrain import (
     Strategy,
     ThreeFactor,
 )
-from jaxtrain.core.module import Phases
-from jaxtrain.core.state import name_of
 
 MULTI, SINGLE = {"vjp_method": "multi-step"}, {"vjp_method": "single-step"}
 LEAK = {"temporal_recursion": "scalar_leak", "decay": 0.8}

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxtrain.strategies.rule as rules_of
-from jaxtrain import BPTT, DRTRL, PPProp, SnAp
+from jaxtrain import BPTT, DRTRL
 from jaxtrain.core.module import Objective, Phases
 from jaxtrain.core.state import create_hidden, parameters
+from jaxtrain.strategies import PPProp, SnAp
 from jaxtrain.strategies.axes import batch_axes
 from jaxtrain.strategies.network import Network
 from jaxtrain.strategies.reverse.learner import ReverseLearner
@@ -48,7 +49,7 @@ def agree(lab, fields, make, given) -> list[str]:
         lab, DRTRL(engine="trace", **{k: v for k, v in fields.items() if k != "segment"}), make(), given
     )
     lab.same(got, wanted)
-    if fields.get("carry") != "carry":
+    if not fields.get("stateful"):
         known = [*known, *sums(lab, BPTT(batching=fields.get("batching", "auto")), make(), given)[1]]
         metrics = 2 * metrics
     for ours, theirs in zip(metrics, known, strict=True):
@@ -58,7 +59,7 @@ def agree(lab, fields, make, given) -> list[str]:
 
 FIELDS = [
     {}, {"window": 3}, {"vjp": "single-step"}, {"segment": 3}, {"segment": 3, "vjp": "single-step"},
-    {"carry": "carry"}, {"update_every": 2}, {"carry": "carry", "update_every": 1}, {"carry": "carry", "window": 2},
+    {"stateful": True}, {"update_every": 2}, {"stateful": True, "update_every": 1}, {"stateful": True, "window": 2},
 ]  # fmt: skip
 DRAWS = dict(
     kinds=st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=3, unique=True).map(tuple),
@@ -72,24 +73,24 @@ def draw(lab, fields, kinds, elementwise, hidden, resets, time=7):
     hidden = hidden and not {"Copy", "Mask", "RandomMask", "Shared", "Buffer", "Environment"} & set(kinds)
     if "Flag" in kinds and fields.get("vjp") == "single-step":
         hidden = False  # a bool: refused, see below
-    carried = fields.get("carry") == "carry"
+    carried = fields.get("stateful", False)
     make = lambda: task(lab, kinds, elementwise=elementwise, hidden=hidden)  # noqa: E731
     agree(lab, fields, make, batches(lab, 2, time, resets, carried))
 
 
-@pytest.mark.parametrize("fields", [{"carry": "carry"}, *longer({"segment": 3}, {"update_every": 2}, {})], ids=str)
+@pytest.mark.parametrize("fields", [{"stateful": True}, *longer({"segment": 3}, {"update_every": 2}, {})], ids=str)
 def test_a_mask_a_counter_and_what_is_shared(lab, fields):
     """An element-wise weight beside states that differ from sequence to sequence; some begin anew on the way."""
-    carried = "carry" in fields
+    carried = "stateful" in fields
     make = lambda: task(lab, ("Mask", "Counter", "Shared"))  # noqa: E731
     assert agree(lab, fields, make, batches(lab, 1, 7, resets=True, carried=carried)) == []
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("fields", [{"carry": "carry"}, *longer({"segment": 3}, {})], ids=str)
+@pytest.mark.parametrize("fields", [{"stateful": True}, *longer({"segment": 3}, {})], ids=str)
 def test_what_begins_at_random_begins_alike(lab, fields):
     make = lambda: task(lab, ("RandomMask",), elementwise=False)  # noqa: E731
-    agree(lab, fields, make, batches(lab, 2, 7, resets=True, carried="carry" in fields))
+    agree(lab, fields, make, batches(lab, 2, 7, resets=True, carried="stateful" in fields))
 
 
 @pytest.mark.full
@@ -118,7 +119,7 @@ def test_long_sequences(lab, time, kinds, elementwise, hidden, resets):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("fields", [{"segment": 3}, *longer({"carry": "carry"})], ids=str)
+@pytest.mark.parametrize("fields", [{"segment": 3}, *longer({"stateful": True})], ids=str)
 def test_mapped_models(lab, fields):
     """States that begin alike in all sequences, a shared one, and one that is no array, under batching='vmap'."""
 
@@ -135,7 +136,7 @@ def test_mapped_models(lab, fields):
         made.model.__class__, made.model.shared = Alone, SHORT(Shared.begin(1))
         return made
 
-    agree(lab, {**fields, "batching": "vmap"}, make, batches(lab, 2, 7, resets=True, carried="carry" in fields))
+    agree(lab, {**fields, "batching": "vmap"}, make, batches(lab, 2, 7, resets=True, carried="stateful" in fields))
 
 
 # ---------------------------------------------------------------------------------------- sequences that are not alone
@@ -232,7 +233,7 @@ def test_a_reset_reaches_the_batch_axis_and_leaves_shared_states_alone(lab):
     network = Network(model, "batched")
     for state in network.hidden.values():
         state.value = jax.tree.map(lambda leaf: leaf + 5, state.value)
-    network.reset_lanes(jnp.asarray([False, True, False]))
+    network.reset_sequences(jnp.asarray([False, True, False]))
     buffer = np.asarray(network.hidden["buffer"].value)
     assert (buffer[:, 1] == 1).all() and (buffer[:, [0, 2]] == 6).all()
     np.testing.assert_allclose(network.hidden["shared"].value, np.asarray([5.9, 5.4, 5.6]), rtol=1e-6)
@@ -245,7 +246,7 @@ def test_a_shape_without_a_batch_axis_cannot_be_reset(lab):
     with pytest.raises(
         ValueError, match=r"^the hidden state 'pairs' of Square has shape \(3, 3\) for 3 sequences; let"
     ):
-        Network(model, "batched").reset_lanes(jnp.zeros(lab.B, bool))
+        Network(model, "batched").reset_sequences(jnp.zeros(lab.B, bool))
 
 
 @pytest.mark.full

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 import jaxtrain as jt
-from jaxtrain import DRTRL, PPProp, ReadoutOnly
+from jaxtrain import DRTRL
+from jaxtrain.strategies import PPProp, ReadoutOnly
 from tests.small import leaves, result_of, rows, same
 
 pytestmark = pytest.mark.full
 
-SYMBOLS, DELAY, VOCABULARY, LANES, PIECE = 5, 40, 8, 8, 20
+SYMBOLS, DELAY, VOCABULARY, SEEDS, PIECE = 5, 40, 8, 8, 20
 EPISODE = 2 * SYMBOLS + DELAY
 STEPS = 20_000 // PIECE
 
@@ -28,7 +29,7 @@ class Recall:
 
     def __init__(self, offset: bool = False, seed: int = 0):
         self.seed = seed
-        self.offsets = np.random.default_rng((seed, 1)).integers(0, EPISODE, LANES) if offset else np.zeros(LANES, int)
+        self.offsets = np.random.default_rng((seed, 1)).integers(0, EPISODE, SEEDS) if offset else np.zeros(SEEDS, int)
         self.resets = offset
 
     def episode(self, lane: int, number: int):
@@ -38,8 +39,8 @@ class Recall:
         return inputs, targets
 
     def batch(self, step: int):
-        x, y = np.zeros((PIECE, LANES), np.int32), np.zeros((PIECE, LANES), np.int32)
-        w, reset = np.zeros((PIECE, LANES), np.float32), np.zeros((PIECE, LANES), bool)
+        x, y = np.zeros((PIECE, SEEDS), np.int32), np.zeros((PIECE, SEEDS), np.int32)
+        w, reset = np.zeros((PIECE, SEEDS), np.float32), np.zeros((PIECE, SEEDS), bool)
         for lane, offset in enumerate(self.offsets):
             episodes: dict[int, tuple] = {}
             for t in range(PIECE):
@@ -82,13 +83,13 @@ class Learner(jt.Module):
 
 def train(strategy, steps=STEPS, path=None, resume="never", log_every=50, more=(), data=None, seed=0):
     module = Learner()
-    kept = [] if path is None else [jt.Checkpoint(every=200, best=None, last=9), jt.JSONL()]
+    kept = [] if path is None else [jt.Checkpoint(every=200, best=None, last=9), jt.loggers.JSONL()]
     fit = jt.Fit(strategy, max_steps=steps, chunk=50, log_every=log_every, callbacks=[*kept, *more], run_dir=path,
                  seed=seed)  # fmt: skip
     return fit.run(module, jt.DataModule(data or Recall()), resume=resume), module
 
 
-ONLINE = DRTRL(update_every=1, carry="carry")
+ONLINE = DRTRL(update_every=1, stateful=True)
 
 
 def test_the_stream_is_what_it_says():
@@ -129,7 +130,7 @@ def test_an_lru_learns_from_unaligned_lanes():
 def test_controls_do_not():
     """The same network whose recurrence stays random comes to 95 %; one whose states begin anew with every batch, as
     long as half a delay, to chance."""
-    random = recall_of(ReadoutOnly(update_every=1, carry="carry"))
+    random = recall_of(ReadoutOnly(update_every=1, stateful=True))
     assert 0.5 < max(random) < 0.98, random
     reset = recall_of(DRTRL(update_every=1))
     assert max(reset) < 0.2, reset
@@ -160,7 +161,7 @@ class Memory(jt.Callback):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("strategy", [ONLINE, PPProp(update_every=1, carry="carry")], ids=["drtrl", "pp_prop"])
+@pytest.mark.parametrize("strategy", [ONLINE, PPProp(update_every=1, stateful=True)], ids=["drtrl", "pp_prop"])
 def test_memory_is_flat(strategy):
     """Forty thousand time steps in chunks: the same arrays after each, and no growth of the process."""
     memory = Memory()

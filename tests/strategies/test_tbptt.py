@@ -107,6 +107,6 @@ def test_a_window_over_the_whole_sequence_is_called_bptt(lab):
         return TBPTT(window=window, **kwargs).bind(Objective(lab.task(), lambda x: x), lab.sequences()).notes
 
     assert notes(9) == ["tbptt: a window is the whole sequence of 9 time steps, as in bptt"]
-    assert notes(8) == notes(8, carry="carry") == []
-    (carried,) = notes(9, carry="carry")
+    assert notes(8) == notes(8, stateful=True) == []
+    (carried,) = notes(9, stateful=True)
     assert carried.endswith("as in bptt; nothing goes back from one sequence to the one before")

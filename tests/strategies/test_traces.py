@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtrain import (
-    BPTT,
+from jaxtrain import BPTT, DRTRL, TBPTT
+from jaxtrain.core.metrics import Mean
+from jaxtrain.core.module import Objective, Phases
+from jaxtrain.strategies import (
     DNI,
-    DRTRL,
-    TBPTT,
     UORO,
     EProp,
     ETrace,
@@ -23,9 +23,7 @@ from jaxtrain import (
     SnAp,
     ThreeFactor,
 )
-from jaxtrain.core.metrics import Mean
-from jaxtrain.core.module import Objective, Phases
-from jaxtrain.strategies.cadence import Cadence
+from jaxtrain.strategies.update_schedule import UpdateSchedule
 from tests.kit.tiers import longer
 from tests.strategies.test_rules import LEAK, OTTT, rewarded
 
@@ -83,7 +81,7 @@ def test_a_lane_that_is_reset_is_the_lane_alone_from_fresh(lab, name):
 @pytest.mark.parametrize("strategy", [PPProp(), DNI(fit_epochs=1)], ids=["pp_prop", "dni"])
 def test_a_reset_clears_every_trace_of_a_lane_and_of_no_other(lab, strategy):
     learner = strategy.bind(Objective(lab.task(), lambda x: x), lab.sequences())
-    for trace in learner._lane_traces():
+    for trace in learner._sequence_traces():
         trace.value = jax.tree.map(jnp.ones_like, trace.value)
     learner._clear(jnp.arange(lab.B) == LANE)
     traces = [leaf for trace in learner._traces().values() for leaf in jax.tree.leaves(trace.value)]
@@ -250,7 +248,7 @@ def test_weights_of_a_piece_are_summed_in_float32():
     ones = jnp.ones((6, 301), jnp.bfloat16)
     phases = Phases(None, jnp.zeros((6, 301, 1)), weights=ones)
     update = lambda grads, weight, metrics: {"weight": Mean(weight, jnp.float32(1))}  # noqa: E731
-    for cadence, pieces in ((Cadence(3), 2), (Cadence(), 1)):
+    for cadence, pieces in ((UpdateSchedule(3), 2), (UpdateSchedule(), 1)):
         found = cadence.drive(phases, lambda sequences: ({}, {}), update)["weight"]
         assert float(found.num) == 6 * 301 and float(found.weight) == pieces
 
@@ -258,7 +256,7 @@ def test_weights_of_a_piece_are_summed_in_float32():
 def test_a_carried_stream_of_uoro_begins_with_the_steps_own_random_numbers(lab):
     """As a sequence that is not carried on does, and not with a number of braintrace's whatever the seed."""
     phases = lab.sequences(warm=0)
-    carried = lab.Drive(UORO(carry="carry"), lab.task(), phases)
+    carried = lab.Drive(UORO(stateful=True), lab.task(), phases)
     first = carried.grads(phases)
     lab.same(first, lab.learn(UORO(), lab.task(), phases))
     assert lab.cosine(carried.grads(phases), first) < 0.9999, "and goes on with others"

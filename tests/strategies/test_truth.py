@@ -11,8 +11,9 @@ import optax
 import pytest
 
 import jaxtrain as jt
-from jaxtrain import BPTT, DRTRL, TBPTT, EProp, OSTLFeedforward, ReadoutOnly, SnAp
+from jaxtrain import BPTT, DRTRL, TBPTT
 from jaxtrain.core.state import parameters
+from jaxtrain.strategies import EProp, OSTLFeedforward, ReadoutOnly, SnAp
 from tests.kit.tiers import longer
 from tests.small import leaves
 

@@ -151,7 +151,7 @@ def with_controls(rules: str) -> list[Rule]:
     """The rules asked for, and those that always belong to a comparison."""
     asked = parse_rules(rules)
     if len({rule.spelled for rule in asked}) < len(asked):
-        raise ConfigError(f"--rules {rules}: a rule comes twice")
+        raise ConfigError(f"--strategies {rules}: a rule comes twice")
     named = {rule.name for rule in asked}
     return [*asked, *(parse_rules(name)[0] for name in ALWAYS if name not in named)]
 

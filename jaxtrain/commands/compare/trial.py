@@ -94,7 +94,7 @@ class Watch(Callback):
         if self.monitor.tag.startswith("val/"):  # now, and not with the row: a run is to end here
             self._note(run, run.step, {self.monitor.tag: self.monitor.read(metrics, "compare")})
 
-    def on_row(self, run: Run, row: dict[str, Any]) -> None:
+    def on_log(self, run: Run, row: dict[str, Any]) -> None:
         if not self.monitor.tag.startswith("val/"):
             self._note(run, row["step"], row)
 

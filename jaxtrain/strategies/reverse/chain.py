@@ -31,18 +31,20 @@ class Chain:
         self.lead = warm_steps if learner._memory and sequences is not None else 0
         time = 0 if sequences is None else jax.tree.leaves(sequences)[0].shape[0]
         self._ends = any(start >= through for start in range(0, time, learner.window))  # where the last window begins
-        lanes = (cut.lanes,) if cut.mapped else ()
-        nudges = {
-            i: jnp.zeros((self.steps, *lanes, *cut.relations[i].y_var.aval.shape), cut.relations[i].y_var.aval.dtype)
-            for i in learner._nudged
+        batch_size = (cut.batch_size,) if cut.mapped else ()
+        perturbations = {
+            i: jnp.zeros(
+                (self.steps, *batch_size, *cut.relations[i].y_var.aval.shape), cut.relations[i].y_var.aval.dtype
+            )
+            for i in learner._perturbed
         }
         live = {i: weights[i] for i in learner._live}
         starts = {name: state.value for name, state in learner._starts.items()}
         kept = [*learner._traced.values(), *learner._others]
 
-        def run(warm, ahead, nudges, live, starts):
-            def forward(u, nudge, seen):
-                out, found = cut.step(u, live, nudge)
+        def run(warm, ahead, perturbations, live, starts):
+            def forward(u, perturbation, seen):
+                out, found = cut.step(u, live, perturbation)
                 seen.append(found)
                 return out
 
@@ -56,10 +58,10 @@ class Chain:
             def news() -> list[Any]:
                 return [state.value for state in learner._traced.values()] if learner.single else []
 
-            def warm_step(x, mask, nudge):
+            def warm_step(x, mask, perturbation):
                 entry = begin(mask)
                 seen: list[Any] = []
-                learner.objective.warmup(lambda u: forward(u, nudge, seen), x)
+                learner.objective.warmup(lambda u: forward(u, perturbation, seen), x)
                 if len(seen) != 1:
                     raise ValueError(
                         f"warmup_step called forward {len(seen)} times; DRTRL(engine='reverse') needs one call a time "
@@ -67,14 +69,14 @@ class Chain:
                     )
                 return (seen[0], entry, news()) if self.lead else (seen[0], [], [])
 
-            def scored_step(x, y, w, extras, mask, nudge):
+            def scored_step(x, y, w, extras, mask, perturbation):
                 entry = begin(mask)
                 seen: list[Any] = []
-                learner.objective.learn(lambda u: forward(u, nudge, seen), x, y, w, extras)
+                learner.objective.learn(lambda u: forward(u, perturbation, seen), x, y, w, extras)
                 return seen[0], entry, news()
 
-            head = jax.tree.map(lambda leaf: leaf[:warm_steps], nudges)
-            tail = jax.tree.map(lambda leaf: leaf[warm_steps:], nudges)
+            head = jax.tree.map(lambda leaf: leaf[:warm_steps], perturbations)
+            tail = jax.tree.map(lambda leaf: leaf[warm_steps:], perturbations)
             found = []
             if warm_steps:
                 found.append(brainstate.transform.for_loop(warm_step, *warm, head))
@@ -89,17 +91,17 @@ class Chain:
         self._states: list[State] = []
         call: Any = None
         if self.steps:
-            self._states, call = pure(run, warm, ahead, nudges, live, starts)
+            self._states, call = pure(run, warm, ahead, perturbations, live, starts)
         values = [state.value for state in self._states]
         place = {id(state): i for i, state in enumerate(self._states)}
         missing = [name for name, state in learner._hidden.items() if id(state) not in place]
         assert not self.steps or not missing, missing
 
-        def pull_through(nudges, live, given, starts):
+        def pull_through(perturbations, live, given, starts):
             now = list(values)
             for name, state in learner._hidden.items():
                 now[place[id(state)]] = given[name]
-            new, (inputs, entries, news) = call(now, warm, ahead, nudges, live, starts)
+            new, (inputs, entries, news) = call(now, warm, ahead, perturbations, live, starts)
             end = lambda state: new[place[id(state)]] if id(state) in place else state.value  # noqa: E731
             if self._ends:
                 for parts, state in zip(entries, kept, strict=True):
@@ -114,7 +116,7 @@ class Chain:
         begin = {name: state.value for name, state in learner._hidden.items()}
         self._pull: Any = None
         if self.steps:
-            outs, self._pull, aux = jax.vjp(pull_through, nudges, live, begin, starts, has_aux=True)
+            outs, self._pull, aux = jax.vjp(pull_through, perturbations, live, begin, starts, has_aux=True)
             (self.hidden, self._after, self._end), (self.inputs, self.others, self._new) = outs, aux
         else:
             self._live = live

@@ -74,14 +74,18 @@ class Cut:
     of relations, so that their cotangents are those of ``y``. ``alone(u, nudges)`` is the single-step rule's step.
     """
 
-    def __init__(self, objective: Objective, network: Network, u: Any, trained: Iterable[str], *, lanes: bool = False,
-                 memory: bool = False):  # fmt: skip
-        """``lanes=True``: a batched model is compiled for one sequence and mapped, so that every relation has a batch
-        axis. ``memory=True``: finds the groups of hidden states that are readout memory. Raises Irreversible where the
-        model does not fit."""
-        self.network, self.mapped, self._as_batch = network, network.vmapped or lanes, lanes and not network.vmapped
-        self.lanes = jax.tree.leaves(u)[0].shape[0]
-        self._axes, self._through = network.axes(self.lanes) if self.mapped else {}, memory
+    def __init__(self, objective: Objective, network: Network, u: Any, trained: Iterable[str], *,
+                 per_sequence: bool = False, memory: bool = False):  # fmt: skip
+        """``per_sequence=True``: a batched model is compiled for one sequence and mapped, so that every relation
+        has a batch axis. ``memory=True``: finds the groups of hidden states that are readout memory. Raises
+        Irreversible where the model does not fit."""
+        self.network, self.mapped, self._as_batch = (
+            network,
+            network.vmapped or per_sequence,
+            per_sequence and not network.vmapped,
+        )
+        self.batch_size = jax.tree.leaves(u)[0].shape[0]
+        self._axes, self._through = network.axes(self.batch_size) if self.mapped else {}, memory
         graph, self._out_tree = self._compile(objective, u)
         self.report = braintrace.CompilationReport(graph)
         info: Any = graph.module_info
@@ -151,8 +155,8 @@ class Cut:
     def units_of(self, name: str) -> int | None:
         """How many units a hidden state ``(B, ...)`` has; None where its batch axis is not the first."""
         (leaf,) = jax.tree.leaves(self.network.hidden[name].value)
-        first = self._axes[name] == [0] if self.mapped else leaf.shape[:1] == (self.lanes,)
-        return leaf.size // self.lanes if first else None
+        first = self._axes[name] == [0] if self.mapped else leaf.shape[:1] == (self.batch_size,)
+        return leaf.size // self.batch_size if first else None
 
     def _number_variables(self) -> None:
         """The variables of each state's leaves, before and after the time step; which are a parameter's leaves,
@@ -217,56 +221,60 @@ class Cut:
     def _named_params(self):
         return [(var, self._params[id(var)]) for var in self.jaxpr.invars if id(var) in self._params]
 
-    def step(self, u: Any, weights: dict[int, list[Any]], nudges: dict[int, Any]) -> tuple[Any, dict[int, Any]]:
+    def step(self, u: Any, weights: dict[int, list[Any]], perturbations: dict[int, Any]) -> tuple[Any, dict[int, Any]]:
         """One time step: the model's States are written; gives its outputs ``(B, ...)`` and the inputs ``x`` of the
         nudged relations. ``weights``, ``nudges``: by number of the relation; weights left out are the model's own.
         """
 
-        def run(u, values, weights, nudges):
+        def run(u, values, weights, perturbations):
             env = self._env(u, values)
-            seen = self._evaluate(env, weights, nudges, cut=True)
+            seen = self._evaluate(env, weights, perturbations, cut=True)
             return *self._results(env), seen
 
-        return self._over_lanes(run, u, weights, nudges, through=False)
+        return self._map_sequences(run, u, weights, perturbations, through=False)
 
-    def alone(self, u: Any, nudges: dict[str, Any]) -> Any:
+    def alone(self, u: Any, perturbations: dict[str, Any]) -> Any:
         """One time step whose output depends on the parameters only where they do not act through the new hidden
         states of traced groups, and on ``nudges``, which are added to these: braintrace's single-step rule. Readout
         memory goes on from its own past."""
 
-        def run(u, values, _, nudges):
+        def run(u, values, _, perturbations):
             if self._as_batch:
-                nudges = {name: along(jnp.expand_dims, value, self._axes[name]) for name, value in nudges.items()}
+                perturbations = {
+                    name: along(jnp.expand_dims, value, self._axes[name]) for name, value in perturbations.items()
+                }
             frozen = self._env(jax.lax.stop_gradient(u), [jax.lax.stop_gradient(value) for value in values])
-            self._evaluate(frozen, {}, {}, cut=False, hidden=nudges)
+            self._evaluate(frozen, {}, {}, cut=False, hidden=perturbations)
             env = self._env(u, values)
             self._evaluate(env, {}, {}, cut=False, given=frozen)
             return *self._results(env), None
 
         axes = {
-            name: jax.tree.structure(nudge).unflatten(self._axes[name]) for name, nudge in nudges.items() if self.mapped
+            name: jax.tree.structure(perturbation).unflatten(self._axes[name])
+            for name, perturbation in perturbations.items()
+            if self.mapped
         }
-        return self._over_lanes(run, u, {}, nudges, nudge_axes=axes, through=self._through)[0]
+        return self._map_sequences(run, u, {}, perturbations, perturbation_axes=axes, through=self._through)[0]
 
-    def _over_lanes(
-        self, run: Any, u: Any, weights: Any, nudges: Any, *, through: bool, nudge_axes: Any = 0
+    def _map_sequences(
+        self, run: Any, u: Any, weights: Any, perturbations: Any, *, through: bool, perturbation_axes: Any = 0
     ) -> tuple[Any, Any]:
         """``run`` for the whole batch, or for each sequence with what is its own; the new values go to the States."""
         leaves, tree = jax.tree.flatten([state.value for state in self.states])
         if not self.mapped:
-            out, new, seen = run(u, tree.unflatten(leaves), weights, nudges)
+            out, new, seen = run(u, tree.unflatten(leaves), weights, perturbations)
         else:
             axes = [axis for own in self._state_axes for axis in own]
             keep = lambda leaf, axis: leaf  # noqa: E731
             add, drop = (jnp.expand_dims, jnp.squeeze) if self._as_batch else (keep, keep)
 
-            def one(u, leaves, weights, nudges):
+            def one(u, leaves, weights, perturbations):
                 u = jax.tree.map(lambda leaf: add(leaf, 0), u)
-                out, new, seen = run(u, tree.unflatten(along(add, leaves, axes)), weights, nudges)
+                out, new, seen = run(u, tree.unflatten(along(add, leaves, axes)), weights, perturbations)
                 return jax.tree.map(lambda leaf: drop(leaf, 0), out), along(drop, jax.tree.leaves(new), axes), seen
 
-            call: Any = jax.vmap(one, in_axes=(0, axes, None, nudge_axes), out_axes=(0, axes, 0))
-            out, new, seen = call(u, leaves, weights, nudges)
+            call: Any = jax.vmap(one, in_axes=(0, axes, None, perturbation_axes), out_axes=(0, axes, 0))
+            out, new, seen = call(u, leaves, weights, perturbations)
             new = tree.unflatten(new)
         for name, state, value in zip(self.names, self.states, new, strict=True):
             if not isinstance(state, brainstate.ParamState):
@@ -301,7 +309,7 @@ class Cut:
         env = {id(var): value for var, value in zip(self.jaxpr.invars, given, strict=True)}
         return env | {id(var): const for var, const in zip(self.jaxpr.constvars, self.consts, strict=True)}
 
-    def _evaluate(self, env, weights, nudges, *, cut: bool, hidden=None, given=None) -> dict[int, Any]:
+    def _evaluate(self, env, weights, perturbations, *, cut: bool, hidden=None, given=None) -> dict[int, Any]:
         """Fills ``env``; gives the inputs of nudged relations.
 
         ``hidden``: what to add to new hidden states. ``given``: an environment whose new hidden states are taken.
@@ -314,7 +322,7 @@ class Cut:
             if number is not None:
                 relation = self.relations[number]
                 if relation.x_place is not None:
-                    if number in nudges:
+                    if number in perturbations:
                         seen[number] = operands[relation.x_place]
                     if cut:
                         operands[relation.x_place] = jax.lax.stop_gradient(operands[relation.x_place])
@@ -322,8 +330,8 @@ class Cut:
                     for place, weight in zip(relation.places, weights[number], strict=True):
                         operands[place] = weight
             outs = bind(equation, operands)
-            if number is not None and number in nudges:
-                outs = [outs[0] + nudges[number]]
+            if number is not None and number in perturbations:
+                outs = [outs[0] + perturbations[number]]
             for var, out in zip(equation.outvars, outs, strict=True):
                 name = news.get(id(var))
                 if name is not None and hidden is not None and name in hidden:

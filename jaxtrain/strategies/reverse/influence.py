@@ -38,9 +38,9 @@ class Influence:
             return "it acts on several groups of hidden states"
         if relation.name not in (*DENSE, *EMBEDDING) and relation.x_place is not None:
             return f"no trace is kept for {relation.name}"
-        lanes = self.cut.mapped or relation.y_var.aval.shape[:1] == (self.cut.lanes,)
+        batch_size = self.cut.mapped or relation.y_var.aval.shape[:1] == (self.cut.batch_size,)
         units, names = self._units(relation), self.cut.groups[next(iter(relation.groups))]
-        if not lanes or len(units) != 1 or any(self.cut.units_of(name) != units[0] for name in names):
+        if not batch_size or len(units) != 1 or any(self.cut.units_of(name) != units[0] for name in names):
             return "it or the hidden state that it acts on has other axes than sequences and units"
         return ""
 
@@ -60,7 +60,7 @@ class Influence:
     def _shape(self, relation: Relation) -> tuple[int, ...]:
         rows = self._rows(relation)
         depth = len(self.cut.groups[next(iter(relation.groups))])
-        return (self.cut.lanes, depth, *(() if rows is None else (rows,)), *self._units(relation))
+        return (self.cut.batch_size, depth, *(() if rows is None else (rows,)), *self._units(relation))
 
     # ------------------------------------------------------------------------------------------------- forward
 
@@ -103,8 +103,8 @@ class Influence:
             return jnp.swapaxes(factor.sum(1), 0, 1)
         if relation.name in EMBEDDING:
             rows = x.reshape(time, batch)
-            lanes = jnp.broadcast_to(jnp.arange(batch), rows.shape)
-            return jnp.zeros(shape, factor.dtype).at[lanes, :, rows].add(jnp.moveaxis(factor, 0, 2))
+            batch_size = jnp.broadcast_to(jnp.arange(batch), rows.shape)
+            return jnp.zeros(shape, factor.dtype).at[batch_size, :, rows].add(jnp.moveaxis(factor, 0, 2))
         x = x.reshape(time, batch, -1)
         x = jnp.concatenate([x, jnp.ones((time, batch, 1), x.dtype)], -1)
         return jnp.einsum("tbi,stbo->bsio", x, factor)

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 
 from ...core.metrics import Metrics, sum_over_time
 from ...core.module import Objective, Phases, total_weight
-from ...core.state import add_to, differentiable, lasting, parameters, pure
-from ..base import Learner, Network, Row, Update, score, scored, split_reset, trained, zeros_like_parameters
-from ..cadence import SEQUENCE, Cadence, over_tiles
+from ...core.state import add_to, differentiable, long_term_states, parameters, pure
+from ..base import Learner, Network, ParameterReport, Update, score, scored, split_reset, trained, zeros_like_parameters
 from ..flow import Flow, initial_values
-from ..rows import WHOLE, Traces, describe
+from ..parameter_report import WHOLE, Traces, describe
 from ..specs.rule import ONE_STEP, Reach
+from ..update_schedule import SEQUENCE, UpdateSchedule, over_tiles
 from .chain import Chain
 from .detached_step import DENSE, EMBEDDING, Cut
 from .influence import Influence
@@ -37,7 +37,7 @@ class ReverseLearner(Learner):
     """
 
     def __init__(self, objective: Objective, network: Network, cut: Cut, *, window: int, single: bool,
-                 cadence: Cadence = SEQUENCE, segment: int | None = None, reach: Reach = ONE_STEP,
+                 cadence: UpdateSchedule = SEQUENCE, segment: int | None = None, reach: Reach = ONE_STEP,
                  memory: bool = False):  # fmt: skip
         """``segment``: time steps a piece; None takes the whole sequence as one. ``memory``: windows come one after
         another, and credit goes back from each to the one before through every state that is not of a traced group."""
@@ -45,7 +45,7 @@ class ReverseLearner(Learner):
         self.cut, self.window, self.single, self.reach = cut, window, single, reach
         self.cadence, self.carried, self.segment = cadence, cadence.carried, segment
         self._params = trained(objective)
-        made = frozenset().union(*initial_values(network, cut.lanes).values())
+        made = frozenset().union(*initial_values(network, cut.batch_size).values())
         self._starts = {name: state for name, state in self._params.items() if name in made}
         self.influence = None if segment is None else Influence(cut)
         self.own = {} if self.influence is None else self.influence.states
@@ -55,14 +55,16 @@ class ReverseLearner(Learner):
         products = (*DENSE, *EMBEDDING)
         self._direct = [i for i in chosen if cut.relations[i].direct]
         past = [i for i in chosen if i not in self._direct]
-        self._nudged = chosen if self.influence is not None else [i for i in past if cut.relations[i].name in products]
-        self._live = [i for i in past if i not in self._nudged]
+        self._perturbed = (
+            chosen if self.influence is not None else [i for i in past if cut.relations[i].name in products]
+        )
+        self._live = [i for i in past if i not in self._perturbed]
         self._hidden = {n: network.hidden[n] for names in cut.groups.values() for n in names}
         self._traced = {n: s for n, s in self._hidden.items() if n in cut.traced}
         rest = {n: s for n, s in network.hidden.items() if n not in self._traced}
         self._memory = rest if memory else {}
         others = [] if memory else rest.values()
-        self._others = [*others, *lasting(objective.model).values(), brainstate.random.DEFAULT]
+        self._others = [*others, *long_term_states(objective.model).values(), brainstate.random.DEFAULT]
         if memory:
             self.notes.append(self._say_memory())
 
@@ -150,7 +152,7 @@ class ReverseLearner(Learner):
         time = jax.tree.leaves(sequences)[0].shape[0]
         last = (time - 1) // self.window * self.window
         # Nothing needs the steps of the last window but what goes on, and the single-step rule's own step.
-        through = time if go_on or self.single or lasting(self.objective.model) else last
+        through = time if go_on or self.single or long_term_states(self.objective.model) else last
         chain = Chain(self, warm, sequences, through, weights)
         grads, (entries, news, memory), metrics = self._windows(chain, warm, sequences)
         deltas, live, entry, again = chain.back(entries, news)
@@ -158,7 +160,7 @@ class ReverseLearner(Learner):
         for more in (again, begin(entry)):
             grads |= {name: add_to(grads[name], grad) for name, grad in more.items()}
         found = [jax.tree.map(jnp.zeros_like, weight) for weight in weights]
-        for i in self._nudged:
+        for i in self._perturbed:
             if chain.steps and i not in self._direct:
                 found[i] = self._from_all_steps(i, chain.inputs.get(i), deltas[i], weights[i])
         for i in self._live:
@@ -205,22 +207,22 @@ class ReverseLearner(Learner):
         params = {name: state.value for name, state in self._params.items()}
         begin = {name: state.value for name, state in self._memory.items() if differentiable(state.value)}
         leaves = {name: jax.tree.leaves(state.value)[0] for name, state in self._traced.items() if self.single}
-        nudges = {name: jnp.zeros((lead + time, *leaf.shape), leaf.dtype) for name, leaf in leaves.items()}
+        perturbations = {name: jnp.zeros((lead + time, *leaf.shape), leaf.dtype) for name, leaf in leaves.items()}
 
-        def score_window(tile, nudge):
-            return score(self.objective, self._forward(nudge), tile, self._reset)
+        def score_window(tile, perturbation):
+            return score(self.objective, self._forward(perturbation), tile, self._reset)
 
-        def warm_step(tile, nudge):
+        def warm_step(tile, perturbation):
             self._reset(tile[1])
-            self.objective.warmup(self._forward(nudge), tile[0])
+            self.objective.warmup(self._forward(perturbation), tile[0])
 
-        def total(params, hidden, nudges, begin):
+        def total(params, hidden, perturbations, begin):
             memory = {name: state.value for name, state in self._memory.items()} | begin
 
             def part(run: Any, which: slice, tiles: Any) -> Any:
                 nonlocal memory
                 at = jax.tree.map(lambda leaf: leaf[which], (hidden, chain.others))
-                given = jax.tree.map(lambda leaf: leaf[which], nudges)
+                given = jax.tree.map(lambda leaf: leaf[which], perturbations)
                 call = self._call(run, params, tiles, given)
                 if not self._memory:
                     return jax.vmap(lambda *xs: call({}, *xs)[1])(*at, tiles, given)
@@ -239,24 +241,24 @@ class ReverseLearner(Learner):
             found = [(losses.sum(), sum_over_time(metrics)) for losses, metrics in parts]
             return jax.tree.map(lambda *leaves: sum(leaves), *found)
 
-        grads, metrics = jax.grad(total, argnums=(0, 1, 2, 3), has_aux=True)(params, chain.hidden, nudges, begin)
+        grads, metrics = jax.grad(total, argnums=(0, 1, 2, 3), has_aux=True)(params, chain.hidden, perturbations, begin)
         return grads[0], grads[1:], metrics
 
-    def _forward(self, nudge: Any) -> Any:
-        return (lambda u: self.cut.alone(u, nudge)) if self.single else self.network
+    def _forward(self, perturbation: Any) -> Any:
+        return (lambda u: self.cut.alone(u, perturbation)) if self.single else self.network
 
-    def _call(self, run: Any, params: Any, tiles: Any, nudges: Any) -> Any:
+    def _call(self, run: Any, params: Any, tiles: Any, perturbations: Any) -> Any:
         """``call(memory, hidden, others, tile, nudge) -> (memory, result)``: ``run`` from the States at its entry."""
         first = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)  # noqa: E731
-        states, pure_run = pure(run, first(tiles), first(nudges))
+        states, pure_run = pure(run, first(tiles), first(perturbations))
         place = {id(state): i for i, state in enumerate(states)}
 
-        def call(memory, hidden, others, tile, nudge):
+        def call(memory, hidden, others, tile, perturbation):
             given = {id(self._params[name]): value for name, value in params.items()}
             given |= {id(self._traced[name]): value for name, value in hidden.items()}
             given |= {id(state): value for state, value in zip(self._others, others, strict=True)}
             given |= {id(self._memory[name]): value for name, value in memory.items()}
-            new, result = pure_run([given.get(id(state), state.value) for state in states], tile, nudge)
+            new, result = pure_run([given.get(id(state), state.value) for state in states], tile, perturbation)
             after = {n: new[place[id(s)]] if id(s) in place else memory[n] for n, s in self._memory.items()}
             return after, result
 
@@ -271,7 +273,7 @@ class ReverseLearner(Learner):
 
     # -------------------------------------------------------------------------------------------------- report
 
-    def report(self, phases: Phases) -> list[Row]:
+    def report(self, phases: Phases) -> list[ParameterReport]:
         return describe(
             self._params, Flow.of(self, phases), self.traces(phases.reset is not None), window=self.window,
             single=self.single, reach=self.reach,
@@ -287,7 +289,7 @@ class ReverseLearner(Learner):
                 sizes[name] = sizes.get(name, 0) + (0 if kept is None else kept.value.nbytes)
         whole = WHOLE
         if self.carried or self.cadence.update_every != "sequence":
-            whole += " with carry='reset' and update_every='sequence'"
+            whole += " with stateful=False and update_every='sequence'"
         return Traces.of(
             self.cut.report, groups, self.cut.groups, sizes, memory=frozenset(self._memory),
             cut=f"ends where a segment begins. {whole} gives it all" if self.segment else "",

@@ -12,11 +12,10 @@ from ...utils.coerce import coerce, field_types, is_plain, spell
 if TYPE_CHECKING:
     from ...core.module import Objective, Phases
     from ..base import Learner
-    from ..cadence import Cadence
+    from ..update_schedule import UpdateSchedule
 
 Batching = Literal["auto", "batched", "vmap"]
 UpdateEvery = Literal["sequence"] | int
-Carry = Literal["reset", "carry"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Strategy(ABC):
 
 
 @dataclass(frozen=True)
-class Cadenced(Strategy):
+class WithUpdates(Strategy):
     """A strategy that chooses when to update the weights, and whether state continues across sequences."""
 
     update_every: UpdateEvery = "sequence"
@@ -66,10 +65,10 @@ class Cadenced(Strategy):
     With a number, the optimizer and its schedule advance within the sequence. Time steps that weigh nothing make no
     update.
     """
-    carry: Carry = "reset"
-    """start each sequence from fresh hidden states and traces (reset), or continue from the previous one (carry)
+    stateful: bool = False
+    """continue each sequence from the hidden states and traces of the previous one
 
-    ``Phases.reset`` clears single lanes.
+    Otherwise each sequence starts from fresh ones. ``Phases.reset`` clears those of single sequences of a batch.
     """
     batching: Batching = "auto"
     """batched: hidden states have a batch axis; vmap: the model is mapped over the sequences of a batch
@@ -85,10 +84,10 @@ class Cadenced(Strategy):
                 "steps, 1 or more"
             )
 
-    def cadence(self) -> Cadence:
-        from ..cadence import Cadence
+    def cadence(self) -> UpdateSchedule:
+        from ..update_schedule import UpdateSchedule
 
-        return Cadence(self.update_every, self.carry == "carry")
+        return UpdateSchedule(self.update_every, self.stateful)
 
     def _check_length(self, time: int) -> None:
         """Raises ValueError where a learning phase of ``time`` time steps has no whole update."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from .base import Batching, Cadenced, Strategy
+from .base import Batching, Strategy, WithUpdates
 
 if TYPE_CHECKING:
     from ...core.module import Objective, Phases
@@ -39,7 +39,7 @@ class BPTT(Strategy):
 
 
 @dataclass(frozen=True)
-class TBPTT(Cadenced):
+class TBPTT(WithUpdates):
     """Truncated backpropagation through time.
 
     Windows of ``window`` time steps tile the whole sequence, warm-up included. Hidden states cross the boundary of a
@@ -48,7 +48,7 @@ class TBPTT(Cadenced):
 
     Example::
 
-        fit = jaxtrain.Fit(strategy=jaxtrain.TBPTT(window=20, carry="carry"), max_steps=1000)
+        fit = jaxtrain.Fit(strategy=jaxtrain.TBPTT(window=20, stateful=True), max_steps=1000)
     """
 
     name: ClassVar[str] = "tbptt"
@@ -81,7 +81,7 @@ class TBPTT(Cadenced):
 
 
 @dataclass(frozen=True)
-class ReadoutOnly(Cadenced):
+class ReadoutOnly(WithUpdates):
     """Control: trains the readout and leaves the recurrence random.
 
     It trains the parameters that reach the output without passing through a hidden state; the others keep their initial

@@ -79,12 +79,12 @@ class PPProp(WindowedRule):
     Communications 17:1745, 2026). Memory is lanes x (inputs + outputs).
 
     The average of the output side begins at zero and is corrected for that by the time steps since the sequence's (with
-    ``carry="carry"``: the stream's) beginning, the same number for all lanes. So after ``Phases.reset`` has cleared a
+    ``stateful=True``: the stream's) beginning, the same number for all lanes. So after ``Phases.reset`` has cleared a
     lane, the gradient that its traces give is too small for about 1 / (1 - decay) time steps, in the same direction.
 
     Example::
 
-        fit = jaxtrain.Fit(strategy=jaxtrain.PPProp(decay=0.9), max_steps=1000)
+        fit = jaxtrain.Fit(strategy=jaxtrain.strategies.PPProp(decay=0.9), max_steps=1000)
     """
 
     name: ClassVar[str] = "pp_prop"

@@ -6,13 +6,13 @@ from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from .base import Cadenced, UpdateEvery
+from .base import UpdateEvery, WithUpdates
 
 if TYPE_CHECKING:
     from ...core.module import Objective, Phases
     from ..base import Learner
 
-Lanes = Literal["either", "batched", "vmap"]
+RequiredBatching = Literal["either", "batched", "vmap"]
 MULTI_STEP = "Use vjp='multi-step'"
 
 
@@ -43,24 +43,26 @@ ONE_STEP = Reach()
 
 
 @dataclass(frozen=True)
-class OnlineRule(Cadenced):
+class OnlineRule(WithUpdates):
     """An online rule of braintrace."""
 
-    lanes: ClassVar[Lanes] = "either"
+    required_batching: ClassVar[RequiredBatching] = "either"
     """Which batching the rule works in."""
-    why_lanes: ClassVar[str] = ""
+    why_batching: ClassVar[str] = ""
     narrow: ClassVar[bool] = False
     """Whether braintrace can run the rule on hidden states below 32 bits."""
 
     def __post_init__(self):
         super().__post_init__()
-        lanes, why = self.works_in()
-        if lanes != "either" and self.batching not in ("auto", lanes):
-            raise ValueError(f"{type(self).__name__}(batching={self.batching!r}): this rule needs {lanes!r}, {why}")
+        required_batching, why = self.works_in()
+        if required_batching != "either" and self.batching not in ("auto", required_batching):
+            raise ValueError(
+                f"{type(self).__name__}(batching={self.batching!r}): this rule needs {required_batching!r}, {why}"
+            )
 
-    def works_in(self) -> tuple[Lanes, str]:
+    def works_in(self) -> tuple[RequiredBatching, str]:
         """Which batching the rule works in with these fields, and why no other."""
-        return self.lanes, self.why_lanes
+        return self.required_batching, self.why_batching
 
     @abstractmethod
     def rule(self) -> tuple[Any, dict[str, Any]]:
@@ -89,7 +91,7 @@ class OnlineRule(Cadenced):
     def _check_times(self, example: Phases) -> None:
         warm, time, _ = example.sizes
         name, window = type(self).__name__, self.window_of()
-        if window >= time > 1 and not warm and self.carry == "reset":
+        if window >= time > 1 and not warm and not self.stateful:
             raise ValueError(
                 f"{name}(window={window}) spans the whole sequence, which is BPTT: use strategy='bptt', or a window "
                 f"below the {time} time steps"

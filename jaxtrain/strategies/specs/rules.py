@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from .rule import Lanes, OnlineRule, Reach, SteppedRule, WindowedRule
+from .rule import OnlineRule, Reach, RequiredBatching, SteppedRule, WindowedRule
 
 if TYPE_CHECKING:
     from ...core.module import Objective, Phases
     from ..base import Learner
 
-FILTERED: tuple[Lanes, str] = ("batched", "braintrace's trace filter (kappa) cannot be mapped over lanes")
+FILTERED: tuple[RequiredBatching, str] = ("batched", "braintrace's trace filter (kappa) cannot be mapped over lanes")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class EProp(SteppedRule):
             raise ValueError(f"EProp(kappa={self.kappa!r}): expected a number in [0, 1)")
         _check_feedback_seed(self, self.feedback == "random")
 
-    def works_in(self) -> tuple[Lanes, str]:
+    def works_in(self) -> tuple[RequiredBatching, str]:
         return FILTERED if self.kappa else super().works_in()
 
     def rule(self) -> tuple[Any, dict[str, Any]]:
@@ -59,8 +59,8 @@ class OSTLRecurrent(SteppedRule):
     """
 
     name: ClassVar[str] = "ostl_recurrent"
-    lanes: ClassVar[Lanes] = "vmap"
-    why_lanes: ClassVar[str] = "over a batch its Jacobian is (lanes x hidden) squared"
+    required_batching: ClassVar[RequiredBatching] = "vmap"
+    why_batching: ClassVar[str] = "over a batch its Jacobian is (lanes x hidden) squared"
     narrow: ClassVar[bool] = True
 
     def rule(self) -> tuple[Any, dict[str, Any]]:
@@ -89,8 +89,8 @@ class SnAp(SteppedRule):
     """
 
     name: ClassVar[str] = "snap"
-    lanes: ClassVar[Lanes] = "vmap"
-    why_lanes: ClassVar[str] = "over a batch braintrace counts lanes as units"
+    required_batching: ClassVar[RequiredBatching] = "vmap"
+    why_batching: ClassVar[str] = "over a batch braintrace counts lanes as units"
     n: int = 2
     """time steps within which a weight must reach a unit"""
 
@@ -111,13 +111,13 @@ class UORO(OnlineRule):
 
     It estimates RTRL within each hidden group, without bias for the weights that have a trace, but with high variance
     (Tallec and Ollivier, ICLR 2018); others have the credit of one time step. Its projections are drawn from the step's
-    random numbers, anew for every sequence, or (``carry="carry"``) once where the stream begins and then in a row. It
+    random numbers, anew for every sequence, or (``stateful=True``) once where the stream begins and then in a row. It
     takes batched states only.
     """
 
     name: ClassVar[str] = "uoro"
-    lanes: ClassVar[Lanes] = "batched"
-    why_lanes: ClassVar[str] = "braintrace cannot map its random projections over lanes"
+    required_batching: ClassVar[RequiredBatching] = "batched"
+    why_batching: ClassVar[str] = "braintrace cannot map its random projections over lanes"
     narrow: ClassVar[bool] = True
 
     def rule(self) -> tuple[Any, dict[str, Any]]:
@@ -141,8 +141,8 @@ class ThreeFactor(OnlineRule):
     """
 
     name: ClassVar[str] = "three_factor"
-    lanes: ClassVar[Lanes] = "batched"
-    why_lanes: ClassVar[str] = "braintrace cannot pass a modulator through a mapped model"
+    required_batching: ClassVar[RequiredBatching] = "batched"
+    why_batching: ClassVar[str] = "braintrace cannot pass a modulator through a mapped model"
     modulator: str = "reward"
     """name of the reward sequence in Phases.extras
 
@@ -211,7 +211,7 @@ class ETrace(WindowedRule):
 
     Example::
 
-        leaky = jaxtrain.ETrace(temporal_recursion="scalar_leak", decay=0.8)
+        leaky = jaxtrain.strategies.ETrace(temporal_recursion="scalar_leak", decay=0.8)
     """
 
     name: ClassVar[str] = "etrace"
@@ -244,7 +244,7 @@ class ETrace(WindowedRule):
         _check_feedback_seed(self, self.learning_signal == "random_feedback")
         self._config()
 
-    def works_in(self) -> tuple[Lanes, str]:
+    def works_in(self) -> tuple[RequiredBatching, str]:
         if self.recurrence_scope in ("coupled", "sparse_n"):
             return "vmap", f"over a batch braintrace counts lanes as units (recurrence_scope={self.recurrence_scope!r})"
         return FILTERED if self.trace_filter == "kappa" else super().works_in()

@@ -11,10 +11,11 @@ import optax
 import pytest
 
 import jaxtrain as jt
-from jaxtrain import BPTT, DRTRL, TBPTT, OSTLFeedforward, PPProp, ReadoutOnly
+from jaxtrain import BPTT, DRTRL, TBPTT
 from jaxtrain.core.module import Objective, Phases
 from jaxtrain.core.state import name_of, parameters
 from jaxtrain.engine.program import Program
+from jaxtrain.strategies import OSTLFeedforward, PPProp, ReadoutOnly
 from tests.kit.tiers import longer
 from tests.small import leaves, same
 
@@ -114,10 +115,10 @@ def test_tbptt_updates_are_one_window_after_another(lab):
     got, updates = trained(program_of(lab, TBPTT(window=2, update_every=2), phases), phases)
     first = Phases(phases.warmup, phases.inputs[:2], phases.targets[:2])
     rest = [Phases(None, phases.inputs[i : i + 2], phases.targets[i : i + 2]) for i in (2, 4)]
-    one = program_of(lab, TBPTT(window=2, carry="carry"), first)
+    one = program_of(lab, TBPTT(window=2, stateful=True), first)
     one.prepare()
     one.train([host(first)], 0)
-    two = program_of(lab, TBPTT(window=2, carry="carry"), rest[0])
+    two = program_of(lab, TBPTT(window=2, stateful=True), rest[0])
     two.prepare()
     two.values = {name: one.values[name] for name in two.values}
     for i, part in enumerate(rest):
@@ -165,8 +166,8 @@ def test_refusals(lab):
             ValueError, match=r"^PPProp\(update_every=.*\): expected 'sequence' or (a number of time steps, 1|int$)"
         ):
             PPProp(update_every=wrong)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^PPProp\(carry='yes'\): expected 'reset' or 'carry'$"):
-        PPProp(carry="yes")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^PPProp\(stateful='yes'\): expected True or False$"):
+        PPProp(stateful="yes")  # type: ignore[arg-type]
     assert "update_every" not in BPTT().config()
 
 
@@ -188,7 +189,7 @@ def test_two_sequences_are_one_of_twice_the_length(lab, cell, name, options):
     whole = lab.sequences(warm=0, time=2 * lab.LEARN)
     half = [Phases(None, whole.inputs[s], whole.targets[s]) for s in (slice(0, lab.LEARN), slice(lab.LEARN, None))]
     make = jt.strategies.registry.make_strategy
-    drive = lab.Drive(make(name, carry="carry", **options), lab.task(cell), half[0])
+    drive = lab.Drive(make(name, stateful=True, **options), lab.task(cell), half[0])
     got = jax.tree.map(jnp.add, drive.grads(half[0]), drive.grads(half[1]))
     lab.same(got, lab.learn(make(name, **options), lab.task(cell), whole))
     reset = lab.Drive(make(name, **options), lab.task(cell), half[0])
@@ -202,7 +203,7 @@ def test_a_lane_that_is_reset_begins_anew(lab):
     first, second = (lab.sequences(seed, warm=0, reset=none) for seed in (0, 1))
     only = jnp.zeros((lab.LEARN, lab.B)).at[:, 1].set(1.0)
     ones = Phases(None, first.inputs, first.targets, jnp.ones_like(only), none)
-    drive = lab.Drive(DRTRL(carry="carry"), lab.task(), ones)
+    drive = lab.Drive(DRTRL(stateful=True), lab.task(), ones)
     drive.grads(ones)
     got = drive.grads(Phases(None, second.inputs, second.targets, only, none.at[0, 1].set(True)))
     lab.same(got, lab.learn(DRTRL(), lab.task(), Phases(None, second.inputs, second.targets, only)))
@@ -212,8 +213,8 @@ def test_names_of_what_is_carried_are_stable(lab):
     def names(strategy, cell="gru"):
         return list(strategy.bind(Objective(lab.task(cell), lambda x: x), lab.sequences()).states())
 
-    found = names(DRTRL(engine="trace", carry="carry"))
-    assert found == names(DRTRL(engine="trace", carry="carry"))
+    found = names(DRTRL(engine="trace", stateful=True))
+    assert found == names(DRTRL(engine="trace", stateful=True))
     assert found[0] == "hidden.rnn.h" and "etrace_bwg.y0.0" in found
     assert not any(part.isdigit() and len(part) > 2 for name in found for part in name.split(".")), "no addresses"
     assert names(DRTRL()) == names(TBPTT(window=2)) == []
@@ -233,8 +234,8 @@ class Stream:
 @pytest.mark.parametrize(
     "strategy",
     [
-        DRTRL(carry="carry", update_every=1),
-        *longer(PPProp(carry="carry", update_every=2), TBPTT(window=2, carry="carry", update_every=2)),
+        DRTRL(stateful=True, update_every=1),
+        *longer(PPProp(stateful=True, update_every=2), TBPTT(window=2, stateful=True, update_every=2)),
     ],
     ids=["drtrl", "pp_prop", "tbptt"],
 )
@@ -249,7 +250,7 @@ def test_resumed_in_the_middle_of_a_stream_bit_for_bit(lab, tmp_path, strategy):
     part = run(tmp_path / "part", 3)
     resumed = run(tmp_path / "part", 5, "last")
     assert same(resumed, whole) and not same(part, whole)
-    fresh = type(strategy)(**{**vars(strategy), "carry": "reset"})
+    fresh = type(strategy)(**{**vars(strategy), "stateful": False})
     task = trained_task(lab)
     jt.Fit(fresh, max_steps=5).run(task, jt.DataModule(Stream(lab)))
     assert not same(leaves(task), whole), "what is carried matters"

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtrain import (
-    BPTT,
+from jaxtrain import BPTT, DRTRL, TBPTT
+from jaxtrain.core.module import Objective, check_phases
+from jaxtrain.core.state import parameters
+from jaxtrain.strategies import (
     DNI,
-    DRTRL,
-    TBPTT,
     UORO,
     EProp,
     ETrace,
@@ -24,8 +24,6 @@ from jaxtrain import (
     SnAp,
     ThreeFactor,
 )
-from jaxtrain.core.module import Objective, check_phases
-from jaxtrain.core.state import parameters
 from tests.kit.tiers import longer
 
 pytestmark = pytest.mark.full
@@ -63,7 +61,7 @@ def truth(lab, phases, window: int | None) -> dict:
     each window of scored time steps, or everywhere (None); ``v``'s direct way never is."""
     values = {name: state.value for name, state in parameters(task(lab).model).items()}
     x = jnp.concatenate([phases.warmup, phases.inputs])
-    warm, _, lanes = phases.sizes
+    warm, _, batch_size = phases.sizes
     stop = jax.lax.stop_gradient
 
     def affine(p, x):
@@ -71,7 +69,7 @@ def truth(lab, phases, window: int | None) -> dict:
 
     def loss(params, of):
         w = {**values, **params}
-        direct = other = jnp.zeros((lanes, UNITS))
+        direct = other = jnp.zeros((batch_size, UNITS))
         total = 0.0
         for t in range(len(x)):
             if window is None or t <= warm or (t - warm) % window == 0:
@@ -253,7 +251,7 @@ def test_uoro_is_unbiased_where_there_is_a_trace_and_only_there(lab):
     """The mean over draws becomes BPTT's gradient for ``Wz`` and ``Wh`` of a GRU; ``Wr`` draws nothing, and stays at
     the credit of one time step."""
 
-    phases = lab.sequences(lanes=1)
+    phases = lab.sequences(batch_size=1)
     exact = lab.learn(BPTT(), lab.task(), phases)
     diagonal = lab.learn(DRTRL(), lab.task(), phases)
     drive = lab.Drawing(UORO(), lab.Drawn(lab.task().model), lab.drawn(phases, 0))
@@ -291,18 +289,18 @@ class Begun(brainstate.nn.Module):
         return self.out(self.drop(jnp.tanh(self.h.value)))
 
 
-RESET = {"carry": "reset", "update_every": "sequence"}
+RESET = {"stateful": False, "update_every": "sequence"}
 
 
 @pytest.mark.parametrize(
     ("fields", "advice", "noisy"),
     [
         ({"segment": 3}, "Use segment='sequence'", False),
-        ({"carry": "carry"}, "Use segment='sequence' with carry='reset' and update_every='sequence'", False),
-        ({"batching": "vmap"}, "Use bptt, or tbptt with carry='reset' and update_every='sequence'", True),
+        ({"stateful": True}, "Use segment='sequence' with stateful=False and update_every='sequence'", False),
+        ({"batching": "vmap"}, "Use bptt, or tbptt with stateful=False and update_every='sequence'", True),
         (
             {"engine": "trace"},
-            "Use bptt, tbptt, or drtrl with engine='reverse', each with carry='reset' and update_every='sequence'",
+            "Use bptt, tbptt, or drtrl with engine='reverse', each with stateful=False and update_every='sequence'",
             False,
         ),
     ],

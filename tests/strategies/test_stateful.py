@@ -14,24 +14,25 @@ import numpy as np
 import pytest
 
 import jaxtrain as jt
-from jaxtrain import BPTT, DNI, DRTRL, TBPTT, UORO, EProp, PPProp, ReadoutOnly
+from jaxtrain import BPTT, DRTRL, TBPTT
 from jaxtrain.checkpoint.store import Store
 from jaxtrain.core.module import Objective, Phases
 from jaxtrain.core.state import is_key
 from jaxtrain.engine.program import Program
+from jaxtrain.strategies import DNI, UORO, EProp, PPProp, ReadoutOnly
 from tests.kit.tiers import longer
 from tests.small import At, kill, leaves, result_of, rows, same
 
 pytestmark = pytest.mark.full
 
 RULES = {
-    "drtrl": DRTRL(carry="carry"),
-    "drtrl-vmap": DRTRL(carry="carry", batching="vmap"),
-    "drtrl-window": DRTRL(carry="carry", window=2),
-    "pp_prop": PPProp(carry="carry"),
-    "eprop-kappa": EProp(carry="carry", kappa=0.8),
-    "readout_only": ReadoutOnly(carry="carry"),
-    "tbptt": TBPTT(carry="carry", window=2),
+    "drtrl": DRTRL(stateful=True),
+    "drtrl-vmap": DRTRL(stateful=True, batching="vmap"),
+    "drtrl-window": DRTRL(stateful=True, window=2),
+    "pp_prop": PPProp(stateful=True),
+    "eprop-kappa": EProp(stateful=True, kappa=0.8),
+    "readout_only": ReadoutOnly(stateful=True),
+    "tbptt": TBPTT(stateful=True, window=2),
 }
 
 
@@ -50,8 +51,8 @@ def test_a_lane_reset_between_sequences_is_one_reset_within_a_longer_one(lab, na
     whole, parts = halves(lab, reset=reset)
     drive = lab.Drive(RULES[name], lab.task(), parts[0])
     got = jax.tree.map(jnp.add, *(drive.grads(part) for part in parts))
-    lab.same(got, lab.learn(replace(RULES[name], carry="reset"), lab.task(), whole))
-    never = lab.learn(replace(RULES[name], carry="reset"), lab.task(), replace(whole, reset=jnp.zeros_like(reset)))
+    lab.same(got, lab.learn(replace(RULES[name], stateful=False), lab.task(), whole))
+    never = lab.learn(replace(RULES[name], stateful=False), lab.task(), replace(whole, reset=jnp.zeros_like(reset)))
     assert lab.cosine(got, never) < 0.9999, "negative control: the resets matter"
 
 
@@ -61,12 +62,12 @@ def test_the_warm_up_of_a_carried_sequence_goes_on_too(lab):
     weights = jnp.ones((10, lab.B)).at[5:7].set(0)
     parts = [Phases(whole.inputs[:2], whole.inputs[2:5], whole.targets[2:5]),
              Phases(whole.inputs[5:7], whole.inputs[7:], whole.targets[7:])]  # fmt: skip
-    drive = lab.Drive(DRTRL(carry="carry"), lab.task(), parts[0])
+    drive = lab.Drive(DRTRL(stateful=True), lab.task(), parts[0])
     got = jax.tree.map(jnp.add, *(drive.grads(part) for part in parts))
     lab.same(got, lab.learn(DRTRL(), lab.task(), replace(whole, weights=weights.at[:2].set(0))))
 
 
-@pytest.mark.parametrize("strategy", [UORO(carry="carry"), DNI(carry="carry", fit_epochs=2)], ids=["uoro", "dni"])
+@pytest.mark.parametrize("strategy", [UORO(stateful=True), DNI(stateful=True, fit_epochs=2)], ids=["uoro", "dni"])
 def test_a_second_sequence_is_not_the_first_again(lab, strategy):
     drive, phases = lab.Drive(strategy, lab.task(), lab.sequences(warm=0)), lab.sequences(warm=0)
     first, second = drive.grads(phases), drive.grads(phases)
@@ -129,18 +130,20 @@ class Stream:
 
 
 STREAMS = {
-    "drtrl": DRTRL(carry="carry", update_every=1),
-    "pp_prop": PPProp(carry="carry", update_every=2),
-    "uoro": UORO(carry="carry", update_every=2),
-    "dni": DNI(carry="carry", update_every=2, fit_epochs=2),
-    "tbptt": TBPTT(carry="carry", window=2, update_every=2),
+    "drtrl": DRTRL(stateful=True, update_every=1),
+    "pp_prop": PPProp(stateful=True, update_every=2),
+    "uoro": UORO(stateful=True, update_every=2),
+    "dni": DNI(stateful=True, update_every=2, fit_epochs=2),
+    "tbptt": TBPTT(stateful=True, window=2, update_every=2),
 }
 
 
 def stream(lab, strategy, path, steps, *more, resume="never"):
     task = scheduled(lab)
     kept = jt.Checkpoint(every=2, best=None, last=5)
-    fit = jt.Fit(strategy, max_steps=steps, chunk=2, log_every=1, callbacks=[kept, jt.JSONL(), *more], run_dir=path)
+    fit = jt.Fit(
+        strategy, max_steps=steps, chunk=2, log_every=1, callbacks=[kept, jt.loggers.JSONL(), *more], run_dir=path
+    )
     return fit.run(task, jt.DataModule(Stream(lab)), resume=resume), task
 
 
@@ -174,7 +177,7 @@ sys.path.insert(0, {root!r})
 import numpy as np
 junk = [np.zeros(1) for _ in range(int(sys.argv[1]))]  # other addresses
 from tests.strategies import conftest as lab
-from tests.strategies.test_carry import STREAMS, RULES
+from tests.strategies.test_stateful import STREAMS, RULES
 from jaxtrain.core.module import Objective
 found = {{}}
 for name, strategy in {{**RULES, **STREAMS}}.items():
@@ -225,7 +228,7 @@ def test_uoro_is_unbiased_in_a_stream_whose_lanes_are_reset(lab):
     weights = jnp.zeros((8, lab.B)).at[6:, 1].set(1.0)
     whole, parts = halves(lab, reset=reset, weights=weights)
 
-    drive = lab.Drawing(UORO(carry="carry"), lab.Drawn(lab.task("lru").model), lab.drawn(parts[0], 0))
+    drive = lab.Drawing(UORO(stateful=True), lab.Drawn(lab.task("lru").model), lab.drawn(parts[0], 0))
     begin, total = dict(drive._values), None
     for i in range(1500):
         drive._values = dict(begin)

@@ -20,7 +20,7 @@ Gradients = Callable[[Any], tuple[dict[str, Any], Metrics]]
 
 
 @dataclass(frozen=True)
-class Cadence:
+class UpdateSchedule:
     """``update_every``: scored time steps an update, or "sequence". ``carried``: hidden states and traces go on from
     one sequence to the next."""
 
@@ -43,7 +43,7 @@ class Cadence:
         return over_tiles(scored(phases), self.update_every, piece, None)[1]
 
 
-SEQUENCE = Cadence()
+SEQUENCE = UpdateSchedule()
 
 
 def over_tiles(sequences: Any, size: int, body: Callable[[Any], tuple[Any, Metrics]], zero: Any) -> tuple[Any, Metrics]:

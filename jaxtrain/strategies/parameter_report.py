@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.state import name_of
-from .base import Row
+from .base import ParameterReport
 from .flow import Flow
 from .specs.rule import Reach
 
@@ -16,8 +16,8 @@ UNUSED = (
     "the loss has no derivative with respect to it: the model never uses it, or only behind stop_gradient, an integer "
     "or a comparison"
 )
-WITHOUT_REVERSE = "Use bptt, or tbptt with carry='reset' and update_every='sequence'"
-START = "Use bptt, tbptt, or drtrl with engine='reverse', each with carry='reset' and update_every='sequence'"
+WITHOUT_REVERSE = "Use bptt, or tbptt with stateful=False and update_every='sequence'"
+START = "Use bptt, tbptt, or drtrl with engine='reverse', each with stateful=False and update_every='sequence'"
 """What trains an initial state."""
 WHOLE = "segment='sequence'"
 """What makes a sequence one segment of reverse mode."""
@@ -69,7 +69,7 @@ class Traces:
 
 def describe_window(
     params: Iterable[str], flow: Flow, steps: int, what: str, start: str = "", again: bool = False
-) -> list[Row]:
+) -> list[ParameterReport]:
     """Rows of a rule that differentiates ``steps`` time steps (``what``) together and keeps no trace.
 
     Args:
@@ -78,40 +78,49 @@ def describe_window(
     """
     inside, late = flow.within(steps), f"more than the {steps} time steps of {what} later"
 
-    def by_steps(name: str) -> Row:
+    def by_steps(name: str) -> ParameterReport:
         if name in inside:
-            return Row(name)
-        return Row(name, "no", f"acts on the loss by {_listed(flow.through(name))} alone, {late}")
+            return ParameterReport(name)
+        return ParameterReport(name, "no", f"acts on the loss by {_listed(flow.through(name))} alone, {late}")
 
-    def by_start(name: str, begun: frozenset[str]) -> Row:
+    def by_start(name: str, begun: frozenset[str]) -> ParameterReport:
         makes = f"makes the initial value of {_listed(begun)}"
         if start:
-            return _again(Row(name, "no", f"{makes}, and has no credit for that. {start}"), again)
-        return Row(name) if begun & inside else Row(name, "no", f"{makes}, which acts on the loss {late}")
+            return _again(ParameterReport(name, "no", f"{makes}, and has no credit for that. {start}"), again)
+        return (
+            ParameterReport(name)
+            if begun & inside
+            else ParameterReport(name, "no", f"{makes}, which acts on the loss {late}")
+        )
 
     return [_both(name, flow, by_steps, by_start) for name in params]
 
 
-def _again(row: Row, again: bool) -> Row:
+def _again(row: ParameterReport, again: bool) -> ParameterReport:
     """The row of a rule that credits beginnings by ``Phases.reset`` within its windows or segments."""
     return replace(row, trains="in part", why=f"{row.why}. Only resets near the loss have some") if again else row
 
 
-def _both(name: str, flow: Flow, by_steps: Callable[[str], Row], by_start: Callable[[str, frozenset[str]], Row]) -> Row:
+def _both(
+    name: str,
+    flow: Flow,
+    by_steps: Callable[[str], ParameterReport],
+    by_start: Callable[[str, frozenset[str]], ParameterReport],
+) -> ParameterReport:
     """The row of a parameter by its use in time steps, in the initial states, or in both."""
     begun = flow.begins(name)
     rows = [by_steps(name)] if name in flow.within(None) else []
     rows += [by_start(name, begun)] if begun else []
     if not rows:
-        return Row(name, "no", UNUSED)
+        return ParameterReport(name, "no", UNUSED)
     trains = rows[0].trains if rows[0].trains == rows[-1].trains else "in part"
     reasons = [row.why for row in rows if row.why and (row.trains != "yes" or len(rows) == 1)]
-    return Row(name, trains, "; ".join(reasons), rows[0].bytes)
+    return ParameterReport(name, trains, "; ".join(reasons), rows[0].bytes)
 
 
 def describe(
     params: Iterable[str], flow: Flow, traces: Traces, *, window: int, single: bool, reach: Reach
-) -> list[Row]:
+) -> list[ParameterReport]:
     """Rows of a rule with traces.
 
     Args:
@@ -133,45 +142,51 @@ def describe(
             return f"Use drtrl with {MEMORY}, or strategy='bptt'"
         return "Use strategy='bptt'" if single else reach.more
 
-    def by_steps(name: str) -> Row:
+    def by_steps(name: str) -> ParameterReport:
         size, through = traces.sizes.get(name, 0), flow.through(name)
         if not through:
-            return Row(name, "yes", "reaches the output without the hidden state: exact at every time step")
+            return ParameterReport(name, "yes", "reaches the output without the hidden state: exact at every time step")
         carried = traces.states.get(name, frozenset()) & through
         lost = through - carried - memory
         # Reverse mode goes back through memory in front of the units, too, from the losses of one window.
         some = name in direct or bool((carried | (flow.into(name) & traces.memory)) & inside)
         if some and not lost and name not in traces.partial:
             if traces.cut and through & memory:
-                return Row(name, "in part", f"its credit through {_listed(through & memory)} {traces.cut}", size)
-            return Row(name, "yes", "", size)
+                return ParameterReport(
+                    name, "in part", f"its credit through {_listed(through & memory)} {traces.cut}", size
+                )
+            return ParameterReport(name, "yes", "", size)
         if name in traces.partial and some and lost <= grouped:
             other = f"no credit. {reach.anyway}" if single else f"credit within {reach.within}. {reach.more}"
-            return Row(name, "in part", f"{PARTLY}: the other has {other}", size)
+            return ParameterReport(name, "in part", f"{PARTLY}: the other has {other}", size)
         if carried or not flow.into(name) & grouped:
             what = f"its credit does not pass {_listed(lost or carried)}, of which no trace is kept"
             zero = "" if some else ": its gradient is exactly zero"
-            return Row(name, "in part" if some else "no", f"{what}{zero}. {past(lost)}", size)
+            return ParameterReport(name, "in part" if some else "no", f"{what}{zero}. {past(lost)}", size)
         if name in traces.chained:
             what = "reaches the hidden state only through another weight, so no trace of it is kept"
         else:
             what = "reaches the hidden state by no operation of braintrace (braintrace.nn), so no trace of it is kept"
         if not some:
-            return Row(name, "no", f"{what}: its gradient is exactly zero. {more}", size)
+            return ParameterReport(name, "no", f"{what}: its gradient is exactly zero. {more}", size)
         within = "one time step, beside the hidden state" if single else reach.within
-        return Row(name, "in part", f"{what}: its credit lies within {within}. {reach.besides or more}", size)
+        return ParameterReport(
+            name, "in part", f"{what}: its credit lies within {within}. {reach.besides or more}", size
+        )
 
-    def by_start(name: str, begun: frozenset[str]) -> Row:
+    def by_start(name: str, begun: frozenset[str]) -> ParameterReport:
         makes = f"makes the initial value of {_listed(begun)}"
         if not traces.start:
-            return _again(Row(name, "no", f"{makes}, and has no credit for that. {traces.starting}"), traces.again)
+            return _again(
+                ParameterReport(name, "no", f"{makes}, and has no credit for that. {traces.starting}"), traces.again
+            )
         carried = memory.union(*(group for group in traces.groups if group & begun))
         lost = (begun | flow.after(begun)) & flow.within(None) - carried
         some = bool(begun & carried and (begun | flow.after(begun)) & carried & inside)
         if some and not lost:
-            return Row(name)
+            return ParameterReport(name)
         why = f"{makes}; its credit does not pass {_listed(lost)}. {past(lost)}"
-        return Row(name, "in part" if some else "no", why)
+        return ParameterReport(name, "in part" if some else "no", why)
 
     return [_both(name, flow, by_steps, by_start) for name in params]
 

@@ -5,8 +5,8 @@ import logging
 import numpy as np
 import pytest
 
-from jaxtrain.data.iterator import Feed
-from jaxtrain.data.passes import Passes, alike, one_pass
+from jaxtrain.data.eval_loader import EvalLoader, alike, one_pass
+from jaxtrain.data.iterator import DataIterator
 from jaxtrain.data.sources import DataError
 from tests.batches import EXACT, LIST, SHORT, Again, Cursor, Items, Loader, batch, ids
 
@@ -33,18 +33,18 @@ def sizes(batches):
 
 @pytest.mark.parametrize("source", [Addressed(), [*WHOLE, SMALLER]])
 def test_a_short_last_batch_is_part_of_a_pass(source):
-    passes = Passes(source, "val")
+    passes = EvalLoader(source, "val")
     assert sizes(passes.once()) == [4, 4, 4, 2] == sizes(passes.once()), "every pass begins anew"
     assert sizes(passes.examples) == [4, 2], "both sizes are known beforehand"
 
 
 def test_a_pass_needs_an_end_and_a_second_time():
     with pytest.raises(DataError, match="never ends; give it a __len__"):
-        Passes(Endless(), "val")
+        EvalLoader(Endless(), "val")
     with pytest.raises(DataError, match="a one-shot iterator gives no second pass; give a list"):
-        Passes(iter(WHOLE), "val")
+        EvalLoader(iter(WHOLE), "val")
     with pytest.raises(DataError):
-        Passes([], "val")
+        EvalLoader([], "val")
 
 
 def test_one_pass_takes_what_an_iterator_has_left():
@@ -52,7 +52,7 @@ def test_one_pass_takes_what_an_iterator_has_left():
 
 
 def test_a_batch_of_another_kind_is_refused():
-    passes = Passes([*WHOLE, np.zeros((5, 4), np.float32), WHOLE[0]], "val")
+    passes = EvalLoader([*WHOLE, np.zeros((5, 4), np.float32), WHOLE[0]], "val")
     with pytest.raises(DataError, match="batch 3"):
         list(passes.once())
 
@@ -63,7 +63,7 @@ ENDING = ["addressed with an epoch", "list", "short list", "again", "short again
 
 @pytest.mark.parametrize("kind", ENDING)
 def test_every_pass_is_whole(kind):
-    passes = Passes(EXACT[kind][0](), "val")
+    passes = EvalLoader(EXACT[kind][0](), "val")
     want = [0, 1, 2, 3, *([9] if kind.startswith("short") else [])]
     for _ in range(3):
         assert [i % 10 for i in ids(passes.once())] == want
@@ -71,7 +71,7 @@ def test_every_pass_is_whole(kind):
 
 @pytest.mark.parametrize("cut", [0, 2])
 def test_a_pass_that_was_cut_is_no_part_of_the_next(cut):
-    passes = Passes(LIST, "val")
+    passes = EvalLoader(LIST, "val")
     taken = passes.once()
     assert ids(next(taken) for _ in range(cut)) == [0, 1, 2, 3][:cut]
     assert ids(passes.once()) == [0, 1, 2, 3]
@@ -79,38 +79,38 @@ def test_a_pass_that_was_cut_is_no_part_of_the_next(cut):
 
 def test_a_source_with_one_place_is_left_where_it_was():
     loader = Loader(short=True)
-    before = Feed(loader).state()
-    passes = Passes(loader, "val")
-    assert Feed(loader).state() == before
+    before = DataIterator(loader).state()
+    passes = EvalLoader(loader, "val")
+    assert DataIterator(loader).state() == before
     assert [i % 10 for i in ids(passes.once())] == [0, 1, 2, 3, 9]
 
 
 @pytest.mark.parametrize("source", [iter(LIST), (batch(i) for i in range(3)), Cursor(4)])
 def test_a_one_shot_iterator_gives_one_pass(source):
     with pytest.raises(DataError, match="^val data: a one-shot iterator gives no second pass; give a list"):
-        Passes(source, "val")
+        EvalLoader(source, "val")
     assert ids(one_pass(source, "predict"))[0] == 0
 
 
 @pytest.mark.parametrize("empty", [[], (), Again(n=0), Loader(n=0)])
 def test_empty(empty):
     with pytest.raises(DataError, match="^val data: holds no batch"):
-        Passes(empty, "val")
+        EvalLoader(empty, "val")
 
 
 def test_examples_are_the_sizes_known_beforehand():
-    assert [x.shape for x, _ in Passes(LIST, "val").examples] == [(3, 2)]
-    assert [x.shape for x, _ in Passes(SHORT, "val").examples] == [(3, 2), (3, 1)]
-    assert [x.shape for x, _ in Passes(Again(short=True), "val").examples] == [(3, 2)], "its end is not yet known"
-    assert [x.shape for x, _ in Passes(Items(), "val").examples] == [(3, 2)]
+    assert [x.shape for x, _ in EvalLoader(LIST, "val").examples] == [(3, 2)]
+    assert [x.shape for x, _ in EvalLoader(SHORT, "val").examples] == [(3, 2), (3, 1)]
+    assert [x.shape for x, _ in EvalLoader(Again(short=True), "val").examples] == [(3, 2)], "its end is not yet known"
+    assert [x.shape for x, _ in EvalLoader(Items(), "val").examples] == [(3, 2)]
 
 
 def test_a_size_that_was_not_known_is_spoken_of_once(caplog):
-    passes = Passes(Again(short=True), "val")
+    passes = EvalLoader(Again(short=True), "val")
     with caplog.at_level(logging.INFO, "jaxtrain"):
         for _ in range(2):
             assert len([*passes.once()]) == 5
-        assert len([*Passes(SHORT, "val").once()]) == 5
+        assert len([*EvalLoader(SHORT, "val").once()]) == 5
     assert caplog.messages == ["val data: batch 4 is smaller than the first one: it gets a program of its own"]
 
 
@@ -118,9 +118,9 @@ def test_a_size_that_was_not_known_is_spoken_of_once(caplog):
 def test_a_batch_that_is_another(wrong):
     """Not merely smaller: refused where it is, wherever it can be seen beforehand at once."""
     with pytest.raises(DataError, match="^val data: batch 4: .*as in the first one; make all alike") as error:
-        Passes([*LIST, wrong], "val")
+        EvalLoader([*LIST, wrong], "val")
     assert error.value.batch == 4
-    passes = Passes([LIST[0], wrong, LIST[1]], "val")
+    passes = EvalLoader([LIST[0], wrong, LIST[1]], "val")
     with pytest.raises(DataError, match="^val data: batch 1: "):
         [*passes.once()]
     with pytest.raises(DataError, match="^val data: batch 1: "):
@@ -133,5 +133,5 @@ def test_what_a_source_raises_says_which_batch():
             return batch(i) if i != 2 else {}[i]
 
     with pytest.raises(KeyError) as error:
-        [*Passes(Broken(), "val").once()]
+        [*EvalLoader(Broken(), "val").once()]
     assert error.value.__notes__ == ["while making batch 2 of the val data (counted from 0)"]

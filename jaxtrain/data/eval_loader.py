@@ -9,17 +9,17 @@ from typing import Any
 from ..errors import DataEnded, DataError
 from .batch import Spec
 from .datamodule import DataModule, warn_of_layout
-from .sources import Counted, Stream, adapt
+from .sources import IndexedReader, SequentialReader, adapt
 
 logger = logging.getLogger("jaxtrain")
 
 
-class Passes:
+class EvalLoader:
     """Whole passes over a source, from its start to its end, for validation; a short last batch is part of them.
 
     Raises DataError for what is no source or holds no batch, for a source without an end and for a one-shot iterator.
 
-    >>> [batch.shape for batch in Passes([[1.0, 2.0], [3.0]], "val").once()]
+    >>> [batch.shape for batch in EvalLoader([[1.0, 2.0], [3.0]], "val").once()]
     [(2,), (1,)]
     """
 
@@ -28,7 +28,7 @@ class Passes:
         reader = adapt(source, name, batch_first)
         self.batch_first = reader.batch_first
         """The layout stated for the source; None where it is not."""
-        if isinstance(reader, Stream) and reader.own:
+        if isinstance(reader, SequentialReader) and reader.own:
             raise DataError(f"{name} data: a one-shot iterator gives no second pass; give a list")
         self.length = reader.length
         self.examples = _examples(reader)
@@ -47,21 +47,21 @@ class Passes:
             yield batch
 
 
-def validation_passes(data: DataModule) -> Passes | None:
-    """Passes over the validation data of a run, if it has any; its layout is warned of where nobody has stated it."""
+def validation_loader(data: DataModule) -> EvalLoader | None:
+    """The loader of a run's validation data, or None. Warns of a layout that nobody has stated."""
     source = data.val_data()
     if source is None:
         return None
-    passes = Passes(source, "val", data.batch_first)
+    passes = EvalLoader(source, "val", data.batch_first)
     warn_of_layout(data, passes.examples[0], passes.batch_first)
     return passes
 
 
-def _examples(reader: Counted | Stream) -> list[Any]:
-    last = _end(reader) - 1 if isinstance(reader, Counted) else 0
+def _examples(reader: IndexedReader | SequentialReader) -> list[Any]:
+    last = _end(reader) - 1 if isinstance(reader, IndexedReader) else 0
     origin = reader.position(0)
     first = reader.read(0)
-    if isinstance(reader, Stream) and reader.methods:  # the source has one place, which is left where it was
+    if isinstance(reader, SequentialReader) and reader.methods:  # the source has one place, which is left where it was
         reader.seek(origin)
     batch = reader.read(last) if last else first
     return [first, batch] if _smaller(Spec(first, reader.batch_first), batch, reader.name, last) else [first]
@@ -70,7 +70,7 @@ def _examples(reader: Counted | Stream) -> list[Any]:
 def one_pass(source: Any, name: str, batch_first: bool | None = None) -> Iterator[Any]:
     """Every batch of one pass, of whatever sizes, as numpy. DataError: it never ends, or there is none."""
     reader = adapt(source, name, batch_first)
-    if isinstance(reader, Counted):
+    if isinstance(reader, IndexedReader):
         yield from (reader.read(number) for number in range(_end(reader)))
         return
     reader.repeat, number = False, 0
@@ -99,7 +99,7 @@ def _smaller(spec: Spec, batch: Any, name: str, number: int) -> bool:
     return why is not None
 
 
-def _end(reader: Counted) -> int:
+def _end(reader: IndexedReader) -> int:
     if reader.length is None:
         raise DataError(f"{reader.name} data: never ends; give it a __len__, the number of batches in one pass")
     return reader.length

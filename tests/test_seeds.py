@@ -13,14 +13,14 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain.core.state import flatten, parameters
-from jaxtrain.engine.seeds import Lanes, as_seeds
-from jaxtrain.loggers.jsonl import read_rows
+from jaxtrain.engine.seeds import SeedAxis, as_seeds
+from jaxtrain.loggers.jsonl import read_log
 from tests.kit.tiers import longer
 from tests.small import CopyGRU, Linear, copies, lines
 
 pytestmark = pytest.mark.full
 
-STREAM = jt.DRTRL(update_every=1, carry="carry")
+STREAM = jt.DRTRL(update_every=1, stateful=True)
 STRATEGIES = [STREAM, *longer("drtrl", "bptt", jt.DRTRL(engine="trace"), "pp_prop", "uoro")]
 
 
@@ -55,19 +55,19 @@ def params(path, module, seed=None):
 
 @pytest.fixture(params=[True, False], ids=["one by one", "vmap"])
 def mapped(request, monkeypatch):
-    make = Lanes.__init__
+    make = SeedAxis.__init__
 
     def init(self, seeds):
         make(self, seeds)
         assert self.one_by_one  # what CPUs have by themselves
         self.one_by_one = request.param
 
-    monkeypatch.setattr(Lanes, "__init__", init)
+    monkeypatch.setattr(SeedAxis, "__init__", init)
 
 
 @pytest.mark.cover
 @pytest.mark.usefixtures("mapped")
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: s if isinstance(s, str) else f"{s.engine} {s.carry}")
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: s if isinstance(s, str) else f"{s.engine} {s.stateful}")
 def test_a_lane_is_the_run_of_its_seed(strategy, tmp_path):
     common: dict[str, Any] = dict(max_steps=6, log_every=2, validate_every=3, clip=0.5)
     make = lambda: CopyGRU(lambda: braintools.optim.Adam(braintools.optim.StepLR(0.01, 2)), noise=0.1)  # noqa: E731
@@ -78,12 +78,12 @@ def test_a_lane_is_the_run_of_its_seed(strategy, tmp_path):
             assert row["step"] == own["step"]
             for tag in ("train/loss", "grad_norm", "val/loss", "val/accuracy"):
                 if tag in own:
-                    assert row[f"lanes/{tag}"][lane] == pytest.approx(own[tag], rel=1e-4), (tag, row["step"])
+                    assert row[f"seeds/{tag}"][lane] == pytest.approx(own[tag], rel=1e-4), (tag, row["step"])
         close(params(tmp_path / "both", make(), seed), params(tmp_path / f"{seed}", make()), rtol=1e-4)
     for row in result.history:
         for tag, values in row.items():
-            if tag.startswith("lanes/"):
-                assert row[tag.removeprefix("lanes/")] == pytest.approx(np.mean(values), rel=1e-6)
+            if tag.startswith("seeds/"):
+                assert row[tag.removeprefix("seeds/")] == pytest.approx(np.mean(values), rel=1e-6)
 
 
 def test_the_module_ends_with_the_first_seed_and_probes_see_it(tmp_path):
@@ -139,7 +139,7 @@ def frozen_run(tmp_path, limit, seeds=4, **options):
     module = Fragile(lambda: braintools.optim.SGD(0.2))
     module.limit = limit
     fit = jt.Fit("bptt", seeds=seeds, max_steps=6, log_every=1, validate_every=3, run_dir=tmp_path, chunk=3,
-                 callbacks=[jt.JSONL(), jt.TensorBoard()], **options)  # fmt: skip
+                 callbacks=[jt.loggers.JSONL(), jt.loggers.TensorBoard()], **options)  # fmt: skip
     return fit.run(module, lines())
 
 
@@ -177,17 +177,17 @@ def test_a_lane_that_is_not_finite_is_frozen_and_named(tmp_path, caplog):
     for seed, step in fails.items():
         assert f"step {step}: seed {seed}: train/loss is not finite" in caplog.text
         assert params(tmp_path, Random(), seed)["w"][0, 0] == pytest.approx(paths[seed][step - 1], rel=1e-5)
-    for row in read_rows(tmp_path / "metrics.jsonl"):
-        for seed, loss in enumerate(row["lanes/train/loss"]):
+    for row in read_log(tmp_path / "metrics.jsonl"):
+        for seed, loss in enumerate(row["seeds/train/loss"]):
             assert (loss is None) == (row["step"] >= fails.get(seed, math.inf))
-        assert row["train/loss"] == pytest.approx(np.mean([x for x in row["lanes/train/loss"] if x is not None]))
-    last: dict[str, Any] = read_rows(tmp_path / "metrics.jsonl")[-1]
-    val = last["lanes/val/loss"]
+        assert row["train/loss"] == pytest.approx(np.mean([x for x in row["seeds/train/loss"] if x is not None]))
+    last: dict[str, Any] = read_log(tmp_path / "metrics.jsonl")[-1]
+    val = last["seeds/val/loss"]
     assert [x is None for x in val] == [seed in fails for seed in range(4)]
     assert last["val/loss"] == pytest.approx(np.mean([x for x in val if x is not None]))
     caplog.clear()
     again = jt.Fit("bptt", seeds=4, max_steps=8, log_every=1, validate_every=3, run_dir=tmp_path,
-                   callbacks=[jt.JSONL()])  # fmt: skip
+                   callbacks=[jt.loggers.JSONL()])  # fmt: skip
     module = Fragile(lambda: braintools.optim.SGD(0.2))
     module.limit = limit
     assert set(again.run(module, lines(), resume="last").summary["frozen"]) >= set(fails)
@@ -205,8 +205,8 @@ def test_skip_skips_in_one_lane_and_freezes_none(tmp_path):
     result = frozen_run(tmp_path, limit, seeds=2, nonfinite="skip")
     assert result.summary["frozen"] == []
     last: dict[str, Any] = result.metrics
-    assert last["lanes/skipped_fraction"][high] == 1.0
-    assert result.history[0]["lanes/skipped_fraction"][low] == 0.0
+    assert last["seeds/skipped_fraction"][high] == 1.0
+    assert result.history[0]["seeds/skipped_fraction"][low] == 0.0
 
 
 def test_curves_show_the_spread(tmp_path):
@@ -214,11 +214,11 @@ def test_curves_show_the_spread(tmp_path):
 
     result = frozen_run(tmp_path, jnp.inf)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    for row, low, high in zip(result.history, events.Scalars("lanes/train/loss/min"),
-                              events.Scalars("lanes/train/loss/max"), strict=True):  # fmt: skip
+    for row, low, high in zip(result.history, events.Scalars("seeds/train/loss/min"),
+                              events.Scalars("seeds/train/loss/max"), strict=True):  # fmt: skip
         assert low.step == high.step == row["step"]
-        assert low.value == pytest.approx(min(row["lanes/train/loss"]))
-        assert high.value == pytest.approx(max(row["lanes/train/loss"]))
+        assert low.value == pytest.approx(min(row["seeds/train/loss"]))
+        assert high.value == pytest.approx(max(row["seeds/train/loss"]))
     summary = json.loads((tmp_path / "result.json").read_text())
     assert summary["seeds"] == [0, 1, 2, 3] and len(summary["lanes"]["val/loss"]) == 4
 
@@ -296,7 +296,7 @@ def test_a_frozen_seed_stays_frozen_under_another_policy(tmp_path):
         fit = jt.Fit("bptt", seeds=2, max_steps=steps, log_every=1, run_dir=tmp_path, nonfinite=policy)
         result = fit.run(module, lines(), resume="last")
         assert result.summary["frozen"] == [high]
-        assert np.isnan(result.history[-1]["lanes/train/loss"][high])
+        assert np.isnan(result.history[-1]["seeds/train/loss"][high])
         np.testing.assert_array_equal(params(tmp_path, Random(), high)["w"], held)
     assert result.metrics["skipped_fraction"] == 0
 
@@ -305,7 +305,7 @@ def test_a_validation_draws_as_the_seed_does_that_the_module_holds():
     make = lambda: CopyGRU(noise=0.5)  # noqa: E731
     fit, module, data = jt.Fit("bptt", seeds=[3, 0], max_steps=2), make(), copies()
     result: Any = fit.run(module, data).metrics
-    assert fit.validate(module, data)["val/loss"] == pytest.approx(result["lanes/val/loss"][0], rel=1e-5)
+    assert fit.validate(module, data)["val/loss"] == pytest.approx(result["seeds/val/loss"][0], rel=1e-5)
 
 
 def test_an_error_inside_a_step_is_told_as_it_is(tmp_path):

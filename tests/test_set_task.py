@@ -55,7 +55,7 @@ class Held(jt.Callback):
 def curriculum(run_dir, *more, data=None, **task):
     seen = []
     look = At("on_chunk_end", list(range(99)), lambda run: seen.append((run.step, run.epoch_length, run.max_steps)))
-    callbacks = [Held(), At("on_chunk_end", 4, lambda run: run.retask(**task)), look, jt.JSONL(), *more]
+    callbacks = [Held(), At("on_chunk_end", 4, lambda run: run.set_task(**task)), look, jt.loggers.JSONL(), *more]
     fit = jt.Fit(
         "bptt", max_epochs=3, chunk=1, validate_every="1ep", log_every=2, run_dir=run_dir,
         callbacks=[*callbacks, jt.Checkpoint(every=6, best=None, last=9)],
@@ -101,14 +101,16 @@ def test_the_next_fresh_run_begins_with_the_task_as_made(tmp_path):
 
 def test_an_iterator_keeps_its_task():
     batches = (line(i) for i in range(99))
-    fit = jt.Fit("bptt", max_steps=9, chunk=2, callbacks=[At("on_chunk_end", 4, lambda run: run.retask(lag=2))])
-    with pytest.raises(jt.DataError, match="^train data: the task cannot change, for a one-shot iterator"):
+    fit = jt.Fit("bptt", max_steps=9, chunk=2, callbacks=[At("on_chunk_end", 4, lambda run: run.set_task(lag=2))])
+    with pytest.raises(jt.errors.DataError, match="^train data: the task cannot change, for a one-shot iterator"):
         fit.run(Linear(), batches)
 
 
 def test_a_task_that_could_not_be_saved_is_refused():
-    fit = jt.Fit("bptt", max_steps=9, chunk=2, callbacks=[At("on_chunk_end", 4, lambda run: run.retask(a=np.int64(2)))])
-    with pytest.raises(TypeError, match=r"^run.retask at step 6 is not JSON .*int64"):
+    fit = jt.Fit(
+        "bptt", max_steps=9, chunk=2, callbacks=[At("on_chunk_end", 4, lambda run: run.set_task(a=np.int64(2)))]
+    )
+    with pytest.raises(TypeError, match=r"^run.set_task at step 6 is not JSON .*int64"):
         fit.run(Linear(), Lines())
 
 
@@ -123,16 +125,16 @@ def test_carried_states_of_another_size_are_refused():
 
     def shrink(run):
         source.size = 1
-        run.retask(size=1)
+        run.set_task(size=1)
 
-    fit = jt.Fit(jt.TBPTT(window=2, carry="carry"), max_steps=9, chunk=1, callbacks=[At("on_chunk_end", 4, shrink)])
-    with pytest.raises(ValueError, match=r"^run.retask at step 5: what is carried does not fit .*learner/hidden\.h"):
+    fit = jt.Fit(jt.TBPTT(window=2, stateful=True), max_steps=9, chunk=1, callbacks=[At("on_chunk_end", 4, shrink)])
+    with pytest.raises(ValueError, match=r"^run.set_task at step 5: what is carried does not fit .*learner/hidden\.h"):
         fit.run(Linear(), source)
 
 
 def test_the_copying_task_follows_in_all_its_splits():
     fit = jt.Fit("bptt", max_steps=8, chunk=2, validate_every=2,
-                 callbacks=[At("on_chunk_end", 4, lambda run: run.retask(num_digits=3))])  # fmt: skip
+                 callbacks=[At("on_chunk_end", 4, lambda run: run.set_task(num_digits=3))])  # fmt: skip
     module, data = CopyGRU(), copies()
     result = fit.run(module, data)
     assert result.metrics["val/loss"] == pytest.approx(fit.validate(module, data)["val/loss"], rel=1e-6)
@@ -141,10 +143,10 @@ def test_the_copying_task_follows_in_all_its_splits():
 
 def test_what_is_asked_for_at_the_last_step_is_what_a_longer_run_goes_on_with(tmp_path):
     def run(steps, name):
-        ask = At("on_chunk_end", 4, lambda run: run.retask(scale=2.0, time=5))
+        ask = At("on_chunk_end", 4, lambda run: run.set_task(scale=2.0, time=5))
         kept = jt.Checkpoint(every=4, best=None, last=9)
         fit = jt.Fit("bptt", max_steps=steps, chunk=4, validate_every=4, log_every=1, run_dir=tmp_path / name,
-                     callbacks=[ask, jt.JSONL(), kept])  # fmt: skip
+                     callbacks=[ask, jt.loggers.JSONL(), kept])  # fmt: skip
         return fit.run(Linear(), Scaled(), resume="last").digest
 
     whole = run(8, "whole")

@@ -67,7 +67,10 @@ def test_events_and_helpers_are_no_mistake():
     [
         ({"probe_every": "10min"}, r'Mine.probe_every is "600s"; expected steps \(200\) or epochs \("1ep"\), not'),
         ({"probe_every": "soon"}, "Mine.probe_every: period: 'soon' is not understood"),
-        ({"boundaries": lambda self: (Period.of(5), Period.of("2h"))}, r'Mine.boundaries\(\) is "7200s"; expected steps'),
+        (
+            {"boundaries": lambda self: (Period.of(5), Period.of("2h"))},
+            r'Mine.boundaries\(\) is "7200s"; expected steps',
+        ),
     ],
 )
 def test_a_period_that_never_comes_due_is_refused(members, message):

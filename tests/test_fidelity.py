@@ -71,7 +71,11 @@ def test_credit_through_a_leaky_readout(tmp_path, options):
 def test_help_shows_defaults(capsys):
     assert tool(["fidelity", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "(default: 200)" in said and "(default: fidelity)" in said and "(default:bptt,tbptt,drtrl," in said.replace(" ", "")
+    assert (
+        "(default: 200)" in said
+        and "(default: fidelity)" in said
+        and "(default:bptt,tbptt,drtrl," in said.replace(" ", "")
+    )
 
 
 @pytest.mark.parametrize(

@@ -97,8 +97,8 @@ class Live:
             raise RuntimeError(f"the model's values at step {step} are lost: the run failed within a chunk")
         raise RuntimeError(
             f"the model's values at step {step} are gone: the program holds those of step {dispatched} by now. Set "
-            "reads_model = True in the callback's class, which copies them each chunk, or read them at an event edge, "
-            "as in on_validation_end (a callback's boundaries() makes more). Where the run failed within a chunk they are "
+            "reads_model = True in the callback's class, which copies them each chunk, or read them at a boundary, "
+            "as in on_validation_end (boundaries() of a callback adds some). After a failure within a chunk they are "
             "lost"
         )
 

@@ -33,8 +33,8 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_every_python_block_of_the_readme_is_run_here():
-    assert len(blocks("README.md")) == 2
+def test_every_python_block_of_these_pages_is_run_here():
+    assert len(blocks("README.md")) == len(blocks("docs/spiking.md")) == 1
 
 
 @pytest.mark.quick
@@ -51,7 +51,7 @@ def test_the_example_runs_and_resumes(tmp_path, capsys, caplog):
 
 @pytest.mark.quick
 def test_the_spiking_example_learns(capsys):
-    execute(blocks("README.md")[1], "README.md")
+    execute(blocks("docs/spiking.md")[0], "docs/spiking.md")
     assert float(capsys.readouterr().out.split()[-1]) > 0.9
 
 

@@ -14,7 +14,7 @@ def test_the_page_shows_the_last_run_of_each():
 
 
 def test_the_page_lists_every_line_of_its_tables_that_says_missed():
-    tables, title, after = page.PAGE.read_text().partition("\n## What was missed\n")
+    tables, title, after = page.PAGE.read_text().partition("\n## Missed goals\n")
     listed = {line for line in after.splitlines() if line.startswith("- `")}
     rows = [line.strip("| ").split(" | ") for line in tables.splitlines() if line.endswith("| **missed** |")]
     assert title and len(rows) == len(listed)

@@ -93,15 +93,22 @@ def test_every_strategy_is_in_the_table(page):
             assert cls.__name__ in row and [field for field in fields if field in row] == fields
 
 
-PAGES = ["README.md", "checkpoints/README.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "checkpoints/README.md"]
 PAGES += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    text = (ROOT / page).read_text()
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
-        assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
+    for target, section in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", (ROOT / page).read_text()):
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), f"{page} links to {target}"
+        assert not section or section in sections(path), f"{page} links to {target}#{section}"
+
+
+def sections(path):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 EXPORTS = [getattr(jaxtrain, name) for name in jaxtrain.__all__ if name != "Callback"]

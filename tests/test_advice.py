@@ -494,7 +494,7 @@ TRAINED: dict[str, tuple[Any, ...]] = {
     "a scalar loss with weights": (
         train(lambda: Of(learning_step=lambda forward, x, y: error(forward, x, y).mean(),
                          phases=lambda batch: jt.Phases(None, *batch, weights=jnp.ones((3, 2))))),
-        r"return one loss a lane, \(2,\)",
+        r"return one loss per sequence, \(2,\)",
         train(lambda: Of(learning_step=error, phases=lambda batch: jt.Phases(None, *batch, weights=jnp.ones((3, 2))))),
     ),
     "two calls of forward": (

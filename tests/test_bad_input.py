@@ -175,8 +175,8 @@ RUNS = {
         r"Matrix.learning_step: loss has shape \(2, 3\); expected \(\) or \(2,\)",
     ),
     "whole loss": (Whole, Lines(), {}, TypeError, "loss has dtype int32; expected a floating type"),
-    "a metric named loss": (NamedLoss, Lines(), {}, ValueError, "names a metric 'loss'.*choose another"),
-    "a metric named lr": (NamedRate, Lines(), {}, ValueError, "names a metric 'lr'; that name is one of the trainer's"),
+    "a metric named loss": (NamedLoss, Lines(), {}, ValueError, "returned a metric 'loss'; .*choose another"),
+    "a metric named lr": (NamedRate, Lines(), {}, ValueError, "returned a metric 'lr'; the trainer uses this name"),
     "metrics in a list": (ListOfMetrics, Lines(), {}, TypeError, "metrics of type list; expected a dict"),
     "not a model": (
         NoModel,

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtrain.data.iterator import DataEnded, DataError, DataIterator, DataModule, as_data, begin_task, change_task
+from jaxtrain.data.datamodule import DataModule, as_data, begin_task, change_task
+from jaxtrain.data.iterator import DataIterator
+from jaxtrain.errors import DataEnded, DataError
 from tests.batches import EXACT, LIST, SHORT, Addressed, Again, Cursors, Items, Loader, batch, ids
 
 OPS = ["take", "prefetch", "example", "reopen", "clear"]

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtrain.data.iterator import DataEnded, DataError, DataIterator
+from jaxtrain.data.iterator import DataIterator
+from jaxtrain.errors import DataEnded, DataError
 from tests.batches import EXACT, LIST, Addressed, Again, Cursor, Items, Loader, batch, ids
 
 

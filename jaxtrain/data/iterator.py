@@ -6,16 +6,10 @@ from typing import Any, NoReturn
 
 import jax
 
-from ..errors import DataEnded, DataError
+from ..errors import DataError
 from ..utils.digests import digest
 from .batch import Spec
-from .datamodule import DataModule, as_data, begin_task, change_task, encodes, identity_of, set_up, warn_of_layout
 from .sources import IndexedReader, Kind, adapt, length_of, noted
-
-__all__ = [
-    "DataEnded", "DataError", "DataModule", "DataIterator", "as_data", "begin_task", "change_task", "encodes",
-    "identity_of", "set_up", "warn_of_layout",
-]  # fmt: skip
 
 logger = logging.getLogger("jaxtrain")
 

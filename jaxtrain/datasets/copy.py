@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.iterator import DataModule
+from ..data.datamodule import DataModule
 
 DEPTH = 10  # blank 0, symbols 1 to 8, trigger 9
 TRIGGER = 9

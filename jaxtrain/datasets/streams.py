@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.iterator import DataModule
+from ..data.datamodule import DataModule
 from .copy import SPLITS, as_integer
 from .episodes import Episode, Episodes, EpisodeStream
 

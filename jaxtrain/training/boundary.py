@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..callbacks.base import Callback
-from ..data.iterator import change_task
+from ..data.datamodule import change_task
 from ..period import Period
 from ..utils.files import as_json
 from .checkpointer import Checkpointer

@@ -17,7 +17,8 @@ import numpy as np
 from ..checkpoint.load import build, load_into, refuse_other_parameters, require_module
 from ..checkpoint.store import Saved
 from ..core.metrics import Mean, Pending, plain, tag
-from ..core.module import Module, Objective, Phases, phases_of
+from ..core.module import Module, Phases
+from ..core.objective import Objective, phases_of
 from ..core.ownership import refuse_in_use, run_of
 from ..core.snapshots import snapshot
 from ..core.state import (
@@ -32,8 +33,8 @@ from ..core.state import (
     with_strong_types,
 )
 from ..data.batch import BATCH_FIRST, stated_layout, time_major
+from ..data.datamodule import DataModule, as_data, encodes, set_up, warn_of_layout
 from ..data.eval_loader import alike, one_pass
-from ..data.iterator import DataModule, as_data, encodes, set_up, warn_of_layout
 from ..engine.nonfinite import Watched
 from ..engine.program import EVALUATE, PREDICT
 from ..errors import DataError
@@ -146,7 +147,7 @@ def _named(model: Any) -> dict[str, State]:
 
 def _batching(strategy: Strategy) -> Any:
     """The batching that the strategy would train with, as far as it says."""
-    required_batching = getattr(strategy, "lanes", "either")
+    required_batching = getattr(strategy, "required_batching", "either")
     return getattr(strategy, "batching", "auto") if required_batching == "either" else required_batching
 
 

@@ -15,7 +15,7 @@ from ..checkpoint.locate import absolute, chosen, opened
 from ..checkpoint.store import readable
 from ..core.module import Module
 from ..core.ownership import alone, refuse_in_use, under_way
-from ..data.iterator import as_data, begin_task, set_up
+from ..data.datamodule import as_data, begin_task, set_up
 from ..engine import report as preflight
 from ..engine.program import NonFinite
 from ..engine.seeds import as_seeds

@@ -12,7 +12,8 @@ import jax
 from ..callbacks.run import Run
 from ..checkpoint.load import MODEL_PREFIX
 from ..core.metrics import Pending
-from ..core.module import Module, phases_of
+from ..core.module import Module
+from ..core.objective import phases_of
 from ..core.ownership import alone, runs
 from ..core.state import fold_in, seeded, set_key, states_of, with_strong_types
 from ..engine.program import PREDICT, Program

@@ -12,8 +12,9 @@ from ..checkpoint.locate import Origin, describe, log_changes, require_same_run
 from ..checkpoint.locate import refuse_differences as refuse
 from ..core.module import Module
 from ..core.state import flatten, parameters, signature
+from ..data.datamodule import DataModule, warn_of_layout
 from ..data.eval_loader import EvalLoader, validation_loader
-from ..data.iterator import DataIterator, DataModule, warn_of_layout
+from ..data.iterator import DataIterator
 from ..engine.report import val_sizes
 from ..utils.logging import log
 from .checkpointer import parts

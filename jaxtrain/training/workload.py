@@ -10,8 +10,9 @@ from ..callbacks.checkpoint import require_metrics
 from ..callbacks.run import Run
 from ..core.module import Module
 from ..data.batch import Spec, stated_layout
+from ..data.datamodule import DataModule, change_task, identity_of
 from ..data.eval_loader import EvalLoader, validation_loader
-from ..data.iterator import DataIterator, DataModule, change_task, identity_of
+from ..data.iterator import DataIterator
 from ..engine.program import Program
 from ..utils.diff import first_difference
 from ..utils.files import as_json

@@ -39,9 +39,9 @@ def test_a_short_last_batch_is_part_of_a_pass(source):
 
 
 def test_a_pass_needs_an_end_and_a_second_time():
-    with pytest.raises(DataError, match="never ends; give it a __len__"):
+    with pytest.raises(DataError, match="is endless; give it a __len__"):
         EvalLoader(Endless(), "val")
-    with pytest.raises(DataError, match="a one-shot iterator gives no second pass; give a list"):
+    with pytest.raises(DataError, match="a one-shot iterator cannot be read twice; give a list"):
         EvalLoader(iter(WHOLE), "val")
     with pytest.raises(DataError):
         EvalLoader([], "val")
@@ -87,7 +87,7 @@ def test_a_source_with_one_place_is_left_where_it_was():
 
 @pytest.mark.parametrize("source", [iter(LIST), (batch(i) for i in range(3)), Cursor(4)])
 def test_a_one_shot_iterator_gives_one_pass(source):
-    with pytest.raises(DataError, match="^val data: a one-shot iterator gives no second pass; give a list"):
+    with pytest.raises(DataError, match="^val data: a one-shot iterator cannot be read twice; give a list"):
         EvalLoader(source, "val")
     assert ids(one_pass(source, "predict"))[0] == 0
 
@@ -111,7 +111,7 @@ def test_a_size_that_was_not_known_is_spoken_of_once(caplog):
         for _ in range(2):
             assert len([*passes.once()]) == 5
         assert len([*EvalLoader(SHORT, "val").once()]) == 5
-    assert caplog.messages == ["val data: batch 4 is smaller than the first one: it gets a program of its own"]
+    assert caplog.messages == ["val data: batch 4 is smaller than the first one; a program is compiled for it"]
 
 
 @pytest.mark.parametrize("wrong", [(np.zeros((4, 2), np.float32), batch(0)[1]), batch(1, size=3)])

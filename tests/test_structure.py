@@ -33,8 +33,7 @@ LONG_FILES = {
 }  # fmt: skip
 LONG_FUNCTIONS = {"commands/main.py:_tool", "commands/main.py:_compare"}
 LARGE_CLASSES = {
-    "callbacks/curriculum.py:Curriculum", "callbacks/run.py:Run", "data/iterator.py:DataIterator",
-    "data/sources.py:SequentialReader",
+    "callbacks/curriculum.py:Curriculum", "callbacks/run.py:Run",
     "engine/program.py:Program", "strategies/reverse/chain.py:Chain", "strategies/reverse/detached_step.py:Cut",
     "strategies/reverse/learner.py:ReverseLearner",
 }  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any, Self
 from ..errors import DataError
 from ..utils.logging import warn_of_foreign
 from .batch import layout_warning, stated_layout
-from .sources import by_number, fingerprint
+from .sources import fingerprint
 
 logger = logging.getLogger("jaxtrain")
 
@@ -20,7 +20,7 @@ class _Life:
     set_up: bool = False
     made_with: dict[str, Any] | None = None  # task before a run changed it
     left_with: dict[str, Any] | None = None  # task after the last change by a run
-    printed: tuple[dict[str, Any], dict[str, Any]] | None = None  # task, and fingerprint of the train source under it
+    printed: tuple[dict[str, Any], Any] | None = None  # task, and fingerprint of the train source under it
     warned: bool = False  # whether the warning about an unstated layout was logged
 
 
@@ -123,11 +123,9 @@ class DataModule:
         batches and a sha256 of the first batch.
         """
         identity: dict[str, Any] = {"class": type(self).__qualname__}
-        if by_number(self._sources[0], "train") is not None:
-            if self._life.printed is None or self._life.printed[0] != self.task:
-                self._life.printed = copy.deepcopy(self.task), fingerprint(self._sources[0], "train")
-            identity["train"] = self._life.printed[1]
-        return identity
+        if self._life.printed is None or self._life.printed[0] != self.task:
+            self._life.printed = copy.deepcopy(self.task), fingerprint(self._sources[0], "train")
+        return identity if (train := self._life.printed[1]) is None else {**identity, "train": train}
 
 
 LIGHTNING_METHODS = {

@@ -2,14 +2,14 @@
 
 import logging
 from collections import deque
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 
 from ..errors import DataError
 from ..utils.digests import digest
 from .batch import Spec
-from .sources import IndexedReader, Kind, adapt, length_of, noted
+from .sources import IndexedReader, Kind, adapt, length_of
 
 logger = logging.getLogger("jaxtrain")
 
@@ -35,8 +35,8 @@ class DataIterator:
     `length` is the number of batches per epoch, or None if unknown. `kind` is one of the words above. `taken` counts
     the batches consumed, and `ready` those that `take` can return without reading the source.
 
-    >>> feed = DataIterator([[1.0, 2.0], [3.0, 4.0]])
-    >>> feed.take(1), feed.state()
+    >>> iterator = DataIterator([[1.0, 2.0], [3.0, 4.0]])
+    >>> iterator.take(1), iterator.state()
     ([array([1., 2.], dtype=float32)], {'kind': 'reiterable', 'batch': 1, 'epoch': 0, 'index': 1})
 
     Args:
@@ -49,19 +49,22 @@ class DataIterator:
     """
 
     def __init__(self, source: Any, name: str = "train", batch_first: bool | None = None) -> None:
-        self.name = name
         self._source = adapt(source, name, batch_first)
         self._queue: deque[tuple[Any, dict[str, Any]]] = deque()  # prefetched batches, each with the position after it
         self._error: Exception | None = None  # raised for the batch after those in the queue
         self._spec: Spec | None = None  # tree, shapes and dtypes of all batches
         self._old_spec: Spec | None = None  # from before clear(): the next batch may be a short last one
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
         self._last: Any = None  # the last batch consumed
         self._digest: str | None = None  # after restore(): of the last batch, until another is consumed
         self.differs = False
         self.taken = 0
         self._measure()
         self._position = self._origin = self._source.position(0)
+
+    @property
+    def name(self) -> str:
+        return self._source.name
 
     @property
     def kind(self) -> Kind:
@@ -84,7 +87,7 @@ class DataIterator:
         """The next batch, without consuming it. Raises as `take` does."""
         self._fill(1)
         if not self._queue:
-            self._fail()
+            raise self._failure()
         return self._queue[0][0]
 
     def take(self, n: int) -> list[Any]:
@@ -99,7 +102,7 @@ class DataIterator:
         """
         self._fill(n)
         if len(self._queue) < n:
-            self._fail()
+            raise self._failure()
         batches = []
         for _ in range(n):
             self._last, self._position = self._queue.popleft()
@@ -205,9 +208,9 @@ class DataIterator:
         for _ in range(n):
             self.take(1)
 
-    def _fail(self) -> NoReturn:
+    def _failure(self) -> Exception:
         assert self._error is not None
-        raise self._error
+        return self._error
 
     def _fill(self, n: int) -> None:
         while len(self._queue) < n and self._error is None:
@@ -215,12 +218,12 @@ class DataIterator:
             try:
                 self._queue.append(self._make(number))
             except Exception as error:
-                self._error = noted(error, number, self.name)
+                self._error = error
 
     def _make(self, number: int) -> tuple[Any, dict[str, Any]]:
         why = None
         for _ in range(2):  # drop one short last batch; the next epoch must start with a full one
-            batch = self._source.host(number)
+            batch = self._source.read(number)
             position = self._source.position(number + 1)  # before ended(), which may read ahead
             why = self._spec.mismatch(batch) if self._spec else None
             expected = self._old_spec if self._spec is None else self._spec if why else None  # a match is not short
@@ -230,7 +233,7 @@ class DataIterator:
                 return batch, position
             if not short:
                 break
-            self._say(
+            self._log_once(
                 f"{self.name} data: the short last batch of an epoch is dropped"
                 + (f"; periods in epochs count it, {self.length} steps an epoch" if self.length else "")
             )
@@ -249,21 +252,15 @@ class DataIterator:
         if not isinstance(source, IndexedReader) or source.kind == "addressed":
             return
         last = (source.length or 1) - 1
-        number = 0
-        try:
-            self._spec = Spec(source.host(0), self.batch_first)
-            number = last
-            batch = source.host(last)
-            if self._spec.looks_batch_major(batch):
-                raise self._unlike(batch, last)
-            short = self._spec.short(batch)
-        except Exception as error:
-            raise noted(error, number, self.name)  # noqa: B904
-        if short:
+        self._spec = Spec(source.read(0), self.batch_first)
+        batch = source.read(last)
+        if self._spec.looks_batch_major(batch):
+            raise self._unlike(batch, last)
+        if self._spec.short(batch):
             source.length = last
-            self._say(f"{self.name} data: the short last batch of an epoch is dropped; an epoch is {last} batches")
+            self._log_once(f"{self.name} data: the short last batch of an epoch is dropped; an epoch is {last} batches")
 
-    def _say(self, line: str) -> None:
-        if line not in self._said:
-            self._said.add(line)
+    def _log_once(self, line: str) -> None:
+        if line not in self._logged:
+            self._logged.add(line)
             logger.info(line)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..errors import DataEnded, DataError
+from ..utils.logging import log
 from .batch import Spec
 from .datamodule import DataModule, warn_of_layout
 from .sources import IndexedReader, SequentialReader, adapt
-
-logger = logging.getLogger("jaxtrain")
 
 
 class EvalLoader:
@@ -46,7 +44,7 @@ class EvalLoader:
         batches = one_pass(self._source, self.name, self.batch_first)
         for number, batch in enumerate(alike(batches, self.name, self.batch_first)):
             if all(spec.mismatch(batch) for spec in self._known):
-                logger.info(
+                log.info(
                     "%s data: batch %d is smaller than the first one; a program is compiled for it", self.name, number
                 )
                 self._known.append(Spec(batch))

@@ -1,6 +1,5 @@
 """DataIterator: reads the batches of a source and keeps an exact position, across prefetching and resume."""
 
-import logging
 from collections import deque
 from typing import Any
 
@@ -8,10 +7,9 @@ import jax
 
 from ..errors import DataError
 from ..utils.digests import digest
+from ..utils.logging import log
 from .batch import Spec
 from .sources import IndexedReader, Kind, adapt, length_of
-
-logger = logging.getLogger("jaxtrain")
 
 
 def _digest(batch: Any) -> str:
@@ -204,7 +202,7 @@ class DataIterator:
 
     def _skip(self, n: int) -> None:
         if n:
-            logger.info("%s data: replaying %d batches to reach the saved position", self.name, n)
+            log.info("%s data: replaying %d batches to reach the saved position", self.name, n)
         for _ in range(n):
             self.take(1)
 
@@ -263,4 +261,4 @@ class DataIterator:
     def _log_once(self, line: str) -> None:
         if line not in self._logged:
             self._logged.add(line)
-            logger.info(line)
+            log.info(line)

@@ -4,8 +4,8 @@ import base64
 import inspect
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
@@ -15,6 +15,23 @@ from ..utils.digests import digest
 from .batch import host, stated_layout
 
 Kind = Literal["addressed", "stateful", "reiterable", "iterator"]
+
+
+class Addressed(Protocol):
+    """A source that returns any batch by its number."""
+
+    def batch(self, step: int, /) -> Any: ...
+
+
+class Indexed(Protocol):
+    """A sequence of batches."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+type Source = Addressed | Indexed | Iterable[Any]
+"""Where batches come from; see ``jaxtrain.DataModule``."""
 _STATE_METHODS = (("state_dict", "load_state_dict"), ("get_state", "set_state"))
 
 

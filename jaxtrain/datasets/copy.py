@@ -192,7 +192,7 @@ class CopyDataModule(DataModule):
     def predict_data(self) -> CopyDataset:
         return self.test_data()
 
-    def encode(self, x: Any) -> Any:
+    def encode(self, x: Any, /) -> Any:
         """One-hot encode the ids (B,) of one time step as float32 (B, 10). Called while tracing."""
         return _one_hot(x)
 

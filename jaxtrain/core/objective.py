@@ -174,7 +174,9 @@ def _weighted(value: Any, w: Any, batch: int, what: str, is_loss: bool) -> Mean:
     if is_loss and not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(f"{what} has dtype {value.dtype}; expected a floating type")
     if is_loss and value.shape == () and jnp.ndim(w) == 1:
-        raise ValueError(f"{what} is a scalar, but the batch has weights per sequence; return one loss per sequence, ({batch},)")
+        raise ValueError(
+            f"{what} is a scalar, but the batch has weights per sequence; return one loss per sequence, ({batch},)"
+        )
     sequences = jnp.broadcast_to(w, (batch,)).astype(jnp.float32)
     if value.shape == ():
         total = jnp.sum(sequences)

@@ -24,10 +24,12 @@ from ..period import Period
 from ..strategies import Strategy
 from ..utils.coerce import as_count
 from ..utils.logging import log
-from .evaluate import Kind, Readers, evaluate, predict, read
+from .control import in_all_processes
+from .evaluate import evaluate, predict
 from .prepare import prepare
+from .reader import Kind, Readers, read
 from .result import Result
-from .session import Session, in_all_processes
+from .session import Session
 from .settings import FitSettings, as_norm, as_seed, as_strategy, as_time
 
 

@@ -220,10 +220,10 @@ def test_a_module_is_not_kept_alive():
     fit.predict(module, [line(0)])
     fit.validate(module, [line(0)])
     gone = weakref.ref(module)
-    assert fit._readers._programs
+    assert fit._readers._modules
     del module
     gc.collect()
-    assert gone() is None and not fit._readers._programs
+    assert gone() is None and not fit._readers._modules
 
 
 def test_snapshots():
@@ -297,8 +297,8 @@ def test_bare_batches_of_an_encoding_are_warned_of_and_the_advice_works(caplog):
     caplog.clear()
     outputs = fit.predict(module, encoded, batch_first=False)
     assert caplog.messages == [
-        "predict data: bare batches reach the model as they are, but Linear was trained on inputs that Own.encode "
-        "encodes: give them by predict_data() of such a data module, or encode them yourself"
+        "predict data: bare batches are passed to the model without encoding, but Linear was trained on inputs that "
+        "Own.encode encodes: pass a data module of this class with predict_data(), or encode the batches"
     ]
     caplog.clear()
     np.testing.assert_array_equal(fit.predict(module, data), outputs)

@@ -98,7 +98,7 @@ def test_the_chunk_in_flight_is_refused_and_the_advice_works():
 
     jt.Fit("bptt", max_steps=12, chunk=4, validate_every=12, callbacks=[Every(look)]).run(Linear(), lines())
     assert len(said) == 8 and len(seen) == 1 and "\n" not in said[0]
-    assert said[0].startswith("the model's values at step 4 are gone: the program holds those of step 8 by now. Set ")
+    assert said[0].startswith("the model's values at step 4 are overwritten: the program has those of step 8. Set ")
 
     class Edges(Every):
         def boundaries(self):
@@ -245,7 +245,7 @@ def test_a_module_in_use_is_refused_elsewhere(use, tmp_path):
 
     def look(run):
         handles.append(run.module)
-        with pytest.raises(RuntimeError, match="under way, at step 2, trains Linear: wait for its end, or give a new"):
+        with pytest.raises(RuntimeError, match="in progress, at step 2, trains Linear: wait for its end, or use a new"):
             use(run.module, path)
         use(built(), path)  # as it says
 
@@ -263,7 +263,7 @@ def test_a_model_in_use_is_refused_under_another_module():
     def look(run):
         other = Linear()
         other.model = run.module.model
-        with pytest.raises(RuntimeError, match="whose model, or a part of it, this Linear has: read it by run"):
+        with pytest.raises(RuntimeError, match="and this Linear has its model or a part of it: read it with run"):
             jt.Fit("bptt", max_steps=1).predict(other, VAL)
 
     during(look)
@@ -271,7 +271,7 @@ def test_a_model_in_use_is_refused_under_another_module():
 
 def test_a_callback_serves_one_run_at_a_time():
     def look(run):
-        with pytest.raises(RuntimeError, match="tells this Once of its events: give a Once of its own"):
+        with pytest.raises(RuntimeError, match="uses this Once: create another Once"):
             jt.Fit("bptt", max_steps=1, callbacks=run.callbacks.all).run(Linear(), lines())
         jt.Fit("bptt", max_steps=1, callbacks=[Once(lambda run: None)]).run(Linear(), lines())
 

@@ -79,7 +79,7 @@ REFUSED = {
     ),
     "weights": (dict(weights=np.ones((B, T_L))), r"^weights have shape \(4, 3\); expected \(3,\) or \(3, 4\)$"),
     "reset": (dict(reset=np.zeros((T_L, B), bool)), r"^reset has shape \(3, 4\); expected \(5, 4\)$"),
-    "float reset": (dict(reset=np.zeros((T_W + T_L, B))), r"^reset has dtype float\d\d; expected bool, True at the first"),
+    "float reset": (dict(reset=np.zeros((T_W + T_L, B))), r"^reset has dtype float\d\d; expected bool, True at"),
     "int reset": (dict(reset=np.zeros((T_W + T_L, B), np.int8)), r"^reset has dtype int8; expected bool"),
 }  # fmt: skip
 
@@ -209,7 +209,7 @@ SCORED = {
     "twice": (lambda f, x, y: f(f(x)), ValueError, r"^Task.learning_step called forward 2 times; expected exactly one"),
     "never": (lambda f, x, y: x, ValueError, r"^Task.learning_step called forward 0 times; expected exactly one"),
     "metrics": (lambda f, x, y: (f(x), 3), TypeError, r"returned metrics of type int; expected a dict name -> value$"),
-    "loss": (lambda f, x, y: (f(x), {"loss": x}), ValueError, r"returned a metric 'loss'; the trainer uses this name: choose"),
+    "loss": (lambda f, x, y: (f(x), {"loss": x}), ValueError, r"returned a metric 'loss'; the trainer uses this"),
     "shape": (lambda f, x, y: f(x)[:, None], ValueError, r"_step: loss has shape \(4, 1\); expected \(\) or"),
     "metric": (lambda f, x, y: (f(x), {"m": jnp.ones(2)}), ValueError, r"step: m has shape \(2,\); expected \(\) or"),
     "mean": (lambda f, x, y: (f(x), {"m": Mean(x, x)}), TypeError, r"m is a Mean; expected an array, or a pair \("),
@@ -229,7 +229,7 @@ def test_what_cannot_be_scored_is_named(step, kind, message):
 
 
 def test_a_scalar_loss_cannot_be_weighted_per_sequence():
-    with pytest.raises(ValueError, match=r"^Task.learning_step: loss is a scalar, but .*; return one loss per sequence, \(4,\)"):
+    with pytest.raises(ValueError, match=r"^Task.learning_step: loss is a scalar, .* one loss per sequence, \(4,\)"):
         score(lambda forward, x, y: forward(x).mean(), w=np.ones(B))
 
 
@@ -340,7 +340,7 @@ def test_a_run_uses_configure_optimizers():
 
 
 def test_both_names_are_an_error():
-    with pytest.raises(TypeError, match=r"^Both defines configure_optimizer and configure_optimizers, two names of one"):
+    with pytest.raises(TypeError, match=r"^Both defines configure_optimizer and configure_optimizers, two names"):
 
         class Both(Module):
             def configure_optimizer(self): ...
@@ -372,7 +372,7 @@ SCHEDULES = {
     "text": ((A, "1e-3"), TypeError, r"returned a schedule of type str; expected a number, or a function of the num"),
     "bool": ((A, True), TypeError, r"returned a schedule of type bool; expected a number"),
     "array": ((A, np.ones(2)), TypeError, r"returned a schedule of type ndarray; expected a number"),
-    "swapped": ((1e-3, A), TypeError, r"returned a pair of float and Gradient\w+; expected an optax transformation and"),
+    "swapped": ((1e-3, A), TypeError, r"returned a pair of float and Gradient\w+; expected an optax transf"),
     "lists": (([A], [1e-3]), TypeError, r"returned a pair of list and list; expected an optax transformation and its"),
     "one for several": (({"a": A}, 1e-3), TypeError, r"several optimizers with a schedule of type float; expected a d"),
     "unknown": (({"a": A}, {"b": 1}), ValueError, r"schedules for \['b'\], but optimizers for \['a'\]: use the same"),

@@ -17,13 +17,13 @@ from jaxtrain.training.schedule import Schedule
 FOLDER = Path(__file__).parents[1] / "jaxtrain" / "training"
 
 
-def test_two_files_know_of_processes():
+def test_one_file_deals_with_processes():
     users = set()
     for path in FOLDER.glob("*.py"):
         nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
         if any("distributed" in (node.module or "") for node in nodes):
             users.add(path.name)
-    assert users == {"control.py", "session.py"}
+    assert users == {"control.py"}
 
 
 class Source:
@@ -81,12 +81,12 @@ def control():
 def test_what_is_due(control):
     assert control.poll(5) is None
     due = control.poll(10)
-    assert due.event and due.signal is None
+    assert due.boundary and due.signal is None
     control._signals.received = "SIGTERM"
     alone = control.poll(5)
-    assert not alone.event and alone.signal == "SIGTERM"
+    assert not alone.boundary and alone.signal == "SIGTERM"
     control._run.requests.save = True
-    assert control.poll(5).event, "asked for before the signal was noticed"
+    assert control.poll(5).boundary, "asked for before the signal was noticed"
 
 
 def test_why_a_run_ends(control):

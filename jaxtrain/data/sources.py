@@ -1,6 +1,5 @@
-"""Readers behind a `DataIterator`: one per kind of source. Also stores a source's own state as JSON."""
+"""Readers behind a `DataIterator`: one per kind of source."""
 
-import base64
 import inspect
 import sys
 from abc import ABC, abstractmethod
@@ -13,6 +12,7 @@ import numpy as np
 from ..errors import DataEnded, DataError
 from ..utils.digests import digest
 from .batch import host, stated_layout
+from .source_state import from_json, to_json
 
 Kind = Literal["addressed", "stateful", "reiterable", "iterator"]
 
@@ -33,53 +33,6 @@ class Indexed(Protocol):
 type Source = Addressed | Indexed | Iterable[Any]
 """Where batches come from; see ``jaxtrain.DataModule``."""
 _STATE_METHODS = (("state_dict", "load_state_dict"), ("get_state", "set_state"))
-
-
-# ---- a source's own state as JSON --------------------------------------------------------------------------------
-
-
-def _encode(value: Any, where: str) -> Any:
-    """`value` as JSON; types that JSON lacks become {"~kind": ...}. Raises DataError for unsupported types."""
-    if value is None or isinstance(value, (bool, str)) or type(value) in (int, float):
-        return value
-    if isinstance(value, (bytes, bytearray)):
-        return {"~bytes": base64.b64encode(value).decode()}
-    if isinstance(value, (list, tuple)):
-        items = [_encode(v, f"{where}[{i}]") for i, v in enumerate(value)]
-        return items if isinstance(value, list) else {"~tuple": items}
-    if isinstance(value, Mapping):
-        items = [(_encode(k, where), _encode(v, f"{where}[{k!r}]")) for k, v in value.items()]
-        if all(isinstance(k, str) and not k.startswith("~") for k, _ in items):
-            return dict(items)
-        return {"~dict": [list(item) for item in items]}
-    torch = sys.modules.get("torch")  # a torch tensor exists only if torch is imported
-    if torch is not None and isinstance(value, torch.Tensor):
-        return {"~tensor": _encode(value.numpy(), where)}
-    if isinstance(value, (np.ndarray, np.generic)) and not value.dtype.hasobject:
-        data = base64.b64encode(value.tobytes()).decode()
-        return {"~array": data, "dtype": value.dtype.str, "shape": [*value.shape]}
-    raise DataError(f"{where} is a {type(value).__name__} and cannot be saved; expected numbers, text, bytes or arrays")
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_decode(v) for v in value]
-    if not isinstance(value, dict):
-        return value
-    if "~bytes" in value:
-        return base64.b64decode(value["~bytes"])
-    if "~tuple" in value:
-        return tuple(_decode(v) for v in value["~tuple"])
-    if "~dict" in value:
-        return {_decode(k): _decode(v) for k, v in value["~dict"]}
-    if "~tensor" in value:
-        import torch  # pyright: ignore[reportMissingImports]
-
-        return torch.from_numpy(_decode(value["~tensor"]))
-    if "~array" in value:
-        flat = np.frombuffer(base64.b64decode(value["~array"]), np.dtype(value["dtype"]))
-        return flat.reshape(value["shape"]).copy()
-    return {k: _decode(v) for k, v in value.items()}
 
 
 # ---- readers: batch number -> the user's batch, and the position after it -----------------------------------------
@@ -200,7 +153,7 @@ class SequentialReader(_Reader):
         if self.methods:
             # Encoded immediately: the source may change the returned object later.
             state = getattr(self.iterator if self.on_iterator else self.source, self.methods[0])()
-            position["state"] = _encode(state, f"{self.name} data: state of {type(self.source).__name__}")
+            position["state"] = to_json(state, f"{self.name} data: state of {type(self.source).__name__}")
         return position
 
     def seek(self, position: dict[str, Any]) -> int:
@@ -208,12 +161,12 @@ class SequentialReader(_Reader):
         if self.kind == "iterator":
             raise DataError(f"{self.name} data: a one-shot iterator cannot go back to batch {position['batch']}")
         if self.methods and not self.on_iterator:
-            getattr(self.source, self.methods[1])(_decode(position["state"]))
+            getattr(self.source, self.methods[1])(from_json(position["state"]))
         self.start(position["epoch"])
         if not self.methods:
             return position["batch"] - position["index"]
         if self.on_iterator:  # after iter(), which may restart the iterator
-            getattr(self.iterator, self.methods[1])(_decode(position["state"]))
+            getattr(self.iterator, self.methods[1])(from_json(position["state"]))
         self.index = position["index"]
         return position["batch"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Self
 
 from ..callbacks.checkpoint import kept_by
 from ..checkpoint.locate import CHECKPOINTS, Origin
@@ -48,14 +47,10 @@ class Session(ExitStack):
         progress, schedule = prepared.progress, prepared.schedule
         over = progress.stage == "between steps" and schedule.is_over(progress.dispatched)
         self._trains = self._earlier is None and not over
-
-    def __enter__(self) -> Self:
-        super().__enter__()
-        prepared, run_dir = self._prepared, self._origin.run_dir
-        workload, run, progress = prepared.workload, prepared.run, prepared.progress
-        self._control = Control(prepared.schedule, Signals(), run)
-        kept, store = kept_by(workload.settings.checkpoint), None
+        workload, run, run_dir, store = prepared.workload, prepared.run, origin.run_dir, None
+        self._control = Control(schedule, Signals(), run)
         if run_dir is not None:
+            kept = kept_by(workload.settings.checkpoint)
             store = Store(run_dir / CHECKPOINTS, last=kept["last"], best=kept["best"], mode=kept["mode"])
             if self._control.writes and (self._trains or not (run_dir / "config.json").exists()):
                 write_json(run_dir / "config.json", run.config)
@@ -66,7 +61,6 @@ class Session(ExitStack):
         self._at_exit("closing the store", lambda error: self._checkpointer.close())
         self._at_exit("writing values back to the module", self._write_back)
         self._at_exit("on_exception", self._announce_error)
-        return self
 
     def train(self) -> None:
         """Train until the run ends."""

@@ -88,7 +88,7 @@ class Workload:
         return [] if self.val is None else self.val.examples
 
     def change_task(self, task: dict[str, Any], run: Run, schedule: Schedule) -> None:
-        """Change the task of the data. Afterwards the run is in the state that it would have if resumed under this task.
+        """Change the task of the data. Afterwards the run is as if it had been resumed under this task.
 
         If the shapes of batches change, the programs are compiled again.
 

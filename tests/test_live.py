@@ -300,7 +300,7 @@ def test_the_source_that_the_run_trains_on_is_not_read():
     source = Stateful()
 
     def look(run):
-        with pytest.raises(jt.errors.DataError, match="the run reads this Stateful, and a pass over it would move"):
+        with pytest.raises(jt.errors.DataError, match="the run reads this Stateful, and another pass would move"):
             run.validate(source)
         run.validate([line(0)])  # another one that reads the same data
 

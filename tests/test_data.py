@@ -189,7 +189,7 @@ def test_clear_makes_what_was_prefetched_anew():
     assert [b[0, 0] for b in iterator.take(2)] == [1, 2]
 
 
-def test_clear_with_fewer_lanes_keeps_every_position():
+def test_clear_with_fewer_sequences_keeps_every_position():
     """A new batch size looks like a short last batch: to tell them apart reads on, and the saved position must not."""
 
     class Lanes(Loader):

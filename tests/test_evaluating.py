@@ -35,7 +35,7 @@ def by_hand(x):
     return np.stack(out)
 
 
-def test_predict_with_a_generator_gives_all_lanes():
+def test_predict_with_a_generator_gives_all_sequences():
     batches = [line(0), line(1), line(2, batch=1)]
     outputs = FIT.predict(Linear(), (batch for batch in batches))
     assert outputs.shape == (3, 5, 3)
@@ -77,7 +77,7 @@ def test_validate_needs_no_optimizer():
 @pytest.mark.parametrize("name", ["val", "test"])
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_short_last_batch_counts(name, whole):
-    """As much as its lanes weigh, from a DataModule and from plain batches."""
+    """A batch counts by the weight of its sequences, from a DataModule and from plain batches."""
     batches = [line(0), line(1), line(2, batch=1)]
     read = FIT.validate if name == "val" else FIT.test
     data = jt.DataModule(**{name: batches}) if whole else batches

@@ -202,7 +202,7 @@ def test_several_seeds():
             np.testing.assert_array_equal(run.module.model.w.value, params["w"][0])
             first = {name: leaf[0] for name, leaf in params.items()}
             np.testing.assert_allclose(run.predict([line(50)[0]]), outputs(first, line(50)[0]), rtol=1e-4, atol=1e-6)
-            both = [score({name: leaf[lane] for name, leaf in params.items()}) for lane in range(2)]
+            both = [score({name: leaf[seed] for name, leaf in params.items()}) for seed in range(2)]
             found = run.validate(VAL)
             np.testing.assert_allclose(found["seeds/val/loss"], both, rtol=1e-5)
             assert found["val/loss"] == pytest.approx(np.mean(both), rel=1e-5)
@@ -384,7 +384,7 @@ def test_a_dispatch_that_failed_leaves_no_values(monkeypatch):
     assert len(said) == 1
 
 
-def test_validate_without_data_asks_for_one_at_the_edge():
+def test_validate_without_data_asks_for_one_at_the_boundary():
     asked = []
 
     class Asks(jt.Callback):

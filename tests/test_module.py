@@ -74,7 +74,7 @@ REFUSED = {
     "no time": (
         dict(inputs=np.zeros((0, B, 5)), targets=None), r"^inputs has shape \(0, 4, 5\): no time steps or an empty"
     ),
-    "no lanes": (
+    "no sequences": (
         dict(warmup=None, inputs=np.zeros((T_L, 0, 5)), targets=None), r"^inputs has shape \(3, 0, 5\): no time steps"
     ),
     "weights": (dict(weights=np.ones((B, T_L))), r"^weights have shape \(4, 3\); expected \(3,\) or \(3, 4\)$"),

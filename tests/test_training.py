@@ -80,13 +80,11 @@ def control():
 
 def test_what_is_due(control):
     assert control.poll(5) is None
-    due = control.poll(10)
-    assert due.boundary and due.signal is None
+    assert control.poll(10) == "boundary"
     control._signals.received = "SIGTERM"
-    alone = control.poll(5)
-    assert not alone.boundary and alone.signal == "SIGTERM"
+    assert control.poll(5) == "signal"
     control._run.requests.save = True
-    assert control.poll(5).boundary, "asked for before the signal was noticed"
+    assert control.poll(5) == "boundary", "asked for before the signal was noticed"
 
 
 def test_why_a_run_ends(control):
@@ -99,11 +97,11 @@ def test_why_a_run_ends(control):
 
 def test_requests_are_taken_once_and_those_for_later_stay(control):
     control._run.requests = Requests(save=True, validate=True, stop="late", task={"lag": 3})
-    orders, ending = control.take(None)
-    assert orders.save and orders.task == {"lag": 3} and ending is None
+    requests, ending = control.take(None)
+    assert requests.save and requests.task == {"lag": 3} and ending is None
     assert control._run.requests == Requests(validate=True, stop="late")
-    orders, ending = control.take(Ending("stopped", "max_time reached"))
-    assert ending == Ending("stopped", "max_time reached", complete=True) and not orders.save
+    requests, ending = control.take(Ending("stopped", "max_time reached"))
+    assert ending == Ending("stopped", "max_time reached", complete=True) and not requests.save
     assert control._run.requests == Requests(validate=True)
     assert control.take_validation(5) and not control.take_validation(5) and control.take_validation(10)
 

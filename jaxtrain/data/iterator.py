@@ -83,9 +83,7 @@ class DataIterator:
 
     def example(self) -> Any:
         """The next batch, without consuming it. Raises as `take` does."""
-        self._fill(1)
-        if not self._queue:
-            raise self._failure()
+        self._require(1)
         return self._queue[0][0]
 
     def take(self, n: int) -> list[Any]:
@@ -98,9 +96,7 @@ class DataIterator:
             DataEnded: An iterator has ended.
             Exception: What the source raised, with a note that names the batch.
         """
-        self._fill(n)
-        if len(self._queue) < n:
-            raise self._failure()
+        self._require(n)
         batches = []
         for _ in range(n):
             self._last, self._position = self._queue.popleft()
@@ -110,7 +106,11 @@ class DataIterator:
 
     def prefetch(self, n: int) -> None:
         """Read the next `n` batches now, without moving the position. An error is kept until `take` reaches it."""
-        self._fill(n)
+        while len(self._queue) < n and self._error is None:
+            try:
+                self._queue.append(self._make(self.taken + len(self._queue)))
+            except Exception as error:
+                self._error = error
 
     def first(self) -> Any:
         """Batch 0 as the source returns it now. The position does not move.
@@ -206,17 +206,11 @@ class DataIterator:
         for _ in range(n):
             self.take(1)
 
-    def _failure(self) -> Exception:
-        assert self._error is not None
-        return self._error
-
-    def _fill(self, n: int) -> None:
-        while len(self._queue) < n and self._error is None:
-            number = self.taken + len(self._queue)
-            try:
-                self._queue.append(self._make(number))
-            except Exception as error:
-                self._error = error
+    def _require(self, n: int) -> None:
+        """Read the next `n` batches; raise the error that prevents it."""
+        self.prefetch(n)
+        if len(self._queue) < n and self._error is not None:
+            raise self._error
 
     def _make(self, number: int) -> tuple[Any, dict[str, Any]]:
         why = None

@@ -171,14 +171,8 @@ class CopyDataModule(DataModule):
         self.val_batches = as_integer("val_batches", val_batches, 1)
         self.test_batches = as_integer("test_batches", test_batches, 1)
         # The initial task: changes made by a curriculum do not make this different data.
-        self._identity = {
-            "class": type(self).__qualname__,
-            **self.task,
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-            "val_batches": self.val_batches,
-            "test_batches": self.test_batches,
-        }
+        sizes = {name: getattr(self, name) for name in ("batch_size", "seed", "val_batches", "test_batches")}
+        self._identity = {"class": type(self).__qualname__, **self.task, **sizes}
 
     def train_data(self) -> CopyDataset:
         return _TaskDataset(self, "train", None)

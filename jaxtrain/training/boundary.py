@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from ..callbacks.base import Callback
+from ..callbacks.run import Requests
 from ..data.datamodule import change_task
 from ..period import Period
 from ..utils.files import as_json
 from .checkpointer import Checkpointer
-from .control import Control, Due, Orders
+from .control import Control
 from .evaluate import evaluate
 from .pipeline import Delivery
 from .progress import Ending, Progress
@@ -24,9 +27,9 @@ class Boundary:
         self._workload, self._run, self._delivery = delivery.workload, delivery.run, delivery
         self._progress, self._control, self._checkpointer = progress, control, checkpointer
 
-    def cross(self, due: Due) -> None:
-        """Do what is due."""
-        if due.boundary:
+    def cross(self, due: Literal["boundary", "signal"]) -> None:
+        """Do what is due. A signal alone ends the run without the events of a boundary."""
+        if due == "boundary":
             self._probe()
             self.complete()
         else:
@@ -52,8 +55,8 @@ class Boundary:
         self._act(*control.take(ending))
         run.score = None
 
-    def _act(self, orders: Orders, ending: Ending | None) -> None:
-        run, task = self._run, orders.task
+    def _act(self, requests: Requests, ending: Ending | None) -> None:
+        run, task = self._run, requests.task
         if task is not None and ending is None:
             self._workload.change_task(task, run, self._control.schedule)
         elif task is not None:  # the task with which a later run continues from here, under a larger budget
@@ -62,7 +65,7 @@ class Boundary:
             self._end(ending)
         elif self._control.signal is not None:
             self._end_by_signal()
-        elif orders.save:
+        elif requests.save:
             self._checkpointer.save()
 
     def _end_by_signal(self) -> None:

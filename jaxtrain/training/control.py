@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ..callbacks.run import Requests, Run
 from ..distributed import processes
@@ -27,22 +26,6 @@ def in_all_processes() -> Iterator[None]:
     processes.begin()
     with processes.report_failures():
         yield
-
-
-@dataclass(frozen=True)
-class Due:
-    """Why the loop pauses between two chunks: a signal, a boundary, or both."""
-
-    signal: str | None
-    boundary: bool
-
-
-@dataclass(frozen=True)
-class Orders:
-    """Requests of callbacks, to be carried out now."""
-
-    save: bool
-    task: dict[str, Any] | None
 
 
 class Control:
@@ -69,8 +52,8 @@ class Control:
         """Context that catches signals. With several processes, JAX catches them, so that all end at the same step."""
         return self._signals if self.alone else nullcontext()
 
-    def poll(self, step: int) -> Due | None:
-        """What is due once ``step`` is reached; None if the next chunk may start.
+    def poll(self, step: int) -> Literal["boundary", "signal"] | None:
+        """What is due once ``step`` is reached: a boundary, or only a signal; None if the next chunk may start.
 
         Requests are read before the metrics of the last chunk are delivered. If only a signal is due, requests made
         during that delivery wait, as they would without the signal.
@@ -79,8 +62,9 @@ class Control:
         self._exchange(clock=True)
         schedule = self.schedule
         requested = self._run.requests.any() or schedule.out_of_time or schedule.validate_now
-        boundary = requested or schedule.is_boundary(step)
-        return Due(signal, boundary) if boundary or signal is not None else None
+        if requested or schedule.is_boundary(step):
+            return "boundary"
+        return None if signal is None else "signal"
 
     @property
     def signal(self) -> str | None:
@@ -112,8 +96,8 @@ class Control:
         requested, self._run.requests.validate = self._run.requests.validate, False
         return requested or self.schedule.validation_due(step)
 
-    def take(self, ending: Ending | None) -> tuple[Orders, Ending | None]:
-        """Take the requests of callbacks. A request to validate or to stop waits for the next boundary.
+    def take(self, ending: Ending | None) -> tuple[Requests, Ending | None]:
+        """Take the requests of callbacks to save and to change the task. Others wait for the next boundary.
 
         Args:
             ending: Why the run ends here. A late request to stop makes this ending complete.
@@ -123,7 +107,7 @@ class Control:
         if ending is not None and requests.stop is not None:
             ending = Ending(ending.status, ending.reason, complete=True)
         self._run.requests = Requests(validate=requests.validate, stop=requests.stop if ending is None else None)
-        return Orders(requests.save, requests.task), ending
+        return requests, ending
 
     def all_failed(self, step: int) -> bool:
         """Whether all processes failed after this step, so that they can save it together."""

@@ -11,6 +11,8 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain.core.snapshots import snapshot
+from jaxtrain.strategies import UORO, OSTLRecurrent
+from jaxtrain.training.reader import batching_of
 from tests.small import Linear, line
 
 FIT = jt.Fit("bptt", max_steps=1)
@@ -308,3 +310,8 @@ def test_bare_batches_of_an_encoding_are_warned_of_and_the_advice_works(caplog):
     caplog.clear()
     fit.predict(module, encoded, batch_first=False)
     assert not caplog.messages
+
+
+def test_a_module_is_read_in_the_batching_of_its_rule():
+    strategies = (jt.BPTT(), jt.BPTT(batching="vmap"), UORO(), OSTLRecurrent())
+    assert [batching_of(strategy) for strategy in strategies] == ["auto", "vmap", "batched", "vmap"]

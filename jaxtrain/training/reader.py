@@ -123,7 +123,7 @@ class Reader:
         drop_weak_types(parameters(model).values())
         objective = Objective(module, self._encode)
         phases = phases_of(module, batch)
-        wanted = _batching(self._strategy)
+        wanted = batching_of(self._strategy)
         batching = choose_batching(wanted, model, input_of(objective, phases, kind), phases.sizes[2])
         learner = BPTTLearner(objective, Network(model, batching))
         named = _named(model)
@@ -153,7 +153,7 @@ def _named(model: Any) -> dict[str, State]:
     return {**parameters(model), **{f"model/{name}": state for name, state in long_term_states(model).items()}}
 
 
-def _batching(strategy: Strategy) -> Any:
+def batching_of(strategy: Strategy) -> Any:
     """The batching with which the strategy would train, as far as the strategy determines it."""
     required_batching = getattr(strategy, "required_batching", "either")
     return getattr(strategy, "batching", "auto") if required_batching == "either" else required_batching

@@ -214,7 +214,7 @@ def test_clear_with_fewer_sequences_keeps_every_position():
 def test_clear_cannot_take_back_from_an_iterator():
     iterator = DataIterator(iter(LIST))
     iterator.prefetch(2)
-    with pytest.raises(DataError, match="the task cannot change, for a one-shot iterator has made batches ahead"):
+    with pytest.raises(DataError, match="the task cannot change, because a one-shot iterator has read batches ahead"):
         iterator.clear()
     assert ids(iterator.take(3)) == [0, 1, 2]
 

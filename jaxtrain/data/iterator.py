@@ -181,7 +181,7 @@ class DataIterator:
         """
         if self.kind == "iterator":
             raise DataError(
-                f"{self.name} data: the task cannot change, for a one-shot iterator has made batches ahead; give an "
+                f"{self.name} data: the task cannot change, because a one-shot iterator has read batches ahead; give an "
                 "object with batch(step)"
             )
         self._spec, self._old_spec = None, self._spec or self._old_spec

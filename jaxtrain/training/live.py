@@ -12,7 +12,6 @@ import jax
 from ..callbacks.run import Run
 from ..checkpoint.load import MODEL_PREFIX
 from ..core.metrics import Pending
-from ..core.module import Module
 from ..core.objective import phases_of
 from ..core.ownership import alone, runs
 from ..core.state import fold_in, seeded, set_key, states_of, with_strong_types
@@ -124,24 +123,19 @@ class View:
 
     def __init__(self, program: Program, values: dict[str, Any], encode: Callable, *, one_device: bool):
         self._program, self._values, self._encode, self._one_device = program, values, encode, one_device
-
-    @property
-    def module(self) -> Module:
-        return self._program.module
+        self.module = program.module
 
     def evaluate(self, batch: Any, index: int) -> Pending:
         with self._reading():
             return self._program.evaluate(batch, index, self._values, first=self._one_device)
 
     def predict(self, batch: Any, index: int) -> Pending:
-        program = self._program
-
         def step(root, index, batch):
             set_key(fold_in(root, PREDICT, index))
-            return program.learner.predict(phases_of(program.module, batch))
+            return self._program.learner.predict(phases_of(self.module, batch))
 
         with self._reading():
-            return Pending(program.read("predict", step, batch, index, values=self._values, first=True))
+            return Pending(self._program.read("predict", step, batch, index, values=self._values, first=True))
 
     @contextmanager
     def _reading(self) -> Iterator[None]:

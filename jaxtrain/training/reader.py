@@ -100,7 +100,7 @@ class Reader:
             cache.compiled.clear()
 
     def evaluate(self, batch: Any, index: int) -> Pending:
-        """What ``kind`` says: metrics of a batch, by name, or its predictions over the learning phase."""
+        """Metrics of one batch, by name, or its predictions over the learning phase, depending on ``kind``."""
         program = self.prepare(batch)
         return Pending(program(self._values, self._root, np.int32(index), batch))
 

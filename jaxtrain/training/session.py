@@ -1,4 +1,4 @@
-"""Session: a run from its first event to its last, with an end that is carried out whatever fails."""
+"""Session: a run from its first event to its last. Its end is carried out even if something fails."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Session(ExitStack):
         self.result = summarize(prepared, status, self._loop.delivery.history, self._saved, seconds)
         if run_dir is not None and self._control.writes:
             path = run_dir / "result.json"
-            # If nothing was left to train, the result of the run that trained says more, for example its speed.
+            # If nothing was left to train, the existing result has more information, for example the speed.
             if self._trains or not path.exists() or read_json(path).get("status") != status:
                 write_json(path, self.result.summary)
 

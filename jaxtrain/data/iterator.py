@@ -181,8 +181,8 @@ class DataIterator:
         """
         if self.kind == "iterator":
             raise DataError(
-                f"{self.name} data: the task cannot change, because a one-shot iterator has read batches ahead; give an "
-                "object with batch(step)"
+                f"{self.name} data: the task cannot change, because a one-shot iterator has read batches ahead; give "
+                "an object with batch(step)"
             )
         self._spec, self._old_spec = None, self._spec or self._old_spec
         self._measure()

@@ -1,8 +1,12 @@
-"""Errors that jaxtrain raises for its users to catch."""
+"""Errors that jaxtrain raises and users may catch."""
 
 
 class DataError(ValueError):
-    """The data is not what a run can use. `batch` is the number of the batch, counted from 0, where there is one."""
+    """The data cannot be used by a run.
+
+    Attributes:
+        batch: Number of the batch, counted from 0, or None if the error concerns no single batch.
+    """
 
     def __init__(self, message: str, batch: int | None = None) -> None:
         super().__init__(message)
@@ -10,7 +14,7 @@ class DataError(ValueError):
 
 
 class DataEnded(DataError):
-    """A one-shot iterator ended where batch number `batch` (counted from 0) was asked for."""
+    """A one-shot iterator ended before batch number ``batch``."""
 
     def __init__(self, batch: int, name: str = "train") -> None:
         super().__init__(
@@ -21,11 +25,16 @@ class DataEnded(DataError):
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message says where it comes from and what was expected."""
+    """A configuration that cannot be used. The message names its origin and what was expected."""
 
 
 class CorruptCheckpoint(RuntimeError):
-    """A checkpoint that does not hold what was saved. Attributes: step, why (one line)."""
+    """A checkpoint that does not contain what was saved.
+
+    Attributes:
+        step: Step of the checkpoint.
+        why: The reason, in one line.
+    """
 
     def __init__(self, step: int, why: str):
         super().__init__(f"the checkpoint of step {step} is unreadable: {why}")
@@ -33,11 +42,11 @@ class CorruptCheckpoint(RuntimeError):
 
 
 class NoReadableCheckpoint(RuntimeError):
-    """There are checkpoints, and none of them can be read."""
+    """Checkpoints exist, but none of them can be read."""
 
 
 class SaveFailed(RuntimeError):
-    """A checkpoint that could not be written, for another reason than want of space."""
+    """A checkpoint could not be written, for another reason than a full disk."""
 
 
 class NonFiniteError(FloatingPointError):
@@ -45,4 +54,4 @@ class NonFiniteError(FloatingPointError):
 
 
 class ProcessError(RuntimeError):
-    """Another process failed, so this one cannot go on."""
+    """Another process failed, so this one cannot continue."""

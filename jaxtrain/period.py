@@ -67,12 +67,12 @@ class Period:
             return value
         if not isinstance(value, str):
             return Period(value, "step")
-        found = _TEXT.fullmatch(value)
-        if found is None or found[2].lower() not in _UNITS:
+        match = _TEXT.fullmatch(value)
+        if match is None or match[2].lower() not in _UNITS:
             raise ValueError(f"period: {value!r} is not understood; {_EXPECTED}")
-        unit, factor = _UNITS[found[2].lower()]
+        unit, factor = _UNITS[match[2].lower()]
         try:
-            n = float(found[1])
+            n = float(match[1])
         except ValueError:
             raise ValueError(f"period: {value!r} is not understood; {_EXPECTED}") from None
         return Period(n * factor, unit)
@@ -83,7 +83,7 @@ class Period:
         return f"{n}{ {'step': '', 'epoch': 'ep', 'time': 's'}[self.unit] }"
 
     def shown(self) -> str:
-        """As a user writes it: `200`, `'1ep'`."""
+        """The period as a user writes it: `200`, `'1ep'`."""
         return str(self) if self.unit == "step" else repr(str(self))
 
     def steps(self, epoch_length: int | None) -> int | None:
@@ -122,7 +122,7 @@ class Period:
         return None if steps is None else (step // steps + 1) * steps
 
     def due(self, step: int, epoch_length: int | None) -> bool:
-        """Whether `step` is a positive multiple of the period; always False for a time.
+        """Return True if `step` is a positive multiple of the period; always False for a time.
 
         Args:
             step: Number of completed steps.

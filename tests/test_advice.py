@@ -149,10 +149,10 @@ MADE: dict[str, tuple[Any, ...]] = {
         lambda: type("Own", (jt.DataModule,), {"train_data": lambda self: [line(0)]})().train_data(),
     ),
     "an endless pass": (
-        lambda: EvalLoader(Lines(), "val"), "never ends; give it a __len__", lambda: EvalLoader(Sized(), "val"),
+        lambda: EvalLoader(Lines(), "val"), "is endless; give it a __len__", lambda: EvalLoader(Sized(), "val"),
     ),
     "a pass of an iterator": (
-        lambda: EvalLoader(once(), "val"), "a one-shot iterator gives no second pass; give a list",
+        lambda: EvalLoader(once(), "val"), "a one-shot iterator cannot be read twice; give a list",
         lambda: EvalLoader(list(once()), "val"),
     ),
     "a new task of an iterator": (
@@ -494,7 +494,7 @@ TRAINED: dict[str, tuple[Any, ...]] = {
     "a scalar loss with weights": (
         train(lambda: Of(learning_step=lambda forward, x, y: error(forward, x, y).mean(),
                          phases=lambda batch: jt.Phases(None, *batch, weights=jnp.ones((3, 2))))),
-        r"return one loss a lane, \(2,\)",
+        r"return one loss per sequence, \(2,\)",
         train(lambda: Of(learning_step=error, phases=lambda batch: jt.Phases(None, *batch, weights=jnp.ones((3, 2))))),
     ),
     "two calls of forward": (

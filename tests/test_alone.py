@@ -62,7 +62,7 @@ def test_every_way_in_is_refused_while_another_thread_is_at_work(tmp_path):
         }.items():
             with pytest.raises(RuntimeError) as caught:
                 call()
-            start = f"{name}: Fit.run in thread 'search-1' is at work, and models are traced with state that all"
+            start = f"{name}: Fit.run in thread 'search-1' is running, and models are traced with state that all"
             assert str(caught.value).startswith(start) and "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists() and module.model is None
     assert background.error is None and background.result.digest == whole.digest
@@ -116,7 +116,7 @@ def trial(seed):
         module = Linear(lambda: braintools.optim.SGD(0.01 + 0.01 * seed))
         return jt.Fit("bptt", max_steps=3, seed=seed).run(module, lines()).digest
     except RuntimeError as error:
-        assert "is at work" in str(error)
+        assert "is running, and" in str(error)
         return None
 
 

@@ -175,8 +175,8 @@ RUNS = {
         r"Matrix.learning_step: loss has shape \(2, 3\); expected \(\) or \(2,\)",
     ),
     "whole loss": (Whole, Lines(), {}, TypeError, "loss has dtype int32; expected a floating type"),
-    "a metric named loss": (NamedLoss, Lines(), {}, ValueError, "names a metric 'loss'.*choose another"),
-    "a metric named lr": (NamedRate, Lines(), {}, ValueError, "names a metric 'lr'; that name is one of the trainer's"),
+    "a metric named loss": (NamedLoss, Lines(), {}, ValueError, "returned a metric 'loss'; .*choose another"),
+    "a metric named lr": (NamedRate, Lines(), {}, ValueError, "returned a metric 'lr'; the trainer uses this name"),
     "metrics in a list": (ListOfMetrics, Lines(), {}, TypeError, "metrics of type list; expected a dict"),
     "not a model": (
         NoModel,
@@ -264,7 +264,7 @@ CHEAP = {
     "callback state": (Lines(), dict(callbacks=[Numpy()]), TypeError, r"the state of callback Numpy\.0 is not JSON"),
     "strategy": (Lines(), dict(strategy=Sized()), TypeError, "the configuration of Sized is not JSON .*int32"),
     "task": (Task(Lines()), {}, TypeError, "Task.task is not JSON .*int8"),
-    "val": (jt.DataModule(Lines(), Lines()), {}, jt.errors.DataError, "val data: never ends"),
+    "val": (jt.DataModule(Lines(), Lines()), {}, jt.errors.DataError, "val data: is endless"),
 }
 
 
@@ -290,6 +290,6 @@ def test_data_that_a_validation_cannot_use(tmp_path):
     with pytest.raises(ValueError, match="targets has shape .*batch axis is 2"):
         jt.Fit("bptt", max_steps=2, run_dir=tmp_path / "run").run(Linear(), data)
     data = jt.DataModule(LinesOf(3), Lines())
-    with pytest.raises(jt.errors.DataError, match="val data: never ends; give it a __len__"):
+    with pytest.raises(jt.errors.DataError, match="val data: is endless; give it a __len__"):
         jt.Fit("bptt", max_steps=2, validate_every=1, run_dir=tmp_path / "run").run(Linear(), data)
     assert line(0)[0].shape == (3, 2, 2)

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtrain.data.iterator import DataEnded, DataError, DataIterator, DataModule, as_data, begin_task, change_task
+from jaxtrain.data.datamodule import DataModule, as_data, begin_task, change_task
+from jaxtrain.data.iterator import DataIterator
+from jaxtrain.errors import DataEnded, DataError
 from tests.batches import EXACT, LIST, SHORT, Addressed, Again, Cursors, Items, Loader, batch, ids
 
 OPS = ["take", "prefetch", "example", "reopen", "clear"]
@@ -187,7 +189,7 @@ def test_clear_makes_what_was_prefetched_anew():
     assert [b[0, 0] for b in iterator.take(2)] == [1, 2]
 
 
-def test_clear_with_fewer_lanes_keeps_every_position():
+def test_clear_with_fewer_sequences_keeps_every_position():
     """A new batch size looks like a short last batch: to tell them apart reads on, and the saved position must not."""
 
     class Lanes(Loader):
@@ -212,7 +214,7 @@ def test_clear_with_fewer_lanes_keeps_every_position():
 def test_clear_cannot_take_back_from_an_iterator():
     iterator = DataIterator(iter(LIST))
     iterator.prefetch(2)
-    with pytest.raises(DataError, match="the task cannot change, for a one-shot iterator has made batches ahead"):
+    with pytest.raises(DataError, match="the task cannot change, because a one-shot iterator has read batches ahead"):
         iterator.clear()
     assert ids(iterator.take(3)) == [0, 1, 2]
 

@@ -1,4 +1,4 @@
-"""Whole passes over a source, for validation, tests and predictions."""
+"""Complete passes over a source, for validation, tests and predictions."""
 
 import logging
 
@@ -33,15 +33,15 @@ def sizes(batches):
 
 @pytest.mark.parametrize("source", [Addressed(), [*WHOLE, SMALLER]])
 def test_a_short_last_batch_is_part_of_a_pass(source):
-    passes = EvalLoader(source, "val")
-    assert sizes(passes.once()) == [4, 4, 4, 2] == sizes(passes.once()), "every pass begins anew"
-    assert sizes(passes.examples) == [4, 2], "both sizes are known beforehand"
+    loader = EvalLoader(source, "val")
+    assert sizes(loader.once()) == [4, 4, 4, 2] == sizes(loader.once()), "every pass starts from the beginning"
+    assert sizes(loader.examples) == [4, 2], "both sizes are known in advance"
 
 
 def test_a_pass_needs_an_end_and_a_second_time():
-    with pytest.raises(DataError, match="never ends; give it a __len__"):
+    with pytest.raises(DataError, match="is endless; give it a __len__"):
         EvalLoader(Endless(), "val")
-    with pytest.raises(DataError, match="a one-shot iterator gives no second pass; give a list"):
+    with pytest.raises(DataError, match="a one-shot iterator cannot be read twice; give a list"):
         EvalLoader(iter(WHOLE), "val")
     with pytest.raises(DataError):
         EvalLoader([], "val")
@@ -52,9 +52,9 @@ def test_one_pass_takes_what_an_iterator_has_left():
 
 
 def test_a_batch_of_another_kind_is_refused():
-    passes = EvalLoader([*WHOLE, np.zeros((5, 4), np.float32), WHOLE[0]], "val")
+    loader = EvalLoader([*WHOLE, np.zeros((5, 4), np.float32), WHOLE[0]], "val")
     with pytest.raises(DataError, match="batch 3"):
-        list(passes.once())
+        list(loader.once())
 
 
 ENDING = ["addressed with an epoch", "list", "short list", "again", "short again", "items",
@@ -63,31 +63,31 @@ ENDING = ["addressed with an epoch", "list", "short list", "again", "short again
 
 @pytest.mark.parametrize("kind", ENDING)
 def test_every_pass_is_whole(kind):
-    passes = EvalLoader(EXACT[kind][0](), "val")
+    loader = EvalLoader(EXACT[kind][0](), "val")
     want = [0, 1, 2, 3, *([9] if kind.startswith("short") else [])]
     for _ in range(3):
-        assert [i % 10 for i in ids(passes.once())] == want
+        assert [i % 10 for i in ids(loader.once())] == want
 
 
-@pytest.mark.parametrize("cut", [0, 2])
-def test_a_pass_that_was_cut_is_no_part_of_the_next(cut):
-    passes = EvalLoader(LIST, "val")
-    taken = passes.once()
-    assert ids(next(taken) for _ in range(cut)) == [0, 1, 2, 3][:cut]
-    assert ids(passes.once()) == [0, 1, 2, 3]
+@pytest.mark.parametrize("taken_first", [0, 2])
+def test_an_interrupted_pass_does_not_change_the_next(taken_first):
+    loader = EvalLoader(LIST, "val")
+    taken = loader.once()
+    assert ids(next(taken) for _ in range(taken_first)) == [0, 1, 2, 3][:taken_first]
+    assert ids(loader.once()) == [0, 1, 2, 3]
 
 
 def test_a_source_with_one_place_is_left_where_it_was():
-    loader = Loader(short=True)
-    before = DataIterator(loader).state()
-    passes = EvalLoader(loader, "val")
-    assert DataIterator(loader).state() == before
-    assert [i % 10 for i in ids(passes.once())] == [0, 1, 2, 3, 9]
+    source = Loader(short=True)
+    before = DataIterator(source).state()
+    loader = EvalLoader(source, "val")
+    assert DataIterator(source).state() == before
+    assert [i % 10 for i in ids(loader.once())] == [0, 1, 2, 3, 9]
 
 
 @pytest.mark.parametrize("source", [iter(LIST), (batch(i) for i in range(3)), Cursor(4)])
 def test_a_one_shot_iterator_gives_one_pass(source):
-    with pytest.raises(DataError, match="^val data: a one-shot iterator gives no second pass; give a list"):
+    with pytest.raises(DataError, match="^val data: a one-shot iterator cannot be read twice; give a list"):
         EvalLoader(source, "val")
     assert ids(one_pass(source, "predict"))[0] == 0
 
@@ -106,12 +106,12 @@ def test_examples_are_the_sizes_known_beforehand():
 
 
 def test_a_size_that_was_not_known_is_spoken_of_once(caplog):
-    passes = EvalLoader(Again(short=True), "val")
+    loader = EvalLoader(Again(short=True), "val")
     with caplog.at_level(logging.INFO, "jaxtrain"):
         for _ in range(2):
-            assert len([*passes.once()]) == 5
+            assert len([*loader.once()]) == 5
         assert len([*EvalLoader(SHORT, "val").once()]) == 5
-    assert caplog.messages == ["val data: batch 4 is smaller than the first one: it gets a program of its own"]
+    assert caplog.messages == ["val data: batch 4 is smaller than the first one; a program is compiled for it"]
 
 
 @pytest.mark.parametrize("wrong", [(np.zeros((4, 2), np.float32), batch(0)[1]), batch(1, size=3)])
@@ -120,9 +120,9 @@ def test_a_batch_that_is_another(wrong):
     with pytest.raises(DataError, match="^val data: batch 4: .*as in the first one; make all alike") as error:
         EvalLoader([*LIST, wrong], "val")
     assert error.value.batch == 4
-    passes = EvalLoader([LIST[0], wrong, LIST[1]], "val")
+    loader = EvalLoader([LIST[0], wrong, LIST[1]], "val")
     with pytest.raises(DataError, match="^val data: batch 1: "):
-        [*passes.once()]
+        [*loader.once()]
     with pytest.raises(DataError, match="^val data: batch 1: "):
         [*alike([LIST[0], wrong], "val")]
 

@@ -11,6 +11,8 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain.core.snapshots import snapshot
+from jaxtrain.strategies import UORO, OSTLRecurrent
+from jaxtrain.training.reader import batching_of
 from tests.small import Linear, line
 
 FIT = jt.Fit("bptt", max_steps=1)
@@ -35,7 +37,7 @@ def by_hand(x):
     return np.stack(out)
 
 
-def test_predict_with_a_generator_gives_all_lanes():
+def test_predict_with_a_generator_gives_all_sequences():
     batches = [line(0), line(1), line(2, batch=1)]
     outputs = FIT.predict(Linear(), (batch for batch in batches))
     assert outputs.shape == (3, 5, 3)
@@ -77,7 +79,7 @@ def test_validate_needs_no_optimizer():
 @pytest.mark.parametrize("name", ["val", "test"])
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_short_last_batch_counts(name, whole):
-    """As much as its lanes weigh, from a DataModule and from plain batches."""
+    """A batch counts by the weight of its sequences, from a DataModule and from plain batches."""
     batches = [line(0), line(1), line(2, batch=1)]
     read = FIT.validate if name == "val" else FIT.test
     data = jt.DataModule(**{name: batches}) if whole else batches
@@ -220,10 +222,10 @@ def test_a_module_is_not_kept_alive():
     fit.predict(module, [line(0)])
     fit.validate(module, [line(0)])
     gone = weakref.ref(module)
-    assert fit._readers._programs
+    assert fit._readers._modules
     del module
     gc.collect()
-    assert gone() is None and not fit._readers._programs
+    assert gone() is None and not fit._readers._modules
 
 
 def test_snapshots():
@@ -297,8 +299,8 @@ def test_bare_batches_of_an_encoding_are_warned_of_and_the_advice_works(caplog):
     caplog.clear()
     outputs = fit.predict(module, encoded, batch_first=False)
     assert caplog.messages == [
-        "predict data: bare batches reach the model as they are, but Linear was trained on inputs that Own.encode "
-        "encodes: give them by predict_data() of such a data module, or encode them yourself"
+        "predict data: bare batches are passed to the model without encoding, but Linear was trained on inputs that "
+        "Own.encode encodes: pass a data module of this class with predict_data(), or encode the batches"
     ]
     caplog.clear()
     np.testing.assert_array_equal(fit.predict(module, data), outputs)
@@ -308,3 +310,8 @@ def test_bare_batches_of_an_encoding_are_warned_of_and_the_advice_works(caplog):
     caplog.clear()
     fit.predict(module, encoded, batch_first=False)
     assert not caplog.messages
+
+
+def test_a_module_is_read_in_the_batching_of_its_rule():
+    strategies = (jt.BPTT(), jt.BPTT(batching="vmap"), UORO(), OSTLRecurrent())
+    assert [batching_of(strategy) for strategy in strategies] == ["auto", "vmap", "batched", "vmap"]

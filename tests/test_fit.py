@@ -263,7 +263,7 @@ def test_a_dry_run_takes_and_makes_no_lock(tmp_path):
 
 
 def test_a_module_with_a_model_is_trained_from_its_values(tmp_path, caplog):
-    said = "the model of Linear is trained on from its present values; make a new module to start fresh"
+    said = "training of the model of Linear continues from its current values; use a new module to start fresh"
 
     def initial(name):
         return json.loads((tmp_path / name / "config.json").read_text())["initial"]

@@ -6,8 +6,9 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain.data.batch import host, layout_warning, stated_layout
+from jaxtrain.data.datamodule import warn_of_layout
 from jaxtrain.data.eval_loader import EvalLoader
-from jaxtrain.data.iterator import DataIterator, warn_of_layout
+from jaxtrain.data.iterator import DataIterator
 from jaxtrain.datasets import Adding, CopyDataset
 from jaxtrain.engine import report as preflight
 from tests.small import Linear, line

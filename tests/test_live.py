@@ -98,7 +98,7 @@ def test_the_chunk_in_flight_is_refused_and_the_advice_works():
 
     jt.Fit("bptt", max_steps=12, chunk=4, validate_every=12, callbacks=[Every(look)]).run(Linear(), lines())
     assert len(said) == 8 and len(seen) == 1 and "\n" not in said[0]
-    assert said[0].startswith("the model's values at step 4 are gone: the program holds those of step 8 by now. Set ")
+    assert said[0].startswith("the model's values at step 4 are overwritten: the program has those of step 8. Set ")
 
     class Edges(Every):
         def boundaries(self):
@@ -202,7 +202,7 @@ def test_several_seeds():
             np.testing.assert_array_equal(run.module.model.w.value, params["w"][0])
             first = {name: leaf[0] for name, leaf in params.items()}
             np.testing.assert_allclose(run.predict([line(50)[0]]), outputs(first, line(50)[0]), rtol=1e-4, atol=1e-6)
-            both = [score({name: leaf[lane] for name, leaf in params.items()}) for lane in range(2)]
+            both = [score({name: leaf[seed] for name, leaf in params.items()}) for seed in range(2)]
             found = run.validate(VAL)
             np.testing.assert_allclose(found["seeds/val/loss"], both, rtol=1e-5)
             assert found["val/loss"] == pytest.approx(np.mean(both), rel=1e-5)
@@ -245,7 +245,7 @@ def test_a_module_in_use_is_refused_elsewhere(use, tmp_path):
 
     def look(run):
         handles.append(run.module)
-        with pytest.raises(RuntimeError, match="under way, at step 2, trains Linear: wait for its end, or give a new"):
+        with pytest.raises(RuntimeError, match="in progress, at step 2, trains Linear: wait for its end, or use a new"):
             use(run.module, path)
         use(built(), path)  # as it says
 
@@ -263,7 +263,7 @@ def test_a_model_in_use_is_refused_under_another_module():
     def look(run):
         other = Linear()
         other.model = run.module.model
-        with pytest.raises(RuntimeError, match="whose model, or a part of it, this Linear has: read it by run"):
+        with pytest.raises(RuntimeError, match="and this Linear has its model or a part of it: read it with run"):
             jt.Fit("bptt", max_steps=1).predict(other, VAL)
 
     during(look)
@@ -271,7 +271,7 @@ def test_a_model_in_use_is_refused_under_another_module():
 
 def test_a_callback_serves_one_run_at_a_time():
     def look(run):
-        with pytest.raises(RuntimeError, match="tells this Once of its events: give a Once of its own"):
+        with pytest.raises(RuntimeError, match="uses this Once: create another Once"):
             jt.Fit("bptt", max_steps=1, callbacks=run.callbacks.all).run(Linear(), lines())
         jt.Fit("bptt", max_steps=1, callbacks=[Once(lambda run: None)]).run(Linear(), lines())
 
@@ -300,7 +300,7 @@ def test_the_source_that_the_run_trains_on_is_not_read():
     source = Stateful()
 
     def look(run):
-        with pytest.raises(jt.errors.DataError, match="the run reads this Stateful, and a pass over it would move"):
+        with pytest.raises(jt.errors.DataError, match="the run reads this Stateful, and another pass would move"):
             run.validate(source)
         run.validate([line(0)])  # another one that reads the same data
 
@@ -384,7 +384,7 @@ def test_a_dispatch_that_failed_leaves_no_values(monkeypatch):
     assert len(said) == 1
 
 
-def test_validate_without_data_asks_for_one_at_the_edge():
+def test_validate_without_data_asks_for_one_at_the_boundary():
     asked = []
 
     class Asks(jt.Callback):

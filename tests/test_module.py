@@ -6,11 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxtrain
 from jaxtrain.core.metrics import Mean
-from jaxtrain.core.module import Module, Objective, Phases, check_phases, total_weight, weights_of
+from jaxtrain.core.module import Module, Phases
+from jaxtrain.core.objective import Objective, check_phases, total_weight, weights_of
+from jaxtrain.core.optimizer_spec import split_schedule
 from tests.small import Linear, line
 
 T_W, T_L, B = 2, 3, 4
@@ -71,12 +74,12 @@ REFUSED = {
     "no time": (
         dict(inputs=np.zeros((0, B, 5)), targets=None), r"^inputs has shape \(0, 4, 5\): no time steps or an empty"
     ),
-    "no lanes": (
+    "no sequences": (
         dict(warmup=None, inputs=np.zeros((T_L, 0, 5)), targets=None), r"^inputs has shape \(3, 0, 5\): no time steps"
     ),
     "weights": (dict(weights=np.ones((B, T_L))), r"^weights have shape \(4, 3\); expected \(3,\) or \(3, 4\)$"),
     "reset": (dict(reset=np.zeros((T_L, B), bool)), r"^reset has shape \(3, 4\); expected \(5, 4\)$"),
-    "float reset": (dict(reset=np.zeros((T_W + T_L, B))), r"^reset has dtype float\d\d; expected bool, True where a"),
+    "float reset": (dict(reset=np.zeros((T_W + T_L, B))), r"^reset has dtype float\d\d; expected bool, True at"),
     "int reset": (dict(reset=np.zeros((T_W + T_L, B), np.int8)), r"^reset has dtype int8; expected bool"),
 }  # fmt: skip
 
@@ -206,7 +209,7 @@ SCORED = {
     "twice": (lambda f, x, y: f(f(x)), ValueError, r"^Task.learning_step called forward 2 times; expected exactly one"),
     "never": (lambda f, x, y: x, ValueError, r"^Task.learning_step called forward 0 times; expected exactly one"),
     "metrics": (lambda f, x, y: (f(x), 3), TypeError, r"returned metrics of type int; expected a dict name -> value$"),
-    "loss": (lambda f, x, y: (f(x), {"loss": x}), ValueError, r"names a metric 'loss'; that name is the loss's own"),
+    "loss": (lambda f, x, y: (f(x), {"loss": x}), ValueError, r"returned a metric 'loss'; the trainer uses this"),
     "shape": (lambda f, x, y: f(x)[:, None], ValueError, r"_step: loss has shape \(4, 1\); expected \(\) or"),
     "metric": (lambda f, x, y: (f(x), {"m": jnp.ones(2)}), ValueError, r"step: m has shape \(2,\); expected \(\) or"),
     "mean": (lambda f, x, y: (f(x), {"m": Mean(x, x)}), TypeError, r"m is a Mean; expected an array, or a pair \("),
@@ -225,8 +228,8 @@ def test_what_cannot_be_scored_is_named(step, kind, message):
         score(step)
 
 
-def test_a_scalar_loss_cannot_be_weighted_by_lanes():
-    with pytest.raises(ValueError, match=r"^Task.learning_step: loss is a scalar, but .*; return one loss a lane"):
+def test_a_scalar_loss_cannot_be_weighted_per_sequence():
+    with pytest.raises(ValueError, match=r"^Task.learning_step: loss is a scalar, .* one loss per sequence, \(4,\)"):
         score(lambda forward, x, y: forward(x).mean(), w=np.ones(B))
 
 
@@ -249,16 +252,14 @@ def test_names_of_other_libraries_are_answered():
         class Lightning(Module):
             def training_step(self, batch, index): ...
             def validation_step(self, batch, index): ...
-            def configure_optimizers(self): ...
             def on_train_epoch_end(self): ...
             def helper(self): ...
 
     assert [str(warning.message) for warning in said] == [
         "Lightning.training_step is never called by jaxtrain; define learning_step(forward, x, y), which is one time "
         "step",
-        "Lightning.validation_step is never called by jaxtrain; define evaluation_step(forward, x, y); by itself it is "
+        "Lightning.validation_step is never called by jaxtrain; define evaluation_step(forward, x, y); the default is "
         "learning_step",
-        "Lightning.configure_optimizers is never called by jaxtrain; define configure_optimizer()",
         "Lightning.on_train_epoch_end is never called by jaxtrain; use a jaxtrain.Callback",
     ]
     assert all(warning.filename == __file__ for warning in said), "it points at the class"
@@ -290,3 +291,96 @@ def test_a_loss_that_mixes_sequences_by_its_shapes_is_noted(loss, mixes):
     assert len(named) == mixes and all(
         "(output and targets are (4, 3), (4, 1); an array (4,)" in note for note in named
     )
+
+
+# ------------------------------------------------------------------------------------------------------- optimizer
+
+
+def test_configure_optimizers_is_another_name():
+    class Plural(Module):
+        def configure_optimizers(self):
+            return "plural"
+
+    class Singular(Plural):
+        def configure_optimizer(self):
+            return "singular " + super().configure_optimizer()
+
+    class Again(Singular):
+        def configure_optimizers(self):
+            return "again " + super().configure_optimizers()
+
+    for kind, expected in ((Plural, "plural"), (Singular, "singular plural"), (Again, "again singular plural")):
+        assert kind().configure_optimizer() == kind().configure_optimizers() == expected
+
+    class Mixin:
+        def configure_optimizers(self):
+            return "mixin"
+
+    class Empty(Module):
+        pass
+
+    class Mixed(Mixin, Singular): ...
+
+    class Diamond(Empty, Singular): ...
+
+    assert Mixed().configure_optimizer() == Mixed().configure_optimizers() == "mixin"
+    assert Diamond().configure_optimizer() == "singular plural"
+    with pytest.raises(TypeError, match=r"^Empty defines no configure_optimizer\(\)"):
+        Empty().configure_optimizers()
+
+
+def test_a_run_uses_configure_optimizers():
+    class Plural(Linear):
+        def configure_optimizers(self):
+            return optax.sgd(0.1)
+
+    fit = jaxtrain.Fit("bptt", max_steps=1)
+    wanted = fit.run(Linear(optimizer=lambda: optax.sgd(0.1)), [line(0)], batch_first=False).digest
+    assert fit.run(Plural(), [line(0)], batch_first=False).digest == wanted
+
+
+def test_both_names_are_an_error():
+    with pytest.raises(TypeError, match=r"^Both defines configure_optimizer and configure_optimizers, two names"):
+
+        class Both(Module):
+            def configure_optimizer(self): ...
+            def configure_optimizers(self): ...
+
+    class Same(Module):
+        def configure_optimizer(self):
+            return "one"
+
+        configure_optimizers = configure_optimizer
+
+    assert Same().configure_optimizers() == "one"
+
+
+def test_a_schedule_is_split_from_its_optimizer():
+    adam, schedule = optax.adam(1e-3), optax.cosine_decay_schedule(1e-3, 100)
+    braintools = SimpleNamespace()
+    for alone in (adam, braintools, {"a": adam, "b": braintools}, optax.inject_hyperparams(optax.adam)(1e-3)):
+        assert split_schedule(alone) == (alone, None)
+    for rate in (schedule, 1e-3, 1, np.float32(1e-3), jnp.float32(1e-3), lambda step: 1e-3):
+        assert split_schedule((adam, rate)) == (adam, rate)
+    several, rates = {"a": adam, "b": braintools}, {"a": schedule}
+    assert split_schedule((several, rates)) == (several, rates)
+
+
+A = optax.sgd(1.0)
+SCHEDULES = {
+    "triple": ((A, 1, 2), TypeError, r"^configure_optimizer returned a tuple of 3; expected an optimizer or \(opti"),
+    "text": ((A, "1e-3"), TypeError, r"returned a schedule of type str; expected a number, or a function of the num"),
+    "bool": ((A, True), TypeError, r"returned a schedule of type bool; expected a number"),
+    "array": ((A, np.ones(2)), TypeError, r"returned a schedule of type ndarray; expected a number"),
+    "swapped": ((1e-3, A), TypeError, r"returned a pair of float and Gradient\w+; expected an optax transf"),
+    "lists": (([A], [1e-3]), TypeError, r"returned a pair of list and list; expected an optax transformation and its"),
+    "one for several": (({"a": A}, 1e-3), TypeError, r"several optimizers with a schedule of type float; expected a d"),
+    "unknown": (({"a": A}, {"b": 1}), ValueError, r"schedules for \['b'\], but optimizers for \['a'\]: use the same"),
+    "of a label": (({"a": A}, {"a": "x"}), TypeError, r"^configure_optimizer, label 'a', returned a schedule of type "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("returned,kind,message", SCHEDULES.values(), ids=SCHEDULES.keys())
+def test_a_wrong_schedule_is_named(returned, kind, message):
+    with pytest.raises(kind, match=message):
+        split_schedule(returned)

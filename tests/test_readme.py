@@ -46,7 +46,7 @@ def test_the_example_runs_and_resumes(tmp_path, capsys, caplog):
     rows = (tmp_path / "checkpoints/integrator/metrics.jsonl").read_text()
     assert '"lr"' in rows and '"throughput/steps_per_s"' in rows
     execute(program, "README.md")
-    assert "already stopped at step 100: good enough" in caplog.text
+    assert "already stopped at step 100 (good enough); pass resume=100 to continue training" in caplog.text
 
 
 @pytest.mark.quick

@@ -128,7 +128,7 @@ def test_carried_states_of_another_size_are_refused():
         run.set_task(size=1)
 
     fit = jt.Fit(jt.TBPTT(window=2, stateful=True), max_steps=9, chunk=1, callbacks=[At("on_chunk_end", 4, shrink)])
-    with pytest.raises(ValueError, match=r"^run.set_task at step 5: what is carried does not fit .*learner/hidden\.h"):
+    with pytest.raises(ValueError, match=r"^run.set_task at step 5: the training state does not .*learner/hidden\.h"):
         fit.run(Linear(), source)
 
 

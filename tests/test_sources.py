@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtrain.data.iterator import DataEnded, DataError, DataIterator
+from jaxtrain.data.iterator import DataIterator
+from jaxtrain.errors import DataEnded, DataError
 from tests.batches import EXACT, LIST, Addressed, Again, Cursor, Items, Loader, batch, ids
 
 
@@ -35,7 +36,7 @@ X = np.zeros((3, 2), np.float32)
 Y = np.zeros((1, 2), np.int8)
 WRONG = {
     "shape": ((np.zeros((4, 2), np.float32), Y), r"leaf batch\[0\] has shape \(4, 2\), expected \(3, 2\)"),
-    "lanes": ((np.zeros((3, 3), np.float32), Y), r"leaf batch\[0\] has shape \(3, 3\), expected \(3, 2\)"),
+    "sequences": ((np.zeros((3, 3), np.float32), Y), r"leaf batch\[0\] has shape \(3, 3\), expected \(3, 2\)"),
     "dtype": ((X, np.zeros((1, 2), np.int32)), r"leaf batch\[1\] has dtype int32, expected int8"),
     "tree": ({"x": X}, "is a tree .*'x'.*, expected"),
     "text": ((X, "word"), r"leaf batch\[1\] has dtype <U4; expected numbers"),

@@ -17,13 +17,13 @@ from jaxtrain.training.schedule import Schedule
 FOLDER = Path(__file__).parents[1] / "jaxtrain" / "training"
 
 
-def test_two_files_know_of_processes():
+def test_one_file_deals_with_processes():
     users = set()
     for path in FOLDER.glob("*.py"):
         nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
         if any("distributed" in (node.module or "") for node in nodes):
             users.add(path.name)
-    assert users == {"control.py", "session.py"}
+    assert users == {"control.py"}
 
 
 class Source:
@@ -80,13 +80,11 @@ def control():
 
 def test_what_is_due(control):
     assert control.poll(5) is None
-    due = control.poll(10)
-    assert due.event and due.signal is None
+    assert control.poll(10) == "boundary"
     control._signals.received = "SIGTERM"
-    alone = control.poll(5)
-    assert not alone.event and alone.signal == "SIGTERM"
+    assert control.poll(5) == "signal"
     control._run.requests.save = True
-    assert control.poll(5).event, "asked for before the signal was noticed"
+    assert control.poll(5) == "boundary", "asked for before the signal was noticed"
 
 
 def test_why_a_run_ends(control):
@@ -99,11 +97,11 @@ def test_why_a_run_ends(control):
 
 def test_requests_are_taken_once_and_those_for_later_stay(control):
     control._run.requests = Requests(save=True, validate=True, stop="late", task={"lag": 3})
-    orders, ending = control.take(None)
-    assert orders.save and orders.task == {"lag": 3} and ending is None
+    requests, ending = control.take(None)
+    assert requests.save and requests.task == {"lag": 3} and ending is None
     assert control._run.requests == Requests(validate=True, stop="late")
-    orders, ending = control.take(Ending("stopped", "max_time reached"))
-    assert ending == Ending("stopped", "max_time reached", complete=True) and not orders.save
+    requests, ending = control.take(Ending("stopped", "max_time reached"))
+    assert ending == Ending("stopped", "max_time reached", complete=True) and not requests.save
     assert control._run.requests == Requests(validate=True)
     assert control.take_validation(5) and not control.take_validation(5) and control.take_validation(10)
 

@@ -227,8 +227,8 @@ def test_what_jax_says_of_a_step_comes_with_where_and_what_to_do():
             return jnp.square(forward(x) @ jnp.zeros((7, 3)) - y).mean(-1)
 
     for module, kind, what in (
-        (Branches, jax.errors.TracerBoolConversionError, "no value is known while it is traced: use jnp.where or "),
-        (Misfits, TypeError, "see that the model's sizes fit these shapes"),
+        (Branches, jax.errors.TracerBoolConversionError, "values are not known while tracing: use jnp.where or "),
+        (Misfits, TypeError, "check that the model's sizes fit these shapes"),
     ):
         with pytest.raises(kind) as caught:
             jt.Fit("bptt", max_steps=2).run(module(), Lines())

@@ -9,7 +9,8 @@ from typing import Any
 
 import brainstate
 
-from ..core.module import Module, environ_explained
+from ..core.module import Module
+from ..core.objective import environ_explained
 from ..core.ownership import alone, refuse_in_use
 from ..core.state import (
     State,

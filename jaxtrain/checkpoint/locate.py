@@ -10,8 +10,9 @@ from typing import Any
 
 from ..callbacks.base import Callbacks
 from ..core.state import flatten, signature
+from ..data.datamodule import DataModule, identity_of
 from ..data.eval_loader import EvalLoader
-from ..data.iterator import DataIterator, DataModule, identity_of
+from ..data.iterator import DataIterator
 from ..distributed import processes
 from ..engine.program import Program
 from ..strategies import Strategy

@@ -20,7 +20,8 @@ from ..checkpoint.load import build
 from ..cli.made import RecipeError, make_run
 from ..cli.recipe import Options
 from ..core.ownership import alone
-from ..data.iterator import DataIterator, as_data, set_up, warn_of_layout
+from ..data.datamodule import as_data, set_up, warn_of_layout
+from ..data.iterator import DataIterator
 from ..engine.program import Program
 from ..errors import ConfigError
 from ..strategies import registry

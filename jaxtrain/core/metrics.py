@@ -17,6 +17,7 @@ class Mean(NamedTuple):
     weight: Any
 
     def merge(self, other: Mean) -> Mean:
+        """The weighted mean over both."""
         return Mean(self.num + other.num, self.weight + other.weight)
 
 
@@ -36,7 +37,7 @@ def is_rate(name: str) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A float, or for an array a list of floats."""
+    """Convert a number to a float, and an array to a list of floats."""
     return np.asarray(value, np.float64).tolist()
 
 
@@ -46,6 +47,7 @@ def sum_over_time(metrics: Metrics) -> Metrics:
 
 
 def add(a: Metrics, b: Metrics) -> Metrics:
+    """Merge metrics with the same names."""
     return jax.tree.map(jnp.add, a, b)
 
 

@@ -1,7 +1,6 @@
-"""Ensures that one thread at a time traces and runs models, and keeps track of the runs in progress.
+"""Exclusive use of models: one thread at a time traces and runs them, and a run in progress owns its module.
 
-Tracing uses state of the whole process (brainstate's random numbers and environment). A run in progress owns its
-module.
+Tracing uses state of the whole process (brainstate's random numbers and environment).
 """
 
 from __future__ import annotations
@@ -12,16 +11,16 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 
-class RunUnderWay(Protocol):
-    """Queries to a run in progress that trains a module."""
+class RunInProgress(Protocol):
+    """What can be asked about a run in progress."""
 
     def trains(self, module: Any) -> bool: ...
     def shares(self, module: Any) -> bool: ...
-    def tells(self, callback: Any) -> bool: ...
+    def uses(self, callback: Any) -> bool: ...
     def describe(self) -> str: ...
 
 
-runs: list[Any] = []
+runs: list[RunInProgress] = []
 """Runs in progress in the thread that holds ``alone``, each before the runs that its callbacks start."""
 _lock = threading.RLock()
 _owner = ""
@@ -29,19 +28,19 @@ _owner = ""
 
 @contextmanager
 def alone(what: str) -> Iterator[None]:
-    """Context (or decorator) in which only the current thread may trace and run models; a callback may enter again.
+    """Context or decorator in which only the current thread may trace and run models. It is reentrant.
 
     Args:
         what: The operation, for messages.
 
     Raises:
-        RuntimeError: Another thread holds it.
+        RuntimeError: Another thread is in this context.
     """
     global _owner
     if not _lock.acquire(blocking=False):
         raise RuntimeError(
-            f"{what}: {_owner or 'another thread'} is at work, and models are traced with state that all threads of a "
-            "process share: call one after the other, or each in a process of its own (multiprocessing's 'spawn')"
+            f"{what}: {_owner or 'another thread'} is running, and models are traced with state that all threads of a "
+            "process share: call one after the other, or each in its own process (multiprocessing's 'spawn')"
         )
     before, _owner = _owner, _owner or f"{what} in thread {threading.current_thread().name!r}"
     try:
@@ -52,7 +51,7 @@ def alone(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def under_way(live: RunUnderWay) -> Iterator[None]:
+def under_way(live: RunInProgress) -> Iterator[None]:
     """Context during which a run trains its module."""
     runs.append(live)
     try:
@@ -72,7 +71,7 @@ def run_of(module: Any) -> Any:
             return live
         if live.shares(module):
             raise RuntimeError(
-                f"{live.describe()}, whose model, or a part of it, this {type(module).__name__} has: read it by "
+                f"{live.describe()}, and this {type(module).__name__} has its model or a part of it: read it with "
                 "run.predict(data), run.validate(data) or run.params(), or wait for the end of the run"
             )
     return None
@@ -81,8 +80,8 @@ def run_of(module: Any) -> Any:
 def refuse_in_use(module: Any, what: str, callbacks: Iterable[Any] = ()) -> None:
     """Raise RuntimeError if a run in progress trains this module or a part of it, or uses one of these callbacks."""
     if (live := run_of(module)) is not None:
-        raise RuntimeError(f"{what}: {live.describe()}: wait for its end, or give a new module")
+        raise RuntimeError(f"{what}: {live.describe()}: wait for its end, or use a new module")
     for callback in callbacks:
-        if any(live.tells(callback) for live in runs):
+        if any(live.uses(callback) for live in runs):
             name = type(callback).__name__
-            raise RuntimeError(f"{what}: a run under way tells this {name} of its events: give a {name} of its own")
+            raise RuntimeError(f"{what}: a run in progress uses this {name}: create another {name}")

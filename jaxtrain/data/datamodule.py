@@ -1,16 +1,13 @@
 """DataModule: the batches of a run, with their layout, encoding, task and identity."""
 
 import copy
-import logging
 from dataclasses import dataclass
 from typing import Any, Self
 
 from ..errors import DataError
-from ..utils.logging import warn_of_foreign
+from ..utils.logging import log, warn_of_foreign
 from .batch import layout_warning, stated_layout
-from .sources import by_number, fingerprint
-
-logger = logging.getLogger("jaxtrain")
+from .sources import Source, fingerprint
 
 
 @dataclass
@@ -18,9 +15,9 @@ class _Life:
     """History of a data module: it is set up only once, and a new run starts with the original task."""
 
     set_up: bool = False
-    made_with: dict[str, Any] | None = None  # task before a run changed it
-    left_with: dict[str, Any] | None = None  # task after the last change by a run
-    printed: tuple[dict[str, Any], dict[str, Any]] | None = None  # task, and fingerprint of the train source under it
+    original_task: dict[str, Any] | None = None  # before a run changed it
+    last_task: dict[str, Any] | None = None  # after the last change by a run
+    fingerprint: tuple[dict[str, Any], Any] | None = None  # task, and fingerprint of the train source under it
     warned: bool = False  # whether the warning about an unstated layout was logged
 
 
@@ -49,7 +46,7 @@ class DataModule:
     task: dict[str, Any] = {}
     batch_first: bool | None = None
     _life: _Life
-    _sources: tuple[Any, Any, Any, Any] = (None, None, None, None)
+    _sources: tuple[Source | None, ...] = (None, None, None, None)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -64,10 +61,10 @@ class DataModule:
 
     def __init__(
         self,
-        train: Any = None,
-        val: Any = None,
-        test: Any = None,
-        predict: Any = None,
+        train: Source | None = None,
+        val: Source | None = None,
+        test: Source | None = None,
+        predict: Source | None = None,
         *,
         batch_first: bool | None = None,
     ) -> None:
@@ -78,7 +75,7 @@ class DataModule:
     def setup(self) -> None:
         """Download, open or split data. Called once per object, before any source is requested."""
 
-    def train_data(self) -> Any:
+    def train_data(self) -> Source:
         """The source of train batches.
 
         Raises:
@@ -90,19 +87,19 @@ class DataModule:
             )
         return self._sources[0]
 
-    def val_data(self) -> Any:
+    def val_data(self) -> Source | None:
         """The source of validation batches, or None."""
         return self._sources[1]
 
-    def test_data(self) -> Any:
+    def test_data(self) -> Source | None:
         """The source of test batches, or None."""
         return self._sources[2]
 
-    def predict_data(self) -> Any:
+    def predict_data(self) -> Source | None:
         """The source of batches to predict, or None."""
         return self._sources[3]
 
-    def encode(self, x: Any) -> Any:
+    def encode(self, x: Any, /) -> Any:
         """Convert one time step of the inputs to the input of the model. Called while tracing, inside the time loop.
 
         The default is the `encode` method of the train source that was passed, if it has one, else the identity.
@@ -123,11 +120,9 @@ class DataModule:
         batches and a sha256 of the first batch.
         """
         identity: dict[str, Any] = {"class": type(self).__qualname__}
-        if by_number(self._sources[0], "train") is not None:
-            if self._life.printed is None or self._life.printed[0] != self.task:
-                self._life.printed = copy.deepcopy(self.task), fingerprint(self._sources[0], "train")
-            identity["train"] = self._life.printed[1]
-        return identity
+        if self._life.fingerprint is None or self._life.fingerprint[0] != self.task:
+            self._life.fingerprint = copy.deepcopy(self.task), fingerprint(self._sources[0], "train")
+        return identity if (train := self._life.fingerprint[1]) is None else {**identity, "train": train}
 
 
 LIGHTNING_METHODS = {
@@ -176,20 +171,21 @@ def encodes(data: DataModule) -> bool:
     return type(data).encode is not DataModule.encode or callable(getattr(data._sources[0], "encode", None))
 
 
-def warn_of_layout(data: DataModule, batch: Any, batch_first: bool | None, told: set[str] | None = None) -> None:
+def warn_of_layout(data: DataModule, batch: Any, batch_first: bool | None, logged: set[str] | None = None) -> None:
     """Log one warning per data module if its arrays are read as time-major without a stated layout.
 
     Args:
         data: The data module.
         batch: A batch on the host.
         batch_first: Layout stated for the source of the batch.
-        told: Warnings that are not repeated; a new one is added.
+        logged: Warnings that are not repeated; a new one is added.
     """
     if stated_layout(batch, "", batch_first) is None and not data._life.warned and (line := layout_warning(batch)):
         data._life.warned = True
-        if line not in (told := set() if told is None else told):
-            logger.warning(line)
-            told.add(line)
+        if logged is None or line not in logged:
+            log.warning(line)
+        if logged is not None:
+            logged.add(line)
 
 
 def set_up(data: DataModule) -> None:
@@ -205,10 +201,10 @@ def begin_task(data: DataModule, saved: dict[str, Any] | None) -> None:
     Changes made by earlier runs are undone; changes made by the user since then are kept.
     """
     life = data._life
-    if life.made_with is not None and data.task == life.left_with:
+    if life.original_task is not None and data.task == life.last_task:
         data.task.clear()
-        data.task.update(life.made_with)
-    life.made_with = None
+        data.task.update(life.original_task)
+    life.original_task = None
     if saved is not None:
         change_task(data, saved)
 
@@ -216,7 +212,7 @@ def begin_task(data: DataModule, saved: dict[str, Any] | None) -> None:
 def change_task(data: DataModule, task: dict[str, Any]) -> None:
     """Change the task during a run; ``begin_task`` of the next run undoes it."""
     life = data._life
-    if life.made_with is None:
-        life.made_with = copy.deepcopy(data.task)
+    if life.original_task is None:
+        life.original_task = copy.deepcopy(data.task)
     data.task.update(task)
-    life.left_with = copy.deepcopy(data.task)
+    life.last_task = copy.deepcopy(data.task)

@@ -1,23 +1,15 @@
 """DataIterator: reads the batches of a source and keeps an exact position, across prefetching and resume."""
 
-import logging
 from collections import deque
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 
-from ..errors import DataEnded, DataError
+from ..errors import DataError
 from ..utils.digests import digest
+from ..utils.logging import log
 from .batch import Spec
-from .datamodule import DataModule, as_data, begin_task, change_task, encodes, identity_of, set_up, warn_of_layout
-from .sources import IndexedReader, Kind, adapt, length_of, noted
-
-__all__ = [
-    "DataEnded", "DataError", "DataModule", "DataIterator", "as_data", "begin_task", "change_task", "encodes",
-    "identity_of", "set_up", "warn_of_layout",
-]  # fmt: skip
-
-logger = logging.getLogger("jaxtrain")
+from .sources import IndexedReader, Kind, adapt, length_of
 
 
 def _digest(batch: Any) -> str:
@@ -41,8 +33,8 @@ class DataIterator:
     `length` is the number of batches per epoch, or None if unknown. `kind` is one of the words above. `taken` counts
     the batches consumed, and `ready` those that `take` can return without reading the source.
 
-    >>> feed = DataIterator([[1.0, 2.0], [3.0, 4.0]])
-    >>> feed.take(1), feed.state()
+    >>> iterator = DataIterator([[1.0, 2.0], [3.0, 4.0]])
+    >>> iterator.take(1), iterator.state()
     ([array([1., 2.], dtype=float32)], {'kind': 'reiterable', 'batch': 1, 'epoch': 0, 'index': 1})
 
     Args:
@@ -55,19 +47,22 @@ class DataIterator:
     """
 
     def __init__(self, source: Any, name: str = "train", batch_first: bool | None = None) -> None:
-        self.name = name
         self._source = adapt(source, name, batch_first)
         self._queue: deque[tuple[Any, dict[str, Any]]] = deque()  # prefetched batches, each with the position after it
         self._error: Exception | None = None  # raised for the batch after those in the queue
         self._spec: Spec | None = None  # tree, shapes and dtypes of all batches
         self._old_spec: Spec | None = None  # from before clear(): the next batch may be a short last one
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
         self._last: Any = None  # the last batch consumed
         self._digest: str | None = None  # after restore(): of the last batch, until another is consumed
         self.differs = False
         self.taken = 0
         self._measure()
         self._position = self._origin = self._source.position(0)
+
+    @property
+    def name(self) -> str:
+        return self._source.name
 
     @property
     def kind(self) -> Kind:
@@ -88,9 +83,7 @@ class DataIterator:
 
     def example(self) -> Any:
         """The next batch, without consuming it. Raises as `take` does."""
-        self._fill(1)
-        if not self._queue:
-            self._fail()
+        self._require(1)
         return self._queue[0][0]
 
     def take(self, n: int) -> list[Any]:
@@ -103,9 +96,7 @@ class DataIterator:
             DataEnded: An iterator has ended.
             Exception: What the source raised, with a note that names the batch.
         """
-        self._fill(n)
-        if len(self._queue) < n:
-            self._fail()
+        self._require(n)
         batches = []
         for _ in range(n):
             self._last, self._position = self._queue.popleft()
@@ -115,7 +106,11 @@ class DataIterator:
 
     def prefetch(self, n: int) -> None:
         """Read the next `n` batches now, without moving the position. An error is kept until `take` reaches it."""
-        self._fill(n)
+        while len(self._queue) < n and self._error is None:
+            try:
+                self._queue.append(self._make(self.taken + len(self._queue)))
+            except Exception as error:
+                self._error = error
 
     def first(self) -> Any:
         """Batch 0 as the source returns it now. The position does not move.
@@ -186,8 +181,8 @@ class DataIterator:
         """
         if self.kind == "iterator":
             raise DataError(
-                f"{self.name} data: the task cannot change, for a one-shot iterator has made batches ahead; give an "
-                "object with batch(step)"
+                f"{self.name} data: the task cannot change, because a one-shot iterator has read batches ahead; give "
+                "an object with batch(step)"
             )
         self._spec, self._old_spec = None, self._spec or self._old_spec
         self._measure()
@@ -207,26 +202,20 @@ class DataIterator:
 
     def _skip(self, n: int) -> None:
         if n:
-            logger.info("%s data: replaying %d batches to reach the saved position", self.name, n)
+            log.info("%s data: replaying %d batches to reach the saved position", self.name, n)
         for _ in range(n):
             self.take(1)
 
-    def _fail(self) -> NoReturn:
-        assert self._error is not None
-        raise self._error
-
-    def _fill(self, n: int) -> None:
-        while len(self._queue) < n and self._error is None:
-            number = self.taken + len(self._queue)
-            try:
-                self._queue.append(self._make(number))
-            except Exception as error:
-                self._error = noted(error, number, self.name)
+    def _require(self, n: int) -> None:
+        """Read the next `n` batches; raise the error that prevents it."""
+        self.prefetch(n)
+        if len(self._queue) < n and self._error is not None:
+            raise self._error
 
     def _make(self, number: int) -> tuple[Any, dict[str, Any]]:
         why = None
         for _ in range(2):  # drop one short last batch; the next epoch must start with a full one
-            batch = self._source.host(number)
+            batch = self._source.read(number)
             position = self._source.position(number + 1)  # before ended(), which may read ahead
             why = self._spec.mismatch(batch) if self._spec else None
             expected = self._old_spec if self._spec is None else self._spec if why else None  # a match is not short
@@ -236,7 +225,7 @@ class DataIterator:
                 return batch, position
             if not short:
                 break
-            self._say(
+            self._log_once(
                 f"{self.name} data: the short last batch of an epoch is dropped"
                 + (f"; periods in epochs count it, {self.length} steps an epoch" if self.length else "")
             )
@@ -255,21 +244,15 @@ class DataIterator:
         if not isinstance(source, IndexedReader) or source.kind == "addressed":
             return
         last = (source.length or 1) - 1
-        number = 0
-        try:
-            self._spec = Spec(source.host(0), self.batch_first)
-            number = last
-            batch = source.host(last)
-            if self._spec.looks_batch_major(batch):
-                raise self._unlike(batch, last)
-            short = self._spec.short(batch)
-        except Exception as error:
-            raise noted(error, number, self.name)  # noqa: B904
-        if short:
+        self._spec = Spec(source.read(0), self.batch_first)
+        batch = source.read(last)
+        if self._spec.looks_batch_major(batch):
+            raise self._unlike(batch, last)
+        if self._spec.short(batch):
             source.length = last
-            self._say(f"{self.name} data: the short last batch of an epoch is dropped; an epoch is {last} batches")
+            self._log_once(f"{self.name} data: the short last batch of an epoch is dropped; an epoch is {last} batches")
 
-    def _say(self, line: str) -> None:
-        if line not in self._said:
-            self._said.add(line)
-            logger.info(line)
+    def _log_once(self, line: str) -> None:
+        if line not in self._logged:
+            self._logged.add(line)
+            log.info(line)

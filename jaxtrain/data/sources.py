@@ -1,11 +1,10 @@
-"""Readers behind a `DataIterator`: one per kind of source. Also stores a source's own state as JSON."""
+"""Readers behind a `DataIterator`: one per kind of source."""
 
-import base64
 import inspect
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
@@ -13,56 +12,27 @@ import numpy as np
 from ..errors import DataEnded, DataError
 from ..utils.digests import digest
 from .batch import host, stated_layout
+from .source_state import from_json, to_json
 
 Kind = Literal["addressed", "stateful", "reiterable", "iterator"]
+
+
+class Addressed(Protocol):
+    """A source that returns any batch by its number."""
+
+    def batch(self, step: int, /) -> Any: ...
+
+
+class Indexed(Protocol):
+    """A sequence of batches."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+type Source = Addressed | Indexed | Iterable[Any]
+"""Where batches come from; see ``jaxtrain.DataModule``."""
 _STATE_METHODS = (("state_dict", "load_state_dict"), ("get_state", "set_state"))
-
-
-# ---- a source's own state as JSON --------------------------------------------------------------------------------
-
-
-def _encode(value: Any, where: str) -> Any:
-    """`value` as JSON; types that JSON lacks become {"~kind": ...}. Raises DataError for unsupported types."""
-    if value is None or isinstance(value, (bool, str)) or type(value) in (int, float):
-        return value
-    if isinstance(value, (bytes, bytearray)):
-        return {"~bytes": base64.b64encode(value).decode()}
-    if isinstance(value, (list, tuple)):
-        items = [_encode(v, f"{where}[{i}]") for i, v in enumerate(value)]
-        return items if isinstance(value, list) else {"~tuple": items}
-    if isinstance(value, Mapping):
-        items = [(_encode(k, where), _encode(v, f"{where}[{k!r}]")) for k, v in value.items()]
-        if all(isinstance(k, str) and not k.startswith("~") for k, _ in items):
-            return dict(items)
-        return {"~dict": [list(item) for item in items]}
-    torch = sys.modules.get("torch")  # a torch tensor exists only if torch is imported
-    if torch is not None and isinstance(value, torch.Tensor):
-        return {"~tensor": _encode(value.numpy(), where)}
-    if isinstance(value, (np.ndarray, np.generic)) and not value.dtype.hasobject:
-        data = base64.b64encode(value.tobytes()).decode()
-        return {"~array": data, "dtype": value.dtype.str, "shape": [*value.shape]}
-    raise DataError(f"{where} is a {type(value).__name__} and cannot be saved; expected numbers, text, bytes or arrays")
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_decode(v) for v in value]
-    if not isinstance(value, dict):
-        return value
-    if "~bytes" in value:
-        return base64.b64decode(value["~bytes"])
-    if "~tuple" in value:
-        return tuple(_decode(v) for v in value["~tuple"])
-    if "~dict" in value:
-        return {_decode(k): _decode(v) for k, v in value["~dict"]}
-    if "~tensor" in value:
-        import torch  # pyright: ignore[reportMissingImports]
-
-        return torch.from_numpy(_decode(value["~tensor"]))
-    if "~array" in value:
-        flat = np.frombuffer(base64.b64decode(value["~array"]), np.dtype(value["dtype"]))
-        return flat.reshape(value["shape"]).copy()
-    return {k: _decode(v) for k, v in value.items()}
 
 
 # ---- readers: batch number -> the user's batch, and the position after it -----------------------------------------
@@ -79,16 +49,17 @@ class _Reader(ABC):
     def get(self, number: int) -> Any:
         """Batch ``number`` as the source returns it."""
 
-    def host(self, number: int) -> Any:
-        """Batch ``number`` on the host, time-major."""
-        return host(self.get(number), self.name, number, self.batch_first)
-
     def read(self, number: int) -> Any:
-        """Batch ``number`` on the host. An error of the source gets a note that names the batch."""
+        """Batch ``number`` on the host, time-major. An error of the source gets a note that names the batch."""
         try:
-            return self.host(number)
+            return host(self.get(number), self.name, number, self.batch_first)
+        except StopIteration:  # would silently end an enclosing generator
+            raise DataEnded(number, self.name) from None
+        except DataError:
+            raise
         except Exception as error:
-            raise noted(error, number, self.name)  # noqa: B904
+            error.add_note(f"while making batch {number} of the {self.name} data (counted from 0)")
+            raise
 
 
 class IndexedReader(_Reader):
@@ -137,11 +108,14 @@ class SequentialReader(_Reader):
         self.methods = _state_methods(self.iterator) or _state_methods(source)
         self.own = self.iterator is source
         self.kind = "stateful" if self.methods else "iterator" if self.own else "reiterable"
-        self.replays = not self.methods
         self.repeat = self.kind != "iterator"
         self.length = length_of(source, name) if self.repeat else None
         self.epoch = self.index = 0
         self.ahead: list[Any] = []
+
+    @property
+    def replays(self) -> bool:
+        return not self.methods
 
     def get(self, number: int) -> Any:
         if self.ended():
@@ -179,7 +153,7 @@ class SequentialReader(_Reader):
         if self.methods:
             # Encoded immediately: the source may change the returned object later.
             state = getattr(self.iterator if self.on_iterator else self.source, self.methods[0])()
-            position["state"] = _encode(state, f"{self.name} data: state of {type(self.source).__name__}")
+            position["state"] = to_json(state, f"{self.name} data: state of {type(self.source).__name__}")
         return position
 
     def seek(self, position: dict[str, Any]) -> int:
@@ -187,21 +161,19 @@ class SequentialReader(_Reader):
         if self.kind == "iterator":
             raise DataError(f"{self.name} data: a one-shot iterator cannot go back to batch {position['batch']}")
         if self.methods and not self.on_iterator:
-            getattr(self.source, self.methods[1])(_decode(position["state"]))
+            getattr(self.source, self.methods[1])(from_json(position["state"]))
         self.start(position["epoch"])
         if not self.methods:
             return position["batch"] - position["index"]
         if self.on_iterator:  # after iter(), which may restart the iterator
-            getattr(self.iterator, self.methods[1])(_decode(position["state"]))
+            getattr(self.iterator, self.methods[1])(from_json(position["state"]))
         self.index = position["index"]
         return position["batch"]
 
 
 def _state_methods(value: Any) -> tuple[str, str] | None:
-    for methods in _STATE_METHODS:
-        if all(callable(getattr(value, method, None)) for method in methods):
-            return methods
-    return None
+    known = (pair for pair in _STATE_METHODS if all(callable(getattr(value, method, None)) for method in pair))
+    return next(known, None)
 
 
 def _empty(name: str) -> DataError:
@@ -233,25 +205,22 @@ def _is_addressed(source: Any) -> bool:
 def adapt(source: Any, name: str, batch_first: bool | None = None) -> IndexedReader | SequentialReader:
     """The reader for a source. Raises DataError if it is not a source, for example a single batch."""
     _refuse_one_batch(source, name)
-    reader = _reader(source, name)
+    reader = None
+    if not isinstance(source, (type, str, bytes, Mapping)):
+        if _is_addressed(source):
+            reader = IndexedReader(source, name, "addressed")
+        elif isinstance(source, (list, tuple)):
+            reader = IndexedReader(source, name, "reiterable")
+        elif hasattr(source, "__iter__") or _is_sequence(source):
+            reader = SequentialReader(source, name)
+            if reader.kind == "reiterable" and _is_sequence(source):
+                reader = IndexedReader(source, name, "reiterable")
+    if reader is None:
+        what = f"the class {source.__qualname__}" if isinstance(source, type) else f"a {type(source).__name__}"
+        advice = "call it first" if callable(source) else "see jaxtrain.DataModule"
+        raise DataError(f"{name} data: got {what}; expected batch(step) or an iterable of batches; {advice}")
     reader.batch_first = stated_layout(source, name, batch_first)
     return reader
-
-
-def _reader(source: Any, name: str) -> IndexedReader | SequentialReader:
-    if not isinstance(source, type):
-        if _is_addressed(source):
-            return IndexedReader(source, name, "addressed")
-        if isinstance(source, (list, tuple)):
-            return IndexedReader(source, name, "reiterable")
-        if not isinstance(source, (str, bytes, Mapping)) and (hasattr(source, "__iter__") or _is_sequence(source)):
-            stream = SequentialReader(source, name)
-            if stream.kind == "reiterable" and _is_sequence(source):
-                return IndexedReader(source, name, "reiterable")
-            return stream
-    what = f"the class {source.__qualname__}" if isinstance(source, type) else f"a {type(source).__name__}"
-    advice = "call it first" if callable(source) else "see jaxtrain.DataModule"
-    raise DataError(f"{name} data: got {what}; expected batch(step) or an iterable of batches; {advice}")
 
 
 def _refuse_one_batch(source: Any, name: str) -> None:
@@ -259,25 +228,23 @@ def _refuse_one_batch(source: Any, name: str) -> None:
     torch = sys.modules.get("torch")
     if isinstance(source, (np.ndarray, jax.Array)) or (torch is not None and isinstance(source, torch.Tensor)):
         raise DataError(
-            f"{name} data: got one array of shape {tuple(source.shape)}; give a list of batches: [x], or list(x) where "
+            f"{name} data: got one array of shape {tuple(source.shape)}; give a list of batches: [x], or list(x) if "
             "its first axis counts batches"
         )
     if isinstance(source, tuple) and source and all(hasattr(x, "shape") and hasattr(x, "dtype") for x in source):
         raise DataError(f"{name} data: a tuple of arrays is one batch; give a list of batches: [(x, y)]")
 
 
-def by_number(source: Any, name: str) -> IndexedReader | None:
-    """A reader of batches by number, in any order. None, leaving it untouched, if the source is read from its start."""
+def fingerprint(source: Any, name: str) -> dict[str, Any] | None:
+    """The number of batches, and the arrays and sha256 of the first batch.
+
+    None if the source is not read by number; it is not touched then.
+    """
     if isinstance(source, type) or not (_is_addressed(source) or _is_sequence(source)):
         return None
     reader = adapt(source, name)
-    return reader if isinstance(reader, IndexedReader) else None
-
-
-def fingerprint(source: Any, name: str) -> dict[str, Any]:
-    """For a source read by number: the number of batches, and the arrays and sha256 of the first batch."""
-    reader = by_number(source, name)
-    assert reader is not None
+    if not isinstance(reader, IndexedReader):
+        return None
     batch = reader.read(0)
     leaves = {f"batch{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree_util.tree_leaves_with_path(batch)}
     arrays = {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves.items()}
@@ -288,12 +255,3 @@ def _is_sequence(source: Any) -> bool:
     if isinstance(source, (str, bytes, Mapping)):
         return False
     return isinstance(source, Sequence) or (hasattr(source, "__getitem__") and hasattr(source, "__len__"))
-
-
-def noted(error: Exception, number: int, name: str) -> Exception:
-    """An error of the user's data, with a note that names the batch."""
-    if isinstance(error, StopIteration):  # would silently end an enclosing generator
-        return DataEnded(number, name)
-    if not isinstance(error, DataError):
-        error.add_note(f"while making batch {number} of the {name} data (counted from 0)")
-    return error

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.iterator import DataModule
+from ..data.datamodule import DataModule
 
 DEPTH = 10  # blank 0, symbols 1 to 8, trigger 9
 TRIGGER = 9
@@ -171,14 +171,8 @@ class CopyDataModule(DataModule):
         self.val_batches = as_integer("val_batches", val_batches, 1)
         self.test_batches = as_integer("test_batches", test_batches, 1)
         # The initial task: changes made by a curriculum do not make this different data.
-        self._identity = {
-            "class": type(self).__qualname__,
-            **self.task,
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-            "val_batches": self.val_batches,
-            "test_batches": self.test_batches,
-        }
+        sizes = {name: getattr(self, name) for name in ("batch_size", "seed", "val_batches", "test_batches")}
+        self._identity = {"class": type(self).__qualname__, **self.task, **sizes}
 
     def train_data(self) -> CopyDataset:
         return _TaskDataset(self, "train", None)
@@ -192,7 +186,7 @@ class CopyDataModule(DataModule):
     def predict_data(self) -> CopyDataset:
         return self.test_data()
 
-    def encode(self, x: Any) -> Any:
+    def encode(self, x: Any, /) -> Any:
         """One-hot encode the ids (B,) of one time step as float32 (B, 10). Called while tracing."""
         return _one_hot(x)
 

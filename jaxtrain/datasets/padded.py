@@ -68,7 +68,7 @@ class PaddedCopyDataModule(CopyDataModule):
         digits: Allowed lengths of the recall, in time steps.
 
     Raises:
-        ValueError: As CopyDataModule; later, when a batch is made, if the task does not fit any size.
+        ValueError: As CopyDataModule. Also raised when a batch is created for a task that does not fit any size.
     """
 
     def __init__(self, time_lag: int, num_digits: int, batch_size: int = 64, seed: int = 0, val_batches: int = 8,

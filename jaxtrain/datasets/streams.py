@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.iterator import DataModule
+from ..data.datamodule import DataModule
 from .copy import SPLITS, as_integer
 from .episodes import Episode, Episodes, EpisodeStream
 
@@ -117,9 +117,9 @@ class BinaryCopy(Episodes):
         return max(1, as_integer("length", self.length(), 1, "copying bits") - int(rng.integers(5)))
 
     def make(self, rng: np.random.Generator, size: int) -> Episode:
-        said = np.append(np.int8(2), rng.integers(0, 2, size, np.int8))
+        symbols = np.append(np.int8(2), rng.integers(0, 2, size, np.int8))
         blank = np.full(size + 1, 3, np.int8)
-        return Episode(np.concatenate([said, blank]), np.concatenate([blank, said]), None)
+        return Episode(np.concatenate([symbols, blank]), np.concatenate([blank, symbols]), None)
 
 
 class StreamDataModule(DataModule):
@@ -176,18 +176,18 @@ class StreamDataModule(DataModule):
         scored.
 
         Args:
-            pieces: Number of batches, from the start of the training data.
+            batches: Number of batches, from the start of the training data.
             every: Time steps per update.
         """
         starts = range(0, self.unroll, every)
         if self.episodes.scores_all:
             return batches * len(starts)
-        stream, found = self.train_data(), 0
+        stream, count = self.train_data(), 0
         for _ in range(batches):
-            found += int(np.logical_or.reduceat(next(stream).weights.any(axis=1), starts).sum())
-        return found
+            count += int(np.logical_or.reduceat(next(stream).weights.any(axis=1), starts).sum())
+        return count
 
-    def encode(self, x: Any) -> Any:
+    def encode(self, x: Any, /) -> Any:
         """One-hot encode the ids (B,) of one time step as float32 (B, depth); return vectors unchanged.
 
         Called while tracing.

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.metrics import SEEDS, Metrics
-from ..core.module import Module, Phases, phases_of
+from ..core.module import Module, Phases
+from ..core.objective import phases_of
 from ..core.state import is_key, seeded
 from ..errors import NonFiniteError
 from ..utils.logging import log

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.metrics import Mean, Metrics, Pending
-from ..core.module import Module, Objective, Phases, phases_of
+from ..core.module import Module, Phases
+from ..core.objective import Objective, phases_of
 from ..core.state import (
     Functional,
     attributes_kept,

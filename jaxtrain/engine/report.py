@@ -12,7 +12,8 @@ from typing import Any
 import brainstate
 import jax
 
-from ..core.module import Module, Phases, phases_of
+from ..core.module import Module, Phases
+from ..core.objective import phases_of
 from ..core.state import State
 from ..data.eval_loader import EvalLoader
 from ..strategies.base import Learner, ParameterReport, scored

@@ -14,7 +14,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ..core.module import Module, Phases, phases_of
+from ..core.module import Module, Phases
+from ..core.objective import phases_of
 from ..core.state import State, fold_in, is_key, kind_of
 from ..distributed import processes
 

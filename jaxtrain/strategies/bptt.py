@@ -8,7 +8,8 @@ import brainstate
 import jax
 
 from ..core.metrics import Metrics
-from ..core.module import Objective, Phases, total_weight
+from ..core.module import Phases
+from ..core.objective import Objective, total_weight
 from ..core.state import State, gradient
 from .base import Learner, Network, ParameterReport, Update, choose_batching, input_of, score, scored, trained, warm_up
 from .flow import Flow

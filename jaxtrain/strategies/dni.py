@@ -10,7 +10,8 @@ import braintrace
 import jax
 import jax.numpy as jnp
 
-from ..core.module import Objective, Phases
+from ..core.module import Phases
+from ..core.objective import Objective
 from ..core.state import Functional, gradient, long_term_states, parameters, set_key
 from ..utils.logging import log
 from .base import Learner, scored, warm_up

@@ -16,7 +16,8 @@ import numpy as np
 import saiunit as u
 
 from ..core.metrics import Metrics
-from ..core.module import Objective, Phases
+from ..core.module import Phases
+from ..core.objective import Objective
 from ..core.state import SHORT, State, differentiable, gradient, is_key, name_of, states_of
 from .axes import where_sequences
 from .base import (

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..core.metrics import Metrics
-from ..core.module import Objective, Phases
+from ..core.module import Phases
+from ..core.objective import Objective
 from ..core.state import State, parameters_behind
 from .base import (
     Learner,

@@ -7,7 +7,8 @@ from typing import Any
 import brainstate
 import jax
 
-from ..core.module import Objective, Phases
+from ..core.module import Phases
+from ..core.objective import Objective
 from ..core.state import draws_random, long_term_states, parameters, states_of
 from ..utils.logging import one_line
 from .base import Learner, choose_batching, input_of

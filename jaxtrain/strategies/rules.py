@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.metrics import Metrics
-from ..core.module import Objective, Phases
+from ..core.module import Phases
+from ..core.objective import Objective
 from ..core.state import State, is_key
 from .base import ParameterReport, Update
 from .online import OnlineLearner

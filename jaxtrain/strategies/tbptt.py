@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from ..core.metrics import Metrics, add
-from ..core.module import Objective, Phases, total_weight
+from ..core.module import Phases
+from ..core.objective import Objective, total_weight
 from ..core.state import gradient
 from .base import (
     Learner,

@@ -10,7 +10,8 @@ import brainstate
 import jax
 
 from ..core.metrics import Metrics, add, sum_over_time
-from ..core.module import Phases, sum_of_weights, total_weight
+from ..core.module import Phases
+from ..core.objective import sum_of_weights, total_weight
 from ..core.state import add_to
 from .base import Update, scored
 from .specs.base import UpdateEvery

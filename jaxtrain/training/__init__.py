@@ -1,1 +1,1 @@
-"""Training: Fit, its loop, and what happens between two chunks of steps."""
+"""Training: ``Fit``, the training loop, and what happens between two chunks of steps."""

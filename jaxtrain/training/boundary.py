@@ -1,50 +1,53 @@
-"""Boundary: what happens between two chunks where something is due, in this order and no other."""
+"""Boundary: the events between two chunks, in a fixed order."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from ..callbacks.base import Callback
-from ..data.iterator import change_task
+from ..callbacks.run import Requests
+from ..data.datamodule import change_task
 from ..period import Period
 from ..utils.files import as_json
 from .checkpointer import Checkpointer
-from .control import Control, Due, Orders
-from .delivery import Delivery
+from .control import Control
 from .evaluate import evaluate
+from .pipeline import Delivery
 from .progress import Ending, Progress
 
 
 class Boundary:
-    """Probes, validation, the end of an epoch, rows, and the checkpoint as the last thing at its step.
+    """Probes, validation, end of an epoch, log entries and, as the last action at a step, the checkpoint.
 
-    All metrics are delivered, and nothing is in flight. A signal may end a validation: the rest of the boundary is then
-    left to the run that resumes from this step's checkpoint.
+    All metrics have been delivered, and no chunk is in flight. If a signal interrupts a validation, the rest of the
+    boundary is left to the run that resumes from this step's checkpoint.
     """
 
     def __init__(self, delivery: Delivery, progress: Progress, control: Control, checkpointer: Checkpointer):
         self._workload, self._run, self._delivery = delivery.workload, delivery.run, delivery
         self._progress, self._control, self._checkpointer = progress, control, checkpointer
 
-    def cross(self, due: Due) -> None:
-        """Do what is due."""
-        if due.event:
+    def cross(self, due: Literal["boundary", "signal"]) -> None:
+        """Do what is due. A signal alone ends the run without the events of a boundary."""
+        if due == "boundary":
             self._probe()
             self.complete()
         else:
             self._delivery.write_log()
-            self._leave()
+            self._end_by_signal()
 
     def complete(self) -> None:
-        """All that comes after the probes; a run that was resumed in the middle of a boundary goes on here."""
+        """Everything after the probes. A run that was interrupted within a boundary resumes here."""
         run, control, progress = self._run, self._control, self._progress
         ending = control.ending(run.step)
         due = control.take_validation(run.step) or ending is not None or progress.stage == "validation"
         if due and not self._validate():
             progress.stage = "validation"
-            return self._leave()
+            return self._end_by_signal()
         progress.stage = "between steps"
         if control.schedule.is_epoch_end(run.step):
             run.callbacks("on_epoch_end", run)
-        if self._validated():  # a run ends with a validation
+        if self._validated:  # a run ends with a validation
             ending = ending or control.ending(run.step, clock=True)
         if ending is not None:
             run.recorder.force(run.step, {})
@@ -52,21 +55,20 @@ class Boundary:
         self._act(*control.take(ending))
         run.score = None
 
-    def _act(self, orders: Orders, ending: Ending | None) -> None:
-        run, task = self._run, orders.task
+    def _act(self, requests: Requests, ending: Ending | None) -> None:
+        run, task = self._run, requests.task
         if task is not None and ending is None:
             self._workload.change_task(task, run, self._control.schedule)
-        elif task is not None:  # a run that goes on from here, under a larger budget, begins with it
+        elif task is not None:  # the task with which a later run continues from here, under a larger budget
             change_task(self._workload.data, as_json(task, f"run.set_task at step {run.step}"))
         if ending is not None:
             self._end(ending)
         elif self._control.signal is not None:
-            self._leave()
-        elif orders.save:
+            self._end_by_signal()
+        elif requests.save:
             self._checkpointer.save()
 
-    def _leave(self) -> None:
-        """End the run because of a signal."""
+    def _end_by_signal(self) -> None:
         signal = self._control.signal
         self._end(Ending("interrupted" if signal == "SIGINT" else "terminated", signal))
 
@@ -85,31 +87,31 @@ class Boundary:
                 self._probe_for(callback)
 
     def _probe_for(self, callback: Callback) -> None:
-        run, program = self._run, self._workload.program
-        values, recorder = program.probe(callback, program.example, run.step).fetch(), run.recorder
+        run, program, recorder = self._run, self._workload.program, self._run.recorder
+        values = program.probe(callback, program.example, run.step).fetch()
+        # Values that the callback logs get an entry of their own: the next regular entry may belong to a later step.
         waiting, recorder.logged = recorder.logged, {}
         run.callbacks.tell(callback, "on_probe", run, values)
         logged, recorder.logged = recorder.logged, waiting
-        if logged:  # no row is due here, and a later one is not where it belongs
+        if logged:
             recorder.measured(run.step, logged)
 
     # --------------------------------------------------------------------------------------------- validation
 
+    @property
     def _validated(self) -> bool:
-        """Whether nothing is left to validate at this step."""
+        """Whether the validation of this step is done, or there is no validation data."""
         return self._workload.val is None or self._run.last_validation == self._run.step
 
     def _validate(self) -> bool:
-        """Validate where that is not done yet. Returns False where a signal came before the end."""
-        run, control = self._run, self._control
-        if self._validated():
+        """Validate, unless this is done. Returns False if a signal came before the end."""
+        run, control, val = self._run, self._control, self._workload.val
+        if val is None or self._validated:
             return True
         if control.signal is not None:
             return False
-        assert self._workload.val is not None
         with self._progress.timed("validate"):
             run.callbacks("on_validation_start", run)
-            val = self._workload.val
             interrupted = lambda: control.poll_signal() is not None  # noqa: E731
             metrics = evaluate(self._workload.program, val.once(), "val", interrupted, val.batch_first)
             if metrics is None:

@@ -1,8 +1,8 @@
-"""Checkpointer: saves a run as the last thing that happens at a step."""
+"""Checkpointer: saves a run as the last action at a step."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from ..callbacks.run import Run
 from ..checkpoint.locate import run_key
@@ -12,40 +12,40 @@ from .progress import Progress
 from .workload import Workload
 
 
-class Part(Protocol):
-    """A part of a run that a checkpoint's metadata holds."""
-
-    def state(self) -> dict[str, Any]: ...
-    def load_state(self, meta: dict[str, Any]) -> None: ...
-
-
-def parts(workload: Workload, run: Run, progress: Progress) -> tuple[Part, ...]:
-    """All parts of a run, in the order in which they are restored."""
+def parts(workload: Workload, run: Run, progress: Progress) -> tuple[Workload, Run, Progress]:
+    """All parts of a run whose ``state`` is checkpoint metadata, in the order in which ``load_state`` restores them."""
     return workload, run, progress
 
 
 class Checkpointer:
-    """Saves checkpoints, each of which holds all that a resumed run needs. Without a store it does nothing."""
+    """Saves checkpoints, each of which contains everything that a resumed run needs. Without a store it does nothing.
+
+    Args:
+        store: Where checkpoints are written, or None.
+        workload: The programs, whose arrays are saved, and the data.
+        run: The run as callbacks see it.
+        progress: The progress of the loop.
+    """
 
     def __init__(self, store: Store | None, workload: Workload, run: Run, progress: Progress):
         self._store, self._workload, self._run, self._progress = store, workload, run, progress
 
     def save(self) -> None:
-        """Save the present step."""
+        """Save the current step."""
         store, run, progress = self._store, self._run, self._progress
         if store is None:
             return
         with progress.timed("checkpoint"):
             run.callbacks("flush")
             params, train = self._workload.program.state()
-            # The checkpoint from the middle of a boundary gives way to the one from its end.
+            # The checkpoint from the middle of a boundary is replaced by the one from its end.
             replace = progress.restored_stage == "validation" and run.step == run.restored_step
             if store.save(run.step, params, train, self._metadata(), run.score, replace=replace):
                 with run.closed():
                     run.callbacks("on_checkpoint", run, store.directory / f"{run.step:08d}")
 
     def wait(self) -> bool | None:
-        """Wait for the save in flight, and return whether it is on disk; None without a store.
+        """Wait for the save in progress. Returns whether the newest state is on disk; None without a store.
 
         Raises:
             SaveFailed: The save failed for another reason than a full disk.
@@ -67,5 +67,5 @@ class Checkpointer:
             "versions": config.get("versions", {}),
         }
         for part in parts(self._workload, self._run, self._progress):
-            meta.update(part.state())
+            meta |= part.state()
         return meta

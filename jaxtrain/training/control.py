@@ -1,9 +1,13 @@
-"""Control: what ends a stretch of chunks, and the run, decided alike in all processes."""
+"""Control: what is due, and whether the run ends, decided alike in all processes.
+
+Of the files in this folder, only this one deals with processes.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
 
 from ..callbacks.run import Requests, Run
 from ..distributed import processes
@@ -13,66 +17,72 @@ from .schedule import Schedule
 from .signals import Signals
 
 SECONDS = 10
-"""How long a process with an error waits for the others to have one too."""
+"""How long a process that failed waits for the others to fail too."""
 
 
-@dataclass(frozen=True)
-class Due:
-    """Why the loop stops between two chunks: a signal, an event, or both."""
-
-    signal: str | None
-    event: bool
-
-
-@dataclass(frozen=True)
-class Orders:
-    """What callbacks asked for, to be done now."""
-
-    save: bool
-    task: dict[str, Any] | None
+@contextmanager
+def in_all_processes() -> Iterator[None]:
+    """Context of a run in every process. An error raised in it is reported to the others, which may wait for it."""
+    processes.begin()
+    with processes.report_failures():
+        yield
 
 
 class Control:
-    """Reads the schedule, the clock, signals and what callbacks ask for.
+    """Combines the schedule, the clock, signals and the requests of callbacks.
 
-    Clocks and callbacks of several processes may differ, so all take those of the first one. Every process calls the
-    same methods in the same order, and each call that changes the view makes one exchange between them.
+    Clocks and callbacks may differ between processes, so all processes use those of the first one. Every process calls
+    the same methods in the same order, and each of ``poll``, ``ending`` and ``take`` makes one exchange.
     """
 
     def __init__(self, schedule: Schedule, signals: Signals, run: Run):
         self.schedule, self._signals, self._run = schedule, signals, run
 
-    def poll(self, step: int) -> Due | None:
-        """What is due once ``step`` is reached; None where the next chunk may begin.
+    @property
+    def alone(self) -> bool:
+        """Whether this is the only process."""
+        return processes.count() == 1
 
-        Requests are read before the metrics of the last chunk are delivered. Where a signal is all that is due, what
-        callbacks ask for during that delivery waits, as it would have without the signal.
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes files, which only the first one does."""
+        return processes.is_first()
+
+    def catch_signals(self) -> Any:
+        """Context that catches signals. With several processes, JAX catches them, so that all end at the same step."""
+        return self._signals if self.alone else nullcontext()
+
+    def poll(self, step: int) -> Literal["boundary", "signal"] | None:
+        """What is due once ``step`` is reached: a boundary, or only a signal; None if the next chunk may start.
+
+        Requests are read before the metrics of the last chunk are delivered. If only a signal is due, requests made
+        during that delivery wait, as they would without the signal.
         """
         signal = self.poll_signal()
         self._exchange(clock=True)
         schedule = self.schedule
-        asked = self._run.requests.any() or schedule.out_of_time or schedule.validate_now
-        event = asked or schedule.is_boundary(step)
-        return Due(signal, event) if event or signal is not None else None
+        requested = self._run.requests.any() or schedule.out_of_time or schedule.validate_now
+        if requested or schedule.is_boundary(step):
+            return "boundary"
+        return None if signal is None else "signal"
 
     @property
     def signal(self) -> str | None:
-        """The signal that ends the run, as far as it is known."""
+        """The signal that ends the run, as of the last ``poll_signal``."""
         return self._signals.received
 
     def poll_signal(self) -> str | None:
-        """The signal that ends the run: one that has come to any of the processes."""
-        # JAX catches SIGTERM for several processes: handlers of their own would act at different steps.
-        if processes.count() > 1 and self._signals.received is None and processes.reached_preemption():
+        """The signal that ends the run. With several processes, it may have been sent to any of them."""
+        if not self.alone and self._signals.received is None and processes.reached_preemption():
             self._signals.received = "SIGTERM"
         return self._signals.received
 
     def ending(self, step: int, *, clock: bool = False) -> Ending | None:
-        """Why the run ends at this boundary, signals apart; None where it goes on.
+        """Why the run ends at this boundary, apart from signals; None if it continues.
 
         Args:
             step: The step of the boundary.
-            clock: Whether to look at the clock anew.
+            clock: Whether to read the clock again.
         """
         self._exchange(clock)
         if (reason := self._run.requests.stop) is not None:
@@ -82,33 +92,34 @@ class Control:
         return Ending("stopped", "max_time reached") if self.schedule.out_of_time else None
 
     def take_validation(self, step: int) -> bool:
-        """Whether a validation is due at this boundary; a request for one is taken with that."""
-        asked, self._run.requests.validate = self._run.requests.validate, False
-        return asked or self.schedule.validation_due(step)
+        """Return True if a validation is due at this boundary. A request for one is cleared."""
+        requested, self._run.requests.validate = self._run.requests.validate, False
+        return requested or self.schedule.validation_due(step)
 
-    def take(self, ending: Ending | None) -> tuple[Orders, Ending | None]:
-        """Take what callbacks asked for. Requests for a validation wait for the next boundary, and so does a stop.
+    def take(self, ending: Ending | None) -> tuple[Requests, Ending | None]:
+        """Take the requests of callbacks to save and to change the task. Others wait for the next boundary.
 
         Args:
-            ending: Why the run ends here; a stop that comes too late for that still makes the run complete.
+            ending: Why the run ends here. A late request to stop makes this ending complete.
         """
         self._exchange(clock=False)
-        asked = self._run.requests
-        if ending is not None and asked.stop is not None:
+        requests = self._run.requests
+        if ending is not None and requests.stop is not None:
             ending = Ending(ending.status, ending.reason, complete=True)
-        self._run.requests = Requests(validate=asked.validate, stop=asked.stop if ending is None else None)
-        return Orders(asked.save, asked.task), ending
+        self._run.requests = Requests(validate=requests.validate, stop=requests.stop if ending is None else None)
+        return requests, ending
 
     def all_failed(self, step: int) -> bool:
-        """Whether all processes have an error after this step: then they can save together."""
+        """Whether all processes failed after this step, so that they can save it together."""
         return processes.barrier_within(f"error/{step}", SECONDS)
 
     def _exchange(self, clock: bool) -> None:
+        """Make the first process's clock and requests those of all processes."""
         schedule, run = self.schedule, self._run
         now = schedule.look() if clock else None
-        if processes.count() > 1:
-            asked = as_json(vars(run.requests), f"what callbacks ask for at step {run.step}")
-            now, asked = processes.broadcast([now, asked])
-            run.requests = Requests(**asked)
+        if not self.alone:
+            requests = as_json(vars(run.requests), f"what callbacks ask for at step {run.step}")
+            now, requests = processes.broadcast([now, requests])
+            run.requests = Requests(**requests)
         if now is not None:
             schedule.validate_now, schedule.out_of_time = now

@@ -15,7 +15,7 @@ from ..checkpoint.locate import absolute, chosen, opened
 from ..checkpoint.store import readable
 from ..core.module import Module
 from ..core.ownership import alone, refuse_in_use, under_way
-from ..data.iterator import as_data, begin_task, set_up
+from ..data.datamodule import as_data, begin_task, set_up
 from ..engine import report as preflight
 from ..engine.program import NonFinite
 from ..engine.seeds import as_seeds
@@ -24,10 +24,12 @@ from ..period import Period
 from ..strategies import Strategy
 from ..utils.coerce import as_count
 from ..utils.logging import log
-from .evaluate import Kind, Readers, evaluate, predict, read
+from .control import in_all_processes
+from .evaluate import evaluate, predict
 from .prepare import prepare
+from .reader import Kind, Readers, read
 from .result import Result
-from .session import Session, in_all_processes
+from .session import Session
 from .settings import FitSettings, as_norm, as_seed, as_strategy, as_time
 
 

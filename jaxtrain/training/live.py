@@ -1,4 +1,4 @@
-"""What callbacks read of a run under way: module, parameters and predictions with the values of its present step."""
+"""The model of a run in progress, as callbacks read it: with the values of the current step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax
 from ..callbacks.run import Run
 from ..checkpoint.load import MODEL_PREFIX
 from ..core.metrics import Pending
-from ..core.module import Module, phases_of
+from ..core.objective import phases_of
 from ..core.ownership import alone, runs
 from ..core.state import fold_in, seeded, set_key, states_of, with_strong_types
 from ..engine.program import PREDICT, Program
@@ -23,11 +23,11 @@ from .workload import Workload
 
 
 class Live:
-    """The values of ``run.step``.
+    """The model's values at ``run.step``.
 
-    The loop dispatches a chunk before it delivers the metrics of the one before, and the program is given its values to
-    overwrite. So those of ``run.step`` exist while nothing is in flight, as at a boundary; beyond, the loop keeps them
-    (``keep``) where a callback says ``reads_model = True``.
+    The loop dispatches a chunk before it delivers the metrics of the previous one, and the program overwrites its
+    values. So the values of ``run.step`` exist while no chunk is in flight, for example at a boundary. Otherwise the
+    loop keeps a copy (``keep``) if a callback sets ``reads_model = True``.
     """
 
     def __init__(self, workload: Workload, run: Run, progress: Progress):
@@ -35,7 +35,7 @@ class Live:
         self._kept: tuple[int, dict[str, Any]] | None = None
 
     def keep(self) -> None:
-        """Keep the model's present values beyond the dispatch of the next chunk."""
+        """Copy the model's current values, before the next chunk overwrites them."""
         program = self._workload.program
         own = {name: with_strong_types(value) for name, value in _of_model(program, program.values).items()}
         self._kept = self._progress.dispatched, program.devices.place(own)
@@ -46,45 +46,54 @@ class Live:
             return self._workload.program.host_parameters(self._values())
 
     def show(self) -> None:
-        """Give the module's model the present values, while the run is under way."""
+        """Write the current values to the module's model, while the run is in progress."""
         if self in runs:
             with alone("run.module"):
                 program = self._workload.program
                 program.write_back(_of_model(program, self._values()))
 
     def view(self, source: Any, encode: Callable | None) -> View:
-        """The run's programs, to read batches of this source; without an ``encode`` of its own, by that of the run's
-        data."""
+        """The run's programs, to read batches of a source.
+
+        Args:
+            source: The source.
+            encode: Encoding of its inputs, or None for that of the run's data.
+
+        Raises:
+            DataError: The run reads this source itself, in order.
+        """
         iterator = self._workload.iterator
         if iterator.reads(source):
             raise DataError(
-                f"{iterator.name} data: the run reads this {type(source).__name__}, and a pass over it "
-                "would move its place: give another one that reads the same data"
+                f"{iterator.name} data: the run reads this {type(source).__name__}, and another pass would move its "
+                "position: pass another source of the same data"
             )
-        # Of several processes one may be alone in asking: it then uses one device of its own.
-        several, own = self._workload.processes > 1, encode or self._workload.data.encode
-        return View(self._workload.program, self._values(), own, one_device=several)
+        # With several processes, perhaps only one of them reads. It then uses one of its own devices.
+        several, encode = self._workload.processes > 1, encode or self._workload.data.encode
+        return View(self._workload.program, self._values(), encode, one_device=several)
 
     @property
     def batch_first(self) -> bool | None:
-        """The layout of the run's own train data."""
+        """Layout of the run's train data, or None if it is not stated."""
         return self._workload.batch_first
 
     def trains(self, module: Any) -> bool:
+        """Whether the run trains this module."""
         return module is self._run.own_module
 
-    def tells(self, callback: Any) -> bool:
+    def uses(self, callback: Any) -> bool:
+        """Whether this is a callback of the run."""
         return any(callback is own for own in self._run.callbacks)
 
     def shares(self, module: Any) -> bool:
-        """Whether it trains a state of the module's model."""
+        """Whether the run trains a state of the module's model."""
         model = getattr(module, "model", None)
         if not isinstance(model, brainstate.nn.Module):
             return False
         return not self._workload.program.state_ids.isdisjoint(id(state) for state in states_of(model).values())
 
     def describe(self) -> str:
-        return f"a run under way, at step {self._run.step}, trains {type(self._run.own_module).__name__}"
+        return f"a run in progress, at step {self._run.step}, trains {type(self._run.own_module).__name__}"
 
     def _values(self) -> dict[str, Any]:
         step, dispatched, program = self._run.step, self._progress.dispatched, self._workload.program
@@ -96,48 +105,44 @@ class Live:
         if lost or self._kept is not None:
             raise RuntimeError(f"the model's values at step {step} are lost: the run failed within a chunk")
         raise RuntimeError(
-            f"the model's values at step {step} are gone: the program holds those of step {dispatched} by now. Set "
-            "reads_model = True in the callback's class, which copies them each chunk, or read them at a boundary, "
-            "as in on_validation_end (boundaries() of a callback adds some). After a failure within a chunk they are "
-            "lost"
+            f"the model's values at step {step} are overwritten: the program has those of step {dispatched}. Set "
+            "reads_model = True in the callback's class, which copies them before each chunk, or read them at a "
+            "boundary, for example in on_validation_end (a callback's boundaries() adds more). After a failure within "
+            "a chunk they are lost"
         )
 
 
 def _of_model(program: Program, values: dict[str, Any]) -> dict[str, Any]:
-    mine = {*program.parameters, LIVE}
-    return {name: value for name, value in values.items() if name in mine or name.startswith(MODEL_PREFIX)}
+    """The values of the model, without those of the optimizer and the rule."""
+    names = {*program.parameters, LIVE}
+    return {name: value for name, value in values.items() if name in names or name.startswith(MODEL_PREFIX)}
 
 
 class View:
-    """A run's compiled programs on certain values of its model; one for each shape of batch, made once a run."""
+    """A run's compiled programs with fixed values of its model. A program is compiled once per run and batch shape."""
 
     def __init__(self, program: Program, values: dict[str, Any], encode: Callable, *, one_device: bool):
         self._program, self._values, self._encode, self._one_device = program, values, encode, one_device
-
-    @property
-    def module(self) -> Module:
-        return self._program.module
+        self.module = program.module
 
     def evaluate(self, batch: Any, index: int) -> Pending:
         with self._reading():
             return self._program.evaluate(batch, index, self._values, first=self._one_device)
 
     def predict(self, batch: Any, index: int) -> Pending:
-        program = self._program
-
         def step(root, index, batch):
             set_key(fold_in(root, PREDICT, index))
-            return program.learner.predict(phases_of(program.module, batch))
+            return self._program.learner.predict(phases_of(self.module, batch))
 
         with self._reading():
-            return Pending(program.read("predict", step, batch, index, values=self._values, first=True))
+            return Pending(self._program.read("predict", step, batch, index, values=self._values, first=True))
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
         objective = self._program.objective
         before, objective.encode = objective.encode, self._encode
         try:
-            with seeded(0):  # the caller's random numbers stay as they are
+            with seeded(0):  # the caller's random numbers do not change
                 yield
         finally:
             objective.encode = before

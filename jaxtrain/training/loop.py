@@ -1,4 +1,4 @@
-"""The loop: chunks of steps, and boundaries between them."""
+"""The training loop: chunks of steps, and boundaries between them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from ..utils.logging import log, one_line
 from .boundary import Boundary
 from .checkpointer import Checkpointer
 from .control import Control
-from .delivery import Delivery
 from .live import Live
-from .pipeline import Pipeline
+from .pipeline import Delivery, Pipeline
 from .progress import Ending, Progress
 from .workload import Workload
 
 
 class Loop:
-    """Trains until something ends the run."""
+    """Trains until the run ends."""
 
     def __init__(
         self, workload: Workload, run: Run, progress: Progress, control: Control, checkpointer: Checkpointer, live: Live
@@ -29,7 +28,7 @@ class Loop:
         self._boundary = Boundary(self.delivery, progress, control, checkpointer)
 
     def train(self) -> Ending:
-        """Run until the budget is spent, a callback or a signal ends it, or something fails."""
+        """Train until the budget is spent, a callback or a signal ends the run, or an error is raised."""
         progress, pipeline, schedule = self._progress, self._pipeline, self._control.schedule
         self._begin()
         while progress.ending is None:
@@ -41,14 +40,14 @@ class Loop:
                 self._fail(pipeline.failure)
             pipeline.prefetch(schedule.length(progress.dispatched))
             if due := self._control.poll(progress.dispatched):
-                # The row of this step waits, since events of the boundary add to it.
+                # The log entry of this step is not written yet: events of the boundary add to it.
                 self.delivery.deliver(pipeline.drain())
                 self._boundary.cross(due)
         self.delivery.end()
         return progress.ending
 
     def _begin(self) -> None:
-        """Complete the boundary that a resumed run was stopped in, or find that there is nothing to train."""
+        """Complete the boundary in which a resumed run was interrupted, or find that nothing is left to train."""
         progress, schedule = self._progress, self._control.schedule
         if progress.stage == "validation":
             self._boundary.complete()
@@ -63,7 +62,7 @@ class Loop:
         run.callbacks("on_chunk_start", run)
 
     def _fail(self, error: Exception) -> NoReturn:
-        """Save the whole steps before an error of the data, and raise it."""
+        """Save the complete steps before an error of the data, and raise it."""
         self.delivery.deliver(self._pipeline.drain())
         step = self._run.step
         if not self._control.all_failed(step):
@@ -73,6 +72,6 @@ class Loop:
             self.delivery.write_log()
             self._checkpointer.save()
             self._checkpointer.wait()
-        except Exception as failed:
-            error.add_note(f"jaxtrain: step {step} is not saved: {one_line(failed)}")
+        except Exception as failure:
+            error.add_note(f"jaxtrain: step {step} is not saved: {one_line(failure)}")
         raise error

@@ -1,4 +1,4 @@
-"""Pipeline: chunks of steps on their way through the device."""
+"""Chunks of steps: they are dispatched to the device, and their metrics are delivered one chunk later."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from ..callbacks.run import Run
 from ..core.metrics import Pending
+from ..engine.nonfinite import Unscored, judged
+from ..engine.program import NONFINITE_INDEX, ZERO_GRADIENT
+from ..utils.logging import log
 from .progress import Progress
 from .workload import Workload
 
@@ -21,9 +27,9 @@ class Chunk:
 
 
 class Pipeline:
-    """Dispatches chunks, and hands each on while the next one computes.
+    """Dispatches chunks, and returns each one while the next one computes.
 
-    At most one chunk is in flight once ``previous`` has been called, and none once ``drain`` has.
+    At most one chunk is in flight after ``previous``, and none after ``drain``.
 
     Args:
         workload: The programs and the data.
@@ -35,10 +41,10 @@ class Pipeline:
         self._workload, self._progress, self._keep = workload, progress, keep
         self._chunks: deque[Chunk] = deque()
         self.failure: Exception | None = None
-        """An error of the data. The whole steps before it count, so it is not raised at once."""
+        """An error of the data. It is not raised at once, because the complete steps before it count."""
 
     def dispatch(self, n: int) -> None:
-        """Dispatch the next ``n`` steps; where the data fails, those before the failure."""
+        """Dispatch the next ``n`` steps; if the data fails, those before the failure."""
         iterator, start = self._workload.iterator, self._progress.dispatched
         try:
             batches = iterator.take(n)
@@ -53,13 +59,84 @@ class Pipeline:
         self._progress.dispatched += len(batches)
 
     def previous(self) -> Chunk | None:
-        """The chunk before the newest one, whose metrics are next; None where there is none."""
+        """The chunk before the newest one, or None."""
         return self._chunks.popleft() if len(self._chunks) > 1 else None
 
     def drain(self) -> Chunk | None:
-        """The last chunk in flight; None where there is none."""
+        """The last chunk in flight, or None."""
         return self._chunks.popleft() if self._chunks else None
 
     def prefetch(self, n: int) -> None:
-        """Make the batches of the next ``n`` steps while the device computes."""
+        """Read the batches of the next ``n`` steps while the device computes."""
         self._workload.iterator.prefetch(n)
+
+
+class Delivery:
+    """Delivers the metrics of chunks in order to callbacks and the log. ``run.step`` counts the delivered steps.
+
+    Args:
+        workload: The programs that ran the chunks.
+        run: The run whose recorder and callbacks receive the metrics.
+    """
+
+    def __init__(self, workload: Workload, run: Run):
+        self.workload, self.run = workload, run
+        self._audited, self._unscored = False, Unscored(run.recorder.log_every)
+        self.history: list[dict[str, Any]] = []
+        """The log entries written so far."""
+
+    def deliver(self, chunk: Chunk | None) -> None:
+        """Deliver the metrics of a chunk, if there is one. Completed log entries are written by ``write_log``.
+
+        Raises:
+            NonFiniteError: A step was not finite, under ``Fit(nonfinite="raise")``. The steps before it are delivered.
+        """
+        if chunk is None:
+            return
+        run, workload = self.run, self.workload
+        arrays, first, n = chunk.metrics.fetch(), run.step, len(chunk.batches)
+        nonfinite, zero_gradient = arrays.pop(NONFINITE_INDEX)[:n], arrays.pop(ZERO_GRADIENT)[:n]
+        policy = workload.settings.nonfinite
+        n, error = judged(nonfinite, first, chunk.batches, policy, workload.program, workload.batch_first)
+        nums = {name: mean.num[:n] for name, mean in arrays.items()}
+        weights = {name: mean.weight[:n] for name, mean in arrays.items()}
+        self._unscored.add(first, weights["loss"], nonfinite)
+        if not self._audited:
+            self._audit(zero_gradient, weights["grad_norm"], first)
+        run.recorder.add(first, nums, weights)
+        run.step = first + n
+        with np.errstate(invalid="ignore", divide="ignore"):
+            metrics = {name: nums[name] / weights[name] for name in nums}
+        if n:
+            run.callbacks("on_chunk_end", run, metrics)
+        if error is not None:
+            self.write_log()
+            raise error
+
+    def write_log(self) -> None:
+        """Write the log entries that are complete."""
+        run = self.run
+        for entry in run.recorder.take():
+            run.callbacks("on_log", run, entry)
+            run.metrics.update({name: value for name, value in entry.items() if name != "step"})
+            self.history.append(entry)
+
+    def end(self) -> None:
+        """Log a warning if no time step of the run was scored."""
+        self._unscored.end(self.run.restored_step or 0, self.run.step)
+
+    def _audit(self, zero_gradient: np.ndarray, updates: np.ndarray, first: int) -> None:
+        """After the first update: name parameters whose gradient was exactly zero although the rule trains them."""
+        steps = np.flatnonzero(updates > 0)
+        if not len(steps):
+            return
+        self._audited = True
+        program = self.workload.program
+        untrained = {report.name for report in program.parameter_reports if report.trains == "no"}
+        zero = [name for name, flag in zip(program.optimizer.names, zero_gradient[steps[0]], strict=True) if flag]
+        if surprising := [name for name in zero if name not in untrained]:
+            log.warning(
+                "step %d: the gradient of %s is exactly zero; does the loss depend on it, or is a unit saturated?",
+                first + int(steps[0]) + 1,
+                ", ".join(surprising),
+            )

@@ -1,4 +1,4 @@
-"""Prepare a run. All errors of its options and data are found here, before a run directory is touched."""
+"""Prepare a run. Errors of its options and data are raised here, before a run directory is changed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from ..checkpoint.locate import Origin, describe, log_changes, require_same_run
 from ..checkpoint.locate import refuse_differences as refuse
 from ..core.module import Module
 from ..core.state import flatten, parameters, signature
+from ..data.datamodule import DataModule, warn_of_layout
 from ..data.eval_loader import EvalLoader, validation_loader
-from ..data.iterator import DataIterator, DataModule, warn_of_layout
+from ..data.iterator import DataIterator
 from ..engine.report import val_sizes
 from ..utils.logging import log
 from .checkpointer import parts
 from .live import Live
 from .progress import Progress
-from .run_config import recorded
+from .run_config import run_config
 from .schedule import Schedule, unused_batches
 from .settings import FitSettings
 from .workload import Workload, make_program
@@ -27,7 +28,7 @@ from .workload import Workload, make_program
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that can begin, and the report on it."""
+    """A run that can start, and its report."""
 
     workload: Workload
     run: Run
@@ -40,41 +41,40 @@ class Prepared:
 def prepare(
     settings: FitSettings, module: Module, data: DataModule, origin: Origin, config: Any, dry_run: bool, reader: Reads
 ) -> Prepared:
-    """Open the data, check that the run may resume, build the models, compile, and restore.
+    """Open the data, check that the run can be resumed, build the models, compile, and restore the checkpoint.
 
     Args:
         settings: The settings of the ``Fit``.
         module: The module to train.
         data: Its data, set up.
         origin: Where the run starts.
-        config: What the user records with the run.
+        config: What the user stores with the run.
         dry_run: Whether nothing will be trained.
-        reader: What callbacks predict and validate with.
+        reader: The object with which callbacks predict and validate.
     """
     require_module(module)
     if settings.max_steps is None and settings.max_epochs is None and settings.max_time is None:
         raise ValueError("Fit.run needs a budget: Fit(max_steps=...), max_epochs or max_time")
     iterator, val, notes = open_data(settings, data)
     described, initial = check_resumable(settings, module, data, origin)
-    models = build_models(settings, module, origin)
-    workload = make_workload(settings, module, data, iterator, val, models, origin)
+    workload = make_workload(settings, module, data, iterator, val, origin)
     program = workload.program
-    record = recorded(workload, described, initial, config, origin.parent)
-    require_same_run(record, settings.callbacks, program, iterator, val)
+    stored = run_config(workload, described, initial, config, origin.parent)
+    require_same_run(stored, settings.callbacks, program, iterator, val)
     workload.compile()
-    schedule = settings.schedule(program.chunk, iterator.length)  # made now, since its clock starts
+    schedule = settings.schedule(program.chunk, iterator.length)  # after compilation: its clock starts now
     program.learner.notes.extend(notes)
     if origin.config is not None and not dry_run:
         rates = {} if origin.saved is None else origin.saved.meta["optimizer_settings"]
-        now = {**record, "optimizer": program.optimizer.settings()}
+        now = {**stored, "optimizer": program.optimizer.settings()}
         log_changes({**origin.config, "optimizer": rates}, now)
-    run, progress, live = restore(workload, schedule, origin, record, reader)
+    run, progress, live = restore(workload, schedule, origin, stored, reader)
     report = {**program.report(), "batch_first": workload.batch_first, "val": val_sizes(module, val)}
     return Prepared(workload, run, schedule, progress, live, report)
 
 
 def open_data(settings: FitSettings, data: DataModule) -> tuple[DataIterator, EvalLoader | None, list[str]]:
-    """The train data, the validation data, and notes on them for the report."""
+    """The train data, the validation data, and notes for the report."""
     iterator = DataIterator(data.train_data(), "train", data.batch_first)
     warn_of_layout(data, iterator.example(), iterator.batch_first)
     val = validation_loader(data)
@@ -93,7 +93,8 @@ def check_resumable(
     """Refuse a checkpoint of another strategy, of other data, or of other seeds.
 
     Returns:
-        What is recorded of strategy and data, and where initial values come from: "seed", or the module's own "values".
+        The description of strategy and data for config.json, and the origin of the initial values: "seed", or "values"
+        if they are those of a module that was already built.
     """
     described = describe(settings.strategy, data, settings.callbacks)
     saved, initial = origin.saved, "seed" if module.model is None else "values"
@@ -101,10 +102,10 @@ def check_resumable(
         refuse(saved.meta, described, ("strategy", "data"))
     elif initial == "values":
         name = type(module).__name__
-        log.info("the model of %s is trained on from its present values; make a new module to start fresh", name)
+        log.info("training of the model of %s continues from its current values; use a new module to start fresh", name)
     if saved is not None and origin.config is not None:
         initial = origin.config.get("initial", "seed")
-        # Random numbers go on from the checkpoint: another seed would do nothing.
+        # Random numbers continue from the checkpoint, so another seed would have no effect.
         before, now = (
             {"fit.seed": fit["seed"], "fit.seeds": fit.get("seeds")}
             for fit in (origin.config["fit"], settings.as_json())
@@ -113,27 +114,23 @@ def check_resumable(
     return described, initial
 
 
-def build_models(settings: FitSettings, module: Module, origin: Origin) -> list[dict[str, Any]]:
-    """Build the module's model under each seed, and refuse a checkpoint of another model."""
-    seeds, several = settings.seeds or (settings.seed,), settings.seeds is not None
-    models = build_each(module, seeds, several=several, resumed=origin.saved is not None)
-    if origin.saved is not None and not several:
-        live = {"model": signature(flatten({n: s.value for n, s in parameters(module.model).items()}))}
-        refuse(origin.saved.meta, live, ("model",))
-    return models
-
-
 def make_workload(
     settings: FitSettings,
     module: Module,
     data: DataModule,
     iterator: DataIterator,
     val: EvalLoader | None,
-    models: Any,
     origin: Origin,
 ) -> Workload:
-    """Make the programs, and give them and the data what the checkpoint holds."""
-    saved, before = origin.saved, origin.config or {}
+    """Build the models and the programs, and restore the checkpoint's arrays and data position.
+
+    A checkpoint of another model or optimizer is refused.
+    """
+    saved, before, several = origin.saved, origin.config or {}, settings.seeds is not None
+    models = build_each(module, settings.seeds or (settings.seed,), several=several, resumed=saved is not None)
+    if saved is not None and not several:  # before the model receives data, whose sizes may not match
+        values = {name: state.value for name, state in parameters(module.model).items()}
+        refuse(saved.meta, {"model": signature(flatten(values))}, ("model",))
     program = make_program(settings.resolved(before.get("auto") or {}), module, data, iterator.example(), models)
     if saved is not None:
         params, train = program.signature()
@@ -146,15 +143,15 @@ def make_workload(
 
 
 def restore(
-    workload: Workload, schedule: Schedule, origin: Origin, record: dict[str, Any], reader: Reads
+    workload: Workload, schedule: Schedule, origin: Origin, config: dict[str, Any], reader: Reads
 ) -> tuple[Run, Progress, Live]:
-    """Make the run that callbacks see, and set it to the checkpoint."""
+    """Create the run that callbacks see, and restore its state and theirs from the checkpoint."""
     settings, program, progress = workload.settings, workload.program, Progress()
     run = Run(
         module=program.module,
         callbacks=settings.callbacks,
         recorder=Recorder(settings.log_every),
-        config=record,
+        config=config,
         run_dir=origin.run_dir,
         max_steps=schedule.total,
         epoch_length=workload.iterator.length,

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .result import Status
-
+Status = Literal["finished", "stopped", "interrupted", "terminated", "failed"]
 Stage = Literal["between steps", "validation"]
 
 
@@ -20,26 +19,26 @@ class Ending:
     status: Status
     reason: str | None = None
     complete: bool = False
-    """Whether the run is over. One that a signal or the clock ended goes on when it is resumed."""
+    """Whether the run is over. A run that a signal or the clock ended continues when it is resumed."""
 
 
 @dataclass
 class Progress:
-    """Where a run is beyond the steps whose metrics are delivered, which ``Run.step`` counts."""
+    """State of the loop beyond ``Run.step``, which counts the steps whose metrics have been delivered."""
 
     dispatched: int = 0
     """Steps dispatched to the device."""
     stage: Stage = "between steps"
-    """What comes next: a chunk of steps, or the validation that a signal ended, and the rest of its boundary."""
+    """What comes next: a chunk of steps, or the rest of a boundary whose validation a signal interrupted."""
     restored_stage: Stage = "between steps"
     """The stage in the checkpoint that the run was restored from."""
     ending: Ending | None = None
-    """None while the run goes on."""
+    """None while the run continues."""
     seconds: dict[str, float] = field(default_factory=lambda: {"validate": 0.0, "checkpoint": 0.0})
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
-        """Add the time spent in here to ``seconds``."""
+        """Add the time spent in this context to ``seconds``."""
         started = time.perf_counter()
         try:
             yield
@@ -47,12 +46,12 @@ class Progress:
             self.seconds[what] += time.perf_counter() - started
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint's metadata holds of the progress."""
+        """The progress as checkpoint metadata."""
         ending = self.ending
         over = None if ending is None or not ending.complete else [ending.status, ending.reason]
         return {"stage": self.stage, "ending": over}
 
     def load_state(self, meta: dict[str, Any]) -> None:
-        """Go on from a checkpoint's metadata."""
+        """Restore the progress from checkpoint metadata."""
         self.dispatched = meta["step"]
         self.stage = self.restored_stage = meta["stage"]

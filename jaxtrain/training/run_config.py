@@ -1,4 +1,4 @@
-"""What config.json holds of a run."""
+"""The contents of config.json, which describe a run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,18 @@ from .workload import Workload
 PACKAGES = ("jax", "brainstate", "braintools", "braintrace", "numpy", "orbax-checkpoint")
 
 
-def recorded(
+def run_config(
     workload: Workload, described: dict[str, Any], initial: str, config: Any, parent: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """What config.json holds of a run."""
+    """The contents of config.json.
+
+    Args:
+        workload: The programs and the data of the run.
+        described: Descriptions of the strategy and of the data.
+        initial: Origin of the initial values, "seed" or "values".
+        config: What the user stores with the run.
+        parent: The run that this run is a fork of, or None.
+    """
     program = workload.program
     return {
         "schema": 1,
@@ -36,6 +44,6 @@ def recorded(
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python, jaxtrain and the packages that a run depends on."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": sys.version.split()[0], "jaxtrain": __version__, **found}
+    """Versions of Python, jaxtrain and the packages that it depends on."""
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": sys.version.split()[0], "jaxtrain": __version__, **packages}

@@ -1,4 +1,4 @@
-"""When something is due: a function of the step alone, except where a period is given in minutes."""
+"""Schedule: when events are due. It depends only on the step, except for periods given as a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..period import Period
 
 
 def total_steps(max_steps: int | None, max_epochs: int | None, epoch_length: int | None) -> int | None:
-    """The steps of a whole run; None where only the clock or a callback ends it."""
+    """Number of steps of a whole run; None if only the clock or a callback ends it."""
     totals = [] if max_steps is None else [max_steps]
     if max_epochs is not None:
         if epoch_length is None:
@@ -19,13 +19,15 @@ def total_steps(max_steps: int | None, max_epochs: int | None, epoch_length: int
 
 
 def unused_batches(total: int | None, accumulate: int, epochs: bool = False) -> list[str]:
-    """For the report: that the last batches of a run make no update.
+    """A note for the report if the last batches of a run make no update.
 
     Args:
+        total: Number of steps of the run, or None if unknown.
+        accumulate: Number of batches per update.
         epochs: Whether the run is as long as a number of epochs.
 
     Raises:
-        ValueError: No batch of the run would make one.
+        ValueError: The run has too few batches for an update.
     """
     if total is None or total % accumulate == 0:
         return []
@@ -40,10 +42,22 @@ def unused_batches(total: int | None, accumulate: int, epochs: bool = False) -> 
 
 
 class Schedule:
-    """Event edges of a run and the chunks between them.
+    """The boundaries of a run, and the chunks between them.
 
-    Chunks end at multiples of ``chunk`` and at event edges, so where they end does not depend on where a run was
-    resumed. ``total``: steps of the whole run, None where only the clock or a callback ends it.
+    A chunk ends at every multiple of ``chunk`` and at every boundary, so chunks do not depend on the step from which a
+    run was resumed. The clock starts when the schedule is created.
+
+    Args:
+        chunk: Largest number of steps of a chunk.
+        total: Number of steps of the whole run; None if only the clock or a callback ends it.
+        max_time: Time after which the run ends, or None.
+        validate_every: Period of validations, or None.
+        epoch_length: Steps per epoch, or None if unknown.
+        boundaries: Other periods with boundaries.
+        epochs_are_boundaries: Whether the end of an epoch is a boundary.
+
+    Raises:
+        ValueError: A period counts epochs, but ``epoch_length`` is None.
     """
 
     def __init__(self, *, chunk: int, total: int | None, max_time: Period | None, validate_every: Period | None,
@@ -57,19 +71,18 @@ class Schedule:
             periods.append(Period(1, "epoch"))
         self._periods = [period for period in periods if period.unit != "time"]
         for period in self._periods:
-            period.steps(epoch_length)  # an epoch of unknown length is an error now, not at the first event
+            period.steps(epoch_length)  # raises now, not at the first event
         self._started = self._validated = time.monotonic()
         self.validate_now = self.out_of_time = False
-        """What the clock said when it was last looked at."""
+        """What ``look`` returned last."""
 
     def next_boundary(self, step: int) -> int | None:
+        """The first boundary after ``step``; None if there is none."""
         due = [period.next(step, self.epoch_length) for period in self._periods]
-        if self.total is not None:
-            due.append(self.total)
-        return min((boundary for boundary in due if boundary is not None), default=None)
+        return min((boundary for boundary in (*due, self.total) if boundary is not None), default=None)
 
     def length(self, step: int) -> int:
-        """Steps of the chunk that starts at ``step``."""
+        """Number of steps of the chunk that starts at ``step``."""
         n = self.chunk - step % self.chunk
         boundary = self.next_boundary(step)
         return n if boundary is None else max(0, min(n, boundary - step))
@@ -91,11 +104,12 @@ class Schedule:
         return self.validate_every.due(step, self.epoch_length)
 
     def look(self) -> tuple[bool, bool]:
-        """Look at the clock: whether a validation is due by it, and whether the time is up."""
+        """Read the clock: whether a validation is due by time, and whether ``max_time`` has passed."""
         every, now = self.validate_every, time.monotonic()
         self.validate_now = every is not None and every.unit == "time" and now - self._validated >= every.n
         self.out_of_time = self._max_time is not None and now - self._started >= self._max_time.n
         return self.validate_now, self.out_of_time
 
     def validated(self) -> None:
+        """Start the time to the next validation."""
         self._validated, self.validate_now = time.monotonic(), False

@@ -1,4 +1,4 @@
-"""Signals that end a run, as a flag that the loop polls, with the old handlers put back."""
+"""Signals that end a run: a flag that the loop polls. The previous handlers are restored."""
 
 import signal
 import threading
@@ -7,25 +7,25 @@ from typing import Any, Self
 
 ALWAYS = (signal.SIGTERM, signal.SIGINT)
 UNLESS_TAKEN = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
-"""What a terminal that closes and batch systems send before the end; a program may have a use of its own for them."""
+"""Sent by a closing terminal, and by batch systems before they end a job. A program may handle them itself."""
 ENDING = (*ALWAYS, *UNLESS_TAKEN)
 
 
 def exit_code(name: str) -> int:
-    """What a shell says of a process that a signal ended: 143 of "SIGTERM"."""
+    """The exit code that a shell reports for a process ended by this signal: 143 for "SIGTERM"."""
     return 128 + signal.Signals[name]
 
 
 class Signals:
     """Context manager in which the first SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2 or SIGXCPU only sets `received`.
 
-    The first SIGTERM or SIGINT also puts the old handler for it back, so a second one acts at once (SIGTERM ends the
-    process, SIGINT raises KeyboardInterrupt). The other signals come more than once by themselves: a closing terminal
-    sends SIGHUP twice, and SIGXCPU comes every second; repeats change nothing.
+    The first SIGTERM or SIGINT also restores the previous handler, so a second one takes effect at once (SIGTERM ends
+    the process, SIGINT raises KeyboardInterrupt). Repetitions of the other signals have no effect: a closing terminal
+    sends SIGHUP twice, and SIGXCPU is sent every second.
 
-    Outside the main thread, where Python allows no handlers, it does nothing. A signal that the process was told to
-    ignore (`nohup`, a job in the background) stays ignored, and one of the last four for which the program has set a
-    handler stays with that. A run within a callback passes on what it receives.
+    Outside the main thread it does nothing, because Python does not allow handlers there. A signal that the process
+    ignores (`nohup`, a background job) stays ignored. If the program has a handler for one of the last four signals,
+    that handler stays. A run within a callback of another run passes signals on to the outer run.
 
     Example:
         with Signals() as signals:
@@ -33,14 +33,15 @@ class Signals:
                 step += 1
     """
 
-    received: str | None = None  # "SIGTERM" | "SIGINT" | ... | None: the first one
+    received: str | None = None
+    """Name of the first signal received, for example "SIGTERM", or None."""
 
     def __init__(self) -> None:
         self._old: dict[int, Any] = {}
 
     @property
     def exit_code(self) -> int:
-        """143 after SIGTERM, 130 after SIGINT, and so on; else 0."""
+        """143 after SIGTERM, 130 after SIGINT, and so on; 0 if no signal was received."""
         return 0 if self.received is None else exit_code(self.received)
 
     def __enter__(self) -> Self:
@@ -50,7 +51,7 @@ class Signals:
                 old = signal.getsignal(number)
                 free = number in ALWAYS or old is signal.SIG_DFL or _outer(old) is not None
                 if free and old is not signal.SIG_IGN:
-                    # None: set by C code, which Python cannot put back.
+                    # None: the handler was set by C code, and Python cannot restore it.
                     self._old[number] = signal.SIG_DFL if old is None else old
                     signal.signal(number, self._handle)
         return self
@@ -60,7 +61,7 @@ class Signals:
             self._restore(number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        # Nothing but flags in here: a handler runs between any two instructions of the main thread.
+        # Only flags are set here: a handler runs between any two instructions of the main thread.
         if self.received is None:
             self.received = signal.Signals(number).name
         outer = _outer(self._old.get(number))
@@ -71,12 +72,12 @@ class Signals:
 
     def _restore(self, number: int) -> None:
         old = self._old.pop(number, None)
-        # Somebody may have set a handler of their own meanwhile: that one stays.
+        # If another handler has been set meanwhile, it stays.
         if old is not None and signal.getsignal(number) == self._handle:
             signal.signal(number, old)
 
 
 def _outer(handler: Any) -> Signals | None:
-    """The run that this handler belongs to, where this one was started by a callback."""
+    """The Signals of the outer run that installed this handler, or None."""
     owner = getattr(handler, "__self__", None)
     return owner if isinstance(owner, Signals) else None

@@ -10,8 +10,9 @@ from ..callbacks.checkpoint import require_metrics
 from ..callbacks.run import Run
 from ..core.module import Module
 from ..data.batch import Spec, stated_layout
+from ..data.datamodule import DataModule, change_task, identity_of
 from ..data.eval_loader import EvalLoader, validation_loader
-from ..data.iterator import DataIterator, DataModule, change_task, identity_of
+from ..data.iterator import DataIterator
 from ..engine.program import Program
 from ..utils.diff import first_difference
 from ..utils.files import as_json
@@ -20,23 +21,23 @@ from .schedule import Schedule
 from .settings import FitSettings
 
 OTHER_DATA = (
-    "%s data: batch %d is not the one that the run had before step %d: the source gives others each time it starts, so "
-    "the run goes on, but not as if it was never stopped (some samples may come twice in this epoch, others never). "
-    "Seed its shuffle, or give it state_dict() and load_state_dict()"
+    "%s data: batch %d is not the one that the run had before step %d, because the source returns other batches each "
+    "time it starts. The run continues, but not exactly as without the interruption: in this epoch, some samples may "
+    "come twice and others never. Seed the source's shuffle, or give it state_dict() and load_state_dict()"
 )
 
 
 def make_program(
     settings: FitSettings, module: Module, data: DataModule, example: Any, models: Sequence[Any] = ()
 ) -> Program:
-    """The programs of a built module, for batches like ``example``. Nothing is compiled yet.
+    """The programs of a module that is built, for batches like ``example``. Nothing is compiled yet.
 
     Args:
         settings: The settings of the ``Fit``.
         module: A module whose model is built.
         data: The data that encodes the inputs.
         example: A batch on the host.
-        models: The module's attributes for each seed; default: those it has, for all of them.
+        models: The module's attributes for each seed (default: its current attributes for all seeds).
     """
     return Program(
         module,
@@ -55,7 +56,7 @@ def make_program(
 
 @dataclass
 class Workload:
-    """The program fits the batches of the feed and of the validation; a change of task changes all of them."""
+    """The programs of a run, and the data that fits them. ``change_task`` changes both."""
 
     settings: FitSettings
     data: DataModule
@@ -63,33 +64,38 @@ class Workload:
     val: EvalLoader | None
     program: Program
     inexact: list[int] = field(default_factory=list)
-    """Steps from which the run went on with other data than it was trained on before them."""
+    """Steps at which the run was resumed with data that differs from the data before them."""
 
     @property
     def batch_first(self) -> bool | None:
-        """The layout of the train data, if it is stated."""
+        """Layout of the train data, or None if it is not stated."""
         return stated_layout(self.program.example, self.iterator.name, self.iterator.batch_first)
 
     @property
     def processes(self) -> int:
-        """The number of processes that train together."""
+        """Number of processes that train together."""
         return self.program.devices.count // self.settings.devices
 
     def compile(self) -> None:
-        """Compile what the run needs, so that nothing is compiled after step 0."""
+        """Compile everything that the run needs, so that nothing is compiled after step 0."""
         probes = [callback for callback in self.settings.callbacks if callback.probe_every is not None]
-        self.program.prepare(evaluate=self._validation_shapes, probes=probes)
+        self.program.prepare(evaluate=self._val_examples, probes=probes)
         if self.val is not None:
             require_metrics(self.settings.callbacks, self.program.evaluated)
 
     @property
-    def _validation_shapes(self) -> list[Any]:
+    def _val_examples(self) -> list[Any]:
         return [] if self.val is None else self.val.examples
 
     def change_task(self, task: dict[str, Any], run: Run, schedule: Schedule) -> None:
-        """Give the data another task; the run is then as one that is resumed under this task.
+        """Change the task of the data. Afterwards the run is as if it had been resumed under this task.
 
-        Where the task changes the shapes of batches, the programs are compiled anew, with a line in the log.
+        If the shapes of batches change, the programs are compiled again.
+
+        Args:
+            task: Entries of the data module's ``task`` to change.
+            run: The run, whose ``max_steps``, ``epoch_length`` and ``batch_size`` are updated.
+            schedule: The schedule, which is updated too.
 
         Raises:
             ValueError: The training state does not fit the new task.
@@ -97,13 +103,13 @@ class Workload:
         change_task(self.data, as_json(task, f"run.set_task at step {run.step}"))
         self.iterator.clear()
         example, length = self.iterator.first(), self.iterator.length
-        self.settings.schedule(1, length)  # raises where a period counts epochs and the new length is unknown
+        self.settings.schedule(1, length)  # raises if a period counts epochs and the new length is unknown
         run.max_steps = schedule.total = self.settings.total(length)
         run.epoch_length = schedule.epoch_length = length
         self.val = validation_loader(self.data)
         if Spec(example).mismatch(self.program.example) is None:
             self.program.example = example
-            self.program.prepare(evaluate=self._validation_shapes, train=False)
+            self.program.prepare(evaluate=self._val_examples, train=False)
             log.info("task %s from step %d on", self.data.task, run.step)
             return
         self._replace_program(example, run.step)
@@ -117,14 +123,14 @@ class Workload:
         settings = replace(self.settings, strategy=old.strategy, chunk=old.chunk)
         self.program = make_program(settings, old.module, self.data, example)
         if difference := first_difference(before, {"optimizer": self.program.signature()[1]}):
-            raise ValueError(f"run.set_task at step {step}: what is carried does not fit the new task: {difference}")
+            raise ValueError(f"run.set_task at step {step}: the training state does not fit the new task: {difference}")
         self.program.load(params, train, rates)
         self.compile()
         log.info("task %s from step %d on: compiled in %.1f s", self.data.task, step, self.program.compile_seconds)
         self.program.compile_seconds += old.compile_seconds
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint's metadata holds of the model and the data."""
+        """Signatures of model and optimizer, and identity, position and task of the data, as checkpoint metadata."""
         params, train = self.program.signature()
         return {
             "model": params,
@@ -137,7 +143,7 @@ class Workload:
         }
 
     def load_state(self, meta: dict[str, Any]) -> None:
-        """Note whether the data repeats itself; its position and the arrays were set before the programs compiled."""
+        """Record whether the data repeats itself. Its position and the arrays were restored before compilation."""
         self.inexact = list(meta.get("inexact", ()))
         if self.iterator.differs:
             self.inexact.append(meta["step"])

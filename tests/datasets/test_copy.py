@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtrain.data.iterator import DataIterator, DataModule
+from jaxtrain.data.datamodule import DataModule
+from jaxtrain.data.iterator import DataIterator
 from jaxtrain.datasets import CopyDataModule, CopyDataset
 
 

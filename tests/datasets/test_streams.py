@@ -1,4 +1,4 @@
-"""Endless streams: what their episodes hold, that lanes are whole episodes on end, and that they go on exactly."""
+"""Endless streams: contents of episodes, sequences of consecutive whole episodes, and exact resume."""
 
 import json
 
@@ -17,9 +17,9 @@ from tests.kit.tiers import longer
 TASKS = [StreamCopy(3, 4), Adding(7), AnBn(4), BinaryCopy(lambda: 6)]
 
 
-def lane(stream: EpisodeStream, which: int, pieces: int):
-    """Inputs, targets, weights and resets of one lane, over some pieces."""
-    batches = [next(stream) for _ in range(pieces)]
+def sequence_of(stream: EpisodeStream, which: int, segments: int):
+    """Inputs, targets, weights and resets of one sequence, over some segments."""
+    batches = [next(stream) for _ in range(segments)]
     parts = ([b.inputs for b in batches], [b.targets for b in batches], [b.reset for b in batches])
     return [np.concatenate(part)[:, which] for part in parts]
 
@@ -61,8 +61,8 @@ def test_binary_copy():
 
 @pytest.mark.parametrize("episodes", TASKS, ids=lambda task: type(task).__name__)
 @pytest.mark.parametrize("spread", [True, False])
-def test_lanes_are_whole_episodes_on_end(episodes, spread):
-    inputs, targets, reset = lane(EpisodeStream(episodes, 3, 5, seed=1, spread=spread), 2, 20)
+def test_sequences_are_whole_episodes_on_end(episodes, spread):
+    inputs, targets, reset = sequence_of(EpisodeStream(episodes, 3, 5, seed=1, spread=spread), 2, 20)
     starts = np.flatnonzero(reset)
     assert len(starts) > 3 and (spread or starts[0] == 0)
     for number, (start, end) in enumerate(zip(starts, starts[1:], strict=False), 1 if starts[0] else 0):
@@ -72,7 +72,7 @@ def test_lanes_are_whole_episodes_on_end(episodes, spread):
         np.testing.assert_array_equal(targets[start:end], episode.targets)
 
 
-def test_lanes_are_spread():
+def test_sequences_are_spread():
     stream = EpisodeStream(StreamCopy(5, 40), 16, 50, seed=0)
     assert len(set(next(stream).reset.argmax(0).tolist())) > 10
 
@@ -100,8 +100,8 @@ def test_a_longer_task_begins_with_episodes_that_begin_later_and_reaches_what_wa
     iterator.clear()
     assert iterator.state()["state"] == open_sizes, "episodes that are under way keep their length"
     reset = np.concatenate([batch.reset for batch in iterator.take(60)])
-    for lane in reset.T:
-        first, *later = np.flatnonzero(lane)
+    for sequence in reset.T:
+        first, *later = np.flatnonzero(sequence)
         assert first <= 12 and all(second - first >= 2 * 96 + 2 for second in later)
 
 

@@ -14,7 +14,8 @@ import pytest
 import saiunit as u
 
 import jaxtrain
-from jaxtrain.core.module import Objective, Phases, check_phases
+from jaxtrain.core.module import Phases
+from jaxtrain.core.objective import Objective, check_phases
 from jaxtrain.core.state import (
     Functional,
     drop_weak_types,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtrain.core.metrics import Metrics
-from jaxtrain.core.module import Objective, check_phases
+from jaxtrain.core.objective import Objective, check_phases
 from jaxtrain.core.state import Functional, drop_weak_types, long_term_states, parameters, set_key, with_strong_types
 from jaxtrain.strategies.base import trained, zeros_like_parameters
 

@@ -14,7 +14,8 @@ import saiunit as u
 
 import jaxtrain
 from jaxtrain import BPTT, DRTRL
-from jaxtrain.core.module import Objective, Phases
+from jaxtrain.core.module import Phases
+from jaxtrain.core.objective import Objective
 from jaxtrain.core.state import Functional, parameters
 from jaxtrain.strategies import rule as rules_of
 from jaxtrain.strategies.base import choose_batching
@@ -106,7 +107,7 @@ def test_a_scalar_loss_with_weights_a_lane_is_refused(lab, strategy):
     full = lab.sequences(weights=jnp.ones((lab.LEARN,)))
     lab.same(lab.learn(strategy, Scalar(lab.task().model), full), lab.grads_of(strategy))  # a mean weighs its lanes
     batch_size = lab.sequences(weights=jnp.ones((lab.LEARN, lab.B)))
-    with pytest.raises(ValueError, match=r"^Scalar.learning_step: loss is a scalar, but .* return one loss a lane"):
+    with pytest.raises(ValueError, match=r"^Scalar.learning_step: loss is a scalar, .* return one loss per seq"):
         lab.learn(strategy, Scalar(lab.task().model), batch_size)
 
 

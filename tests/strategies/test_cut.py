@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxtrain import DRTRL
-from jaxtrain.core.module import Objective
+from jaxtrain.core.objective import Objective
 from jaxtrain.strategies.reverse.detached_step import Cut
 from jaxtrain.strategies.reverse.learner import ReverseLearner
 

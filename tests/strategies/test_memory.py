@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxtrain import BPTT, DRTRL
-from jaxtrain.core.module import Objective
+from jaxtrain.core.objective import Objective
 from jaxtrain.core.state import parameters
 from jaxtrain.strategies import EProp
 from jaxtrain.strategies.reverse.learner import ReverseLearner

@@ -12,7 +12,7 @@ from braintrace._algorithm.param_dim_vjp import ParamDimVjpAlgorithm
 
 import jaxtrain
 from jaxtrain import BPTT, DRTRL
-from jaxtrain.core.module import Objective
+from jaxtrain.core.objective import Objective
 from jaxtrain.core.state import name_of, parameters
 from jaxtrain.strategies import rule as rules_of
 from tests.kit.tiers import longer

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxtrain import BPTT, DRTRL, TBPTT
-from jaxtrain.core.module import Objective, check_phases
+from jaxtrain.core.objective import Objective, check_phases
 from jaxtrain.core.state import parameters
 from jaxtrain.strategies import (
     DNI,

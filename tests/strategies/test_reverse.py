@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxtrain import BPTT, DRTRL
-from jaxtrain.core.module import Objective
+from jaxtrain.core.objective import Objective
 from jaxtrain.core.state import parameters
 from jaxtrain.engine.program import Program
 from jaxtrain.strategies.reverse.learner import ReverseLearner

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import jaxtrain.strategies.rule as rules_of
 from jaxtrain import BPTT, DRTRL
-from jaxtrain.core.module import Objective, Phases
+from jaxtrain.core.module import Phases
+from jaxtrain.core.objective import Objective
 from jaxtrain.core.state import create_hidden, parameters
 from jaxtrain.strategies import PPProp, SnAp
 from jaxtrain.strategies.axes import batch_axes

@@ -16,7 +16,8 @@ import pytest
 import jaxtrain as jt
 from jaxtrain import BPTT, DRTRL, TBPTT
 from jaxtrain.checkpoint.store import Store
-from jaxtrain.core.module import Objective, Phases
+from jaxtrain.core.module import Phases
+from jaxtrain.core.objective import Objective
 from jaxtrain.core.state import is_key
 from jaxtrain.engine.program import Program
 from jaxtrain.strategies import DNI, UORO, EProp, PPProp, ReadoutOnly
@@ -178,7 +179,7 @@ import numpy as np
 junk = [np.zeros(1) for _ in range(int(sys.argv[1]))]  # other addresses
 from tests.strategies import conftest as lab
 from tests.strategies.test_stateful import STREAMS, RULES
-from jaxtrain.core.module import Objective
+from jaxtrain.core.objective import Objective
 found = {{}}
 for name, strategy in {{**RULES, **STREAMS}}.items():
     for cell in ("gru", "lstm"):

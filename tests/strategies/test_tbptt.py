@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxtrain import BPTT, TBPTT
-from jaxtrain.core.module import Objective, Phases
+from jaxtrain.core.module import Phases
+from jaxtrain.core.objective import Objective
 from jaxtrain.core.state import parameters
 from tests.kit.tiers import longer
 

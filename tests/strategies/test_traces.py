@@ -10,7 +10,8 @@ import pytest
 
 from jaxtrain import BPTT, DRTRL, TBPTT
 from jaxtrain.core.metrics import Mean
-from jaxtrain.core.module import Objective, Phases
+from jaxtrain.core.module import Phases
+from jaxtrain.core.objective import Objective
 from jaxtrain.strategies import (
     DNI,
     UORO,

@@ -12,7 +12,8 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain import BPTT, DRTRL, TBPTT
-from jaxtrain.core.module import Objective, Phases
+from jaxtrain.core.module import Phases
+from jaxtrain.core.objective import Objective
 from jaxtrain.core.state import name_of, parameters
 from jaxtrain.engine.program import Program
 from jaxtrain.strategies import OSTLFeedforward, PPProp, ReadoutOnly

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from ...core.module import Objective
+from ...core.objective import Objective
 from ...core.state import SHORT, State, differentiable, name_of, states_of
 from ..equations import ELEMENTWISE, Irreversible, bind, follow, origins, read
 from ..independence import compare, way

@@ -10,7 +10,8 @@ from ...errors import ConfigError
 from ...utils.coerce import coerce, field_types, is_plain, spell
 
 if TYPE_CHECKING:
-    from ...core.module import Objective, Phases
+    from ...core.module import Phases
+    from ...core.objective import Objective
     from ..base import Learner
     from ..update_schedule import UpdateSchedule
 

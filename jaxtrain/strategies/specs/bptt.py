@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 from .base import Batching, Strategy, WithUpdates
 
 if TYPE_CHECKING:
-    from ...core.module import Objective, Phases
+    from ...core.module import Phases
+    from ...core.objective import Objective
     from ..base import Learner
 
 

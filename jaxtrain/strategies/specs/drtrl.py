@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from .rule import WindowedRule
 
 if TYPE_CHECKING:
-    from ...core.module import Objective, Phases
+    from ...core.module import Phases
+    from ...core.objective import Objective
     from ..base import Learner
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from .base import UpdateEvery, WithUpdates
 
 if TYPE_CHECKING:
-    from ...core.module import Objective, Phases
+    from ...core.module import Phases
+    from ...core.objective import Objective
     from ..base import Learner
 
 RequiredBatching = Literal["either", "batched", "vmap"]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from .rule import OnlineRule, Reach, RequiredBatching, SteppedRule, WindowedRule
 
 if TYPE_CHECKING:
-    from ...core.module import Objective, Phases
+    from ...core.module import Phases
+    from ...core.objective import Objective
     from ..base import Learner
 
 FILTERED: tuple[RequiredBatching, str] = ("batched", "braintrace's trace filter (kappa) cannot be mapped over lanes")

@@ -1,0 +1,220 @@
+"""Reading a module: compiled programs for metrics and predictions, without what only training needs.
+
+An optimizer, a learning rule and (for predictions) targets are not needed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..checkpoint.load import build, load_into, refuse_other_parameters, require_module
+from ..checkpoint.store import Saved
+from ..core.metrics import Pending
+from ..core.module import Module, Phases
+from ..core.objective import Objective, phases_of
+from ..core.ownership import refuse_in_use, run_of
+from ..core.snapshots import snapshot
+from ..core.state import (
+    Functional,
+    State,
+    drop_weak_types,
+    fold_in,
+    kind_of,
+    long_term_states,
+    parameters,
+    set_key,
+    with_strong_types,
+)
+from ..data.batch import stated_layout, time_major
+from ..data.datamodule import DataModule, as_data, encodes, set_up, warn_of_layout
+from ..data.eval_loader import alike, one_pass
+from ..engine.program import EVALUATE, PREDICT
+from ..strategies import Strategy
+from ..strategies.base import Network, choose_batching, input_of
+from ..strategies.bptt import BPTTLearner
+from ..strategies.padding import inert
+from ..utils.logging import log
+
+Kind = Literal["evaluate", "predict"]
+
+
+@dataclass
+class ModuleCache:
+    """What one ``Fit`` remembers of a module."""
+
+    module: weakref.ref[Module]
+    """Removes the entry when the module is deleted."""
+    traced_from: Any = None
+    """A snapshot of what the programs were traced from."""
+    compiled: dict[Any, Any] = field(default_factory=dict)
+    """Compiled programs, by kind and by shapes of the batch."""
+    encoded_by: str | None = None
+    """Class of the data that encoded the inputs that the module was trained on, or None."""
+
+
+class Readers:
+    """What one ``Fit`` remembers of the modules that it has read or trained, as long as they exist."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        """The seed whose values a module has after a run."""
+        self._modules: dict[int, ModuleCache] = {}
+        self.logged: set[str] = set()
+        """Warnings about a layout that are not repeated, for example if ``predict`` is called for each batch."""
+
+    def of(self, module: Module) -> ModuleCache:
+        """The cache of a module. Programs of a module that has changed since are discarded by ``Reader``."""
+        number = id(module)
+        if number not in self._modules:
+            forget = lambda _: self._modules.pop(number, None)  # noqa: E731
+            self._modules[number] = ModuleCache(weakref.ref(module, forget))
+        return self._modules[number]
+
+    def trained(self, module: Module, data: DataModule) -> None:
+        """Remember whether a module is trained on inputs that its data encodes."""
+        self.of(module).encoded_by = type(data).__name__ if encodes(data) else None
+
+
+class Reader:
+    """A module with the values that it has during one call, and programs that read it, one for each kind of batch.
+
+    Its methods raise the errors of the module's steps, and ValueError or TypeError for a batch that does not fit.
+    """
+
+    def __init__(self, module: Module, strategy: Strategy, encode: Callable, kind: Kind, seed: int, cache: ModuleCache):
+        self.module, self._strategy, self._encode = module, strategy, encode
+        self._kind: Kind = kind
+        self._root = jax.random.key(seed)
+        self._cache = cache
+        if cache.traced_from != self._snapshot():
+            cache.compiled.clear()
+
+    def evaluate(self, batch: Any, index: int) -> Pending:
+        """Metrics of one batch, by name, or its predictions over the learning phase, depending on ``kind``."""
+        program = self.prepare(batch)
+        return Pending(program(self._values, self._root, np.int32(index), batch))
+
+    predict = evaluate
+
+    def prepare(self, batch: Any) -> Any:
+        """The program for batches like this one. It is compiled if there is none yet."""
+        key, compiled = (self._kind, kind_of(batch)), self._cache.compiled
+        if key not in compiled:
+            with brainstate.environ.context(**self.module.environ, fit=False):
+                compiled[key] = self._compile(batch)
+            self._cache.traced_from = self._snapshot()
+        return compiled[key]
+
+    def _snapshot(self) -> Any:
+        return snapshot((self.module, dict(self.module.environ), self._encode, brainstate.environ.all()))
+
+    def _compile(self, batch: Any) -> Any:
+        module, model, kind = self.module, self.module.model, self._kind
+        drop_weak_types(parameters(model).values())
+        objective = Objective(module, self._encode)
+        phases = phases_of(module, batch)
+        wanted = batching_of(self._strategy)
+        batching = choose_batching(wanted, model, input_of(objective, phases, kind), phases.sizes[2])
+        learner = BPTTLearner(objective, Network(model, batching))
+        named = _named(model)
+        drop_weak_types([*named.values(), *learner.short_term_states()])
+
+        def read(phases: Phases) -> Any:
+            if kind == "predict":
+                return learner.predict(phases)
+            return learner.evaluate(inert(phases, objective.evaluate, learner.network, carried=False))
+
+        def step(root, index, batch):
+            set_key(fold_in(root, EVALUATE if kind == "evaluate" else PREDICT, index))
+            return read(phases_of(module, batch))
+
+        example = self._root, jnp.int32(0), batch
+        functional = Functional(step, named, learner.short_term_states(), *example)
+        values = {name: with_strong_types(state.value) for name, state in named.items()}
+        return jax.jit(lambda values, *args: functional(values, *args)[1]).lower(values, *example).compile()
+
+    @cached_property
+    def _values(self) -> dict[str, Any]:
+        """The model's values when it is first read, as device arrays."""
+        return {name: with_strong_types(state.value) for name, state in _named(self.module.model).items()}
+
+
+def _named(model: Any) -> dict[str, State]:
+    return {**parameters(model), **{f"model/{name}": state for name, state in long_term_states(model).items()}}
+
+
+def batching_of(strategy: Strategy) -> Any:
+    """The batching with which the strategy would train, as far as the strategy determines it."""
+    required_batching = getattr(strategy, "required_batching", "either")
+    return getattr(strategy, "batching", "auto") if required_batching == "either" else required_batching
+
+
+def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: str, *, kind: Kind, seed: int,
+         saved: Saved | None, batch_first: bool | None) -> tuple[Any, Iterator[Any], bool | None]:  # fmt: skip
+    """Prepare to read a module.
+
+    A module that a run in progress trains is read by the programs of that run, with the values of its current step.
+    Bare batches then have the encoding of the run's data and, unless another layout is stated, its layout.
+
+    Args:
+        readers: What the ``Fit`` remembers of modules.
+        module: The module. It is built if necessary.
+        strategy: The strategy of the ``Fit``, which determines the batching.
+        data: A data module, or a source of bare batches.
+        name: "val", "test" or "predict".
+        kind: What is computed.
+        seed: Seed of the initial values and random numbers.
+        saved: A checkpoint whose values the module receives first, or None.
+        batch_first: Layout of bare batches, or None.
+
+    Returns:
+        An object with ``evaluate`` and ``predict``, one pass over the batches, and their layout if it is stated.
+    """
+    require_module(module)
+    live, bare = run_of(module), not isinstance(data, DataModule)
+    data = as_data(data, batch_first=batch_first)
+    set_up(data)
+    source = data.train_data() if bare else getattr(data, f"{name}_data")()
+    if source is None:
+        raise ValueError(f"{type(data).__name__} has no {name} data: define {name}_data()")
+    if live is not None and saved is not None:
+        refuse_in_use(module, f"a checkpoint (step {saved.step}) cannot be loaded")
+    reader = None if live is None else live.view(source, None if bare else data.encode)
+    layout = stated_layout(source, name, data.batch_first)
+    batches = one_pass(source, name, layout)
+    first = next(batches)
+    batches = itertools.chain([first], batches)
+    if live is None:
+        warn_of_layout(data, first, layout, readers.logged)
+        cache = readers.of(module)
+        if bare and not encodes(data) and cache.encoded_by is not None:
+            log.warning(
+                f"{name} data: bare batches are passed to the model without encoding, but {type(module).__name__} was "
+                f"trained on inputs that {cache.encoded_by}.encode encodes: pass a data module of this class with "
+                f"{name}_data(), or encode the batches"
+            )
+        build(module, seed)
+        if saved is not None:
+            refuse_other_parameters(module, saved)  # before the model receives data, whose sizes may not match
+        reader = Reader(module, strategy, data.encode if encodes(data) else _identity, kind, seed, cache)
+        reader.prepare(first)
+        if saved is not None:
+            load_into(module, saved)
+    layout = stated_layout(first, name, layout)
+    if live is not None and layout is None and bare:
+        layout, batches = live.batch_first, map(time_major, batches) if live.batch_first else batches
+    return reader, alike(batches, name, layout) if kind == "evaluate" else batches, layout
+
+
+def _identity(x: Any) -> Any:
+    return x

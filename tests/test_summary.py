@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxtrain import cli
-from jaxtrain.commands.fidelity import load_recipe
+from jaxtrain.commands.recipes import load_recipe
 from tests.commands import RECIPES, ROOT
 
 
@@ -37,7 +37,7 @@ def test_summary_of_several_seeds(fit, call):
     assert lines[3:5] == ["seeds   3, 4", "spread  loss 0.25 to 0.5, accuracy 0.75 to 0.75"]
     fit.result.summary = {"seeds": [3, 4], "frozen": [4], "lanes": {"train/loss": [1.0, 2.0]}}
     lines = call()[1].strip().splitlines()
-    assert lines[3] == "seeds   3, 4; frozen since something was not finite: 4" and lines[4].startswith("run ")
+    assert lines[3] == "seeds   3, 4; frozen after a nonfinite value: 4" and lines[4].startswith("run ")
 
 
 @pytest.mark.full

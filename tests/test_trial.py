@@ -30,7 +30,9 @@ def test_a_metric_that_there_is_not_ends_a_trial_before_its_first_step(tmp_path,
     told = ask(tmp_path / "run", metric="val/acuracy")
     assert told["failed"].startswith("KeyError") and "did you mean 'val/accuracy'?" in told["failed"]
     assert told["steps"] == 0 and "Traceback" in capsys.readouterr().err
-    assert "no row has 'train/acuracy'; rows have" in ask(tmp_path / "other", metric="train/acuracy")["failed"]
+    assert (
+        "no log entry has 'train/acuracy'; their tags are" in ask(tmp_path / "other", metric="train/acuracy")["failed"]
+    )
 
 
 def test_a_trial_that_a_signal_ends_is_no_result(tmp_path, monkeypatch):
@@ -45,7 +47,7 @@ def test_a_trial_that_a_signal_ends_is_no_result(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("first,budget,failed", [
-    (0, 0.1, "did not fit: after 0.2 s there was no val/accuracy yet, and 0 steps were done"), *longer((5, 2.0, "")),
+    (0, 0.1, "did not fit: no val/accuracy after 0.2 s and 0 steps;"), *longer((5, 2.0, "")),
 ])  # fmt: skip
 def test_a_dispatch_that_takes_more_than_all_of_the_budget_is_given_up(first, budget, failed, tmp_path, monkeypatch):
     """What there was until then is the result; with no value at all it did not fit."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import inspect
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_type_hints
 
 import tyro
 
@@ -18,7 +17,7 @@ from ..errors import ConfigError
 from ..strategies import registry
 from ..utils.coerce import did_you_mean, field_types, overlay, read_config
 from ..utils.fields import options, summary
-from .argv import checked
+from .argv import read_options
 from .config import Options, update_strategy_names
 from .run_dirs import newest_run, saved_config
 from .summary import flat
@@ -44,7 +43,7 @@ ONLY_FLAGS: list[tuple[str, Any, Any, str]] = [
     ("process", int | None, None, "number of this process, starting at 0"),
     ("coordinator", str | None, None, "HOST:PORT at which process 0 listens"),
     ("process_timeout", int, processes.SECONDS, "seconds of silence after which a process counts as dead"),
-    ("dry_run", tyro.conf.FlagCreatePairsOff[bool], False, "print the report of the run and exit"),
+    ("dry_run", bool, False, "print the report of the run and exit"),
 ]
 """Name, type, default and help of options that every recipe has but no Config."""
 
@@ -66,7 +65,7 @@ class Start:
 
 def parse(
     Config: type[Options], presets: Mapping[str, Any], argv: list[str], prog: str, root: Path
-) -> tuple[Options, Any, Start]:
+) -> tuple[Options, dict[str, Any], Start]:
     """Parse a recipe's command line.
 
     Args:
@@ -77,53 +76,50 @@ def parse(
         root: The directory of the recipe's numbered runs.
 
     Returns:
-        The configuration, all parsed arguments, and the run to start or resume.
+        The configuration, the values of `ONLY_FLAGS`, and the run to start or resume.
 
     Raises:
         ConfigError: An option, a file or a value is invalid.
         SystemExit: After `--help`.
     """
     update_strategy_names()
-    # These few determine the defaults of the others, so they are read first. tyro reports malformed ones.
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("strategy", "config", "preset", "resume", "run-dir"):
-        early.add_argument(f"--{name}", f"--{name.replace('-', '_')}", dest=name.replace("-", "_"), nargs="?")
-    given = early.parse_known_args(argv)[0]
+    # These few determine the defaults of the others, so they are read first.
+    early = {"strategy": str, "resume": str, **dict.fromkeys(("config", "preset", "run_dir"), str | None)}
+    given, _ = read_options(argv, early)
 
-    layers = preset_layers(given.preset, presets)
-    if given.config not in (None, "None"):
-        layers.append((read_config(Path(given.config)), given.config))
+    layers = preset_layers(given.get("preset"), presets)
+    if (file := given.get("config")) is not None:
+        layers.append((read_config(Path(file)), file))
     config, fields = overlaid(Config(), layers)
-    run_dir = config.run_dir if given.run_dir is None else given.run_dir  # a file may name the directory
-    start = find_start(given.resume or "never", run_dir, root)
+    resume = given.get("resume", "never")
+    start = find_start(resume, given.get("run_dir", config.run_dir), root)  # a file may name the directory
     if start.saved is not None:
         config, fields = overlaid(Config(), [(start.saved, f"{start.source}/config.json")])
-    strategy = registry.lookup(given.strategy or config.strategy)
+        ignored = [f"--{name}" for name in ("preset", "config") if given.get(name) is not None]
+        replaces = f", which replaces {' and '.join(ignored)}" if ignored else ""
+        note = f"resuming {start.source} at {resume} with its saved configuration{replaces}"
+        start = dataclasses.replace(start, note=note)
+    strategy = registry.lookup(given.get("strategy", config.strategy))
+    defaults = {name: option.default for name, option in options(strategy).items()}
+    own = {**defaults, **fields.get(strategy.name, {})}
+    if "--help" in argv or "-h" in argv:
+        _show_help(Config, config, strategy, own, presets, prog)
 
-    types = get_type_hints(Config) | {f"strategy.{name}": hint for name, hint in field_types(strategy).items()}
-    argv = checked(argv, {**types, "resume": str, "config": str, "preset": str})
-    arguments, default = _arguments(Config, strategy, config, fields.get(strategy.name, {}), presets)
-    description = _description(Config, presets)
-    parsed, unknown = tyro.cli(
-        arguments, args=argv, default=default, prog=prog, description=description, return_unknown_args=True
-    )
+    only_flags = {name: hint for name, hint, _, _ in ONLY_FLAGS}
+    strategy_types = {f"strategy.{name}": hint for name, hint in field_types(strategy).items()}
+    values, unknown = read_options(argv, {**get_type_hints(Config), **early, **only_flags, **strategy_types})
     if unknown:
         raise ConfigError(_unknown(unknown[0], Config, strategy))
+    own |= {name.removeprefix("strategy."): value for name, value in values.items() if name in strategy_types}
+    changes = {field.name: values[field.name] for field in dataclasses.fields(config) if field.name in values}
     # An alias is valid on the command line only: labels, reports and config.json use the strategy's name.
-    config = dataclasses.replace(
-        parsed.recipe, strategy=strategy.name, strategy_fields=dataclasses.asdict(parsed.fields)
-    )
-    if start.saved is not None:
-        ignored = [f"--{name}" for name in ("preset", "config") if getattr(parsed, name) is not None]
-        replaces = f", which replaces {' and '.join(ignored)}" if ignored else ""
-        note = f"resuming {start.source} at {parsed.resume} with its saved configuration{replaces}"
-        start = dataclasses.replace(start, note=note)
-    return config, parsed, start
+    config = dataclasses.replace(config, **{**changes, "strategy": strategy.name, "strategy_fields": own})
+    return config, {name: values.get(name, default) for name, _, default, _ in ONLY_FLAGS}, start
 
 
 def preset_layers(preset: str | None, presets: Mapping[str, Any]) -> list[Layer]:
     """The values of a preset, in a list that is empty if no preset is named. Raises ConfigError if it is unknown."""
-    if preset in (None, "None"):
+    if preset is None:
         return []
     if preset not in presets:
         known = did_you_mean(preset, presets) if presets else "this recipe has none"
@@ -162,7 +158,7 @@ def find_start(resume: str, run_dir: str | None, root: Path) -> Start:
     """Find the run that `--resume` and `--run-dir` refer to. Raises ConfigError if there is none."""
     if run_dir == "":
         raise ConfigError("--run-dir '': expected a directory; leave it out for a new numbered one")
-    given = None if run_dir in (None, "None") else Path(run_dir).expanduser()
+    given = None if run_dir is None else Path(run_dir).expanduser()
     if resume == "never":
         return Start(given, resume)
     if resume not in WORDS and not resume.isdecimal():
@@ -185,26 +181,26 @@ def find_start(resume: str, run_dir: str | None, root: Path) -> Start:
 # --------------------------------------------------------------------------------------------------- what tyro shows
 
 
-def _arguments(Config: type[Options], strategy: type[Strategy], config: Options, fields: Mapping[str, Any], presets):
-    """The whole command line as one dataclass for tyro, and its defaults."""
-    arg, own = tyro.conf.arg, options(strategy)
-    Fields = dataclasses.make_dataclass(
-        "Fields", [(name, Annotated[option.type, arg(help=option.help)]) for name, option in own.items()], frozen=True
-    )
+def _show_help(
+    Config: type[Options], config: Options, strategy: type[Strategy], fields: Mapping[str, Any],
+    presets: Mapping[str, Any], prog: str,
+) -> NoReturn:  # fmt: skip
+    """Print all options with their defaults and exit."""
+    arg = tyro.conf.arg
+    own = [(name, Annotated[option.type, arg(help=option.help)]) for name, option in options(strategy).items()]
+    Fields = dataclasses.make_dataclass("Fields", own, frozen=True)
     preset = Literal[tuple(presets)] if presets else str  # pyright: ignore[reportInvalidTypeForm]
-    Arguments = dataclasses.make_dataclass(
-        "Arguments",
-        [
-            ("recipe", Annotated[Config, arg(name="")]),
-            ("fields", Annotated[Fields, arg(name="strategy", help=f"{strategy.name}: {summary(strategy)}")]),
-            ("resume", Annotated[str, arg(help=RESUME, metavar="never|last|best|STEP|PATH")]),
-            ("preset", Annotated[preset | None, arg(help="a named set of options")]),
-            *((name, Annotated[kind, arg(help=text)]) for name, kind, _, text in ONLY_FLAGS),
-        ],
-        frozen=True,
-    )
-    values = {name: option.default for name, option in own.items()} | dict(fields)
-    return Arguments, Arguments(config, Fields(**values), "never", None, *(default for _, _, default, _ in ONLY_FLAGS))
+    all_options = [
+        ("recipe", Annotated[Config, arg(name="")]),
+        ("fields", Annotated[Fields, arg(name="strategy", help=f"{strategy.name}: {summary(strategy)}")]),
+        ("resume", Annotated[str, arg(help=RESUME, metavar="never|last|best|STEP|PATH")]),
+        ("preset", Annotated[preset | None, arg(help="a named set of options")]),
+        *((name, Annotated[hint, arg(help=text)]) for name, hint, _, text in ONLY_FLAGS),
+    ]
+    Arguments = dataclasses.make_dataclass("Arguments", all_options, frozen=True)
+    default = Arguments(config, Fields(**fields), "never", None, *(default for _, _, default, _ in ONLY_FLAGS))
+    tyro.cli(Arguments, args=["--help"], default=default, prog=prog, description=_description(Config, presets))
+    raise AssertionError("tyro exits after --help")
 
 
 def _description(Config: type[Options], presets: Mapping[str, Any]) -> str:

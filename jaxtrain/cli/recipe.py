@@ -9,7 +9,6 @@ invalid, 130 Ctrl-C, 143 SIGTERM, 128 + n for another signal n that ends a run.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import inspect
 import sys
@@ -53,8 +52,8 @@ def _main(Config, make, presets, chance, argv) -> int:
         raise TypeError(f"{Config!r} is not a recipe's Config; expected a dataclass that extends jaxtrain.cli.Options")
     script = Path(inspect.getfile(make))
     root = Path("checkpoints") / script.stem
-    config, args, start = parse(Config, presets, list(sys.argv[1:] if argv is None else argv), script.name, root)
-    distributed = (args.processes, args.process, args.coordinator, args.process_timeout)
+    config, flags, start = parse(Config, presets, list(sys.argv[1:] if argv is None else argv), script.name, root)
+    distributed = [flags[name] for name in ("processes", "process", "coordinator", "process_timeout")]
     try:
         processes.check(*distributed)
     except ValueError as error:
@@ -67,11 +66,11 @@ def _main(Config, make, presets, chance, argv) -> int:
         start_devices(devices)  # must come before `make` initializes JAX
     processes.start(*distributed)
     with processes.report_failures(ends=True):
-        return _train(make, config, args, start, script, root, chance)
+        return _train(make, config, flags["dry_run"], start, script, root, chance)
 
 
-def _train(make, config: Options, args: argparse.Namespace, start: Start, script: Path, root: Path, chance) -> int:
-    asked = {"run directory": start.run_dir, "resume": start.resume, "dry run": args.dry_run}
+def _train(make, config: Options, dry_run: bool, start: Start, script: Path, root: Path, chance) -> int:
+    asked = {"run directory": start.run_dir, "resume": start.resume, "dry run": dry_run}
     require_equal(asked, "start all with the same options, on one disk")
     if start.note and processes.is_first():
         print(start.note)
@@ -79,16 +78,16 @@ def _train(make, config: Options, args: argparse.Namespace, start: Start, script
     if run_dir is None:
         seeds = [(name, getattr(config, name, None)) for name in ("seed", "seeds")]
         label = config.strategy + "".join(f"-{name}{value}" for name, value in seeds if value is not None)
-        numbered = fresh_run(root, label, create=not args.dry_run) if processes.is_first() else None
+        numbered = fresh_run(root, label, create=not dry_run) if processes.is_first() else None
         run_dir = Path(processes.broadcast(str(numbered)))
     config = dataclasses.replace(config, run_dir=str(run_dir))
     try:
         fit, module, data = _make(make, config)
-        result = fit.run(module, data, resume=start.resume, config=config.saved(), dry_run=args.dry_run)
+        result = fit.run(module, data, resume=start.resume, config=config.saved(), dry_run=dry_run)
     finally:
         if start.run_dir is None and processes.is_first():
             drop_unused(run_dir)
-    if not args.dry_run and processes.is_first():
+    if not dry_run and processes.is_first():
         print(summary(result, config, script, root, chance))
     return result.exit_code
 

@@ -10,9 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import tyro
-
-from ..cli.argv import checked
+from ..cli.argv import read_options
 from ..cli.config import Options
 from ..cli.parse import overlaid, preset_layers
 from ..errors import ConfigError
@@ -69,18 +67,9 @@ def configured(
     if (args.out / "config.json").exists():
         raise ConfigError(f"{command} --out {args.out}: this is a run directory; choose another directory")
     recipe = load_recipe(args.recipe)
-    Config = recipe.Config
     layers = preset_layers(getattr(args, "preset", None), getattr(recipe, "PRESETS", {}))
-    default, fields = overlaid(Config(), layers)
-    words = checked(rest, get_type_hints(Config))
-    # A copy of Config without its checks, since tyro would print their errors in a box of several lines.
-    hints = get_type_hints(Config, include_extras=True)
-    values = {field.name: getattr(default, field.name) for field in dataclasses.fields(Config) if field.init}
-    Unchecked = dataclasses.make_dataclass("Options", [(name, hints[name]) for name in values])
-    parsed, unknown = tyro.cli(
-        Unchecked, args=words, default=Unchecked(**values), prog=f"jaxtrain {command} {args.recipe}",
-        return_unknown_args=True,
-    )  # fmt: skip
+    config, fields = overlaid(recipe.Config(), layers)
+    values, unknown = read_options(rest, get_type_hints(recipe.Config))
     if unknown:
         raise ConfigError(f"{command} {args.recipe}: neither {command} nor the recipe has an option {unknown[0]}")
-    return recipe, Config(**{name: getattr(parsed, name) for name in values}), fields
+    return recipe, dataclasses.replace(config, **values), fields

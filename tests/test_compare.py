@@ -317,11 +317,15 @@ def test_a_trial_that_is_given_up_is_a_row(tmp_path, capsys):
 
 
 def test_a_table_says_of_kept_trials_when_and_with_what_they_were_made(tmp_path):
-    made = [{"date": date, "machine": "x86_64", "cores": 2, "jobs": 1, "versions": {"jax": jax}}
+    made = [{"date": date, "machine": "x86_64", "cores": 2, "trials at once": 1, "jax": jax}
             for date, jax in (("2026-11-28", "0.12.0"), ("2026-11-24", "0.11.0"))]  # fmt: skip
     found = [trial(seed=i) | {"environment": one} for i, one in enumerate(made)] + [trial(seed=2)]
     text = table.write(tmp_path, found, GOAL, None, "jaxtrain compare", notes=["A note."])
-    assert "2026-11-24 / 2026-11-28 / unknown; jax 0.11.0 / 0.12.0 / unknown; unknown / x86_64, cores: 2 / unkn" in text
+    assert (
+        "date 2026-11-24 / 2026-11-28 / unknown, machine unknown / x86_64, cores 2 / unknown, trials at once 1 / "
+        in text
+    )
+    assert ", jax 0.11.0 / 0.12.0 / unknown." in text
     assert "\nA note.\n" in text
 
 

@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,41 +29,8 @@ TIMED = ("time/", "throughput/", "memory/")
 """Tags that measure time or memory: they differ between any two runs."""
 OWN = ("run-dir", "resume", "dry-run", "progress", "no-progress")
 """Options of a recipe that this command sets."""
-NO_TENSORBOARD = "TensorBoard: not compared (tensorboard is not installed)"
 KINDS = ("clock", "step", "save")
 POLL = 0.003  # seconds between two checks of a running process
-
-
-@dataclass
-class Kill:
-    """``moment``: when it was due; ``start``: the step from which the run had resumed (0 for its start); ``reached``:
-    the step of the last log entry."""
-
-    moment: str
-    start: int
-    reached: int
-
-
-@dataclass
-class Verdict:
-    """``differences``: what was compared -> the first difference, or None. ``runs``: number of runs with kills.
-    ``notes``: lines that say what was not compared, and why."""
-
-    differences: dict[str, str | None]
-    kills: list[Kill]
-    runs: int
-    notes: tuple[str, ...] = ()
-
-    @property
-    def equal(self) -> bool:
-        return not any(self.differences.values())
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.kills)} kills in {self.runs} run" + "s" * (self.runs > 1)]
-        for part, difference in self.differences.items():
-            lines.append(f"  {part:<18}" + ("equal" if difference is None else f"DIFFERS: {difference}"))
-        lines += [f"  {note}" for note in self.notes]
-        return "\n".join([*lines, "resume is exact" if self.equal else "resume is NOT exact"])
 
 
 def command(parser: argparse.ArgumentParser, argv: list[str]) -> int:
@@ -96,21 +62,32 @@ def command(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         folder = args.keep.expanduser().resolve()
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"verify-resume --keep {args.keep}: expected an empty or new directory")
-    verdict = verify(args.recipe, flags, args.kills, args.kill_seed, folder)
-    print(verdict)
-    if args.keep is None and verdict.equal:
+    differences = verify(args.recipe, flags, args.kills, args.kill_seed, folder)
+    for part, difference in differences.items():
+        print(f"  {part:<18}" + (f"DIFFERS: {difference}" if difference else "equal"))
+    if "TensorBoard" not in differences and (folder / "whole" / "tensorboard").is_dir():
+        print("  TensorBoard: not compared (tensorboard is not installed)")
+    exact = not any(differences.values())
+    print("resume is exact" if exact else "resume is NOT exact")
+    if args.keep is None and exact:
         shutil.rmtree(folder)
     else:
         print(f"the runs are in {folder}")
-    return 0 if verdict.equal else 1
+    return 0 if exact else 1
 
 
-def verify(recipe: Path, flags: Sequence[str], kills: int, seed: int, folder: Path) -> Verdict:
+def verify(recipe: Path, flags: Sequence[str], kills: int, seed: int, folder: Path) -> dict[str, str | None]:
     """Train once without interruption, then with ``kills`` SIGKILLs at moments drawn from ``seed``, and compare.
 
     The kinds of moments alternate: a time, which may fall into the start-up; after a step has been logged; and while a
     checkpoint is being saved. A run that finishes before all kills have happened is compared, and another one starts.
-    All files are written below ``folder``. Raises RuntimeError if a run fails.
+    All files are written below ``folder``.
+
+    Returns:
+        The first difference in each part of the outcome, or None.
+
+    Raises:
+        RuntimeError: A run failed.
     """
     rng = random.Random(seed)
     run_dir = folder / "whole"
@@ -122,31 +99,30 @@ def verify(recipe: Path, flags: Sequence[str], kills: int, seed: int, folder: Pa
     total = int(expected["result"]["step"])
     print(f"without kills: {total} steps in {seconds:.0f} s")
     seconds -= float(read_json(run_dir / "result.json")["seconds"]["compile"])  # later runs use the compilation cache
-    unread = (run_dir / "tensorboard").is_dir() and "TensorBoard" not in expected
-    verdict = Verdict(dict.fromkeys(expected), [], 0, (NO_TENSORBOARD,) if unread else ())
-    attempts = 0
-    while len(verdict.kills) < kills:
-        verdict.runs += 1
-        run_dir = folder / f"killed-{verdict.runs}"
+    differences: dict[str, str | None] = dict.fromkeys(expected)
+    killed = runs = attempts = 0
+    while killed < kills:
+        runs += 1
+        run_dir = folder / f"killed-{runs}"
         finished = False
         while not finished:
             start = max(saved_steps(run_dir), default=0)
-            kind, due = _moment(KINDS[attempts % len(KINDS)], rng, seconds, last_step(run_dir), total)
+            moment, due = _moment(KINDS[attempts % len(KINDS)], rng, seconds, last_step(run_dir), total)
             attempts += 1
             with _started(recipe, flags, run_dir) as process:
-                if len(verdict.kills) < kills and _wait(process, run_dir, due):
+                if killed < kills and _wait(process, run_dir, due, rng.uniform(0.0, 0.05)):
                     process.send_signal(signal.SIGKILL)
                     process.wait()
-                    kill = Kill(kind, start, last_step(run_dir))
-                    verdict.kills.append(kill)
-                    print(f"kill {len(verdict.kills)}: {kind}, started at step {start}, logged to step {kill.reached}")
+                    killed += 1
+                    print(f"kill {killed}: {moment}, started at step {start}, logged to step {last_step(run_dir)}")
                 else:
                     _require_success(process, run_dir, f"a run started at step {start}")
                     finished = True
         actual = outcome(run_dir)
         for part, value in expected.items():
-            verdict.differences[part] = verdict.differences[part] or difference(value, actual.get(part))
-    return verdict
+            differences[part] = differences[part] or difference(value, actual.get(part))
+    print(f"{kills} kills in {runs} run" + "s" * (runs > 1))
+    return differences
 
 
 # ---------------------------------------------------------------------------------------------------------- outcomes
@@ -252,25 +228,15 @@ def _moment(
     if kind == "clock":
         after = rng.uniform(0.0, seconds)
         return f"after {after:.2f} s", lambda run_dir, now: now >= after
-    delay = rng.uniform(0.0, 0.05)
     if kind == "step":
         step = rng.randint(logged + 1, max(logged + 1, total - 1))
-
-        def passed(run_dir: Path, now: float) -> bool:
-            if last_step(run_dir) < step:
-                return False
-            time.sleep(delay)
-            return True
-
-        return f"past step {step}", passed
+        return f"past step {step}", lambda run_dir, now: last_step(run_dir) >= step
     clean = False  # an earlier kill may have left an incomplete save, which this run removes before it saves
 
     def saves(run_dir: Path, now: float) -> bool:
         nonlocal clean
         saving = _is_saving(run_dir)
         clean = clean or not saving
-        if saving and clean:
-            time.sleep(delay)
         return saving and clean
 
     return "in a save", saves
@@ -283,11 +249,12 @@ def _is_saving(run_dir: Path) -> bool:
         return False
 
 
-def _wait(process: subprocess.Popen[bytes], run_dir: Path, due: Callable[[Path, float], bool]) -> bool:
-    """Return True when the moment is due, False if the process ends earlier."""
+def _wait(process: subprocess.Popen[bytes], run_dir: Path, due: Callable[[Path, float], bool], delay: float) -> bool:
+    """Return True ``delay`` seconds after the moment is due, False if the process ends earlier."""
     started = time.monotonic()
     while process.poll() is None:
         if due(run_dir, time.monotonic() - started):
+            time.sleep(delay)
             return process.poll() is None
         time.sleep(POLL)
     return False

@@ -57,13 +57,10 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
     strategies = with_controls(args.strategies)
     replaced = {**REPLACED, "--seed": "--seeds", **({"--lr": "--lrs"} if rates else {})}
     recipe, config, fields = configured("compare", args, rest, replaced)
-    for name, value, option in (
-        ("seed", seeds or len(rates) > 1, "--seeds ''"),
-        ("lr", rates, "--lrs"),
-        ("max_steps", args.steps, "--steps"),
-    ):
-        if value and not hasattr(config, name):
-            raise ConfigError(f"{args.recipe} has no option --{name.replace('_', '-')}: leave {option} out")
+    needs = {"--seed": ("--seeds ''", seeds or len(rates) > 1), "--lr": ("--lrs", rates)}
+    for name, (option, given) in {**needs, "--max-steps": ("--steps", args.steps)}.items():
+        if given and not hasattr(config, name[2:].replace("-", "_")):
+            raise ConfigError(f"{args.recipe} has no option {name}: leave {option} out")
     if hasattr(config, "stop_at") and not any(word.replace("_", "-").startswith("--stop-at") for word in rest):
         config = dataclasses.replace(config, stop_at=None)  # --stop and the budget end a trial
     variants = parse_variants(config, args.vary)
@@ -87,17 +84,14 @@ def _write(comparison: Comparison, recipe: Any, args: argparse.Namespace, argv: 
     """Write and print the table of the trials that are done."""
     results, config, notes = comparison.results(), comparison.config, []
     if args.seconds is not None and getattr(config, "decay", "constant") != "constant":
-        notes.append(
-            "The learning rate decays over --max-steps; a trial that --seconds ends does not complete the decay."
-        )
+        notes.append("The learning rate decays over --max-steps; a trial that --seconds ends does not complete it.")
     if args.seconds is not None and args.steps is None and hasattr(config, "max_steps"):
         notes.append(f"The recipe's --max-steps ({config.max_steps:,} unless varied) also ends a trial.")
     if missing := len(comparison.trials) - len(results):
         notes.append(f"**Incomplete: {missing} trials are missing.**")
     chance = getattr(recipe, "CHANCE", {}).get(args.metric.rpartition("/")[2])
-    text = write(
-        comparison.out, results, comparison.goal, chance, shlex.join(["jaxtrain", "compare", *argv]), missing, notes
-    )
+    command = shlex.join(["jaxtrain", "compare", *argv])
+    text = write(comparison.out, results, comparison.goal, chance, command, missing, notes)
     print(f"\n{text}\nwritten to {args.out}/compare.md, compare.json, compare.png and trials.jsonl")
     return results
 

@@ -225,7 +225,7 @@ class Comparison:
             )
             result = {"failed": f"exit code {code}: {reason}" if code > 0 else reason, "status": "failed", "curve": []}
         environment = {"date": datetime.date.today().isoformat(), "machine": platform.machine(), "cores": cores(),
-                       "jobs": self.jobs, "versions": versions()}  # fmt: skip
+                       "trials at once": self.jobs, **versions()}  # fmt: skip
         return {"name": trial.name, **trial.describe(), **self._completed(result), "environment": environment,
                 "request": dict(request)}  # fmt: skip
 

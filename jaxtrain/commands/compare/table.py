@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def write(out: Path, results: Sequence[Result], goal: Goal, chance: float | None
     better = "lower" if goal.monitor.mode == "min" else "higher"
     text = [
         f"`{command}`",
-        f"{_environment(results)}.",
+        f"Environment: {_environment(results)}.",
         f"Budget of a trial: {_budget(goal)}. Medians [min, max] over seeds {_seeds(final)}. Seconds and milliseconds "
         "measure training only, without compilation, validation, saves and figures. "
         f"{goal.monitor.tag}: {better} is better.{_first(goal)}",
@@ -125,10 +125,8 @@ def write(out: Path, results: Sequence[Result], goal: Goal, chance: float | None
         ]
     page = "\n\n".join(paragraph.rstrip("\n") for paragraph in text) + "\n"
     (out / "compare.md").write_text(page)
-    environments: list[Any] = []
-    environments += [e for result in results if (e := result.get("environment")) not in environments]
     write_json(out / "compare.json", {
-        "command": command, "environments": environments, "metric": goal.monitor.tag, "mode": goal.monitor.mode,
+        "command": command, "environment": _environment(results), "metric": goal.monitor.tag, "mode": goal.monitor.mode,
         "target": goal.target, "budget": _budget(goal), "chance": chance, "missing": missing, "table": table,
     })  # fmt: skip
     save_figure(curves(final, goal, chance), out / "compare.png")
@@ -140,19 +138,10 @@ def write(out: Path, results: Sequence[Result], goal: Goal, chance: float | None
 
 def _environment(results: Sequence[Result]) -> str:
     """When and with what the trials were run. If they differ, since some were kept from before, all values."""
-    each = [result.get("environment") or {} for result in results]
-
-    def values(read: Callable[[Mapping[str, Any]], Any]) -> str:
-        return " / ".join(sorted({str(read(environment) or "unknown") for environment in each}))
-
-    packages = dict.fromkeys(name for environment in each for name in environment.get("versions", {}))
-    versions = [f"{name} {values(lambda e, name=name: e.get('versions', {}).get(name))}" for name in packages]
-    machine, cores, jobs, date = (
-        values(lambda e, name=name: e.get(name)) for name in ("machine", "cores", "jobs", "date")
-    )
-    return "; ".join(
-        [date, *([", ".join(versions)] if versions else []), f"{machine}, cores: {cores}, trials at once: {jobs}"]
-    )
+    each = [result.get("environment", {}) for result in results]
+    names = dict.fromkeys(name for environment in each for name in environment)
+    values = {name: sorted({str(environment.get(name, "unknown")) for environment in each}) for name in names}
+    return ", ".join(f"{name} {' / '.join(found)}" for name, found in values.items()) or "unknown"
 
 
 def _budget(goal: Goal) -> str:

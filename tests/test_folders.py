@@ -90,8 +90,7 @@ def test_describe_run(tmp_path):
         "  window  2",
         "",
         "config",
-        "  lr                      0.003",
-        "  strategy_fields.window  2",
+        "  lr  0.003",
     ]
     with RunLock(tmp_path):
         assert f"running, process {os.getpid()}" in describe_run(tmp_path)

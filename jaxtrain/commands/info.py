@@ -37,7 +37,11 @@ def describe_run(run_dir: Path) -> str:
         status = f"{result.get('status')} at step {result.get('step')}"
     else:
         status = "stopped unexpectedly; continue with --resume last"
-    fit = config.get("fit")
+    options, fit = config.get("config"), config.get("fit")
+    if isinstance(options, dict):  # the strategy and its fields have a section of their own
+        options = {name: value for name, value in options.items() if name not in ("strategy", "strategy_fields")}
+    if isinstance(fit, dict):
+        fit = {name: value for name, value in fit.items() if value is not None}
     facts = {
         "run": str(run_dir),
         "status": status,
@@ -47,8 +51,8 @@ def describe_run(run_dir: Path) -> str:
     }
     sections = {
         "strategy": config.get("strategy"),
-        "config": config.get("config"),
-        "fit": {name: value for name, value in fit.items() if value is not None} if isinstance(fit, dict) else fit,
+        "config": options,
+        "fit": fit,
         "data": config.get("data"),
         "parent": config.get("parent"),
         "best": result.get("best"),

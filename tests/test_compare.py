@@ -60,7 +60,7 @@ def test_every_trial_is_a_row(done):
     assert by_rule["three_factor"]["done"] == 0 and "reward" in by_rule["three_factor"]["failed"][0]
     text = (done / "compare.md").read_text()
     assert "| chance |" in text and "0.125" in text and text.count("failed: ") == 2
-    assert "jaxtrain compare" in text and "over seeds 1;" in text
+    assert "jaxtrain compare" in text and "over seeds 1." in text
     assert (done / "compare.png").stat().st_size > 10_000
 
 

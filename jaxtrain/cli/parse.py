@@ -53,13 +53,12 @@ class Start:
     """Which run a command line starts or resumes.
 
     `run_dir`: None for a new numbered directory. `resume`: the argument of `Fit.run`. `source`: the run directory whose
-    configuration, `saved`, is used. `note`: a line to print.
+    configuration is used. `note`: a line to print.
     """
 
     run_dir: Path | None
     resume: str | int
     source: Path | None = None
-    saved: dict[str, Any] | None = None
     note: str = ""
 
 
@@ -93,15 +92,14 @@ def parse(
     config, fields = overlaid(Config(), layers)
     resume = given.get("resume", "never")
     start = find_start(resume, given.get("run_dir", config.run_dir), root)  # a file may name the directory
-    if start.saved is not None:
-        config, fields = overlaid(Config(), [(start.saved, f"{start.source}/config.json")])
+    if start.source is not None and (saved := saved_config(start.source)) is not None:
+        config, fields = overlaid(Config(), [(saved, f"{start.source}/config.json")])
         ignored = [f"--{name}" for name in ("preset", "config") if given.get(name) is not None]
         replaces = f", which replaces {' and '.join(ignored)}" if ignored else ""
         note = f"resuming {start.source} at {resume} with its saved configuration{replaces}"
         start = dataclasses.replace(start, note=note)
     strategy = registry.lookup(given.get("strategy", config.strategy))
-    defaults = {name: option.default for name, option in options(strategy).items()}
-    own = {**defaults, **fields.get(strategy.name, {})}
+    own = {name: option.default for name, option in options(strategy).items()} | fields.get(strategy.name, {})
     if "--help" in argv or "-h" in argv:
         _show_help(Config, config, strategy, own, presets, prog)
 
@@ -169,13 +167,13 @@ def find_start(resume: str, run_dir: str | None, root: Path) -> Start:
             hint = did_you_mean(resume, WORDS).partition("; ")[2]
             raise ConfigError(f"--resume {resume}: {expected}" + (f"; {hint}" if hint else ""))
         source = path.parent.parent
-        return Start(given or source, str(path), source, saved_config(source))
+        return Start(given or source, str(path), source)
     source = given or newest_run(root)
     if source is None:
         if resume != "last":
             raise ConfigError(f"--resume {resume}: there is no run under {root}; name one with --run-dir")
         return Start(None, "never", note=f"--resume last: there is no run under {root} yet, starting a new one")
-    return Start(source, int(resume) if resume.isdecimal() else resume, source, saved_config(source))
+    return Start(source, int(resume) if resume.isdecimal() else resume, source)
 
 
 # --------------------------------------------------------------------------------------------------- what tyro shows

@@ -12,20 +12,9 @@ from ..cli.failures import guarded
 
 COMMANDS = {
     "info": (".info", "Show what a run directory holds."),
-    "fidelity": (
-        ".fidelity.command",
-        "Measure how far each strategy's gradient is from that of BPTT, for one or more cells. Writes a table and a "
-        "figure.",
-    ),
-    "compare": (
-        ".compare.command",
-        "Train a recipe with several strategies, option values and seeds. Writes a table and figures.",
-    ),
-    "verify-resume": (
-        ".verify_resume",
-        "Kill a run at random moments, resume it, and check that the result is bit for bit that of an uninterrupted "
-        "run.",
-    ),
+    "fidelity": (".fidelity.command", "Measure how far each strategy's gradient is from that of BPTT."),
+    "compare": (".compare.command", "Train a recipe with several strategies, option values and seeds."),
+    "verify-resume": (".verify_resume", "Check that a run killed at random moments resumes bit for bit."),
 }
 """Command -> module and description. The module has ``command(parser, argv)``, which returns the exit code."""
 

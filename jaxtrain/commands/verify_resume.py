@@ -39,14 +39,11 @@ def command(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         "All other options are passed to the recipe, e.g. --max-steps 500. Options that depend on the clock (max_time, "
         "a period in minutes) cannot be verified."
     )
-    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="e.g. recipes/copy_gru.py")
-    parser.add_argument("--kills", type=int, default=10, help="number of kills (default: %(default)s)")
-    parser.add_argument(
-        "--kill-seed", type=int, default=0, help="seed of the moments; --seed is the recipe's (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--keep", type=Path, metavar="DIR", help="an empty or new directory for the runs (default: a temporary one)"
-    )
+    add = parser.add_argument
+    add("recipe", type=Path, metavar="RECIPE", help="e.g. recipes/copy_gru.py")
+    add("--kills", type=int, default=10, help="number of kills (default: %(default)s)")
+    add("--kill-seed", type=int, default=0, help="seed of the moments; --seed is the recipe's (default: %(default)s)")
+    add("--keep", type=Path, metavar="DIR", help="empty or new directory for the runs (default: a temporary one)")
     args, flags = parser.parse_known_args(argv)
     if not args.recipe.is_file():
         raise ConfigError(f"{args.recipe}: no such file; expected a recipe, e.g. recipes/copy_gru.py")
@@ -243,10 +240,7 @@ def _moment(
 
 
 def _is_saving(run_dir: Path) -> bool:
-    try:
-        return any("orbax-checkpoint-tmp" in path.name for path in (run_dir / "checkpoints").iterdir())
-    except FileNotFoundError:
-        return False
+    return any((run_dir / "checkpoints").glob("*orbax-checkpoint-tmp*"))
 
 
 def _wait(process: subprocess.Popen[bytes], run_dir: Path, due: Callable[[Path, float], bool], delay: float) -> bool:

@@ -53,7 +53,12 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
     if args.target is not None and args.target > 1 and args.metric.endswith(FRACTIONS):
         raise ConfigError(f"compare --target {args.target:g}: {args.metric} is at most 1; use 0.99 for 99 %")
     goal = Goal(parse_metric(args.metric, args.mode), args.target, args.steps, args.seconds, args.stop)
-    rates, (seeds, tune_seeds) = parse_rates(args.lrs), _seeds(args)
+    rates, seeds = parse_rates(args.lrs), parse_seeds(args.seeds, "--seeds")
+    tune_seeds = parse_seeds(args.tune_seeds, "--tune-seeds")
+    if len(rates) > 1 and not tune_seeds:
+        raise ConfigError("compare --tune-seeds: expected the seeds that select the learning rate")
+    if len(rates) > 1 and (both := sorted({*seeds} & {*tune_seeds})):
+        raise ConfigError(f"compare --tune-seeds {args.tune_seeds}: seed {both[0]} is also one of --seeds")
     strategies = with_controls(args.strategies)
     replaced = {**REPLACED, "--seed": "--seeds", **({"--lr": "--lrs"} if rates else {})}
     recipe, config, fields = configured("compare", args, rest, replaced)
@@ -133,17 +138,6 @@ def parse_metric(tag: str, mode: Mode | None) -> Monitor:
         return Monitor.of(tag, mode or ("min" if tag.endswith(LOWER_IS_BETTER) else "max"), "compare")
     except ValueError as error:
         raise ConfigError(f"--metric {tag}: {error}") from None
-
-
-def _seeds(args: argparse.Namespace) -> tuple[list[int], list[int]]:
-    """The seeds of the results and those that select a learning rate."""
-    seeds, tune_seeds = parse_seeds(args.seeds, "--seeds"), parse_seeds(args.tune_seeds, "--tune-seeds")
-    if len(parse_rates(args.lrs)) > 1:
-        if both := sorted({*seeds} & {*tune_seeds}):
-            raise ConfigError(f"compare --tune-seeds {args.tune_seeds}: seed {both[0]} is also one of --seeds")
-        if not tune_seeds:
-            raise ConfigError("compare --tune-seeds: expected the seeds that select the learning rate")
-    return seeds, tune_seeds
 
 
 def parse_seeds(text: str, option: str) -> list[int]:

@@ -114,7 +114,7 @@ def write(out: Path, results: Sequence[Result], goal: Goal, chance: float | None
         f"Environment: {_environment(results)}.",
         f"Budget of a trial: {_budget(goal)}. Medians [min, max] over seeds {_seeds(final)}. Seconds and milliseconds "
         "measure training only, without compilation, validation, saves and figures. "
-        f"{goal.monitor.tag}: {better} is better.{_first(goal)}",
+        f"{goal.monitor.tag}: {better} is better; a seed counts from its first value at the target.",
         *notes,
         _markdown(table, goal, chance),
     ]
@@ -149,13 +149,6 @@ def _budget(goal: Goal) -> str:
     parts += [f"{goal.seconds:g} s of training"] if goal.seconds is not None else []
     stop = f", or until {goal.monitor.tag} reaches {goal.target:g}" if goal.stop else ""
     return (" or ".join(parts) or "the recipe's own") + stop
-
-
-def _first(goal: Goal) -> str:
-    if goal.target is None:
-        return ""
-    when = "validation" if goal.monitor.tag.startswith("val/") else "log entry"
-    return f" A seed is at {goal.target:g} from the first {when} that reaches it."
 
 
 def _seeds(results: Sequence[Result]) -> str:

@@ -23,7 +23,6 @@ from ...callbacks.throughput import peak_rss_mb
 from ...cli.make import RecipeError, make_run
 from ...engine.sharding import start as start_devices
 from ...loggers import TensorBoard
-from ...strategies import registry
 from ...utils.coerce import overlay
 from ...utils.compilation_cache import use_compilation_cache
 from ...utils.files import read_json, write_json
@@ -161,7 +160,7 @@ def run_trial(request: dict[str, Any], abort: Callable[[dict[str, Any]], Any] | 
     watch = Watch(monitor, request["target"], request["seconds"], request["stop"], abort and overrun)
     try:
         recipe = load_recipe(Path(request["recipe"]))
-        config = as_config(recipe.Config, request["config"])
+        config = overlay(recipe.Config(), request["config"], "the request")
         start_devices(getattr(config, "devices", 1))  # must come before `make` initializes JAX
         fit, module, data = make_run(recipe.make, config)
         # metrics.jsonl and the last state are enough. Writing in the background would slow the steps down, for some
@@ -181,12 +180,6 @@ def run_trial(request: dict[str, Any], abort: Callable[[dict[str, Any]], Any] | 
         ending["failed"] = one_line(error)
         traceback.print_exc()
     return so_far()
-
-
-def as_config(Config: Any, values: dict[str, Any]) -> Any:
-    """The recipe's configuration from its JSON form."""
-    fields = registry.check(registry.lookup(values["strategy"]), values["strategy_fields"])
-    return overlay(Config(), {**values, "strategy_fields": fields}, "the request")
 
 
 def main(request: Path, answer: Path) -> None:

@@ -38,20 +38,14 @@ def command(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.epilog = "All other options are passed to the recipe, e.g. --hidden 32 --time-lag 10."
-    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="e.g. recipes/copy_gru.py")
-    parser.add_argument(
+    add = parser.add_argument
+    add("recipe", type=Path, metavar="RECIPE", help="e.g. recipes/copy_gru.py")
+    add(
         "--strategies", default=",".join(STRATEGIES),
         help="strategies separated by commas, with optional fields, e.g. drtrl:window=5,vjp=multi-step,uoro "
         "(default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--cells", default="", help="values of the recipe's --cell, separated by commas (default: the recipe's cell)"
-    )
-    parser.add_argument(
-        "--steps", type=int, default=200, help="training steps before the second measurement (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("fidelity"),
-        help="directory for fidelity.md, .json and .png, which are overwritten (default: %(default)s)",
-    )  # fmt: skip
+    add("--cells", default="", help="values of the recipe's --cell, separated by commas (default: the recipe's)")
+    add("--steps", type=int, default=200, help="training steps before the second measurement (default: %(default)s)")
+    add("--out", type=Path, default=Path("fidelity"), help="directory for the table (default: %(default)s)")
     return parser

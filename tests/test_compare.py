@@ -1,4 +1,4 @@
-"""``jaxtrain compare``: trials that are kept, rates chosen by other seeds, a table that drops nothing, figures."""
+"""``jaxtrain compare``: kept trials, rates selected on tuning seeds, a table that shows every trial, figures."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def results(out):
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """Rules that learn and one that cannot run, on two cells; a seed, since each trial is a process."""
+    """Strategies that learn and one that cannot run, on two cells; one seed, since each trial is a process."""
     out = tmp_path_factory.mktemp("compare") / "out"
     assert run(out, "--strategies", "three_factor", *KEPT) == 0
     return out
@@ -66,7 +66,7 @@ def test_every_trial_is_a_row(done):
 
 @pytest.mark.full
 def test_a_trial_is_the_recipe_by_itself(done):
-    """Its record is that of `python recipes/copy_lru.py` with the same options, and what is told of it stands there."""
+    """Its log equals that of `python recipes/copy_lru.py` with the same options, and its result agrees with the log."""
     import importlib.util
 
     trial = next(trial for trial in results(done) if trial["name"] == "lru-bptt-seed1")
@@ -102,8 +102,8 @@ def test_what_was_done_is_kept(done, tmp_path, capsys):
 
 
 @pytest.mark.full
-def test_what_was_done_is_judged_anew(done, tmp_path):
-    """Another target, or mode, asks for no other trial where a trial does not end there."""
+def test_kept_trials_are_compared_with_a_new_target(done, tmp_path):
+    """Another target or mode needs no new trials, unless a trial ends at the target."""
     done = shutil.copytree(done, tmp_path / "out")
     argv = ["--seeds", "1", "--vary", "cell=lru,vanilla", "--stop-at", "none", "--strategies", "bptt"]
     for more, there in (["--target", "0"], 1), (["--target", "1"], 0), (["--target", "1", "--mode", "min"], 1):
@@ -126,8 +126,8 @@ def test_an_option_that_a_recipe_has_since_then_had_its_default(done, tmp_path, 
 
 
 @pytest.mark.full
-def test_a_trial_that_was_cut_short_begins_anew(tmp_path):
-    """A directory without a result is what a kill leaves."""
+def test_an_interrupted_trial_starts_from_scratch(tmp_path):
+    """A kill leaves a directory without a result."""
     out = tmp_path / "out"
     left = out / "runs" / "lru-bptt-seed0"
     left.mkdir(parents=True)
@@ -139,12 +139,12 @@ def test_a_trial_that_was_cut_short_begins_anew(tmp_path):
     assert first["reached"][0] == 5
 
 
-def untrained(monkeypatch, told):
-    """Trials are not trained: of each there is what ``told(trial, request)`` says."""
+def untrained(monkeypatch, result):
+    """Replace the training of a trial: its result is ``result(trial, request)``."""
 
     def one(self, asked, request):
         known = {**trial(), **asked.describe(), "name": asked.name, "request": request, "total_seconds": 0.0}
-        return known | told(asked, request)
+        return known | result(asked, request)
 
     monkeypatch.setattr(runner.Comparison, "_train", one)
 
@@ -152,11 +152,11 @@ def untrained(monkeypatch, told):
 def test_a_rule_without_fields_is_as_the_recipe_has_it(tmp_path, monkeypatch):
     asked = {}
 
-    def told(wanted, request):
+    def result(wanted, request):
         asked[wanted.strategy.text] = request["config"]["strategy_fields"]
         return {}
 
-    untrained(monkeypatch, told)
+    untrained(monkeypatch, result)
     recipe = RECIPE.replace("copy_lru", "copy_gru")
     argv = ["compare", recipe, "--strategies", "drtrl,drtrl:vjp=single-step", "--seeds", "0", "--out"]
     assert tool([*argv, str(tmp_path / "own")]) == 0
@@ -184,29 +184,29 @@ def test_a_line_is_median_least_and_most():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("value,said", [(0.125, True), (0.16, True), (0.2, False), (0.05, True), (0.99, False)])
-def test_what_is_at_chance_is_said(value, said):
+@pytest.mark.parametrize("value,at_chance", [(0.125, True), (0.16, True), (0.2, False), (0.05, True), (0.99, False)])
+def test_a_result_near_chance_is_marked(value, at_chance):
     (row,) = table.rows([trial(value=value)], GOAL, 0.125)
-    assert ("(chance)" in table.cells(row)[3]) is said
+    assert ("(chance)" in table.cells(row)[3]) is at_chance
     down = runner.Goal(Monitor("val/mse", "min"), 0.0, 100, None, False)
     (row,) = table.rows([trial(value=1 - value)], down, 1 - 0.125)
     assert ("(chance)" in table.cells(row)[3]) is (value < 0.125 + 0.05 * 0.875)
 
 
-def test_one_seed_that_fails_is_told_beside_the_others():
+def test_a_seed_that_fails_is_shown_beside_the_others():
     found = [trial(value=0.7), trial(seed=1, value=math.nan, failed="FloatingPointError: the loss is not finite")]
     (row,) = table.rows(found, GOAL, None)
     assert table.cells(row)[3] == "0.7 failed (1 of 2): FloatingPointError: the loss is not finite"
 
 
 def test_rates_are_chosen_by_the_tuning_seeds_alone(tmp_path, monkeypatch):
-    """The other seeds would choose 0.3: what they see must not count."""
+    """The other seeds would select 0.3; their results must not count."""
 
-    def told(asked, request):
+    def result(asked, request):
         best = 0.1 if asked.seed >= 100 else 0.3
         return {"value": 1.0 if request["config"]["lr"] == best else 0.2}
 
-    untrained(monkeypatch, told)
+    untrained(monkeypatch, result)
     assert run(tmp_path / "out", "--lrs", "0.1,0.3", "--tune-seeds", "100,101") == 0
     rows = json.loads((tmp_path / "out/compare.json").read_text())["table"]
     assert [(row["strategy"], row["lr"], row["value"]) for row in rows] == [
@@ -217,7 +217,7 @@ def test_rates_are_chosen_by_the_tuning_seeds_alone(tmp_path, monkeypatch):
 
 
 def test_a_trial_kept_is_what_it_is_asked_for_now(tmp_path, monkeypatch):
-    """A result that chooses a rate in a later comparison is no result there."""
+    """A result that only selects a rate in a later comparison is not in its table."""
 
     untrained(monkeypatch, lambda asked, request: {})
     out = tmp_path / "out"
@@ -228,12 +228,12 @@ def test_a_trial_kept_is_what_it_is_asked_for_now(tmp_path, monkeypatch):
 
 
 def test_ctrl_c_leaves_a_table_of_what_is_there(tmp_path, monkeypatch, capsys):
-    def told(asked, request):
+    def result(asked, request):
         if (asked.strategy.name, asked.seed) == ("readout_only", 1):
             raise KeyboardInterrupt
         return {}
 
-    untrained(monkeypatch, told)
+    untrained(monkeypatch, result)
     out = tmp_path / "out"
     assert run(out) == 130
     text = (out / "compare.md").read_text()
@@ -246,8 +246,8 @@ def test_ctrl_c_leaves_a_table_of_what_is_there(tmp_path, monkeypatch, capsys):
     assert "Incomplete" not in (out / "compare.md").read_text()
 
 
-def test_what_ends_a_trial_is_said_to_compare(tmp_path, monkeypatch):
-    """A recipe that stops by itself does so only where it is asked to."""
+def test_the_options_of_compare_end_a_trial(tmp_path, monkeypatch):
+    """The recipe's own stopping criterion is off unless it is given."""
     asked = []
     untrained(monkeypatch, lambda trial, request: asked.append(request["config"]["stop_at"]) or {})
     assert run(tmp_path / "a", "--seeds", "0") == 0 and set(asked) == {None}
@@ -264,14 +264,14 @@ def test_a_trial_that_failed_may_be_asked_for_otherwise(tmp_path, monkeypatch):
     assert "failed:" not in (tmp_path / "out/compare.md").read_text()
 
 
-@pytest.mark.parametrize("told", [{"status": "interrupted"}, {"status": "terminated"}, None])
-def test_a_trial_that_a_person_ends_is_missing(told, tmp_path, monkeypatch):
-    """Whether it had the time to say so or not."""
+@pytest.mark.parametrize("ending", [{"status": "interrupted"}, {"status": "terminated"}, None])
+def test_an_interrupted_trial_is_missing(ending, tmp_path, monkeypatch):
+    """With or without a result file."""
 
     def ended(command, **_):
-        if told is not None:
-            Path(command[-1]).write_text(json.dumps({**told, "failed": "at step 3", "curve": []}))
-        return SimpleNamespace(returncode=0 if told else -signal.SIGINT, stdout="", stderr="")
+        if ending is not None:
+            Path(command[-1]).write_text(json.dumps({**ending, "failed": "at step 3", "curve": []}))
+        return SimpleNamespace(returncode=0 if ending else -signal.SIGINT, stdout="", stderr="")
 
     monkeypatch.setattr(runner.subprocess, "run", ended)
     goal = runner.Goal(Monitor("val/accuracy", "max"), None, None, None, False)
@@ -316,7 +316,7 @@ def test_a_trial_that_is_given_up_is_a_row(tmp_path, capsys):
     assert capsys.readouterr().out.count("| failed: did not fit: no val/accuracy after 1 s and 0 steps;") == 2
 
 
-def test_a_table_says_of_kept_trials_when_and_with_what_they_were_made(tmp_path):
+def test_a_table_lists_the_environments_of_kept_trials(tmp_path):
     made = [{"date": date, "machine": "x86_64", "cores": 2, "trials at once": 1, "jax": jax}
             for date, jax in (("2026-11-28", "0.12.0"), ("2026-11-24", "0.11.0"))]  # fmt: skip
     found = [trial(seed=i) | {"environment": one} for i, one in enumerate(made)] + [trial(seed=2)]
@@ -332,12 +332,12 @@ def test_a_table_says_of_kept_trials_when_and_with_what_they_were_made(tmp_path)
 def test_of_two_tuning_seeds_the_worse_one_counts(tmp_path, monkeypatch):
     """0.2 is better on one of them, and fails on the other."""
 
-    def told(asked, request):
+    def result(asked, request):
         if request["config"]["lr"] == 0.2 and asked.seed == 101:
             return {"failed": "NonFiniteError", "value": math.nan}
         return {"value": 0.91 if request["config"]["lr"] == 0.2 else 0.9}
 
-    untrained(monkeypatch, told)
+    untrained(monkeypatch, result)
     assert run(tmp_path / "out", "--lrs", "0.1,0.2", "--tune-seeds", "100,101") == 0
     rows = json.loads((tmp_path / "out/compare.json").read_text())["table"]
     assert {row["lr"] for row in rows} == {0.1}

@@ -44,7 +44,7 @@ def test_a_table_of_cells_by_rules(tmp_path, capsys, caplog):
 
 @pytest.mark.long
 def test_a_stream_has_the_gradient_of_bptt_but_not_its_time(tmp_path, capsys):
-    """Its recipe trains by no BPTT; a piece's gradient, weights held fixed, is compared with BPTT's nevertheless."""
+    """Its recipe cannot train by BPTT, but the gradient of a batch with fixed weights can be compared with BPTT's."""
     recipe = RECIPE.replace("copy_gru", "copy_stream")
     sizes = ["--digits", "1", "--delay", "2", "--unroll", "12", "--hidden", "6", "--width", "none", "--mlp", "0",
              "--batch-size", "4"]  # fmt: skip
@@ -135,7 +135,7 @@ def test_a_table_of_failures_alone_is_no_success(tmp_path, capsys):
 
 @pytest.mark.filterwarnings("error")
 def test_a_figure_with_long_names_and_one_that_failed(tmp_path):
-    """Whatever a rule is called, its cells stay as large as they were, and nothing is said of the layout."""
+    """The size of the cells does not depend on the names, and matplotlib does not warn about the layout."""
     rule = "etrace:trace_factorization=io_factorized,temporal_recursion=scalar_leak none,decay=0.8 0"
     sizes = []
     for name in ("etrace", rule):
@@ -148,7 +148,7 @@ def test_a_figure_with_long_names_and_one_that_failed(tmp_path):
 
 
 def test_rules_carry_their_fields():
-    """A comma separates fields as it separates rules; words by spaces are a pair."""
+    """Commas separate fields as well as strategies; words separated by spaces are a list."""
     pair = "etrace:trace_factorization=io_factorized,temporal_recursion=scalar_leak none,decay=0.8 0"
     window, eprop, etrace = parse_strategies(f"drtrl:window=5,vjp=multi-step, eprop,{pair}")
     assert (window.text, window.name) == ("drtrl:window=5,vjp=multi-step", "drtrl")
@@ -174,7 +174,7 @@ class Options(cli.Options):
 
 
 def test_a_cell_that_fails_is_a_row_and_an_empty_message_is_one(monkeypatch):
-    """Also where BPTT itself fails, or says nothing; a bar in a message begins no column."""
+    """Also if BPTT itself fails, or its message is empty. A bar in a message does not start a column."""
     (entry,) = measure.measure(Broken, Options(), parse_strategies("drtrl"), [], 1)
     assert entry.failed == "bptt: ValueError"
     monkeypatch.setattr(Broken, "make", staticmethod(lambda config: (_ for _ in ()).throw(ValueError("a | b"))))

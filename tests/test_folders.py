@@ -1,4 +1,4 @@
-"""Numbered folders, and what a run directory holds."""
+"""Numbered run directories, and their description by `jaxtrain info`."""
 
 import json
 import os

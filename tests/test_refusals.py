@@ -1,4 +1,4 @@
-"""Values that would be taken in silence, or end in a traceback: each is one line."""
+"""Values that might be accepted silently or end in a traceback: each gives an error of one line."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a recipe says at the end of a run."""
+"""The summary that a recipe prints at the end of a run."""
 
 import json
 import math
@@ -41,7 +41,7 @@ def test_summary_of_several_seeds(fit, call):
 
 
 @pytest.mark.full
-def test_a_recipe_says_what_its_seeds_came_to(fit, capsys):
+def test_the_summary_of_a_recipe_with_several_seeds(fit, capsys):
     recipe = load_recipe(RECIPES / "copy_gru.py")
     argv = "--seed 5 --seeds 2 --hidden 4 --time-lag 2 --digits 2 --batch-size 4 --max-steps 4 --log-every 2"
     argv += " --validate-every 4 --checkpoint-every 4 --no-progress --run-dir r"

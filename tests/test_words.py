@@ -1,4 +1,4 @@
-"""The words of a command line: values that options hold, and those they cannot."""
+"""Option values on a command line: valid ones, and errors for invalid ones."""
 
 import math
 
@@ -50,7 +50,7 @@ def test_values_that_options_hold(fit, call):
 def test_a_value_that_its_option_cannot_hold_is_one_line(fit, call, argv, message):
     code, out, err = call(*argv.split())
     if message is None:
-        assert code == 0 and out and not err, "--help says what may stand there"
+        assert code == 0 and out and not err, "--help lists the valid values"
     else:
         assert (code, out, err) == (2, "", f"error: {message}\n")
     assert not ROOT.exists()

@@ -217,7 +217,7 @@ class Comparison:
                 return None
             asked.unlink()
             answer.unlink()
-            if result["status"] == "refused":  # every other trial would fail, too
+            if result["status"] == "rejected":  # every other trial would fail, too
                 raise ConfigError(result["failed"])
         else:
             reason = (

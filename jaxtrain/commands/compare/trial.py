@@ -175,7 +175,7 @@ def run_trial(request: dict[str, Any], abort: Callable[[dict[str, Any]], Any] | 
             tags = sorted({tag for entry in result.history for tag in entry})
             ending["failed"] = f"no log entry has {monitor.tag!r}; their tags are {', '.join(tags)}"
     except RecipeError as error:
-        ending.update(failed=str(error), status="refused")
+        ending.update(failed=str(error), status="rejected")
     except Exception as error:  # that a strategy cannot run, or diverges, is a result
         ending["failed"] = one_line(error)
         traceback.print_exc()

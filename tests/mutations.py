@@ -95,7 +95,7 @@ MUTATIONS = [
              "    return json.loads(_wait(_key(turn)))", "    _wait(_key(turn))\n    return value",
              "test_processes.py"),
     Mutation("verify-resume compares no nested values", "commands/verify_resume.py",
-             "if isinstance(whole, dict) and isinstance(killed, dict):", "if whole == {} and killed == {}:",
+             "_comparable(expected), _comparable(actual)", "repr(type(expected)), repr(type(actual))",
              "faults/test_verify.py"),
     Mutation("rates are chosen by the worst result", "commands/compare/runner.py", "return min(rates, key=median)",
              "return max(rates, key=median)", "test_compare.py"),

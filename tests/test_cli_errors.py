@@ -12,8 +12,8 @@ import pytest
 
 import jaxtrain
 from jaxtrain import cli
-from jaxtrain.commands.fidelity import load_recipe
 from jaxtrain.commands.main import tool
+from jaxtrain.commands.recipes import load_recipe
 from jaxtrain.strategies import registry
 from tests.commands import ROOT, Config
 
@@ -234,7 +234,7 @@ def test_a_run_goes_on_though_nobody_reads_along(tmp_path):
 CARELESS = """
 from dataclasses import dataclass
 from jaxtrain import cli
-from jaxtrain.commands.fidelity import load_recipe
+from jaxtrain.commands.recipes import load_recipe
 from jaxtrain.commands.main import tool
 
 @dataclass(frozen=True)
@@ -295,4 +295,4 @@ def test_a_recipe_that_drops_the_run_directory(fit, capsys, argv):
 def test_a_plain_dataclass_is_no_config(fit, capsys, command):
     Path("careless.py").write_text(CARELESS.replace("(cli.TrainingOptions)", ""))
     assert tool([command, "careless.py"]) == 2
-    assert "its Config is no dataclass that extends jaxtrain.cli.Options" in capsys.readouterr().err
+    assert "its Config is not a dataclass that extends jaxtrain.cli.Options" in capsys.readouterr().err

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from jaxtrain import cli
-from jaxtrain.commands import fidelity, fidelity_table
+from jaxtrain.commands.fidelity import measure, table
 from jaxtrain.commands.main import tool
+from jaxtrain.commands.recipes import load_recipe
+from jaxtrain.commands.strategies import parse_strategies
 from tests.kit.tiers import longer
 
 pytestmark = pytest.mark.full
@@ -26,7 +28,7 @@ def test_a_table_of_cells_by_rules(tmp_path, capsys, caplog):
     )
     assert tool(["fidelity", RECIPE, *rules, *sizes, *TINY]) == 0
     drtrl, reward = json.loads((out / "fidelity.json").read_text())["table"]
-    assert drtrl["cell"] == "lru" and drtrl["rule"] == "drtrl:engine=trace" and not drtrl["failed"]
+    assert drtrl["cell"] == "lru" and drtrl["strategy"] == "drtrl:engine=trace" and not drtrl["failed"]
     assert drtrl["cosine"] > 0.9999 and drtrl["trained_cosine"] > 0.9999, "D-RTRL is exact on an LRU"
     assert abs(drtrl["norm_ratio"] - 1) < 1e-3 and drtrl["trace_bytes"] > 0 and drtrl["time"] > 0 and drtrl["loss"] > 0
     assert "reward" in reward["failed"] and reward["cosine"] is None, "a rule that cannot run is a row, not a crash"
@@ -34,7 +36,7 @@ def test_a_table_of_cells_by_rules(tmp_path, capsys, caplog):
     assert "jaxtrain fidelity" in text and text.count("| lru |") == 2
     assert (out / "fidelity.png").stat().st_size > 5000
     said = "\n".join([*(record.message for record in caplog.records), capsys.readouterr().out])
-    assert said.count("| lru | drtrl:engine=trace | 1.000 |") == said.count("| cell | rule |") == 1, "each row once"
+    assert said.count("| lru | drtrl:engine=trace | 1.000 |") == said.count("| cell | strategy |") == 1, "each row once"
     assert "| lru | three_factor | cannot run (1) |" in said and "| lru | three_factor | cannot run (1) |" in text
     for page in (said, text):
         assert page.count(f"\n(1) {reward['failed']}\n") == 1, "the reason is too long for a cell"
@@ -42,7 +44,7 @@ def test_a_table_of_cells_by_rules(tmp_path, capsys, caplog):
 
 @pytest.mark.long
 def test_a_stream_has_the_gradient_of_bptt_but_not_its_time(tmp_path, capsys):
-    """Its recipe trains by no BPTT; a piece's gradient, weights held fixed, is compared with BPTT's nevertheless."""
+    """Its recipe cannot train by BPTT, but the gradient of a batch with fixed weights can be compared with BPTT's."""
     recipe = RECIPE.replace("copy_gru", "copy_stream")
     sizes = ["--digits", "1", "--delay", "2", "--unroll", "12", "--hidden", "6", "--width", "none", "--mlp", "0",
              "--batch-size", "4"]  # fmt: skip
@@ -85,17 +87,17 @@ def test_help_shows_defaults(capsys):
         ([RECIPE, "--strategies", "drtl"], "unknown strategy 'drtl'", 2),
         ([RECIPE, "--strategies", "drtrl:windw=3"], "--strategies drtrl: no field 'windw'", 2),
         ([RECIPE, "--strategies", "drtrl:window=two"], "--strategies drtrl: window = 'two' is text; expected int", 2),
-        ([RECIPE, "--strategies", "window=2"], "'window=2' stands before any rule", 2),
+        ([RECIPE, "--strategies", "window=2"], "'window=2' precedes any strategy", 2),
         ([RECIPE, "--strategies", "drtrl:window="], "expected FIELD=VALUE", 2),
         ([RECIPE, "--strategies", ","], "expected names of strategies", 2),
         ([RECIPE, "--steps", "0"], "expected a positive number", 2),
-        ([__file__], "is no recipe: it defines no Config and no make", 2),
-        (["README.md"], "README.md is no recipe: expected a .py file with Config and make", 2),
+        ([__file__], "is not a recipe: it does not define Config or make", 2),
+        (["README.md"], "README.md is not a recipe: expected a .py file with Config and make", 2),
         ([RECIPE, "--cells", "lru,lrv"], "--cells = 'lrv': expected gru, mgu, mini_gru, minimal_rnn, cfn,", 2),
-        ([RECIPE, "--strategy", "pp_prop"], "--strategy has no effect here; say --strategies", 2),
-        ([RECIPE, "--strategy.window=3"], "--strategy.window has no effect here; say --strategies", 2),
-        ([RECIPE, "--max_steps", "3"], "--max_steps has no effect here; say --steps", 2),
-        ([RECIPE, "--run-dir", "x"], "--run-dir has no effect here; say --out", 2),
+        ([RECIPE, "--strategy", "pp_prop"], "--strategy has no effect here; use --strategies", 2),
+        ([RECIPE, "--strategy.window=3"], "--strategy.window has no effect here; use --strategies", 2),
+        ([RECIPE, "--max_steps", "3"], "--max_steps has no effect here; use --steps", 2),
+        ([RECIPE, "--run-dir", "x"], "--run-dir has no effect here; use --out", 2),
         ([RECIPE, "--hiden", "3"], "neither fidelity nor the recipe has an option --hiden", 2),
         ([RECIPE, "--out", RECIPE], "expected a directory", 2),
         ([RECIPE, "--strategies", "pp_prop:decay=2"], "PPProp(decay=2.0): expected a number in [0, 1)", 2),
@@ -113,13 +115,15 @@ def test_a_recipe_without_cells(tmp_path):
         pass
 
     with pytest.raises(ValueError, match="no option --cell"):
-        fidelity.measure(None, Config(), fidelity.parse_rules("drtrl"), ["gru"], 1)
+        measure.measure(None, Config(), parse_strategies("drtrl"), ["gru"], 1)
 
 
 def test_a_config_that_is_no_dataclass(tmp_path):
     (tmp_path / "bare.py").write_text("class Config:\n    pass\n\ndef make(config):\n    pass\n")
-    with pytest.raises(ValueError, match=r"bare.py is no recipe: its Config is no dataclass that extends jaxtrain.cli"):
-        fidelity.load_recipe(tmp_path / "bare.py")
+    with pytest.raises(
+        ValueError, match=r"bare.py is not a recipe: its Config is not a dataclass that extends jaxtrain.cli"
+    ):
+        load_recipe(tmp_path / "bare.py")
 
 
 def test_a_table_of_failures_alone_is_no_success(tmp_path, capsys):
@@ -131,26 +135,26 @@ def test_a_table_of_failures_alone_is_no_success(tmp_path, capsys):
 
 @pytest.mark.filterwarnings("error")
 def test_a_figure_with_long_names_and_one_that_failed(tmp_path):
-    """Whatever a rule is called, its cells stay as large as they were, and nothing is said of the layout."""
+    """The size of the cells does not depend on the names, and matplotlib does not warn about the layout."""
     rule = "etrace:trace_factorization=io_factorized,temporal_recursion=scalar_leak none,decay=0.8 0"
     sizes = []
     for name in ("etrace", rule):
-        table = [fidelity.Cell("gru", name, cosine=0.5, trained_cosine=0.7), fidelity.Cell("gru", "snap", failed="no")]
-        figure = fidelity_table._figure(table)
-        fidelity_table.write(table, tmp_path / name[:6], "command")
+        entries = [table.Entry("gru", name, cosine=0.5, trained_cosine=0.7), table.Entry("gru", "snap", failed="no")]
+        figure = table._figure(entries)
+        table.write(entries, tmp_path / name[:6], "command")
         sizes.append([tuple(axes.get_window_extent().bounds) for axes in figure.axes])
         assert (tmp_path / name[:6] / "fidelity.png").read_bytes().startswith(b"\x89PNG")
     assert sizes[0] == sizes[1]
 
 
 def test_rules_carry_their_fields():
-    """A comma separates fields as it separates rules; words by spaces are a pair."""
+    """Commas separate fields as well as strategies; words separated by spaces are a list."""
     pair = "etrace:trace_factorization=io_factorized,temporal_recursion=scalar_leak none,decay=0.8 0"
-    window, eprop, etrace = fidelity.parse_rules(f"drtrl:window=5,vjp=multi-step, eprop,{pair}")
-    assert (window.spelled, window.name) == ("drtrl:window=5,vjp=multi-step", "drtrl")
-    assert window.fields == {"window": 5, "vjp": "multi-step"} and (eprop.spelled, eprop.fields) == ("eprop", {})
+    window, eprop, etrace = parse_strategies(f"drtrl:window=5,vjp=multi-step, eprop,{pair}")
+    assert (window.text, window.name) == ("drtrl:window=5,vjp=multi-step", "drtrl")
+    assert window.fields == {"window": 5, "vjp": "multi-step"} and (eprop.text, eprop.fields) == ("eprop", {})
     assert etrace.fields["temporal_recursion"] == ("scalar_leak", "none") and etrace.fields["decay"] == (0.8, 0.0)
-    assert fidelity.parse_rules("es_drtrl")[0].name == "pp_prop"
+    assert parse_strategies("es_drtrl")[0].name == "pp_prop"
 
 
 class Broken:
@@ -170,11 +174,11 @@ class Options(cli.Options):
 
 
 def test_a_cell_that_fails_is_a_row_and_an_empty_message_is_one(monkeypatch):
-    """Also where BPTT itself fails, or says nothing; a bar in a message begins no column."""
-    (entry,) = fidelity.measure(Broken, Options(), fidelity.parse_rules("drtrl"), [], 1)
+    """Also if BPTT itself fails, or its message is empty. A bar in a message does not start a column."""
+    (entry,) = measure.measure(Broken, Options(), parse_strategies("drtrl"), [], 1)
     assert entry.failed == "bptt: ValueError"
     monkeypatch.setattr(Broken, "make", staticmethod(lambda config: (_ for _ in ()).throw(ValueError("a | b"))))
-    (entry,) = fidelity.measure(Broken, Options(), fidelity.parse_rules("drtrl"), [], 1)
+    (entry,) = measure.measure(Broken, Options(), parse_strategies("drtrl"), [], 1)
     assert entry.failed == "bptt: ValueError: a | b"
-    assert fidelity_table.line(entry, fidelity_table.reasons([entry])).count("|") == len(fidelity_table.COLUMNS) + 1
-    assert fidelity_table.notes([entry, entry]) == "\n(1) bptt: ValueError: a | b\n"
+    assert table.row(entry, table.reasons([entry]))[2:] == ["cannot run (1)", *[""] * (len(table.COLUMNS) - 3)]
+    assert table.notes([entry, entry]) == "\n(1) bptt: ValueError: a | b\n"

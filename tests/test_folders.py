@@ -1,4 +1,4 @@
-"""Numbered folders, and what a run directory holds."""
+"""Numbered run directories, and their description by `jaxtrain info`."""
 
 import json
 import os
@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from jaxtrain.cli.run_dirs import describe_run, drop_unused, fresh_run, newest_run, saved_config, saved_steps
+from jaxtrain.cli.run_dirs import drop_unused, fresh_run, newest_run, saved_config, saved_steps
+from jaxtrain.commands.info import describe_run
 from jaxtrain.errors import ConfigError
 from jaxtrain.utils.files import RunLock
 
@@ -79,9 +80,18 @@ def test_describe_run(tmp_path):
     with pytest.raises(ConfigError, match="no config.json"):
         describe_run(tmp_path)
     begin(tmp_path, config={"lr": 0.003, "strategy_fields": {"window": 2}}, strategy={"name": "drtrl", "window": 2})
-    text = describe_run(tmp_path)
-    assert "drtrl window=2" in text and "lr=0.003 strategy_fields.window=2" in text and "no checkpoint" in text
-    assert "--resume last" in text
+    assert describe_run(tmp_path).splitlines() == [
+        f"run          {tmp_path}",
+        "status       stopped unexpectedly; continue with --resume last",
+        "checkpoints  none",
+        "",
+        "strategy",
+        "  name    drtrl",
+        "  window  2",
+        "",
+        "config",
+        "  lr  0.003",
+    ]
     with RunLock(tmp_path):
         assert f"running, process {os.getpid()}" in describe_run(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"step": 50, "train/loss": 0.5}\n{"step": 100, "tr')
@@ -89,7 +99,8 @@ def test_describe_run(tmp_path):
         json.dumps({"status": "finished", "step": 50, "best": {"step": 40, "val/loss": 0.25}, "val": {"loss": 0.3}})
     )
     text = describe_run(tmp_path)
-    assert "finished at step 50" in text and "step=40 val/loss=0.25" in text and "step=50 train/loss=0.5" in text
+    assert "finished at step 50" in text and "best\n  step      40\n  val/loss  0.25" in text
+    assert "last log entry\n  step        50\n  train/loss  0.5" in text
 
 
 def test_describe_run_spells_nested_lists(tmp_path):
@@ -97,11 +108,12 @@ def test_describe_run_spells_nested_lists(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"data": data}))
     (tmp_path / "result.json").write_text(json.dumps({"status": "finished", "step": 3, "seeds": [4, 5]}))
     text = describe_run(tmp_path)
-    assert "train.batch=[float32[20, 8, 2], int32[20]] train.rate=0.1" in text and "seeds     4, 5" in text
+    assert "  train.batch  [float32[20, 8, 2], int32[20]]\n  train.rate   0.1" in text and "seeds        4, 5" in text
 
 
 def test_a_run_of_the_api_shows_its_fit(tmp_path):
     """It has no recipe's configuration."""
     begin(tmp_path, config=None, fit={"max_steps": 300, "clip": None, "chunk": "auto", "checkpoint": {"last": 2}})
-    (line,) = [line for line in describe_run(tmp_path).splitlines() if line.startswith("fit ")]
-    assert line.split() == ["fit", "max_steps=300", "chunk=auto", "checkpoint.last=2"]
+    lines = describe_run(tmp_path).splitlines()
+    fit = [line.split() for line in lines[lines.index("fit") + 1 :]]
+    assert fit == [["max_steps", "300"], ["chunk", "auto"], ["checkpoint.last", "2"]] and "config" not in lines

@@ -1,12 +1,12 @@
-"""Values that would be taken in silence, or end in a traceback: each is one line."""
+"""Values that might be accepted silently or end in a traceback: each gives an error of one line."""
 
 import pytest
 
 import jaxtrain as jt
 from jaxtrain import cli
-from jaxtrain.cli import recipe
+from jaxtrain.cli import parse
 from jaxtrain.cli.options import NetworkOptions, TrainingOptions, check_options
-from jaxtrain.commands.compare import runner as compare
+from jaxtrain.commands.compare import plan
 from jaxtrain.errors import ConfigError
 from tests.small import Linear, lines
 
@@ -53,7 +53,7 @@ def test_options(Kind, values, text):
 
 def test_an_empty_run_dir_is_no_directory(capsys):
     with pytest.raises(ConfigError, match="--run-dir '': expected a directory"):
-        recipe._find("last", "", None)
+        parse.find_start("last", "", None)
 
 
 def test_memory_that_runs_out_is_one_line(capsys):
@@ -65,5 +65,5 @@ def test_memory_that_runs_out_is_one_line(capsys):
 
 
 def test_a_value_that_is_varied_twice():
-    with pytest.raises(ConfigError, match="--vary hidden=8,8: a value comes twice"):
-        compare.parse_variants(NetworkOptions(), ["hidden=8,8"])
+    with pytest.raises(ConfigError, match="--vary hidden=8,8: a value is given twice"):
+        plan.parse_variants(NetworkOptions(), ["hidden=8,8"])

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.cli.run_dirs import describe_run
+from jaxtrain.commands.info import describe_run
 from jaxtrain.utils.files import RunLock
 from tests.small import CopyGRU, Linear, Lines, LinesOf, copies, tree_bytes
 
@@ -112,7 +112,7 @@ def test_a_damaged_config_is_one_line(damage, tmp_path):
 def test_info_of_a_damaged_result(tmp_path):
     run(tmp_path / "run")
     (tmp_path / "run" / "result.json").write_text(json.dumps({"status": 3, "best": "x", "train": 5}))
-    assert "damaged=x" in describe_run(tmp_path / "run")
+    assert "damaged  x" in describe_run(tmp_path / "run")
 
 
 @pytest.fixture(scope="module")

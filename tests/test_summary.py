@@ -1,4 +1,4 @@
-"""What a recipe says at the end of a run."""
+"""The summary that a recipe prints at the end of a run."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxtrain import cli
-from jaxtrain.commands.fidelity import load_recipe
+from jaxtrain.commands.recipes import load_recipe
 from tests.commands import RECIPES, ROOT
 
 
@@ -37,11 +37,11 @@ def test_summary_of_several_seeds(fit, call):
     assert lines[3:5] == ["seeds   3, 4", "spread  loss 0.25 to 0.5, accuracy 0.75 to 0.75"]
     fit.result.summary = {"seeds": [3, 4], "frozen": [4], "lanes": {"train/loss": [1.0, 2.0]}}
     lines = call()[1].strip().splitlines()
-    assert lines[3] == "seeds   3, 4; frozen since something was not finite: 4" and lines[4].startswith("run ")
+    assert lines[3] == "seeds   3, 4; frozen after a nonfinite value: 4" and lines[4].startswith("run ")
 
 
 @pytest.mark.full
-def test_a_recipe_says_what_its_seeds_came_to(fit, capsys):
+def test_the_summary_of_a_recipe_with_several_seeds(fit, capsys):
     recipe = load_recipe(RECIPES / "copy_gru.py")
     argv = "--seed 5 --seeds 2 --hidden 4 --time-lag 2 --digits 2 --batch-size 4 --max-steps 4 --log-every 2"
     argv += " --validate-every 4 --checkpoint-every 4 --no-progress --run-dir r"

@@ -27,10 +27,12 @@ def ask(out, give_up=None, **changes):
 
 
 def test_a_metric_that_there_is_not_ends_a_trial_before_its_first_step(tmp_path, capsys):
-    told = ask(tmp_path / "run", metric="val/acuracy")
-    assert told["failed"].startswith("KeyError") and "did you mean 'val/accuracy'?" in told["failed"]
-    assert told["steps"] == 0 and "Traceback" in capsys.readouterr().err
-    assert "no row has 'train/acuracy'; rows have" in ask(tmp_path / "other", metric="train/acuracy")["failed"]
+    result = ask(tmp_path / "run", metric="val/acuracy")
+    assert result["failed"].startswith("KeyError") and "did you mean 'val/accuracy'?" in result["failed"]
+    assert result["steps"] == 0 and "Traceback" in capsys.readouterr().err
+    assert (
+        "no log entry has 'train/acuracy'; their tags are" in ask(tmp_path / "other", metric="train/acuracy")["failed"]
+    )
 
 
 def test_a_trial_that_a_signal_ends_is_no_result(tmp_path, monkeypatch):
@@ -45,10 +47,10 @@ def test_a_trial_that_a_signal_ends_is_no_result(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("first,budget,failed", [
-    (0, 0.1, "did not fit: after 0.2 s there was no val/accuracy yet, and 0 steps were done"), *longer((5, 2.0, "")),
+    (0, 0.1, "did not fit: no val/accuracy after 0.2 s and 0 steps;"), *longer((5, 2.0, "")),
 ])  # fmt: skip
 def test_a_dispatch_that_takes_more_than_all_of_the_budget_is_given_up(first, budget, failed, tmp_path, monkeypatch):
-    """What there was until then is the result; with no value at all it did not fit."""
+    """The result is what was measured until then; without any value it did not fit."""
     given_up, told = threading.Event(), []
 
     begin = Watch.on_chunk_start
@@ -70,7 +72,7 @@ def test_a_dispatch_that_takes_more_than_all_of_the_budget_is_given_up(first, bu
 
 
 def test_the_clock_of_a_trial_runs_while_steps_are_under_way(monkeypatch):
-    """What happens at an edge, as a save or a compile, takes no seconds of it; one that is spent ends the run."""
+    """Saves and compilation at a boundary do not count; a spent budget ends the run."""
     now, stopped = [0.0], []
     monkeypatch.setattr(trial.time, "perf_counter", lambda: now[0])
     watch, run = Watch(Monitor("train/loss", "min"), None, 5.0, False), SimpleNamespace(step=0, stop=stopped.append)

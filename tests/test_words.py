@@ -1,4 +1,4 @@
-"""The words of a command line: values that options hold, and those they cannot."""
+"""Option values on a command line: valid ones, and errors for invalid ones."""
 
 import math
 
@@ -26,28 +26,31 @@ def test_values_that_options_hold(fit, call):
 @pytest.mark.parametrize(
     "argv, message",
     [
-        ("--lr x", "--lr x: expected a number"),
-        ("--lr=x", "--lr x: expected a number"),
-        ("--lr", "--lr: no value; expected a number"),
-        ("--batch_size --lr 1", "--batch_size: no value; expected a whole number"),
-        ("--max-steps 2.5", "--max-steps 2.5: expected a whole number"),
-        ("--clip x", "--clip x: expected a number or none"),
+        ("--lr x", "--lr = 'x' is text; expected float"),
+        ("--lr=x", "--lr = 'x' is text; expected float"),
+        ("--lr", "--lr: no value; expected float"),
+        ("--batch_size --lr 1", "--batch_size: no value; expected int"),
+        ("--max-steps 2.5", "--max-steps = 2.5 is float; expected int"),
+        ("--clip x", "--clip = 'x' is text; expected float or None"),
         ("--resume", "--resume: no value; expected text"),
-        ("--strategy.vjp both", "--strategy.vjp both: expected multi-step or single-step"),
+        ("--strategy.vjp both", "--strategy.vjp = 'both': expected multi-step or single-step"),
         (
             "--strategy.vjp multi",
-            "--strategy.vjp multi: expected multi-step or single-step; did you mean 'multi-step'?",
+            "--strategy.vjp = 'multi': expected multi-step or single-step; did you mean 'multi-step'?",
         ),
-        ("--strategy.update-every often", "--strategy.update-every often: expected sequence or a whole number"),
-        ("--strategy pp_prop --strategy.rank a", "--strategy.rank a: expected a whole number or none"),
-        ("--strategy etrace --strategy.decay 0.1 x", "--strategy.decay x: expected a number or none"),
+        ("--strategy.update-every often", "--strategy.update-every = 'often' is text; expected 'sequence' or int"),
+        ("--strategy pp_prop --strategy.rank a", "--strategy.rank = 'a' is text; expected int or None"),
+        (
+            "--strategy etrace --strategy.decay 0.1 x",
+            "--strategy.decay = [0.1, 'x'] is a list; expected float or (float, float) or None",
+        ),
         ("--strategy etrace --strategy.kappa x --help", None),
     ],
 )
 def test_a_value_that_its_option_cannot_hold_is_one_line(fit, call, argv, message):
     code, out, err = call(*argv.split())
     if message is None:
-        assert code == 0 and out and not err, "--help says what may stand there"
+        assert code == 0 and out and not err, "--help lists the valid values"
     else:
         assert (code, out, err) == (2, "", f"error: {message}\n")
     assert not ROOT.exists()

@@ -1,7 +1,7 @@
+from .config import Options as Options
+from .config import StrategyName as StrategyName
+from .config import check as check
+from .failures import guarded as guarded
 from .options import NetworkOptions as NetworkOptions
 from .options import TrainingOptions as TrainingOptions
-from .recipe import Options as Options
-from .recipe import StrategyName as StrategyName
-from .recipe import check as check
-from .recipe import guarded as guarded
 from .recipe import main as main

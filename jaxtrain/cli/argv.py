@@ -1,84 +1,78 @@
-"""The words of a command line, checked against the types of its options before they are parsed. No JAX in here."""
+"""Reads option values from a command line according to their types. Does not import JAX.
+
+tyro renders `--help`, but reports a bad value in a box of several lines. This parser raises a ConfigError of one line.
+"""
 
 import types
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from collections.abc import Mapping, Sequence
+from typing import Any, Union, get_args, get_origin
 
 from ..errors import ConfigError
-from ..utils.coerce import did_you_mean
-
-KINDS: dict[Any, tuple[str, Callable[[str], Any]]] = {
-    int: ("a whole number", int),
-    float: ("a number", float),
-    str: ("text", str),
-    Path: ("a path", Path),
-}
-"""What is asked for, and what reads it; raises ValueError."""
+from ..utils.coerce import coerce, is_plain, spell
 
 
-def readable(words: Sequence[str], options: Mapping[str, Any]) -> list[str]:
-    """The words as tyro takes them: `none` as it spells it, None, where an option may be none.
+def literal(word: str) -> Any:
+    """Return the number or boolean that a word spells, or else the word."""
+    for read in (int, float):
+        try:
+            return read(word)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(word.lower(), word)
 
-    `options`: types by name, `max_steps` or `strategy.window`; those that take no word are left to tyro, as is how many
-    words a list or a pair has. Raises ConfigError for an option without its value, or with one that its type cannot
-    hold.
+
+def read_options(argv: Sequence[str], options: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Read `--name value`, `--name=value`, and, for booleans, `--name` and `--no-name`.
+
+    Args:
+        argv: The words of the command line.
+        options: Types by option name, such as `max_steps` or `strategy.window`.
+
+    Returns:
+        The values by option name, and the words that do not belong to an option.
+
+    Raises:
+        ConfigError: An option has no value, or a value does not fit its type.
     """
-    if "--help" in words or "-h" in words:
-        return list(words)
-    rest, made = list(words), []
+    rest, values, unknown = list(argv), {}, []
     while rest:
         word = rest.pop(0)
         flag, equals, value = word.partition("=")
-        option = options.get(flag.removeprefix("--").replace("-", "_")) if flag.startswith("--") else None
-        read = _readings(option)
-        if read is None:
-            made.append(word)
-            continue
-        several, values = _several(option), [value] if equals else []
-        while not equals and rest and not rest[0].startswith("--") and (several or not values):
-            values.append(rest.pop(0))
-        if not values and not several:
-            raise ConfigError(f"{flag}: no value; {_expected('', read)}")
-        if values == ["none"] and "None" in read and "none" not in read:
-            values = ["None"]
-        for value in values:
-            if not any(_reads(one, value) for one in read.values()):
-                raise ConfigError(f"{flag} {value}: {_expected(value, read)}")
-        made += [f"{flag}={values[0]}"] if equals else [flag, *values]
-    return made
+        name = flag[2:].replace("-", "_")
+        off = name.removeprefix("no_")
+        if flag.startswith("--no") and off != name and options.get(off) is bool and not equals:
+            values[off] = False
+        elif not flag.startswith("--") or name not in options:
+            unknown.append(word)
+        elif options[name] is bool and not equals:
+            values[name] = True
+        else:
+            members = _members(options[name])
+            several = any(get_origin(member) in (list, tuple) for member in members)
+            words = [value] if equals else []
+            while not equals and rest and not rest[0].startswith("--") and (several or not words):
+                words.append(rest.pop(0))
+            values[name] = _read(words, options[name], flag, several)
+    return values, unknown
 
 
-def _readings(annotation: Any) -> dict[str, Callable[[str], Any]] | None:
-    """What a word may be for a type, and what reads it; raises ValueError or KeyError. None: it takes no word."""
-    origin, args = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _readings(args[0])
-    if origin in (Union, types.UnionType, list, tuple):
-        members = [Literal[True, False] if member is bool else member for member in args if member is not ...]
-        each = [_readings(member) for member in members]
-        return None if None in each else {name: one for read in each if read for name, one in read.items()}
-    if origin is Literal or annotation is type(None):
-        return {str(choice): {str(choice): choice}.__getitem__ for choice in args or (None,)}
-    return dict([KINDS[annotation]]) if annotation in KINDS else None
+def _members(option: Any) -> tuple[Any, ...]:
+    return get_args(option) if get_origin(option) in (Union, types.UnionType) else (option,)
 
 
-def _several(annotation: Any) -> bool:
-    """Whether a type takes several words."""
-    origin, args = get_origin(annotation), get_args(annotation)
-    return origin in (list, tuple) or (origin in (Annotated, Union, types.UnionType) and any(map(_several, args)))
-
-
-def _reads(read: Callable[[str], Any], value: str) -> bool:
-    try:
-        read(value)
-    except (ValueError, KeyError):
-        return False
-    return True
-
-
-def _expected(value: str, read: Mapping[str, Any]) -> str:
-    names = ["none" if name == "None" and "none" not in read else name for name in read]
-    choices = [name for name in names if name not in dict(KINDS.values())]
-    question = did_you_mean(value, choices).partition("; ")[2]
-    return did_you_mean("", names) + (f"; {question}" if question else "")
+def _read(words: list[str], option: Any, flag: str, several: bool) -> Any:
+    """The value of an option: text, a number or a boolean, or a list of these."""
+    if not is_plain(option):
+        raise ConfigError(f"{flag}: a value of type {spell(option)} cannot be given as a flag; set it in the recipe")
+    if not (words or several):
+        raise ConfigError(f"{flag}: no value; expected {spell(option)}")
+    readings: list[Any] = [words, [literal(word) for word in words]] if several else []
+    readings += [words[0], literal(words[0])] if len(words) == 1 else []
+    if words not in (["none"], ["None"]):  # coerce knows whether these are text
+        for member in _members(option):  # `int | str` reads 5 as a number, `str | int` as text
+            for reading in readings:
+                try:
+                    return coerce(reading, member, flag)
+                except ConfigError:
+                    continue
+    return coerce(readings[-1], option, flag)

@@ -1,26 +1,43 @@
-"""What a recipe says at the end of a run. No JAX in here."""
+"""Text about a run: the summary that a recipe prints at its end, and values in short form. Does not import JAX."""
 
 from __future__ import annotations
 
 import math
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..training.result import Result
-    from .recipe import Options
+    from .config import Options
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Names and short texts of the values of nested tables: `strategy_fields.window`, `1`."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", short(value)
+
+
+def short(value: Any) -> str:
+    """The value as text; floats have six digits."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(short, value))}]"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def summary(result: Result, config: Options, script: Path, root: Path, chance: Mapping[str, float]) -> str:
-    """How the run ended, the last value of every metric, and the commands that show it and go on with it.
+    """How the run ended, the last value of every metric, and commands that show its logs and resume it.
 
-    ``root``: where numbered runs of the recipe ``script`` lie. ``chance``: metric name -> what guessing scores.
+    ``root``: the directory of the numbered runs of the recipe ``script``. ``chance``: metric name -> what guessing
+    scores.
     """
-    why = f" ({result.reason})" if result.reason else ""
-    lines = ["", f"{result.status} at step {result.step}{why}, strategy {config.strategy}"]
+    reason = f" ({result.reason})" if result.reason else ""
+    lines = ["", f"{result.status} at step {result.step}{reason}, strategy {config.strategy}"]
     for part in ("train", "val"):
         scores = []
         for tag, value in result.metrics.items():
@@ -32,9 +49,9 @@ def summary(result: Result, config: Options, script: Path, root: Path, chance: M
             lines.append(f"{part:<8}{', '.join(scores)}")
     lines += _seeds(result.summary)
     if inexact := result.summary.get("inexact"):
-        lines.append(f"inexact the data began anew and differs from that before step {', '.join(map(str, inexact))}")
-    run_dir = _short(Path(result.run_dir or config.run_dir or ""))  # a fork has a directory of its own
-    command = [_python(), str(_short(script)), "--run-dir", str(run_dir), "--resume", "last"]
+        lines.append(f"inexact the data restarted and differs from the data before step {', '.join(map(str, inexact))}")
+    run_dir = _relative(Path(result.run_dir or config.run_dir or ""))  # a fork's directory differs from the config's
+    command = [_python(), str(_relative(script)), "--run-dir", str(run_dir), "--resume", "last"]
     steps = getattr(config, "max_steps", None)
     if result.status == "finished" and isinstance(steps, int):
         command += ["--max-steps", str(2 * steps)]
@@ -42,17 +59,17 @@ def summary(result: Result, config: Options, script: Path, root: Path, chance: M
     lines += [
         f"run     {run_dir}",
         f"logs    tensorboard --logdir {shlex.quote(str(logs))}",
-        f"go on   {shlex.join(command)}",
+        f"resume  {shlex.join(command)}",
     ]
     return "\n".join(lines)
 
 
 def _seeds(summary: Mapping[str, Any]) -> list[str]:
-    """Of a run of several seeds: what above is a mean of."""
+    """For a multi-seed run: the seeds, the frozen seeds, and the range of each validation metric over the seeds."""
     if "seeds" not in summary:
         return []
     frozen = summary["frozen"]
-    stopped = f"; frozen since something was not finite: {', '.join(map(str, frozen))}" if frozen else ""
+    stopped = f"; frozen after a nonfinite value: {', '.join(map(str, frozen))}" if frozen else ""
     lines = [f"seeds   {', '.join(map(str, summary['seeds']))}{stopped}"]
     spread = []
     for tag, values in summary["lanes"].items():
@@ -62,12 +79,12 @@ def _seeds(summary: Mapping[str, Any]) -> list[str]:
     return [*lines, f"spread  {', '.join(spread)}"] if spread else lines
 
 
-def _short(path: Path) -> Path:
-    """Relative to where we are, if it lies below."""
+def _relative(path: Path) -> Path:
+    """Relative to the working directory if it lies below."""
     path = path.absolute()
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _python() -> str:
-    path = _short(Path(sys.executable))
+    path = _relative(Path(sys.executable))
     return "python" if path.is_absolute() else str(path)

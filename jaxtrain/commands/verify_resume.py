@@ -1,191 +1,188 @@
-"""``jaxtrain verify-resume RECIPE``: a run killed at random moments and gone on with, against one left alone."""
+"""``jaxtrain verify-resume RECIPE``: compares a run that is killed and resumed repeatedly with an uninterrupted one."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import logging
 import math
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..cli.run_dirs import saved_steps
 from ..errors import ConfigError
+from ..utils.diff import first_difference
 from ..utils.files import read_json
+from .output import last_words
 
 TIMED = ("time/", "throughput/", "memory/")
-"""Tags that measure time or memory: no two runs agree on them."""
+"""Tags that measure time or memory: they differ between any two runs."""
 OWN = ("run-dir", "resume", "dry-run", "progress", "no-progress")
-"""Options of a recipe that are decided here."""
-NO_TENSORBOARD = "TensorBoard: not compared (tensorboard is not installed)"
+"""Options of a recipe that this command sets."""
 KINDS = ("clock", "step", "save")
-POLL = 0.003  # seconds between two looks at a run
+POLL = 0.003  # seconds between two checks of a running process
 
 
-@dataclass
-class Kill:
-    """``moment``: when it was to come; ``began``: the step that the run had gone on from (0: its start); ``reached``:
-    the last row of its record."""
-
-    moment: str
-    began: int
-    reached: int
-
-
-@dataclass
-class Verdict:
-    """``parts``: what was compared -> the first difference, or None. ``ended``: how many runs so many kills took."""
-
-    parts: dict[str, str | None]
-    kills: list[Kill]
-    ended: int
-    left_out: tuple[str, ...] = ()
-    """Lines that say what was not compared, and why."""
-
-    @property
-    def equal(self) -> bool:
-        return not any(self.parts.values())
-
-
-def check(recipe: Path, flags: Sequence[str], kills: int) -> None:
-    """Raises ConfigError for what cannot be verified."""
-    if not recipe.is_file():
-        raise ConfigError(f"{recipe}: no such file; expected a recipe, as recipes/copy_gru.py")
-    if kills < 1:
-        raise ConfigError(f"verify-resume --kills {kills}: expected a positive number")
+def command(parser: argparse.ArgumentParser, argv: list[str]) -> int:
+    """Parse the arguments, verify, and print the verdict. Returns 1 if resume is not exact."""
+    parser.epilog = (
+        "All other options are passed to the recipe, e.g. --max-steps 500. Options that depend on the clock (max_time, "
+        "a period in minutes) cannot be verified."
+    )
+    add = parser.add_argument
+    add("recipe", type=Path, metavar="RECIPE", help="e.g. recipes/copy_gru.py")
+    add("--kills", type=int, default=10, help="number of kills (default: %(default)s)")
+    add("--kill-seed", type=int, default=0, help="seed of the moments; --seed is the recipe's (default: %(default)s)")
+    add("--keep", type=Path, metavar="DIR", help="empty or new directory for the runs (default: a temporary one)")
+    args, flags = parser.parse_known_args(argv)
+    if not args.recipe.is_file():
+        raise ConfigError(f"{args.recipe}: no such file; expected a recipe, e.g. recipes/copy_gru.py")
+    if args.kills < 1:
+        raise ConfigError(f"verify-resume --kills {args.kills}: expected a positive number")
     for flag in flags:
         name = flag.partition("=")[0]
         if name.startswith("--") and name[2:].replace("_", "-") in OWN:
-            raise ConfigError(f"verify-resume has runs and directories of its own: leave {name} out")
+            raise ConfigError(f"verify-resume has its own runs and directories: leave {name} out")
+    if args.keep is None:
+        folder = Path(tempfile.mkdtemp(prefix="verify-resume-"))
+    else:
+        folder = args.keep.expanduser().resolve()
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"verify-resume --keep {args.keep}: expected an empty or new directory")
+    differences = verify(args.recipe, flags, args.kills, args.kill_seed, folder)
+    for part, difference in differences.items():
+        print(f"  {part:<18}" + (f"DIFFERS: {difference}" if difference else "equal"))
+    if "TensorBoard" not in differences and (folder / "whole" / "tensorboard").is_dir():
+        print("  TensorBoard: not compared (tensorboard is not installed)")
+    exact = not any(differences.values())
+    print("resume is exact" if exact else "resume is NOT exact")
+    if args.keep is None and exact:
+        shutil.rmtree(folder)
+    else:
+        print(f"the runs are in {folder}")
+    return 0 if exact else 1
 
 
-def verify(
-    recipe: Path, flags: Sequence[str], kills: int, seed: int, folder: Path, say: Callable[[str], Any]
-) -> Verdict:
-    """Train once undisturbed, then with ``kills`` SIGKILLs at moments drawn from ``seed``, and compare.
+def verify(recipe: Path, flags: Sequence[str], kills: int, seed: int, folder: Path) -> dict[str, str | None]:
+    """Train once without interruption, then with ``kills`` SIGKILLs at moments drawn from ``seed``, and compare.
 
-    They come by turns at a moment by the clock, which may be one of the start-up, once the record has passed a step,
-    and while a checkpoint is being saved. A run that ends before all kills have come is compared, and another one is
-    begun. Everything is written below ``folder``. Raises RuntimeError where a run ends by itself with an exit code that
-    is not 0.
+    The kinds of moments alternate: a time, which may fall into the start-up; after a step has been logged; and while a
+    checkpoint is being saved. A run that finishes before all kills have happened is compared, and another one starts.
+    All files are written below ``folder``.
+
+    Returns:
+        The first difference in each part of the outcome, or None.
+
+    Raises:
+        RuntimeError: A run failed.
     """
     rng = random.Random(seed)
-    whole = folder / "whole"
-    began = time.monotonic()
-    with _started(recipe, flags, whole) as process:
-        _expect_0(process, whole, "the run without kills")
-    seconds = time.monotonic() - began
-    truth = outcome(whole)
-    total = int(truth["result"]["step"])
-    say(f"without kills: {total} steps in {seconds:.0f} s")
-    seconds -= float(read_json(whole / "result.json")["seconds"]["compile"])  # the programs are kept by now
-    done, parts, ended, tries = [], {}, 0, 0
-    while len(done) < kills:
-        ended += 1
-        run_dir = folder / f"killed-{ended}"
-        over = False
-        while not over:
-            steps = saved_steps(run_dir)
-            kind, hit = _moment(KINDS[tries % len(KINDS)], rng, seconds, last_row(run_dir), total)
-            tries += 1
+    run_dir = folder / "whole"
+    started = time.monotonic()
+    with _started(recipe, flags, run_dir) as process:
+        _require_success(process, run_dir, "the run without kills")
+    seconds = time.monotonic() - started
+    expected = outcome(run_dir)
+    total = int(expected["result"]["step"])
+    print(f"without kills: {total} steps in {seconds:.0f} s")
+    seconds -= float(read_json(run_dir / "result.json")["seconds"]["compile"])  # later runs use the compilation cache
+    differences: dict[str, str | None] = dict.fromkeys(expected)
+    killed = runs = attempts = 0
+    while killed < kills:
+        runs += 1
+        run_dir = folder / f"killed-{runs}"
+        finished = False
+        while not finished:
+            start = max(saved_steps(run_dir), default=0)
+            moment, due = _moment(KINDS[attempts % len(KINDS)], rng, seconds, last_step(run_dir), total)
+            attempts += 1
             with _started(recipe, flags, run_dir) as process:
-                if len(done) < kills and _wait(process, run_dir, hit):
+                if killed < kills and _wait(process, run_dir, due, rng.uniform(0.0, 0.05)):
                     process.send_signal(signal.SIGKILL)
                     process.wait()
-                    done.append(Kill(kind, steps[-1] if steps else 0, last_row(run_dir)))
-                    say(f"kill {len(done)}: {kind}, begun at step {done[-1].began}, recorded to {done[-1].reached}")
+                    killed += 1
+                    print(f"kill {killed}: {moment}, started at step {start}, logged to step {last_step(run_dir)}")
                 else:
-                    _expect_0(process, run_dir, f"a run begun at step {steps[-1] if steps else 0}")
-                    over = True
-        other = outcome(run_dir)
-        for part in truth:
-            parts[part] = parts.get(part) or first_difference(truth[part], other.get(part))
-    unread = (whole / "tensorboard").is_dir() and "TensorBoard" not in truth
-    return Verdict(parts, done, ended, (NO_TENSORBOARD,) if unread else ())
+                    _require_success(process, run_dir, f"a run started at step {start}")
+                    finished = True
+        actual = outcome(run_dir)
+        for part, value in expected.items():
+            differences[part] = differences[part] or difference(value, actual.get(part))
+    print(f"{kills} kills in {runs} run" + "s" * (runs > 1))
+    return differences
 
 
-def table(verdict: Verdict) -> str:
-    """A line for each thing compared."""
-    lines = [f"{len(verdict.kills)} kills in {verdict.ended} run" + "s" * (verdict.ended > 1)]
-    for part, difference in verdict.parts.items():
-        lines.append(f"  {part:<18}" + ("equal" if difference is None else f"DIFFERS: {difference}"))
-    lines += [f"  {line}" for line in verdict.left_out]
-    lines.append("resume is exact" if verdict.equal else "resume is NOT exact")
-    return "\n".join(lines)
-
-
-# ------------------------------------------------------------------------------------------------- what a run came to
+# ---------------------------------------------------------------------------------------------------------- outcomes
 
 
 def outcome(run_dir: Path) -> dict[str, Any]:
-    """All that must not depend on kills, in parts that can be compared. Raises RuntimeError for what cannot be read."""
+    """Everything that must not depend on kills, by part. Raises RuntimeError if it cannot be read."""
     from ..checkpoint.store import Store
     from ..utils.digests import leaf_digest
 
     result = read_json(run_dir / "result.json")
     names = ("status", "reason", "step", "train", "val", "best", "digest", "params")
-    found: dict[str, Any] = {"result": {name: result[name] for name in names}}
+    parts: dict[str, Any] = {"result": {name: result[name] for name in names}}
     store = Store(run_dir / "checkpoints", read_only=True)
     try:
         saved = store.latest_readable()
     finally:
         store.close()
     if saved is None:
-        raise RuntimeError(f"{run_dir} holds no checkpoint: what a resume restores cannot be compared")
-    found["parameters"] = {name: leaf_digest(leaf) for name, leaf in saved.params.items()}
-    found["training state"] = {name: leaf_digest(leaf) for name, leaf in saved.train.items()}
-    found["callback states"] = saved.meta["callbacks"]
-    found["data position"] = saved.meta["position"]
+        raise RuntimeError(f"{run_dir} has no checkpoint, so the restored state cannot be compared; save checkpoints")
+    parts["parameters"] = {name: leaf_digest(leaf) for name, leaf in saved.params.items()}
+    parts["training state"] = {name: leaf_digest(leaf) for name, leaf in saved.train.items()}
+    parts["callback states"] = saved.meta["callbacks"]
+    parts["data position"] = saved.meta["position"]
     if (run_dir / "metrics.jsonl").exists():
-        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-        found["metrics.jsonl"] = [_untimed(json.loads(line)) for line in lines]
+        entries = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        parts["metrics.jsonl"] = [
+            {tag: value for tag, value in entry.items() if not tag.startswith(TIMED)} for entry in entries
+        ]
     if (run_dir / "tensorboard").is_dir() and importlib.util.find_spec("tensorboard"):
-        found["TensorBoard"] = _points(run_dir / "tensorboard")
-    return found
-
-
-def _untimed(row: dict[str, Any]) -> dict[str, Any]:
-    return {tag: value for tag, value in row.items() if not tag.startswith(TIMED)}
+        parts["TensorBoard"] = _points(run_dir / "tensorboard")
+    return parts
 
 
 def _points(directory: Path) -> dict[str, list[list[Any]]]:
-    """Every (step, value) of every tag, as TensorBoard's own reader shows them."""
+    """Every (step, value) of every tag, as read by TensorBoard's own reader."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every resume
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it logs every resume
     reader = EventAccumulator(str(directory), size_guidance={"scalars": 0})
     reader.Reload()
     return {
-        tag: [[event.step, None if math.isnan(event.value) else event.value] for event in reader.Scalars(tag)]
+        tag: [[event.step, event.value] for event in reader.Scalars(tag)]
         for tag in sorted(reader.Tags()["scalars"])
         if not tag.startswith(TIMED)
     }
 
 
-def first_difference(whole: Any, killed: Any, where: str = "") -> str | None:
-    """The first entry in which two JSON values differ, and both values. NaN equals NaN."""
-    if isinstance(whole, dict) and isinstance(killed, dict):
-        names = ((key, f"{where}.{key}" if where else key) for key in {**whole, **killed})
-        pairs: Any = ((name, whole.get(key), killed.get(key)) for key, name in names)
-    elif isinstance(whole, list) and isinstance(killed, list):
-        if len(whole) != len(killed):
-            return f"{where + ': ' if where else ''}{len(whole)} entries without kills, {len(killed)} with"
-        pairs = ((f"{where}[{i}]", *pair) for i, pair in enumerate(zip(whole, killed, strict=True)))
-    else:
-        both_nan = isinstance(whole, float) and isinstance(killed, float) and math.isnan(whole) and math.isnan(killed)
-        return None if whole == killed or both_nan else f"{where}: {whole!r} without kills, {killed!r} with"
-    return next((found for name, a, b in pairs if (found := first_difference(a, b, name))), None)
+def difference(expected: Any, actual: Any) -> str | None:
+    """The first entry in which two JSON values differ, and both values, or None. NaN equals NaN."""
+    return first_difference(_comparable(expected), _comparable(actual), which=("without kills", "with kills"))
 
 
-# ------------------------------------------------------------------------------------------------- runs and moments
+def _comparable(value: Any) -> Any:
+    """The value with lists as tables by index, so that a difference names the entry, and NaN as text."""
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if isinstance(value, dict):
+        return {key: _comparable(item) for key, item in value.items()}
+    return "NaN" if isinstance(value, float) and math.isnan(value) else value
+
+
+# -------------------------------------------------------------------------------------------------- runs and moments
 
 
 @contextmanager
@@ -199,17 +196,20 @@ def _started(recipe: Path, flags: Sequence[str], run_dir: Path) -> Iterator[subp
             process.kill()
 
 
-def _expect_0(process: subprocess.Popen[bytes], run_dir: Path, what: str) -> None:
-    if code := process.wait():
-        log = run_dir.with_suffix(".log")
-        raise RuntimeError(f"{what} ended with exit code {code}: {_last_words(log)}; more in {log}")
+def _require_success(process: subprocess.Popen[bytes], run_dir: Path, what: str) -> None:
+    """Wait for the process. Raises RuntimeError if it fails or leaves no result."""
+    code, log = process.wait(), run_dir.with_suffix(".log")
+    text = last_words(log.read_text(errors="replace"))
+    if code:
+        raise RuntimeError(f"{what} ended with exit code {code}: {text}; the full output is in {log}")
     if not (run_dir / "result.json").exists():
-        said = _last_words(run_dir.with_suffix(".log"))
-        raise RuntimeError(f"{what} left no result.json in {run_dir}: is this a recipe of jaxtrain? It said: {said}")
+        raise RuntimeError(
+            f"{what} left no result.json in {run_dir}: is this a jaxtrain recipe? Its output ends: {text}"
+        )
 
 
-def last_row(run_dir: Path) -> int:
-    """The step of the last whole line of metrics.jsonl; 0 without one."""
+def last_step(run_dir: Path) -> int:
+    """The step of the last complete line of metrics.jsonl, or 0."""
     path = run_dir / "metrics.jsonl"
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     try:
@@ -219,57 +219,36 @@ def last_row(run_dir: Path) -> int:
 
 
 def _moment(
-    kind: str, rng: random.Random, seconds: float, row: int, total: int
+    kind: str, rng: random.Random, seconds: float, logged: int, total: int
 ) -> tuple[str, Callable[[Path, float], bool]]:
-    """A moment in words, and what says whether it has come: ``hit(run_dir, seconds since the start)``."""
+    """Describe a moment, and return a function ``due(run_dir, seconds since the start)``."""
     if kind == "clock":
         after = rng.uniform(0.0, seconds)
         return f"after {after:.2f} s", lambda run_dir, now: now >= after
-    late = rng.uniform(0.0, 0.05)
     if kind == "step":
-        step = rng.randint(row + 1, max(row + 1, total - 1))
-
-        def passed(run_dir: Path, now: float) -> bool:
-            if last_row(run_dir) < step:
-                return False
-            time.sleep(late)
-            return True
-
-        return f"past step {step}", passed
-    clear = False  # what an earlier kill left half saved is not this run's, which removes it first
+        step = rng.randint(logged + 1, max(logged + 1, total - 1))
+        return f"past step {step}", lambda run_dir, now: last_step(run_dir) >= step
+    clean = False  # an earlier kill may have left an incomplete save, which this run removes before it saves
 
     def saves(run_dir: Path, now: float) -> bool:
-        nonlocal clear
-        saving = _saving(run_dir)
-        clear = clear or not saving
-        if saving and clear:
-            time.sleep(late)
-        return saving and clear
+        nonlocal clean
+        saving = _is_saving(run_dir)
+        clean = clean or not saving
+        return saving and clean
 
     return "in a save", saves
 
 
-def _saving(run_dir: Path) -> bool:
-    folder = run_dir / "checkpoints"
-    try:
-        return any("orbax-checkpoint-tmp" in path.name for path in folder.iterdir())
-    except FileNotFoundError:
-        return False
+def _is_saving(run_dir: Path) -> bool:
+    return any((run_dir / "checkpoints").glob("*orbax-checkpoint-tmp*"))
 
 
-def _wait(process: subprocess.Popen[bytes], run_dir: Path, hit: Callable[[Path, float], bool]) -> bool:
-    """True when the moment has come, False when the process ended before it."""
-    began = time.monotonic()
+def _wait(process: subprocess.Popen[bytes], run_dir: Path, due: Callable[[Path, float], bool], delay: float) -> bool:
+    """Return True ``delay`` seconds after the moment is due, False if the process ends earlier."""
+    started = time.monotonic()
     while process.poll() is None:
-        if hit(run_dir, time.monotonic() - began):
+        if due(run_dir, time.monotonic() - started):
+            time.sleep(delay)
             return process.poll() is None
         time.sleep(POLL)
     return False
-
-
-def _last_words(log: Path) -> str:
-    """The last line, or all that a traceback ends in: the error, and its notes below."""
-    lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-    inside = [number for number, line in enumerate(lines) if line.startswith("  ")]
-    begin = len(lines) - 1 if lines[-1].startswith("error: ") or not inside else inside[-1] + 1
-    return "; ".join(map(str.strip, lines[begin:] or lines[-1:]))

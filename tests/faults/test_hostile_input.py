@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import jaxtrain as jt
 from jaxtrain import cli
-from jaxtrain.cli import recipe
+from jaxtrain.cli import failures
 from jaxtrain.engine import optimizer
 from jaxtrain.training.result import Result
 from tests import small
@@ -167,7 +167,7 @@ def one_line(error: BaseException, what) -> None:
     assert isinstance(error, OURS), what
     text = str(error)
     assert text and "\n" not in text.strip() and len(text) < 600, (what, text)
-    assert recipe._deliberate(error), (what, text)  # raised on purpose, not stumbled over
+    assert failures.is_deliberate(error), (what, text)  # raised on purpose, not stumbled over
 
 
 @pytest.mark.long

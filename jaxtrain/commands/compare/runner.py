@@ -1,4 +1,4 @@
-"""``jaxtrain compare RECIPE``: rules by variants of a recipe by seeds, each trial a process of its own."""
+"""Runs the trials of a comparison: strategies, variants of a recipe and seeds. Each trial is a process."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-from ...callbacks.early_stopping import MAX, Mode, Monitor
+from ...callbacks.early_stopping import Monitor
 from ...engine.sharding import cores
 from ...errors import ConfigError
 from ...training.run_config import versions
 from ...training.signals import ENDING
-from ...utils.coerce import coerce
+from ...utils.diff import first_difference
 from ...utils.files import RunLock, jsonable, read_json, write_atomic, write_json
-from ..fidelity import Rule, parse_rules
+from ..output import last_words
+from ..strategies import StrategySpec
 from .trial import reached
 
-ALWAYS = ("readout_only", "bptt")
-"""Rules without which a comparison says little: what a network does that does not learn, and the true gradient."""
+NUMBERS = ("steps", "seconds", "value", "peak_mb", "compile_seconds", "total_seconds")
+"""Entries of a result that JSON holds as null if they are NaN."""
 
 
 @dataclass(frozen=True)
-class Judge:
-    """What is measured: a metric, what is hoped for, and the budget. ``stop``: a trial ends where the target is."""
+class Goal:
+    """The metric, its target, and the budget of a trial. ``stop``: a trial ends when it reaches the target."""
 
     monitor: Monitor
     target: float | None
@@ -44,306 +45,195 @@ class Judge:
     seconds: float | None
     stop: bool
 
-    def key(self, trial: Mapping[str, Any]) -> tuple:
-        """Sorts results from best to worst: those that came to the target first, by steps; then by value; what failed
-        is last, however far it had come."""
-        there = trial["reached"]
-        first = (there is None, there[0] if there else 0)
-        return (bool(trial["failed"]), *first, *self.monitor.key(trial["value"]))
+    def key(self, result: Mapping[str, Any]) -> tuple:
+        """Sort key, best first: results that reached the target, by steps; then by value; failed ones last."""
+        reached = result["reached"]
+        return (bool(result["failed"]), not reached, reached[0] if reached else 0, *self.monitor.key(result["value"]))
 
 
 @dataclass(frozen=True)
 class Trial:
-    """``variant``: how its options differ from other trials', in words; ``tuning``: it only helps to choose a rate."""
+    """``variant``: the name of ``options``, which differ from the recipe's. ``tuning``: it only selects a rate."""
 
     variant: str
-    rule: Rule
+    strategy: StrategySpec
     lr: float | None
     seed: int | None
     tuning: bool
     options: Mapping[str, Any] = field(hash=False)
 
-    def role(self) -> dict[str, Any]:
-        """What a result says of how it was asked for."""
-        return {"variant": self.variant, "options": dict(self.options), "rule": self.rule.spelled, "lr": self.lr,
+    def describe(self) -> dict[str, Any]:
+        return {"variant": self.variant, "options": dict(self.options), "strategy": self.strategy.text, "lr": self.lr,
                 "seed": self.seed, "tuning": self.tuning}  # fmt: skip
 
     @property
     def name(self) -> str:
-        """Of its directory, and what a later start knows it by."""
-        parts = [self.variant, self.rule.spelled]
+        """The name of its directory, by which a later comparison finds it."""
+        parts = [self.variant, self.strategy.text]
         parts += [f"lr{self.lr!r}"] if self.lr is not None else []
         parts += [f"seed{self.seed}"] if self.seed is not None else []
         return re.sub(r"[^\w.=+-]+", "_", "-".join(filter(None, parts)))
 
 
-# --------------------------------------------------------------------------------------------------- what is asked for
-
-
-FIXED = ("strategy", "strategy_fields", "run_dir", "progress", "seed")
-"""Options that have one of their own in `compare`, or none."""
-
-
-def parse_variants(config: Any, texts: Sequence[str]) -> list[dict[str, Any]]:
-    """``["cell=gru,lru", "hidden=16,32"]`` -> the options of every combination. Raises ConfigError for an option that
-    the recipe does not have, or a value that it does not take."""
-    types, axes = get_type_hints(type(config), include_extras=True), []
-    for text in texts:
-        name, equals, given = text.partition("=")
-        name = name.strip().replace("-", "_")
-        values = [word.strip() for word in given.split(",") if word.strip()]
-        if not (equals and values):
-            raise ConfigError(f"--vary {text}: expected OPTION=VALUE,VALUE")
-        if name not in types or name in FIXED:
-            raise ConfigError(f"--vary {text}: this recipe has no option --{name.replace('_', '-')} that can be varied")
-        if any(name == axis[0][0] for axis in axes):
-            raise ConfigError(f"--vary {text}: {name} comes twice; give all its values in one --vary")
-        if len(set(values)) < len(values):
-            raise ConfigError(f"--vary {text}: a value comes twice")
-        axes.append([(name, coerce(_value(value), types[name], f"--vary {name}")) for value in values])
-    return [dict(chosen) for chosen in itertools.product(*axes)]
-
-
-def _value(word: str) -> Any:
-    try:
-        return json.loads(word)
-    except ValueError:
-        return word
-
-
-LESS = ("loss", "mse", "mae", "error", "bits", "ppl")
-
-
-def parse_metric(tag: str, mode: Mode | None) -> Monitor:
-    """Raises ConfigError where neither the name nor ``mode`` says which is better."""
-    if mode is None and not tag.endswith((*LESS, *MAX)):
-        raise ConfigError(f"--metric {tag}: say whether less or more of it is better, --mode min or --mode max")
-    try:
-        return Monitor.of(tag, mode or ("min" if tag.endswith(LESS) else "max"), "compare")
-    except ValueError as error:
-        raise ConfigError(f"--metric {tag}: {error}") from None
-
-
-def parse_seeds(text: str, option: str) -> list[int]:
-    """``"0-4"`` or ``"0,3,7"``, or both."""
-    found: list[int] = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        bounds = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
-        if bounds is None or int(bounds[2] or bounds[1]) < int(bounds[1]):
-            raise ConfigError(f"{option} {text}: expected seeds, as 0-4 or 0,1,2")
-        found += range(int(bounds[1]), int(bounds[2] or bounds[1]) + 1)
-    if len(set(found)) < len(found):
-        raise ConfigError(f"{option} {text}: a seed comes twice")
-    return found
-
-
-def parse_rates(text: str) -> list[float]:
-    try:
-        rates = [float(word) for word in text.split(",") if word.strip()]
-    except ValueError:
-        rates = [math.nan]
-    if not all(rate > 0 and math.isfinite(rate) for rate in rates) or len(set(rates)) < len(rates):
-        raise ConfigError(f"--lrs {text}: expected positive numbers by commas, each once, as 1e-3,3e-3")
-    return rates
-
-
-def with_controls(rules: str) -> list[Rule]:
-    """The rules asked for, and those that always belong to a comparison."""
-    asked = parse_rules(rules)
-    if len({rule.spelled for rule in asked}) < len(asked):
-        raise ConfigError(f"--strategies {rules}: a rule comes twice")
-    named = {rule.name for rule in asked}
-    return [*asked, *(parse_rules(name)[0] for name in ALWAYS if name not in named)]
-
-
-def variants_of(config: Any, options: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """In words -> options. A recipe that has cells says its own where none is chosen."""
-    found = {}
-    for chosen in options:
-        plain = list(chosen) == ["cell"]
-        words = ", ".join(str(value) if plain else f"{name}={value}" for name, value in chosen.items())
-        found[words or str(getattr(config, "cell", ""))] = chosen
-    return found
-
-
-# -------------------------------------------------------------------------------------------------------------- trials
-
-
 class Comparison:
-    """Trials of one recipe below ``out``: those done before are kept, unless they were of something else.
+    """The trials of a recipe. Results of earlier comparisons in the same directory are kept.
 
-    ``config``: the recipe's options; ``fields``: for each strategy those that the recipe or a preset sets. ``jobs``:
-    trials at once.
+    Args:
+        recipe: Path of the recipe.
+        config: Its options.
+        fields: Strategy fields that the recipe or a preset sets, by strategy.
+        goal: The metric, the target and the budget.
+        out: Directory of all results.
+        jobs: Number of trials that run at once.
     """
 
-    def __init__(self, recipe: Path, config: Any, fields: Mapping[str, Mapping[str, Any]], judge: Judge, out: Path,
-                 jobs: int, say: Callable[[str], Any]):  # fmt: skip
+    def __init__(
+        self, recipe: Path, config: Any, fields: Mapping[str, Mapping[str, Any]], goal: Goal, out: Path, jobs: int
+    ):
         self.recipe, self.config, self.fields = recipe, config, fields
-        self.judge, self.out, self.jobs, self.say = judge, out, jobs, say
-        self.trials = out / "trials.jsonl"
+        self.goal, self.out, self.jobs = goal, out, jobs
+        self.trials: list[Trial] = []
         self.done: dict[str, dict[str, Any]] = {}
-        self.asked: list[Trial] = []
-        if self.trials.exists():
-            each = [json.loads(line) for line in self.trials.read_text().splitlines()]
-            self.done = {trial["name"]: self._read({"made": None, **trial}) for trial in each}
+        if (out / "trials.jsonl").exists():
+            for line in (out / "trials.jsonl").read_text().splitlines():
+                result = json.loads(line)
+                self.done[result["name"]] = self._completed(result)
 
-    def run(self, variants: Mapping[str, Mapping[str, Any]], rules: Sequence[Rule], seeds: Sequence[int],
-            rates: Sequence[float], tune: Sequence[int]) -> None:  # fmt: skip
-        """Make all trials; ``so_far`` has the results. Of several rates that of every rule and variant is chosen by
-        trials of the seeds ``tune``; no other trial has a say in it."""
-        chosen: dict[tuple[str, str], float | None] = {}
-        tuning = len(rates) > 1
-        if tuning:
-            grid = [
-                Trial(variant, rule, lr, seed, True, options)
-                for variant, options in variants.items() for rule in rules for lr in rates for seed in tune
-            ]  # fmt: skip
-            found = self._all(grid)
-            for variant in variants:
-                for rule in rules:
-                    own = [t for t in found if t["variant"] == variant and t["rule"] == rule.spelled]
-                    chosen[variant, rule.spelled] = self._best(own, rates)
-                    self.say(f"{variant} {rule.spelled}: lr {chosen[variant, rule.spelled]:g} of the tuning seeds")
-        fixed = rates[0] if rates else None
-        self._all(
+    def run(self, variants: Mapping[str, Mapping[str, Any]], strategies: Sequence[StrategySpec], seeds: Sequence[int],
+            rates: Sequence[float], tune_seeds: Sequence[int]) -> None:  # fmt: skip
+        """Run all trials that are not done. Several rates: select one per variant and strategy on ``tune_seeds``.
+
+        Raises ConfigError if the directory holds a trial of the same name with other options.
+        """
+        pairs, grid = list(itertools.product(variants.items(), strategies)), rates if len(rates) > 1 else ()
+        self._run(
             [
-                Trial(variant, rule, chosen.get((variant, rule.spelled), fixed), seed, False, options)
-                for variant, options in variants.items()
-                for rule in rules
-                for seed in seeds or [None]
+                Trial(variant, strategy, lr, seed, True, options)
+                for (variant, options), strategy in pairs
+                for lr in grid
+                for seed in tune_seeds
             ]
         )
+        final = []
+        for (variant, options), strategy in pairs:
+            lr = rates[0] if rates else None
+            if grid:
+                lr = self._best_rate(variant, strategy, rates)
+                print(f"{variant} {strategy.text}: selected lr {lr:g} on the tuning seeds", flush=True)
+            final += [Trial(variant, strategy, lr, seed, False, options) for seed in seeds or [None]]
+        self._run(final)
 
-    def _best(self, trials: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> float:
-        """The rate whose median result is the best, the first of those that are alike."""
+    def _best_rate(self, variant: str, strategy: StrategySpec, rates: Sequence[float]) -> float:
+        """The rate with the best median result on the tuning seeds; of equal rates the first."""
+        results = [r for r in self.results() if (r["variant"], r["strategy"]) == (variant, strategy.text)]
 
         def median(rate: float) -> tuple:
-            keys = sorted(self.judge.key(trial) for trial in trials if trial["lr"] == rate)
-            return keys[len(keys) // 2]  # of two the worse one: a rate that fails on half of the seeds is no good one
+            keys = sorted(self.goal.key(result) for result in results if result["lr"] == rate)
+            return keys[len(keys) // 2]  # of two the worse one: a rate that fails on half of the seeds is a bad rate
 
         return min(rates, key=median)
 
-    def so_far(self) -> list[dict[str, Any]]:
-        """The results that are there of the trials that were asked for, in order."""
-        # What a trial is asked for as may have changed since it was made.
-        return [{**self.done[trial.name], **trial.role()} for trial in self.asked if trial.name in self.done]
+    def results(self) -> list[dict[str, Any]]:
+        """Results so far of the trials of this comparison, in their order."""
+        # An earlier comparison may have used a trial in another role, for example to select a rate.
+        return [{**self.done[trial.name], **trial.describe()} for trial in self.trials if trial.name in self.done]
 
-    def _all(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
-        self.asked += trials
-        wanted = [(trial, self._request(trial)) for trial in trials]
-        for trial, request in wanted:
+    def _run(self, trials: Sequence[Trial]) -> None:
+        self.trials += trials
+        requests = [(trial, self._request(trial)) for trial in trials]
+        for trial, request in requests:
             self._require_same(trial, request)
-        left = [(t, r) for t, r in wanted if t.name not in self.done or self.done[t.name]["failed"]]
-        if len(left) < len(wanted):
-            self.say(f"{len(wanted) - len(left)} of {len(wanted)} trials were done before")
+        missing = [pair for pair in requests if self.done.get(pair[0].name, {"failed": True})["failed"]]
+        if len(missing) < len(requests):
+            print(f"{len(requests) - len(missing)} of {len(requests)} trials were done before", flush=True)
         pool = ThreadPoolExecutor(self.jobs)
         try:
-            for future in as_completed([pool.submit(self._one, *pair) for pair in left]):
+            for future in as_completed([pool.submit(self._train, *pair) for pair in missing]):
                 if (result := future.result()) is not None:
                     self._keep(result)
         finally:
             pool.shutdown(cancel_futures=True)
-        names = {trial.name for trial in trials}
-        return [result for result in self.so_far() if result["name"] in names]
 
     def _keep(self, result: dict[str, Any]) -> None:
         self.done[result["name"]] = result
         lines = [json.dumps(jsonable(kept)) + "\n" for kept in self.done.values()]
-        write_atomic(self.trials, "".join(lines).encode())
-        self.say(f"{result['name']}: {told(result, self.judge)}")
+        write_atomic(self.out / "trials.jsonl", "".join(lines).encode())
+        print(f"{result['name']}: {outcome(result, self.goal)}", flush=True)
 
     def _request(self, trial: Trial) -> dict[str, Any]:
-        rule, options = trial.rule, dict(trial.options)
-        options["strategy"] = rule.name
-        options["strategy_fields"] = rule.all_fields(self.fields)
-        for name, value in (("lr", trial.lr), ("seed", trial.seed), ("max_steps", self.judge.steps)):
-            if value is not None:
-                options[name] = value
-        config = dataclasses.replace(self.config, **options)
-        judge = self.judge
+        """What the process of a trial receives; see ``run_trial``."""
+        strategy, goal = trial.strategy, self.goal
+        own = {"lr": trial.lr, "seed": trial.seed, "max_steps": goal.steps}
+        options = {**trial.options, **{name: value for name, value in own.items() if value is not None}}
+        fields = strategy.all_fields(self.fields)
+        config = dataclasses.replace(self.config, **options, strategy=strategy.name, strategy_fields=fields)
         return {
-            "recipe": os.path.normpath(self.recipe),
-            "config": jsonable(config.saved()),
-            "metric": judge.monitor.tag,
-            "mode": judge.monitor.mode,
-            "target": judge.target,
-            "seconds": judge.seconds,
-            "stop": judge.stop,
-        }
+            "recipe": os.path.normpath(self.recipe), "config": jsonable(config.saved()), "metric": goal.monitor.tag,
+            "mode": goal.monitor.mode, "target": goal.target, "seconds": goal.seconds, "stop": goal.stop,
+        }  # fmt: skip
 
-    def _read(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        """A result with NaN for the numbers that JSON has no word for, and when it was at the target."""
+    def _completed(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """A result read from JSON, with NaN for null, and with the point at which it reached the target."""
         numbers = {name: math.nan if result.get(name) is None else result[name] for name in NUMBERS}
         curve = [[step, seconds, math.nan if value is None else value] for step, seconds, value in result["curve"]]
-        return {**result, **numbers, "curve": curve, "reached": reached(curve, self.judge.monitor, self.judge.target)}
+        return {**result, **numbers, "curve": curve, "reached": reached(curve, self.goal.monitor, self.goal.target)}
 
     def _require_same(self, trial: Trial, request: Mapping[str, Any]) -> None:
-        """Raises ConfigError where ``out`` holds a trial of this name that was another one."""
+        """Raise ConfigError if there is a successful trial of this name with other options."""
         done = self.done.get(trial.name)
-        if done is None or done["failed"]:  # it is made, or made anew
+        if done is None or done["failed"]:
             return
-        before = done["request"]
-        ends = ("mode", "target") if self.judge.stop else ()  # elsewhere they only judge what was done
-        for name in ("recipe", "metric", "seconds", "stop", *ends):
-            if before[name] != request[name]:
-                self._refuse(trial, name, before[name], request[name])
-        kept = {**jsonable(type(self.config)().saved()), **before["config"]}  # an option that is new since then
-        for name in sorted({*kept, *request["config"]}):
-            ours, theirs = request["config"].get(name), kept[name]
-            if ours != theirs:
-                self._refuse(trial, f"--{name.replace('_', '-')}", theirs, ours)
+        before = dict(done["request"])
+        if not self.goal.stop:  # a trial that does not end at the target does not depend on it
+            before.update(mode=request["mode"], target=request["target"])
+        defaults = jsonable(type(self.config)().saved())  # the value of an option that is new since then
+        before["config"] = {**defaults, **before["config"]}
+        if difference := first_difference(before, request, which=("before", "now")):
+            raise ConfigError(
+                f"{self.out} has a trial {trial.name} with other options ({difference}): choose another --out, or "
+                "remove it"
+            )
 
-    def _refuse(self, trial: Trial, what: str, before: Any, now: Any) -> None:
-        raise ConfigError(
-            f"{self.out} holds {trial.name} with {what} {before}, not {now}: choose another --out, or remove it"
-        )
-
-    def _one(self, trial: Trial, request: Mapping[str, Any]) -> dict[str, Any] | None:
-        """None for a trial that a person cut short."""
+    def _train(self, trial: Trial, request: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Train in a new process. Returns None if the user interrupted it."""
         run_dir = self.out / "runs" / trial.name
-        if run_dir.exists():  # a trial that was cut short; one that still trains holds the lock
+        if run_dir.exists():  # left by an interrupted trial; one that is still training holds the lock
             with RunLock(run_dir):
                 shutil.rmtree(run_dir)
         run_dir.parent.mkdir(parents=True, exist_ok=True)
-        asked, answer, said = (run_dir.with_name(f"{trial.name}.{end}") for end in ("request", "result", "log"))
+        asked, answer, log = (run_dir.with_name(f"{trial.name}.{end}") for end in ("request", "result", "log"))
         answer.unlink(missing_ok=True)
         own = {"run_dir": str(run_dir), "progress": False}
         write_json(asked, {**request, "config": {**request["config"], **own}})
         command = [sys.executable, "-m", "jaxtrain.commands.compare.trial", str(asked), str(answer)]
         process = subprocess.run(command, capture_output=True, text=True)
-        said.write_text(process.stdout + process.stderr)
-        if -process.returncode in ENDING:
+        log.write_text(process.stdout + process.stderr)
+        code = process.returncode
+        if -code in ENDING:
             return None
-        if process.returncode == 0:
+        if code == 0:
             result = read_json(answer)
             if result["status"] in ("interrupted", "terminated"):
                 return None
-            for path in (asked, answer):
-                path.unlink()
-            if result["status"] == "refused":  # so would every other trial be
+            asked.unlink()
+            answer.unlink()
+            if result["status"] == "rejected":  # every other trial would fail, too
                 raise ConfigError(result["failed"])
         else:
-            result = {"failed": _last_words(process), "status": "failed", "curve": []}
-        result = self._read(result)
-        made = {"date": datetime.date.today().isoformat(), "machine": platform.machine(), "cores": cores(),
-                "jobs": self.jobs, "versions": versions()}  # fmt: skip
-        return {"name": trial.name, **trial.role(), **result, "made": made, "request": dict(request)}
+            reason = (
+                f"the process was ended by {signal.Signals(-code).name}" if code < 0 else last_words(process.stderr)
+            )
+            result = {"failed": f"exit code {code}: {reason}" if code > 0 else reason, "status": "failed", "curve": []}
+        environment = {"date": datetime.date.today().isoformat(), "machine": platform.machine(), "cores": cores(),
+                       "trials at once": self.jobs, **versions()}  # fmt: skip
+        return {"name": trial.name, **trial.describe(), **self._completed(result), "environment": environment,
+                "request": dict(request)}  # fmt: skip
 
 
-NUMBERS = ("steps", "seconds", "value", "peak_mb", "compile_seconds", "total_seconds")
-
-
-def _last_words(process: subprocess.CompletedProcess[str]) -> str:
-    """Why a process ended that says nothing: a signal by its name, or the last line on stderr."""
-    if process.returncode < 0:
-        return f"the process was ended by {signal.Signals(-process.returncode).name}"
-    return (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
-
-
-def told(result: Mapping[str, Any], judge: Judge) -> str:
-    """A trial in one line."""
+def outcome(result: Mapping[str, Any], goal: Goal) -> str:
+    """A result in one line."""
     if result["failed"]:
         return f"failed: {result['failed']}"
     reached = result["reached"]
-    there = f", {judge.target:g} at step {reached[0]} after {reached[1]:.1f} s" if reached else ""
-    return f"{judge.monitor.tag} {result['value']:.4g} after {result['steps']} steps, {result['seconds']:.1f} s{there}"
+    when = f", reached {goal.target:g} at step {reached[0]} after {reached[1]:.1f} s" if reached else ""
+    return f"{goal.monitor.tag} {result['value']:.4g} after {result['steps']} steps, {result['seconds']:.1f} s{when}"

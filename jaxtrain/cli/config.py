@@ -1,0 +1,98 @@
+"""The options that every recipe has, and a check of option values for a recipe's own Config."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import tyro
+
+from ..errors import ConfigError
+from ..period import Period
+from ..strategies import registry
+
+if TYPE_CHECKING:
+    from ..strategies import Strategy
+
+    StrategyName = str
+else:
+    StrategyName = Literal[(*registry.available(), *registry.ALIASES)]
+
+NOT_SAVED = ("run_dir", "progress")
+"""Options of one start of the program. They do not affect what is trained, so config.json does not hold them."""
+
+
+def update_strategy_names() -> None:
+    """Add strategies registered since the import to the choices of ``--strategy``.
+
+    Annotations are strings that are resolved when they are used, so it is enough to replace the name they refer to.
+    """
+    globals()["StrategyName"] = Literal[(*registry.available(), *registry.ALIASES)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Base class of every recipe's Config. Subclass it as a frozen dataclass; each field becomes a flag.
+
+    `rule_defaults`: by strategy name, field values that this recipe uses unless a preset, a file or a flag sets them.
+    """
+
+    rule_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+
+    strategy: StrategyName = "drtrl"
+    """how gradients are computed"""
+    strategy_fields: Annotated[dict[str, Any], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
+    """fields of the strategy, as set by --strategy.FIELD"""
+    run_dir: str | None = None
+    """run directory (default: a new numbered directory under checkpoints/)"""
+    progress: bool = True
+    """show a progress bar"""
+
+    def make_strategy(self) -> Strategy:
+        """Create the strategy to pass to `Fit`.
+
+        Returns:
+            The strategy with the fields of `rule_defaults`, overridden by `strategy_fields`.
+
+        Raises:
+            ValueError: The strategy or a field is unknown, or a value is invalid.
+        """
+        defaults = self.checked_defaults().get(registry.lookup(self.strategy).name, {})
+        return registry.make_strategy(self.strategy, **{**defaults, **self.strategy_fields})
+
+    @classmethod
+    def checked_defaults(cls) -> dict[str, dict[str, Any]]:
+        """Return `rule_defaults` with aliases replaced by strategy names.
+
+        Raises:
+            ConfigError: A strategy or a field is unknown, or a value has the wrong type.
+        """
+        strategies = [(registry.lookup(name), fields) for name, fields in cls.rule_defaults.items()]
+        return {kind.name: registry.check(kind, fields, f"rule_defaults: {kind.name}") for kind, fields in strategies}
+
+    def saved(self) -> dict[str, Any]:
+        """Return the options as config.json holds them: a plain dict without `run_dir` and `progress`."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in NOT_SAVED}
+
+
+def check(config: Options, counts: Sequence[str] = (), periods: Sequence[str] = ()) -> None:
+    """Check option values; call it in a Config's `__post_init__`.
+
+    Args:
+        config: The configuration.
+        counts: Names of fields that must be None or a whole number from 1 to 2**31 - 1.
+        periods: Names of fields that must be None or a period such as `200`, `"1ep"` or `"10min"`.
+
+    Raises:
+        ConfigError: A value is invalid.
+    """
+    for name in (*counts, *periods):
+        value, flag = getattr(config, name), "--" + name.replace("_", "-")
+        if name in counts and value is not None and not 1 <= value < 2**31:
+            raise ConfigError(f"{flag} {value}: expected a whole number, {'1 or more' if value < 1 else 'below 2**31'}")
+        try:
+            Period.of(value if name in periods else None)
+        except ValueError as error:
+            raise ConfigError(f"{flag} {value}: {error}") from None

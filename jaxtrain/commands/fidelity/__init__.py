@@ -1,0 +1,1 @@
+"""``jaxtrain fidelity``: how far each strategy's gradient is from that of BPTT."""

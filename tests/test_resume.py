@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.checkpoint.locate import refuse_differences
+from jaxtrain.checkpoint.comparison import refuse_differences
 from tests.small import At, Linear, Lines, kill, leaves, line, lines, result_of, rows, same, steps_of, tree_bytes
 
 # ------------------------------------------------------------------------------------------------- where it starts
@@ -62,7 +62,7 @@ def test_last_without_a_checkpoint_starts_again(tmp_path, finished, caplog):
         plain(tmp_path, more=[At("on_chunk_end", 3, fail)], log_every=1, chunk=1, checkpoint=jt.Checkpoint(every=5))
     assert rows(tmp_path), "there are rows of the first attempt"
     plain(tmp_path, resume="last")
-    assert "no checkpoint yet, starting again at step 0; its log rows are cut" in caplog.text
+    assert "has no checkpoint yet; restarting at step 0, metrics.jsonl is truncated" in caplog.text
     assert rows(tmp_path) == rows(finished)
     assert result_of(tmp_path)["digest"] == result_of(finished)["digest"]
 
@@ -127,7 +127,7 @@ def test_another_step_is_forked(run_dir, finished, word):
 
 def test_the_last_step_continues_in_place(run_dir, caplog):
     result = plain(run_dir, 9, resume=6)
-    assert f"resume: step 6 of {run_dir}, its last: the run goes on there" in caplog.text
+    assert f"resume: step 6 of {run_dir}, its last; continuing there" in caplog.text
     assert result.run_dir == run_dir and result.step == 9 and not run_dir.with_name("run-from-6").exists()
 
 
@@ -146,9 +146,9 @@ def test_best_is_forked(tmp_path):
 
 
 def test_steps_that_are_not_there(run_dir, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no (step|checkpoint of step) 4; there are \[3, 6\]"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 4 in .*run/checkpoints \(there are: 3, 6\)"):
         plain(run_dir, resume=4)
-    with pytest.raises(FileNotFoundError, match="carries a score"):
+    with pytest.raises(FileNotFoundError, match="'best': no checkpoint in .* has a score"):
         plain(run_dir, resume="best")
     with pytest.raises(ValueError, match=r"resume='lats': expected 'never', 'last', 'best', a step, or a path"):
         plain(run_dir, resume="lats")
@@ -281,7 +281,7 @@ def test_a_path_to_the_last_step_continues_there_whatever_zeros_it_has(run_dir, 
 
 def test_a_path_to_a_step_that_is_not_there_changes_nothing(run_dir):
     before = tree_bytes(run_dir)
-    with pytest.raises(FileNotFoundError, match="holds no checkpoint of step 4; there are"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint of step 4 in .*there are: "):
         jt.Fit("bptt", max_steps=8).run(Linear(), Lines(), resume=run_dir / "checkpoints" / "4")
     assert tree_bytes(run_dir) == before
 
@@ -369,6 +369,6 @@ def test_a_plateau_of_the_loss_outlives_a_resume(tmp_path):
 
 
 def saved_scales(run_dir):
-    from jaxtrain.checkpoint.locate import read_checkpoint
+    from jaxtrain.checkpoint.run_directory import read_checkpoint
 
     return [float(leaf) for name, leaf in read_checkpoint(run_dir).train.items() if "scale" in name]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..checkpoint.load import build, load_into, refuse_other_parameters, require_module
-from ..checkpoint.store import Saved
+from ..checkpoint.reading import Saved
 from ..core.metrics import Mean, Pending, plain, tag
 from ..core.module import Module, Objective, Phases, phases_of
 from ..core.ownership import refuse_in_use, run_of

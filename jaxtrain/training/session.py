@@ -8,7 +8,8 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Self
 
 from ..callbacks.checkpoint import kept_by
-from ..checkpoint.locate import CHECKPOINTS, Origin
+from ..checkpoint.locate import Origin
+from ..checkpoint.run_directory import CHECKPOINTS
 from ..checkpoint.store import Store
 from ..distributed import processes
 from ..errors import NonFiniteError

@@ -80,11 +80,11 @@ def test_one_process_is_the_first_of_one():
     ("given", "text"),
     [
         ((0, None, None, 9), "--processes 0: expected a whole number, 1 or more, or auto"),
-        ((2, None, "a:1", 9), "--processes 2 --process None: expected this one's number, 0 to 1"),
-        ((2, 2, "a:1", 9), "--processes 2 --process 2: expected this one's number, 0 to 1"),
+        ((2, None, "a:1", 9), "--processes 2 --process None: expected the number of this process, 0 to 1"),
+        ((2, 2, "a:1", 9), "--processes 2 --process 2: expected the number of this process, 0 to 1"),
         ((2, 0, None, 9), "--coordinator None: expected HOST:PORT"),
         ((2, 0, "host", 9), "--coordinator host: expected HOST:PORT"),
-        ((1, 1, None, 9), "--process 1: expected --processes N beside it"),
+        ((1, 1, None, 9), "--process 1: expected --processes N with it"),
         (("auto", 0, None, 9), "--processes auto takes the process and the coordinator from the job"),
         ((2, 0, "a:1", 0), "--process-timeout 0: expected seconds, 1 or more"),
     ],
@@ -311,7 +311,7 @@ def test_a_coordinator_that_is_missing_or_a_port_in_use_is_one_line():
         taken.listen()
         port = taken.getsockname()[1]
         for number, text in (("0", f"port {port} cannot be used (Address already in use); choose another"),
-                             ("1", "not all were there within 3 s")):  # fmt: skip
+                             ("1", "not all joined within 3 s")):  # fmt: skip
             done = subprocess.run([*command, number, "--coordinator", f"127.0.0.1:{port}"], capture_output=True,
                                   text=True, timeout=60)  # fmt: skip
             assert done.returncode == 1 and text in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr

@@ -17,7 +17,7 @@ from tests.stores import put, spoil, tree
 def test_absl_is_as_before(tmp_path, monkeypatch):
     from absl import logging as absl_logging
 
-    monkeypatch.setattr(orbax_noise, "_failed", ())
+    monkeypatch.setattr(orbax_noise, "_unsuccessful", ())
     orbax_noise.release(monkeypatch)  # removes the filters that failures of earlier tests left
     logger = logging.getLogger("absl")
     before = list(logger.filters), logger.level, absl_logging.get_verbosity()
@@ -82,21 +82,20 @@ def test_a_line_that_is_logged_while_a_step_begins_and_ends(tmp_path):
             for name in ("asyncio", "absl"):  # in the middle of a filter
                 Line.n += 1
                 orbax_noise.begin(tmp_path / f"{Line.n}-{name}")
-                orbax_noise.end(tmp_path / f"{Line.n - 1}-{name}", ok=Line.n % 3 > 0)
+                Line.n % 3 and orbax_noise.succeeded(tmp_path / f"{Line.n}-{name}")
             return "a line of something else"
 
-    before = orbax_noise._active, orbax_noise._failed
+    before = orbax_noise._unsuccessful
     orbax_noise.suppress_while_used(Line)
     try:
         for step in range(5):
             orbax_noise.begin(tmp_path / str(step))
-        orbax_noise.end(tmp_path / "5", ok=False)
         for name in ("asyncio", "absl"):
             assert logging.getLogger(name).filter(Line(name, 40, "here", 1, "", (), None))
         assert Line.n > 10
     finally:
         orbax_noise.release(Line)
-        orbax_noise._active, orbax_noise._failed = before
+        orbax_noise._unsuccessful = before
 
 
 @pytest.mark.parametrize("words", ["basic", "none"])

@@ -68,25 +68,15 @@ def require_same_run(
     """
     if processes.count() == 1:
         return
-    compared = [name for name, callback in callbacks.keys().items() if callback.rank != "record"]
     params, train = program.signature()
-    examples = [] if val is None else val.examples
-    require_equal(
-        {
-            **{key: value for key, value in config.items() if key != "command"},
-            "fit": {**config["fit"], "callbacks": compared},
-            "model": params,
-            "optimizer": train,
-            "data": {
-                **config["data"],
-                "epoch": iterator.length,
-                "first batch": digest(flatten({"batch": program.example})),
-            },
-            "val data": {
-                "batches": None if val is None else val.length,
-                "shapes": [signature(flatten({"batch": batch})) for batch in examples],
-            },
-        }
-    )
+    own = {key: value for key, value in config.items() if key != "command"}
+    compared = [name for name, callback in callbacks.keys().items() if callback.rank != "record"]
+    own |= {"fit": {**config["fit"], "callbacks": compared}, "model": params, "optimizer": train}
+    first = digest(flatten({"batch": program.example}))
+    own |= {"data": {**config["data"], "epoch": iterator.length, "first batch": first}}
+    if val is not None:
+        shapes = [signature(flatten({"batch": batch})) for batch in val.examples]
+        own["val data"] = {"batches": val.length, "shapes": shapes}
+    require_equal(own)
     params, train = program.state()  # may gather from all processes, so shapes must agree first
     require_equal({"initial values": digest({**params, **train})})

@@ -16,17 +16,7 @@ from ..utils.files import RunLock, read_json
 from ..utils.logging import log
 from .migration import upgrade_config
 from .reading import Saved
-from .run_directory import (
-    CHECKPOINTS,
-    FILES,
-    FOLDERS,
-    absolute,
-    holds_run,
-    is_checkpoint,
-    read_config,
-    read_step,
-    require_run_dir,
-)
+from .run_directory import CHECKPOINTS, absolute, holds_run, is_checkpoint, read_config, read_step
 
 
 @dataclass
@@ -70,12 +60,8 @@ def open_run(run_dir: str | Path | None, resume: str | int | Path, *, write: boo
     with ExitStack() as locks:
         if origin is None:
             origin = _lock_and_locate(run_dir, resume, locks) if write else locate(run_dir, resume)
-        own = {
-            "run directory": origin.run_dir,
-            "checkpoint": None if origin.saved is None else origin.saved.step,
-            "dry run": not write,
-            **{key: getattr(origin, key) for key in ("restarted", "explicit", "forked")},
-        }
+        own = {"run directory": origin.run_dir, "checkpoint": origin.saved and origin.saved.step, "dry run": not write}
+        own |= {"resume": str(resume), "restarted": origin.restarted}
         require_equal(own, "all need the same options, and a run directory on a disk that all share")
         yield origin
 
@@ -117,10 +103,10 @@ def _require_usable(run_dir: Path | None) -> None:
             raise ValueError(
                 f"run directory {run_dir} lies among the checkpoints of the run {path.parent}; choose another"
             )
-    for name in (*FILES, *FOLDERS):
-        path = run_dir / name
-        if os.path.exists(path) and path.is_dir() != (name in FOLDERS):
-            kind, expected = ("file", "folder") if name in FOLDERS else ("folder", "file")
+    for name in ("config.json", "result.json", "metrics.jsonl", CHECKPOINTS, "tensorboard", "figures"):
+        path, expected = run_dir / name, "file" if "." in name else "folder"
+        if os.path.exists(path) and path.is_dir() != (expected == "folder"):
+            kind = "folder" if path.is_dir() else "file"
             raise FileExistsError(f"{path} is a {kind}, and a run keeps a {expected} there: move it away")
 
 
@@ -144,56 +130,60 @@ def locate(run_dir: str | Path | None, resume: str | int | Path) -> Origin:
                 f"run directory {own} holds a run: resume='last' continues it, or choose another run_dir"
             )
         return Origin(own)
-    if which == "last":
-        return _continue_last(require_run_dir(own, "resume='last'"))
-    if which == "best" or which.isdecimal():
-        return _continue_or_fork(require_run_dir(own, f"resume={which!r}"), which, None)
+    if which in ("last", "best") or which.isdecimal():
+        if own is None:
+            raise ValueError(f"resume={which!r} needs a run directory: Fit(run_dir=...)")
+        return _resume(own, which)
     path = absolute(which)
     if not is_checkpoint(path):
         raise ValueError(
             f"resume={resume!r}: expected 'never', 'last', 'best', a step, or a path that ends in {CHECKPOINTS}/<step>"
         )
     source = path.parent.parent
-    return _continue_or_fork(source, path.name, None if own in (None, source) else own)
+    return _resume(source, path.name, target=None if own == source else own)
 
 
-def _continue_last(run_dir: Path) -> Origin:
-    """Continue a run from its last checkpoint. Start at step 0 if there is none and none was lost."""
-    if not holds_run(run_dir):
-        log.info("resume: %s holds no run yet, starting fresh", run_dir)
-        return Origin(run_dir)
-    config = read_config(run_dir)
-    saved, _ = read_step(run_dir, "last", config)
-    if saved is None:
-        path = run_dir / "result.json"
-        result = read_json(path) if path.exists() else {}
-        if result.get("saved") is True:
-            raise FileNotFoundError(
-                f"{run_dir} has no checkpoint, and its result.json says that step {result.get('step')} was saved: put "
-                "the checkpoints back, or choose another run_dir (without result.json it starts again at step 0)"
-            )
-        log.info("resume: %s has no checkpoint yet; restarting at step 0, metrics.jsonl is truncated", run_dir)
-    else:
-        log.info("resume: step %d of %s", saved.step, run_dir)
-    parent = (config or {}).get("parent")
-    return Origin(run_dir, saved, restarted=saved is None, config=upgrade_config(config), parent=parent)
+def _resume(source: Path, which: str, target: Path | None = None) -> Origin:
+    """Continue a run from its last checkpoint, or fork it from an earlier one, so that nothing is overwritten.
 
+    With "last", a run without a checkpoint starts at step 0.
 
-def _continue_or_fork(source: Path, which: str, target: Path | None) -> Origin:
-    """Continue a run from its last checkpoint, or fork it from an earlier one, so that nothing is overwritten."""
+    Args:
+        source: Run directory.
+        which: "last", "best" or a step.
+        target: The directory of the fork if the user chose it.
+    """
+    if which == "last" and not holds_run(source):
+        log.info("resume: %s holds no run yet, starting fresh", source)
+        return Origin(source)
     config = read_config(source)
     saved, is_last = read_step(source, which, config)
-    assert saved is not None
-    if is_last and target is None:
-        log.info("resume: step %d of %s, its last; continuing there", saved.step, source)
-        parent = (config or {}).get("parent")
-        return Origin(source, saved, config=upgrade_config(config), parent=parent, explicit=True)
-    target = target or _free(source.with_name(f"{source.name}-from-{saved.step}"))
-    if holds_run(target):
-        raise FileExistsError(f"run directory {target} holds a run: a fork of {source} needs an empty one")
-    log.info("resume: step %d of %s, continuing as a fork in %s", saved.step, source, target)
-    parent = {"run_dir": source.name, "step": saved.step}
-    return Origin(target, saved, config=upgrade_config(config), parent=parent, explicit=True, forked=True)
+    origin = Origin(source, saved, config=upgrade_config(config), parent=(config or {}).get("parent"))
+    origin.explicit = which != "last"
+    if saved is None:
+        _refuse_lost(source)
+        log.info("resume: %s has no checkpoint yet; restarting at step 0, metrics.jsonl is truncated", source)
+        origin.restarted = True
+    elif is_last and target is None:
+        log.info("resume: step %d of %s%s", saved.step, source, ", its last; continuing there" * origin.explicit)
+    else:
+        origin.run_dir = target = target or _free(source.with_name(f"{source.name}-from-{saved.step}"))
+        if holds_run(target):
+            raise FileExistsError(f"run directory {target} holds a run: a fork of {source} needs an empty one")
+        log.info("resume: step %d of %s, continuing as a fork in %s", saved.step, source, target)
+        origin.parent, origin.forked = {"run_dir": source.name, "step": saved.step}, True
+    return origin
+
+
+def _refuse_lost(run_dir: Path) -> None:
+    """Raise FileNotFoundError if there is no checkpoint although result.json reports one."""
+    path = run_dir / "result.json"
+    result = read_json(path) if path.exists() else {}
+    if result.get("saved") is True:
+        raise FileNotFoundError(
+            f"{run_dir} has no checkpoint, and its result.json says that step {result.get('step')} was saved: put the "
+            "checkpoints back, or choose another run_dir (without result.json it starts again at step 0)"
+        )
 
 
 def _free(path: Path) -> Path:

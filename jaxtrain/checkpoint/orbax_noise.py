@@ -16,23 +16,22 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import absl.logging
 
 MOST = 64
-"""Number of failed reads and saves that are remembered; reports of older ones have arrived by then."""
+"""Number of operations that are remembered; reports of older ones have arrived by then."""
 
 _lock = threading.Lock()
 _users: weakref.WeakSet[Any] = weakref.WeakSet()
 _root: list[logging.Handler] = []  # absl's handler, if it was added to the root logger
 _hooks: list[Callable[[Any], None]] = []  # our unraisablehook, and the hook that it wraps
-# Replaced as a whole, never mutated: threads of Orbax and TensorStore read them concurrently.
-_active: tuple[str, ...] = ()
-_failed: tuple[str, ...] = ()
+_unsuccessful: tuple[str, ...] = ()
+"""Path of the step of each read or save that is in progress or failed. Replaced as a whole, never mutated: threads of
+Orbax and TensorStore read it concurrently."""
 
 
 def suppress_while_used(user: object) -> None:
@@ -57,7 +56,7 @@ def release(user: object) -> None:
             return
         while _root:
             logging.root.removeHandler(_root.pop())
-        if not _failed:
+        if not _unsuccessful:
             for name in ("absl", "asyncio"):
                 logging.getLogger(name).removeFilter(_is_wanted)
             if _hooks and sys.unraisablehook is _hooks[0]:  # else another hook was installed over it
@@ -66,43 +65,32 @@ def release(user: object) -> None:
 
 
 def begin(step: Path) -> None:
-    """Mark a step as being read or saved."""
-    global _active
+    """Suppress messages about a step that is read or saved, until ``succeeded`` is called: for good if it fails."""
+    global _unsuccessful
     with _lock:
-        _active = (*_active, str(step))
+        _unsuccessful = (*_unsuccessful, str(step))[-MOST:]
 
 
-def end(step: Path, ok: bool) -> None:
-    """Mark an operation as finished. If it failed, its late log messages are suppressed for good."""
-    global _active, _failed
+def succeeded(step: Path) -> None:
+    """Stop suppressing messages about a step, unless an earlier operation on it failed."""
+    global _unsuccessful
     with _lock:
-        if not ok:
-            _failed = (*(path for path in _failed if path != str(step)), str(step))[-MOST:]
-        _active = tuple(path for path in _active if path != str(step))
-
-
-@contextmanager
-def suppressed(step: Path) -> Iterator[None]:
-    """Read a step in this context."""
-    begin(step)
-    ok = False
-    try:
-        yield
-        ok = True
-    finally:
-        end(step, ok)
+        paths = [*_unsuccessful]
+        if str(step) in paths:
+            paths.remove(str(step))
+        _unsuccessful = tuple(paths)
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
     if _users and f"{os.sep}orbax{os.sep}" in record.pathname:
         return False
-    return not any(path in record.getMessage() for path in (*_active, *_failed))
+    return not any(path in record.getMessage() for path in _unsuccessful)
 
 
 def _unless_late(previous: Callable[[Any], None]) -> Callable[[Any], None]:
     def hook(event: Any) -> None:
         late = str(event.exc_value) == "Event loop is closed" and event.object is None
-        if not late or not (_active or _failed):
+        if not (late and _unsuccessful):
             previous(event)
 
     return hook

@@ -58,8 +58,10 @@ def _read_item(path: Path, step: int, item: str, meta: dict[str, Any]) -> dict[s
 
 def _fetch(path: Path, step: int, item: str, template: dict[str, np.ndarray] | None = None) -> Any:
     try:
-        with orbax_noise.suppressed(path):
-            return restore(path, item, template)
+        orbax_noise.begin(path)
+        content = restore(path, item, template)
+        orbax_noise.succeeded(path)
+        return content
     except MemoryError:
         raise
     except Exception as error:  # anything from a KeyError to a bare Exception with 40 lines of text

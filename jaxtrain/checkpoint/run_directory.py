@@ -14,9 +14,6 @@ from .reading import Saved
 from .store import Store
 
 CHECKPOINTS = "checkpoints"
-FOLDERS = (CHECKPOINTS, "tensorboard", "figures")
-"""Subdirectories of a run directory."""
-FILES = ("config.json", "result.json", "metrics.jsonl")
 
 
 def absolute(path: str | Path) -> Path:
@@ -80,14 +77,9 @@ def read_chosen(checkpoint: str | int | Path, run_dir: Path | None) -> Saved:
     which = str(checkpoint)
     if which not in ("last", "best") and not which.isdecimal():
         return read_checkpoint(which)
-    return read_checkpoint(require_run_dir(run_dir, f"checkpoint={checkpoint!r}"), which)
-
-
-def require_run_dir(run_dir: Path | None, option: str) -> Path:
-    """Return the run directory. Raises ValueError if there is none although the ``option`` needs one."""
     if run_dir is None:
-        raise ValueError(f"{option} needs a run directory: Fit(run_dir=...)")
-    return run_dir
+        raise ValueError(f"checkpoint={checkpoint!r} needs a run directory: Fit(run_dir=...)")
+    return read_checkpoint(run_dir, which)
 
 
 def read_step(run_dir: Path, which: str, config: dict[str, Any] | None) -> tuple[Saved | None, bool]:
@@ -99,7 +91,7 @@ def read_step(run_dir: Path, which: str, config: dict[str, Any] | None) -> tuple
         config: The config.json of the run.
 
     Returns:
-        The checkpoint, or None if ``which`` is "last" and there is none; and whether it is the newest on disk.
+        The checkpoint, or None if ``which`` is "last" and there is none; and whether it is the last one.
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
@@ -108,15 +100,11 @@ def read_step(run_dir: Path, which: str, config: dict[str, Any] | None) -> tuple
     with closing(Store(run_dir / CHECKPOINTS, mode=mode, read_only=True)) as store:
         if which == "last":
             saved = store.latest_readable()
-        elif (step := store.best_step() if which == "best" else int(which)) is not None:
-            saved = store.restore(step)
-        else:
-            raise FileNotFoundError(
-                f"'best': no checkpoint in {store.directory} has a score (there are: {store.steps()})"
-            )
-        if saved is None:
-            return None, False
-        return _check_schema(saved, run_dir, config), saved.step == store.steps()[-1]
+            return (None if saved is None else _check_schema(saved, run_dir, config)), True
+        step = store.best_step() if which == "best" else int(which)
+        if step is None:
+            raise FileNotFoundError(f"'best': no checkpoint in {store.directory} has a score (of {store.steps()})")
+        return _check_schema(store.restore(step), run_dir, config), step == store.steps()[-1]
 
 
 def run_key(config: dict[str, Any], schema: int = SCHEMA) -> str:

@@ -25,7 +25,8 @@ from .reading import ITEMS, Saved, read
 from .retention import Mode, Retention
 from .step_folders import clean_up, current_path, final_path, list_steps, readable, set_aside
 
-Arrays = Mapping[str, Any]  # arrays by name, on the host or on a device
+Arrays = Mapping[str, Any]  # by name, on the host or on a device
+JSON = Mapping[str, Any]
 _log = logging.getLogger("jaxtrain")
 _DISK_FULL = ("No space left", "Disk quota exceeded", "RESOURCE_EXHAUSTED")  # TensorStore reports these only as text
 
@@ -70,13 +71,7 @@ class Store:
         return next(iter(self._retention.ranked(self.steps())), None)
 
     def save(
-        self,
-        step: int,
-        params: Arrays,
-        train: Arrays,
-        meta: Mapping[str, Any],
-        score: float | None = None,
-        replace: bool = False,
+        self, step: int, params: Arrays, train: Arrays, meta: JSON, score: float | None = None, replace: bool = False
     ) -> bool:
         """Start to save a step.
 
@@ -230,7 +225,7 @@ class Store:
             self._handle_failure(step, error)
         else:
             self._retention.saving, self._saved = None, True
-            orbax_noise.end(path, ok=True)
+            orbax_noise.succeeded(path)
             if processes.is_first():
                 clean_up(self.directory)
 
@@ -239,7 +234,6 @@ class Store:
         # Orbax keeps listing the failed step and forgets the steps it was to delete, so start over with a new manager.
         self._retention.saving = None
         path = final_path(self.directory, step)
-        orbax_noise.end(path, ok=False)
         self._close_manager()
         # The step is complete if only the deletion of older ones failed.
         self._saved = path.is_dir() and self._try_to_read(step) is not None
@@ -264,7 +258,9 @@ class Store:
 
     def _close_manager(self) -> None:
         manager, self._manager = self._manager, None
-        for _ in range(0 if manager is None else 5):  # each part of Orbax raises the failure again, which is handled
+        if manager is None:
+            return
+        for _ in range(5):  # each part of Orbax raises the failure again, which is already handled
             with suppress(Exception):
                 return manager.close()
 

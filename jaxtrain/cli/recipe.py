@@ -32,7 +32,7 @@ from ..utils.compilation_cache import use_compilation_cache
 from ..utils.diff import require_equal
 from ..utils.fields import options
 from ..utils.fields import summary as summary_of
-from ..utils.logging import heard
+from ..utils.logging import run_main
 from .argv import readable
 from .made import make_run
 from .run_dirs import drop_unused, fresh_run, newest_run, saved_config
@@ -346,7 +346,7 @@ EXPECTED = (ValueError, TypeError, RuntimeError, OSError, LookupError, Arithmeti
 def guarded(work: Callable[[], int]) -> int:
     """`work()`'s exit code, with a person's mistakes told in one line; every other error goes on as it is."""
     try:
-        return heard(work)
+        return run_main(work)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

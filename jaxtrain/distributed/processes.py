@@ -1,4 +1,4 @@
-"""Processes that train one model together: how they start, exchange values, and end.
+"""Several processes that train one model: how they start, exchange values, and end.
 
 All communication uses JAX's coordination service and costs the devices nothing. Every process calls the same functions
 in the same order. If a process dies, the service notices and ends the others. A process that fails reports the reason
@@ -40,7 +40,7 @@ def _state() -> Any:
 
 
 def count() -> int:
-    """Number of processes that train together: 1 unless ``start`` or ``jax.distributed.initialize`` was called."""
+    """Number of processes of the run: 1 unless ``start`` or ``jax.distributed.initialize`` was called."""
     state = _state()
     return 1 if state is None else state.num_processes
 
@@ -75,10 +75,7 @@ def check(processes: Any, process: int | None, coordinator: str | None, seconds:
     elif type(processes) is not int or processes < 1:
         raise ValueError(f"--processes {processes}: expected a whole number, 1 or more, or auto")
     elif process is None or not 0 <= process < processes:
-        most = processes - 1
-        raise ValueError(
-            f"--processes {processes} --process {process}: expected the number of this process, 0 to {most}"
-        )
+        raise ValueError(f"--processes {processes} --process {process}: expected 0 to {processes - 1}")
     elif coordinator is None or not re.fullmatch(r"\S+:\d{1,5}", coordinator):
         raise ValueError(f"--coordinator {coordinator}: expected HOST:PORT, on which process 0 listens")
     if seconds < 1:
@@ -115,9 +112,7 @@ def start(processes: Any, process: int | None = None, coordinator: str | None = 
     except Exception as error:
         text = " ".join(str(error).split())
         if "should be defined" in text or "must be defined" in text:
-            text = (
-                "JAX finds no SLURM, Open MPI or Kubernetes job; give --processes N --process I --coordinator HOST:PORT"
-            )
+            text = "JAX finds no SLURM, Open MPI or Kubernetes job; give --processes, --process and --coordinator"
         raise RuntimeError(f"{what}: {text[:300]}") from error
     finally:
         timer.cancel()

@@ -98,7 +98,7 @@ def field_types(cls: type) -> dict[str, Any]:
 
     An annotation cannot be resolved if it is imported only for type checkers, or defined within a function.
     """
-    found = {}
+    hints = {}
     for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
         if not field.init:
             continue
@@ -111,10 +111,10 @@ def field_types(cls: type) -> dict[str, Any]:
         module = vars(sys.modules[owner.__module__]) if owner.__module__ in sys.modules else {}
         try:
             # The module's names take precedence over the class's own, as get_type_hints does for a class.
-            found.update(get_type_hints(alone, dict(vars(owner)), module))
+            hints.update(get_type_hints(alone, dict(vars(owner)), module))
         except Exception:  # noqa: S112 - an annotation is any expression and may raise anything
             continue
-    return found
+    return hints
 
 
 def is_plain(annotation: Any) -> bool:
@@ -204,14 +204,14 @@ def read_config(path: Path) -> dict[str, Any]:
     if isinstance(value, dict) and "config" in value:
         value = value["config"]
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: holds no recipe's configuration; expected a table of option = value")
+        raise ConfigError(f"{path}: contains no configuration of a recipe; expected a table of option = value")
     return value
 
 
 def as_count(value: Any, name: str, required: bool = False) -> Any:
-    """Check the argument ``name`` of ``Fit``.
+    """Return the argument ``name`` of ``Fit``.
 
-    It must be an int from 1 to 2**31 - 1, or None unless it is ``required``; otherwise ValueError is raised.
+    Raises ValueError unless it is an int from 1 to 2**31 - 1, or None if it is not ``required``.
     """
     if value is None and not required:
         return None

@@ -63,8 +63,8 @@ def restore(path: Path, item: str, template: dict[str, np.ndarray] | None = None
 
     args = ocp.args.JsonRestore() if template is None else ocp.args.StandardRestore(template)
     own = processes.index()
-    alone = (own, {own}, f"reader{own}") if processes.count() > 1 else ()
-    options = ocp.options.MultiprocessingOptions(*alone)
+    alone = ocp.options.MultiprocessingOptions(own, {own}, f"reader{own}")
+    options = alone if processes.count() > 1 else ocp.options.MultiprocessingOptions()
     handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=options))
     with ocp.Checkpointer(handler, multiprocessing_options=options) as reader:
         return reader.restore(path, args=ocp.args.Composite(**{item: args}))[item]

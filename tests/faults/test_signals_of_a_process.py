@@ -215,7 +215,7 @@ except KeyboardInterrupt:
 
 @pytest.mark.full
 def test_ctrl_c_in_a_notebook(recipe):
-    """A cell is executed by a program with Python's own signal handler: it receives a Result, and the program continues."""
+    """A program with Python's own signal handler executes the cell, which receives a Result; the program continues."""
     cells = NOTEBOOK.replace("RUN", str(recipe.parent / "notebook"))
     program = f"exec(compile({cells!r}, '<cell>', 'exec'), {{}})"
     done = forks.run([sys.executable, "-c", program], capture_output=True)

@@ -1,4 +1,4 @@
-"""Lazy exports of a package: its stub, __init__.pyi, is the only list of what it exports."""
+"""Lazy exports of a package, as listed in its stub, __init__.pyi."""
 
 import ast
 from collections.abc import Callable
@@ -8,9 +8,9 @@ from typing import Any
 
 
 def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """Make ``__getattr__``, ``__dir__`` and ``__all__`` of a package whose stub holds lines ``from .a import b as b``.
+    """Create ``__getattr__``, ``__dir__`` and ``__all__`` of a package whose stub has lines ``from .a import b as b``.
 
-    Importing the package then imports none of its files, and so neither JAX nor numpy (PEP 562).
+    Importing the package then imports none of its modules, and therefore neither JAX nor numpy (PEP 562).
 
     Args:
         package: ``__name__`` of the package.

@@ -1,4 +1,4 @@
-"""A file system of its own for a test."""
+"""A separate file system for a test."""
 
 import subprocess
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import pytest
 
 @contextmanager
 def small_disk(where):
-    """Two megabytes, mounted at a new directory ``where``; the test is skipped where nothing can be mounted."""
+    """Two megabytes, mounted at a new directory ``where``; the test is skipped if mounting is not possible."""
     where.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", where], capture_output=True, text=True)
     if made.returncode:

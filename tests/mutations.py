@@ -75,7 +75,7 @@ MUTATIONS = [
              "            os.lseek(file, self._safe, os.SEEK_SET)\n"
              "            self.waiting, self._unsafe = self._unsafe + self.waiting, bytearray()\n", "",
              "loggers/test_appender.py"),
-    Mutation("a leaf that differs from its digest is restored", "checkpoint/store.py",
+    Mutation("a leaf that differs from its digest is restored", "checkpoint/reading.py",
              'if leaf_digest(leaf) != meta["digests"][item].get(name):', "if False:",
              "test_checkpoint_damage.py test_checkpoint.py"),
     Mutation("a resumed run may have other data", "training/prepare.py",

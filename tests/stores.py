@@ -1,4 +1,4 @@
-"""Checkpoints for tests: what is put into a Store, whether the same comes back, and damage."""
+"""Checkpoints for tests: saving them, comparing what is restored, and damaging them."""
 
 import json
 import os
@@ -52,10 +52,10 @@ def spoil(path, step, how):
     elif how == "data gone":
         for file in data:
             file.unlink()
-    elif how == "data cut":
+    elif how == "data truncated":
         for file in data:
             os.truncate(file, file.stat().st_size // 2)
-    elif how == "meta cut":
+    elif how == "meta truncated":
         os.truncate(where / "meta/metadata", 40)
     elif how == "meta changed":
         file = where / "meta/metadata"

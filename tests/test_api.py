@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-
 LISTING = Path(__file__).with_name("api.txt")
 NAMESPACES = ("", "callbacks", "cli", "datasets", "distributed", "errors", "loggers", "nn", "period", "strategies")
 

@@ -1,4 +1,4 @@
-"""A Store gives back what it was given, and refuses what it cannot keep."""
+"""A Store restores exactly what was saved, and refuses what it cannot save."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from jaxtrain.errors import CorruptCheckpoint
 from jaxtrain.utils.digests import digest
 from tests.stores import put, same, tree
 
-# What goes in comes out
+# What is saved is restored
 
 DTYPES = "bool int8 uint8 int16 uint32 int64 uint64 float16 float32 float64 complex64 complex128".split()
 SMALL = "bfloat16 int2 int4 float4_e2m1fn float8_e3m4 float8_e4m3b11fnuz float8_e4m3fn float8_e4m3fnuz".split()
@@ -42,7 +42,7 @@ def test_every_dtype_and_shape_comes_back_exactly(tmp_path, opened):
     same(params, saved.params)
     same({k: np.asarray(v) for k, v in train.items()}, saved.train)
     assert saved.step == 5 and saved.meta["a"] == 1
-    saved.params["nan"][0] = 1.0  # what comes back can be written to
+    saved.params["nan"][0] = 1.0  # restored arrays are writable
 
 
 def test_any_name_is_a_name(tmp_path, opened):
@@ -229,7 +229,7 @@ def test_what_is_saved_below_an_odd_path_can_be_read_or_is_refused(tmp_path, ope
 
 @pytest.mark.parametrize("name", ["a[1]", "a\\b"])
 def test_the_refusal_of_a_path_is_still_needed(tmp_path, opened, name, monkeypatch):
-    """Where this fails, Orbax has been mended: let the path be."""
+    """If this fails, Orbax has been fixed: remove the refusal."""
     monkeypatch.setattr("jaxtrain.checkpoint.store.readable", lambda path: path)
     put(opened(tmp_path / name), 1)
     with pytest.raises(CorruptCheckpoint):

@@ -9,7 +9,16 @@ import pytest
 from jaxtrain.errors import CorruptCheckpoint, NoReadableCheckpoint
 from tests.stores import data_files, put, same, scored, spoil, tree
 
-FAULTS = ["empty", "no meta", "no params", "params twice", "data gone", "data cut", "meta cut", "meta changed"]
+FAULTS = [
+    "empty",
+    "no meta",
+    "no params",
+    "params twice",
+    "data gone",
+    "data truncated",
+    "meta truncated",
+    "meta changed",
+]
 FAULTS += ["meta not ours", "meta no object", "leaf left out", "params of another step", "meta of another step"]
 FAULTS += ["another step"]
 
@@ -34,7 +43,7 @@ def test_damage_is_named_and_skipped(tmp_path, opened, caplog, capfd, how):
 def test_all_unreadable_is_an_error(tmp_path, opened):
     put(opened(tmp_path, last=3), 1, 2)
     spoil(tmp_path, 1, "empty")
-    spoil(tmp_path, 2, "data cut")
+    spoil(tmp_path, 2, "data truncated")
     with pytest.raises(NoReadableCheckpoint, match="step 2: .*; step 1: ") as error:
         opened(tmp_path).latest_readable()
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
@@ -44,7 +53,7 @@ def test_all_unreadable_is_an_error(tmp_path, opened):
 def test_a_damaged_score_is_not_the_best(tmp_path, opened, caplog):
     store = opened(tmp_path, last=1, best=2)
     scored(store, {1: 1.0, 2: 2.0, 3: 3.0})
-    spoil(tmp_path, 1, "meta cut")
+    spoil(tmp_path, 1, "meta truncated")
     fresh = opened(tmp_path, last=1, best=2)
     with caplog.at_level(logging.WARNING):
         assert fresh.best_step() == fresh.best_step() == 2
@@ -56,12 +65,12 @@ def test_a_damaged_score_is_not_the_best(tmp_path, opened, caplog):
 def test_training_past_an_unreadable_step(tmp_path, opened, caplog):
     put(opened(tmp_path, last=3), 10, 20, 30)
     spoil(tmp_path, 20, "empty")
-    spoil(tmp_path, 30, "data cut")
+    spoil(tmp_path, 30, "data truncated")
     store = opened(tmp_path, last=1)
     assert store.latest_readable().step == 10
-    put(store, 15)  # an unreadable newer step does not push out the only good one
+    put(store, 15)  # an unreadable newer step does not displace the only good one
     assert store.steps() == [15, 20, 30]
-    put(store, 20)  # is replaced, not taken for saved
+    put(store, 20)  # it is replaced, not regarded as saved
     assert store.steps() == [20, 30]
     same(tree(20), store.restore(20).params)
     assert opened(tmp_path, read_only=True).latest_readable().step == 20

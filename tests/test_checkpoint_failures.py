@@ -1,4 +1,4 @@
-"""Saves that fail, and processes that end during one: what was saved before stays."""
+"""Failed saves, and processes that end during a save: earlier checkpoints stay."""
 
 import logging
 import subprocess
@@ -25,7 +25,7 @@ def test_disk_full(small_disk, opened, caplog, capfd):
     put(store, 1)
     noise = np.random.default_rng(0).integers(0, 2**31, 1_000_000)  # does not compress below the size of the disk
     with caplog.at_level(logging.WARNING):
-        for step in (2, 3, 4):  # again and again: what is left of one must not starve the next
+        for step in (2, 3, 4):  # repeatedly: the remains of one must not use up the space of the next
             store.save(step, {"w": noise}, {}, {})
             if step == 2:
                 assert store.wait() is False

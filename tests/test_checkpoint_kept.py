@@ -1,4 +1,4 @@
-"""Which steps a Store keeps, which is the best, and how one is replaced."""
+"""Which steps a Store keeps, which one is the best, and how a step is replaced."""
 
 import errno
 import math
@@ -74,7 +74,7 @@ def test_replacing_never_leaves_nothing(tmp_path, opened, monkeypatch, end):
     if end == "fail":
         monkeypatch.setattr(ocp.AsyncCheckpointer, "_save_step_metadata", fail)
     store.save(3, {"w": np.float32(99)}, {}, {}, score=2.0, replace=True)
-    if end == "kill":  # what is on disk before the commit, seen by a process that starts now
+    if end == "kill":  # what a process that starts now finds on disk before the commit
         store.wait()
         (tmp_path / "00000003").rename(tmp_path / "00000003.orbax-checkpoint-tmp")
         scored(opened(tmp_path / "old"), {3: 1.0})
@@ -104,7 +104,7 @@ def test_an_old_step_that_cannot_be_moved_aside_stays(tmp_path, opened, monkeypa
     store = opened(tmp_path, last=3)
     put(store, 1, 2)
     if how == "unreadable":
-        spoil(tmp_path, 2, "data cut")
+        spoil(tmp_path, 2, "data truncated")
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     replace = how == "replaced"
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The second start of a run compiles nothing, also after an entry was torn; and where nothing is kept."""
+"""The second start of a run compiles nothing, even after a damaged entry; and when the cache is off."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ print("MISSES", seen["cache_misses"], "HITS", seen["cache_hits"])
 
 
 def start(tmp_path: Path, *argv: str) -> tuple[int, int, str]:
-    """Misses, hits, and what was said."""
+    """Misses, hits, and stderr."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_COMP", "JAX_PERS"))}
     env |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
@@ -40,7 +40,7 @@ def start(tmp_path: Path, *argv: str) -> tuple[int, int, str]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("engine", ["reverse", "trace"])
-def test_a_second_start_compiles_nothing_and_a_torn_entry_is_made_anew(tmp_path, engine):
+def test_a_second_start_compiles_nothing_and_a_damaged_entry_is_replaced(tmp_path, engine):
     argv = ("--strategy", "drtrl", "--strategy.engine", engine)
     assert start(tmp_path, *argv)[0] > 0
     kept = tmp_path / "cache" / "jaxtrain" / "xla"
@@ -49,7 +49,7 @@ def test_a_second_start_compiles_nothing_and_a_torn_entry_is_made_anew(tmp_path,
     (entry,) = kept.glob("jit_chunk-*-cache")
     entry.write_bytes(entry.read_bytes()[:1000])
     misses, _, said = start(tmp_path, *argv)
-    assert "a damaged entry of the compilation cache is made anew: jit_chunk" in said
+    assert "a damaged entry of the compilation cache is replaced: jit_chunk" in said
     misses, hits, said = start(tmp_path, *argv)
     assert misses == 0 and hits > 0 and "damaged" not in said
 
@@ -59,7 +59,7 @@ def fresh(monkeypatch, tmp_path):
     for variable in compilation_cache.SETTINGS:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delitem(sys.modules, "jax", raising=False)  # its settings are the test session's
+    monkeypatch.delitem(sys.modules, "jax", raising=False)  # it has the settings of the test session
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     return tmp_path / "jaxtrain" / "xla"
 
@@ -67,14 +67,14 @@ def fresh(monkeypatch, tmp_path):
 def test_a_directory_that_others_can_write_is_not_used(fresh):
     fresh.mkdir(parents=True)
     fresh.chmod(0o755)
-    with pytest.warns(UserWarning, match=r"can be reached by others, and what it holds is run as code; `chmod 700` it"):
+    with pytest.warns(UserWarning, match=r"others can access .*, and its content is executed as code; `chmod 700` it"):
         assert compilation_cache.use_compilation_cache() is None
     fresh.chmod(0o700)
     assert compilation_cache.use_compilation_cache() == fresh
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(fresh)
 
 
-def test_what_the_environment_says_counts(fresh, monkeypatch, tmp_path):
+def test_the_environment_takes_precedence(fresh, monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     assert compilation_cache.use_compilation_cache() is None
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "own"))
@@ -84,7 +84,7 @@ def test_what_the_environment_says_counts(fresh, monkeypatch, tmp_path):
     assert not fresh.exists()
 
 
-def test_a_cache_that_cannot_be_made_is_told(fresh, tmp_path):
+def test_a_cache_that_cannot_be_created_is_reported(fresh, tmp_path):
     (tmp_path / "jaxtrain").write_text("a file")
-    with pytest.warns(UserWarning, match="compiled programs are not kept"):
+    with pytest.warns(UserWarning, match="the compilation cache is off: .*: "):
         assert compilation_cache.use_compilation_cache() is None

@@ -47,19 +47,19 @@ def test_a_file_is_on_disk_before_it_gets_its_name_and_the_name_after_it(tmp_pat
 @pytest.mark.parametrize(
     "text,message", [("{", "cannot read .*config.json"), ("[]", "holds list, expected a JSON object")]
 )
-def test_read_json_of_what_is_none(tmp_path, text, message):
+def test_read_json_of_invalid_files(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(RuntimeError, match=message):
         read_json(tmp_path / "config.json")
 
 
-def test_a_lock_makes_the_directory_and_takes_it_away_when_unused(tmp_path):
+def test_a_lock_creates_the_directory_and_removes_it_when_unused(tmp_path):
     path = tmp_path / "a" / "run"
     with RunLock(path):
         assert (path / ".lock").exists()
         with pytest.raises(RuntimeError, match="in use by process"), RunLock(path):
             pass
-    assert list(tmp_path.iterdir()) == [], "nor what it made above"
+    assert list(tmp_path.iterdir()) == [], "nor the parent directories that it created"
     with RunLock(path):
         (path / "config.json").write_text("{}")
     assert (path / "config.json").exists()

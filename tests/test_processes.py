@@ -1,4 +1,4 @@
-"""Several processes: one that has as many devices is the truth, and a run that nobody disturbed."""
+"""Several processes, compared with one process that has as many devices, and with an uninterrupted run."""
 
 import json
 import random
@@ -62,7 +62,7 @@ def both(recipe: Path, flags: list[str], folder: Path, codes: tuple[int, ...] = 
         return group
 
 
-# --------------------------------------------------------------------------------------------------- by itself
+# --------------------------------------------------------------------------------------------------- one process
 
 
 def test_one_process_is_the_first_of_one():
@@ -80,11 +80,11 @@ def test_one_process_is_the_first_of_one():
     ("given", "text"),
     [
         ((0, None, None, 9), "--processes 0: expected a whole number, 1 or more, or auto"),
-        ((2, None, "a:1", 9), "--processes 2 --process None: expected this one's number, 0 to 1"),
-        ((2, 2, "a:1", 9), "--processes 2 --process 2: expected this one's number, 0 to 1"),
+        ((2, None, "a:1", 9), "--processes 2 --process None: expected 0 to 1"),
+        ((2, 2, "a:1", 9), "--processes 2 --process 2: expected 0 to 1"),
         ((2, 0, None, 9), "--coordinator None: expected HOST:PORT"),
         ((2, 0, "host", 9), "--coordinator host: expected HOST:PORT"),
-        ((1, 1, None, 9), "--process 1: expected --processes N beside it"),
+        ((1, 1, None, 9), "--process 1: expected --processes N with it"),
         (("auto", 0, None, 9), "--processes auto takes the process and the coordinator from the job"),
         ((2, 0, "a:1", 0), "--process-timeout 0: expected seconds, 1 or more"),
     ],
@@ -112,7 +112,7 @@ def test_auto_without_a_job_says_so(monkeypatch):
 def test_two_processes_train_as_two_devices_of_one_and_each_goes_on_with_the_others_checkpoint(name, tmp_path):
     recipe, flags = RUNS[name]
     alone(recipe, [*flags, "--devices", "2", "--max-steps", "40", "--run-dir", "devices"], tmp_path)
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
     group = both(recipe, [*flags, "--max-steps", "40", "--run-dir", "whole"], tmp_path)
     assert "finished at step 40" in group.texts[0] and "step" not in group.texts[1]
     truth, found = rows(tmp_path / "devices"), rows(whole)
@@ -122,16 +122,16 @@ def test_two_processes_train_as_two_devices_of_one_and_each_goes_on_with_the_oth
             if tag in row:
                 np.testing.assert_allclose(other[tag], row[tag], rtol=1e-5)
 
-    # Half of it, and the rest: by two processes bit for bit, by one to rounding.
-    both(recipe, [*flags, "--max-steps", "20", "--run-dir", "cut"], tmp_path)
-    written = {path.name for path in (cut / "checkpoints" / "00000020").rglob("ocdbt.process_*")}
+    # Resumed at half: two processes give the same bits, one agrees up to rounding.
+    both(recipe, [*flags, "--max-steps", "20", "--run-dir", "parts"], tmp_path)
+    written = {path.name for path in (parts / "checkpoints" / "00000020").rglob("ocdbt.process_*")}
     assert written == ({"ocdbt.process_0", "ocdbt.process_1"} if name == "stream" else {"ocdbt.process_0"})
-    subprocess.run(["cp", "-r", "cut", "other"], cwd=tmp_path, check=True)
-    both(recipe, ["--max-steps", "40", "--run-dir", "cut", "--resume", "last"], tmp_path)
-    assert digest(cut) == digest(whole)
+    subprocess.run(["cp", "-r", "parts", "other"], cwd=tmp_path, check=True)
+    both(recipe, ["--max-steps", "40", "--run-dir", "parts", "--resume", "last"], tmp_path)
+    assert digest(parts) == digest(whole)
     said = alone(recipe, ["--max-steps", "40", "--run-dir", "other", "--resume", "last"], tmp_path)
     assert "the run was on 2 and is now on 1" in said
-    np.testing.assert_allclose(rows(tmp_path / "other")[-1]["train/loss"], rows(cut)[-1]["train/loss"], rtol=1e-4)
+    np.testing.assert_allclose(rows(tmp_path / "other")[-1]["train/loss"], rows(parts)[-1]["train/loss"], rtol=1e-4)
 
 
 @pytest.mark.long
@@ -139,12 +139,12 @@ def test_a_rank_that_is_killed_ends_the_other_and_the_same_command_goes_on(tmp_p
     recipe, flags = RUNS["sequences"]
     flags = [*flags, "--max-steps", "400"]
     both(recipe, [*flags, "--run-dir", "whole"], tmp_path)
-    rng, again = random.Random(0), [*flags, "--run-dir", "cut", "--resume", "last"]
+    rng, again = random.Random(0), [*flags, "--run-dir", "parts", "--resume", "last"]
     for victim in (0, 1):
         with started(recipe, [again, again], tmp_path) as group:
-            before = len(list((tmp_path / "cut" / "checkpoints").glob("*")))
+            before = len(list((tmp_path / "parts" / "checkpoints").glob("*")))
             until = time.monotonic() + 120
-            while time.monotonic() < until and len(list((tmp_path / "cut" / "checkpoints").glob("*"))) <= before // 2:
+            while time.monotonic() < until and len(list((tmp_path / "parts" / "checkpoints").glob("*"))) <= before // 2:
                 time.sleep(0.05)
             time.sleep(rng.random())
             assert [process.poll() for process in group.processes] == [None, None], group.texts
@@ -152,9 +152,9 @@ def test_a_rank_that_is_killed_ends_the_other_and_the_same_command_goes_on(tmp_p
             codes = group.wait(120)
             assert codes[victim] == -signal.SIGKILL and codes[1 - victim] != 0, group.texts
     group = both(recipe, again, tmp_path)
-    assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
+    assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
     untimed = [{k: v for k, v in row.items() if k.split("/")[0] not in ("throughput", "time", "memory")}
-               for row in rows(tmp_path / "cut")]  # fmt: skip
+               for row in rows(tmp_path / "parts")]  # fmt: skip
     truth = [{k: row[k] for k in own} for own, row in zip(untimed, rows(tmp_path / "whole"), strict=True)]
     assert untimed == truth
 
@@ -163,23 +163,23 @@ def test_a_rank_that_is_killed_ends_the_other_and_the_same_command_goes_on(tmp_p
 def test_sigterm_to_one_ends_both_with_a_checkpoint(tmp_path):
     recipe, flags = RUNS["sequences"]
     flags = [*flags, "--checkpoint-every", "100000"]
-    with started(recipe, [[*flags, "--max-steps", "100000", "--run-dir", "cut"]] * 2, tmp_path) as group:
+    with started(recipe, [[*flags, "--max-steps", "100000", "--run-dir", "parts"]] * 2, tmp_path) as group:
         until = time.monotonic() + 120
-        while time.monotonic() < until and not (tmp_path / "cut" / "metrics.jsonl").exists():
+        while time.monotonic() < until and not (tmp_path / "parts" / "metrics.jsonl").exists():
             time.sleep(0.05)
         group.processes[1].send_signal(signal.SIGTERM)
         assert group.wait(120) == [143, 143], group.texts
-    result = json.loads((tmp_path / "cut" / "result.json").read_text())
+    result = json.loads((tmp_path / "parts" / "result.json").read_text())
     assert result["status"] == "terminated" and result["saved"]
     end = str(result["step"] + 10)
-    both(recipe, [*flags, "--max-steps", end, "--run-dir", "cut", "--resume", "last"], tmp_path)
+    both(recipe, [*flags, "--max-steps", end, "--run-dir", "parts", "--resume", "last"], tmp_path)
     both(recipe, [*flags, "--max-steps", end, "--run-dir", "whole"], tmp_path)
-    assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
+    assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
 
 
 @pytest.mark.long
 def test_a_program_of_ones_own(tmp_path):
-    """tests/two_processes.py: loggers, requests, forks, reading, errors that are caught, what is refused."""
+    """tests/two_processes.py: loggers, requests, forks, reading, caught errors, refusals."""
     port = str(free_port())
     each = [["-m", "tests.two_processes", port, rank, str(tmp_path)] for rank in "01"]
     with running(each, tmp_path) as group:
@@ -311,7 +311,7 @@ def test_a_coordinator_that_is_missing_or_a_port_in_use_is_one_line():
         taken.listen()
         port = taken.getsockname()[1]
         for number, text in (("0", f"port {port} cannot be used (Address already in use); choose another"),
-                             ("1", "not all were there within 3 s")):  # fmt: skip
+                             ("1", "not all joined within 3 s")):  # fmt: skip
             done = subprocess.run([*command, number, "--coordinator", f"127.0.0.1:{port}"], capture_output=True,
                                   text=True, timeout=60)  # fmt: skip
             assert done.returncode == 1 and text in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr

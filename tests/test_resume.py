@@ -1,4 +1,4 @@
-"""Where a run may start, what may have changed since, and what is refused."""
+"""Where a run may start, what may change on resume, and what is refused."""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.checkpoint.locate import refuse_differences
+from jaxtrain.checkpoint.comparison import refuse_differences
 from tests.small import At, Linear, Lines, kill, leaves, line, lines, result_of, rows, same, steps_of, tree_bytes
 
 # ------------------------------------------------------------------------------------------------- where it starts
@@ -60,9 +60,9 @@ def test_last_without_a_checkpoint_starts_again(tmp_path, finished, caplog):
 
     with pytest.raises(RuntimeError):
         plain(tmp_path, more=[At("on_chunk_end", 3, fail)], log_every=1, chunk=1, checkpoint=jt.Checkpoint(every=5))
-    assert rows(tmp_path), "there are rows of the first attempt"
+    assert rows(tmp_path), "there are log entries of the first attempt"
     plain(tmp_path, resume="last")
-    assert "no checkpoint yet, starting again at step 0; its log rows are cut" in caplog.text
+    assert "has no checkpoint yet; restarting at step 0, metrics.jsonl is truncated" in caplog.text
     assert rows(tmp_path) == rows(finished)
     assert result_of(tmp_path)["digest"] == result_of(finished)["digest"]
 
@@ -127,7 +127,7 @@ def test_another_step_is_forked(run_dir, finished, word):
 
 def test_the_last_step_continues_in_place(run_dir, caplog):
     result = plain(run_dir, 9, resume=6)
-    assert f"resume: step 6 of {run_dir}, its last: the run goes on there" in caplog.text
+    assert f"resume: step 6 of {run_dir}, its last; continuing there" in caplog.text
     assert result.run_dir == run_dir and result.step == 9 and not run_dir.with_name("run-from-6").exists()
 
 
@@ -146,9 +146,9 @@ def test_best_is_forked(tmp_path):
 
 
 def test_steps_that_are_not_there(run_dir, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no (step|checkpoint of step) 4; there are \[3, 6\]"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 4 in .*run/checkpoints \(there are: 3, 6\)"):
         plain(run_dir, resume=4)
-    with pytest.raises(FileNotFoundError, match="carries a score"):
+    with pytest.raises(FileNotFoundError, match="'best': no checkpoint in .* has a score"):
         plain(run_dir, resume="best")
     with pytest.raises(ValueError, match=r"resume='lats': expected 'never', 'last', 'best', a step, or a path"):
         plain(run_dir, resume="lats")
@@ -246,7 +246,7 @@ def test_what_is_different_is_refused(run_dir, what):
 
 
 def test_the_same_module_may_run_again_after_a_failure():
-    """Also where its model has a random state of its own. It goes on from the values that the failed run reached."""
+    """Even if its model has a random state of its own. It continues from the values that the failed run reached."""
 
     class Own(Linear):
         class Net(Linear.Net):
@@ -266,7 +266,7 @@ def test_the_same_module_may_run_again_after_a_failure():
     reached, began = leaves(module), Own()
     jt.Fit("bptt", max_steps=6, chunk=2).run(began, Lines())
     same = {name: np.array_equal(reached[name], value) for name, value in leaves(began).items()}
-    assert all(same.values()), "step 4 was told of when step 6 was under way"
+    assert all(same.values()), "step 4 was reported while step 6 was in progress"
     again = jt.Fit("bptt", max_steps=4, chunk=2).run(module, Lines())
     assert math.isfinite(again.metrics["train/loss"]) and np.isfinite(leaves(module)["w"]).all()
 
@@ -281,7 +281,7 @@ def test_a_path_to_the_last_step_continues_there_whatever_zeros_it_has(run_dir, 
 
 def test_a_path_to_a_step_that_is_not_there_changes_nothing(run_dir):
     before = tree_bytes(run_dir)
-    with pytest.raises(FileNotFoundError, match="holds no checkpoint of step 4; there are"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint of step 4 in .*there are: "):
         jt.Fit("bptt", max_steps=8).run(Linear(), Lines(), resume=run_dir / "checkpoints" / "4")
     assert tree_bytes(run_dir) == before
 
@@ -290,7 +290,7 @@ STARTS = itertools.count()
 
 
 class Shuffles:
-    """Another order each time that it is started, unless it has a seed or tells its state."""
+    """A shuffle: another order at each start, unless it has a seed or saves its state."""
 
     batch_first = False
 
@@ -309,7 +309,7 @@ class Shuffles:
 
 
 class Tells(Shuffles):
-    """Its state is what it has still to give."""
+    """A shuffle that saves its state: the batches that are left."""
 
     def __init__(self):
         super().__init__()
@@ -327,7 +327,7 @@ class Tells(Shuffles):
         self.left = list(state["left"])
 
 
-def cut_and_resumed(tmp_path, make, caplog):
+def interrupted_and_resumed(tmp_path, make, caplog):
     for steps in (4, 8, 11):
         caplog.clear()
         fit = jt.Fit("bptt", max_steps=steps, run_dir=tmp_path / "run", chunk=2)
@@ -336,7 +336,7 @@ def cut_and_resumed(tmp_path, make, caplog):
 
 
 def test_a_source_that_does_not_repeat_itself_is_named_and_the_run_goes_on(tmp_path, caplog):
-    result = cut_and_resumed(tmp_path, Shuffles, caplog)
+    result = interrupted_and_resumed(tmp_path, Shuffles, caplog)
     assert result.step == 11 and result.summary["inexact"] == [4, 8] == result_of(tmp_path / "run")["inexact"]
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert warning.startswith("train data: batch 7 is not the one that the run had before step 8")
@@ -345,7 +345,7 @@ def test_a_source_that_does_not_repeat_itself_is_named_and_the_run_goes_on(tmp_p
 
 @pytest.mark.parametrize("make", [lambda: Shuffles(seed=3), Tells], ids=["a seed", "a state"])
 def test_as_the_warning_says_a_seed_or_a_state_makes_a_resume_exact(tmp_path, make, caplog):
-    result = cut_and_resumed(tmp_path, make, caplog)
+    result = interrupted_and_resumed(tmp_path, make, caplog)
     assert result.summary["inexact"] == [] and not [r for r in caplog.records if r.levelno == logging.WARNING]
     if make is not Tells:
         whole = jt.Fit("bptt", max_steps=11, chunk=2, run_dir=tmp_path / "whole").run(Linear(), make())
@@ -362,13 +362,13 @@ def test_a_plateau_of_the_loss_outlives_a_resume(tmp_path):
         return fit.run(module(), Lines(), resume="last")
 
     whole = run(12, "whole")
-    run(5, "cut")
-    assert run(12, "cut").digest == whole.digest
+    run(5, "parts")
+    assert run(12, "parts").digest == whole.digest
     scales = saved_scales(tmp_path / "whole")
     assert scales and scales[0] < 1, "the rate has fallen"
 
 
 def saved_scales(run_dir):
-    from jaxtrain.checkpoint.locate import read_checkpoint
+    from jaxtrain.checkpoint.run_directory import read_checkpoint
 
     return [float(leaf) for name, leaf in read_checkpoint(run_dir).train.items() if "scale" in name]

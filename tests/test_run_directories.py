@@ -1,4 +1,4 @@
-"""A run directory changed by somebody, of another run, in use, or oddly placed: no loss, and no wrong number."""
+"""Run directories that were modified, belong to another run, are in use or oddly placed: no loss, no wrong number."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from tests.small import CopyGRU, Linear, Lines, LinesOf, copies, tree_bytes
 
 
 class Data(jt.DataModule):
-    """Of a kind."""
+    """Data whose identity is ``kind``."""
 
     def __init__(self, kind: str = "plain"):
         super().__init__(Lines(), LinesOf(2))
@@ -32,7 +32,7 @@ def run(folder, steps=4, *, seed=0, kind="plain", resume="never"):
 
 
 def refused(folder, text, error=(ValueError, OSError, RuntimeError), **options):
-    """Going on is refused with such a text, and nothing is changed."""
+    """A resume is refused with a message that matches, and nothing is changed."""
     before = tree_bytes(folder)
     with pytest.raises(error, match=text):
         run(folder, 8, resume="last", **options)
@@ -50,7 +50,7 @@ def test_a_directory_among_checkpoints_is_refused(tmp_path):
                 Linear(), Data(), resume=tmp_path / "run" / "checkpoints" / "00000004"
             )
     assert run(tmp_path / "run", 8, resume="last").step == 8
-    run(tmp_path / "checkpoints" / "plain")  # a folder of that name that is no run's
+    run(tmp_path / "checkpoints" / "plain")  # a folder of that name that belongs to no run
 
 
 def test_checkpoints_that_are_gone_though_they_were_saved_are_missed(tmp_path):
@@ -80,7 +80,7 @@ def test_what_is_in_the_way_is_said_before_anything_is_changed(name, text, tmp_p
 
 @pytest.mark.parametrize("other", [{"seed": 7}, {"kind": "other"}])
 def test_a_step_of_another_run_is_never_loaded(other, tmp_path):
-    """Each folder is whole, and the model the same: only the run that it is of is another."""
+    """The checkpoint is complete and the model the same, but it belongs to another run."""
     run(tmp_path / "run")
     run(tmp_path / "other", **other)
     step = tmp_path / "run" / "checkpoints" / "00000004"
@@ -95,7 +95,7 @@ def test_a_step_of_another_run_is_never_loaded(other, tmp_path):
 
 def test_links_in_a_circle(tmp_path):
     (tmp_path / "round").symlink_to(tmp_path / "round")
-    # Python 3.13 follows no further and says nothing: then the directory cannot be made.
+    # Python 3.13 resolves such a path without an error; then the directory cannot be created.
     with pytest.raises((ValueError, OSError), match="cannot be followed|cannot write the run directory"):
         run(tmp_path / "round")
 
@@ -149,7 +149,7 @@ def test_a_run_directory_that_is_a_file(tmp_path):
 
 
 def test_a_run_directory_in_use(tmp_path):
-    """By another process: its number is named, and the directory is left alone."""
+    """By another process: the error names its pid, and the directory is not changed."""
     code = (
         "import sys\nfrom pathlib import Path\nfrom jaxtrain.utils.files import RunLock\n"
         "with RunLock(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"

@@ -1,4 +1,4 @@
-"""Several processes of a recipe on this machine, as tests start them."""
+"""Starts several processes of a recipe on this machine."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def free_port() -> int:
 
 
 class Group:
-    """Processes that have been started, by what Python is given for each; ``texts`` is what each said."""
+    """Started processes, from the arguments of Python for each; ``texts`` holds the output of each."""
 
     def __init__(self, each: Sequence[Sequence[str]], folder: Path, **environ: str):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **environ}
-        said = f"said-{len(list(folder.glob('said-*')))}"
-        self._files = [folder / f"{said}-{number}.txt" for number in range(len(each))]
+        prefix = f"output-{len(list(folder.glob('output-*')))}"
+        self._files = [folder / f"{prefix}-{number}.txt" for number in range(len(each))]
         self.processes = []
         for words, path in zip(each, self._files, strict=True):
             command = [sys.executable, *words]
@@ -43,12 +43,12 @@ class Group:
         return [path.read_text() for path in self._files]
 
     def errors(self) -> list[list[str]]:
-        """Of each process, the lines in which it says what is wrong."""
+        """The lines with an error, for each process."""
         return [[line for line in text.splitlines() if "error: " in line] for text in self.texts]
 
 
 def started(recipe: Path, each: Sequence[Sequence[str]], folder: Path, **environ: str):
-    """A group that runs a recipe, with flags for each process."""
+    """Start a recipe, with flags for each process."""
     coordinator, count = f"127.0.0.1:{free_port()}", str(len(each))
     shared = ["--processes", count, "--coordinator", coordinator, "--process-timeout", str(TIMEOUT), "--no-progress"]
     words = [[str(recipe), *shared, "--process", str(number), *flags] for number, flags in enumerate(each)]

@@ -1,4 +1,4 @@
-"""Run twice by test_processes.py, with JAX's distributed state made by the program itself: what a user's program does.
+"""Run twice by test_processes.py. It initializes jax.distributed itself, as a user's program does.
 
 python -m tests.two_processes PORT PROCESS FOLDER
 """
@@ -18,7 +18,7 @@ SETTINGS = {"max_epochs": 2, "chunk": 3, "log_every": 2}
 
 
 class Lines(jt.DataModule):
-    """So many batches an epoch, of numbers that may hang on who asks."""
+    """``length`` batches per epoch, whose numbers may differ between processes (``shift``)."""
 
     def __init__(self, length: int = 4, shift: float = 0.0, val: bool = True):
         self._length, self._shift, self._val = length, shift, val
@@ -43,12 +43,12 @@ class Lines(jt.DataModule):
 
 
 class Watches(jt.Callback):
-    """A logger, so the first process's alone, with events that make edges, and wishes of its own."""
+    """A logger, so it runs in the first process only; its events create boundaries, and it requests saves."""
 
     rank = "record"
 
     def on_epoch_end(self, run):
-        """It reads the model by itself, and the other process waits for nothing."""
+        """It reads the model while the other process continues."""
         params = run.params()
         np.testing.assert_array_equal(run.module.model.w.value, params["w"])
         x, y = line(9)
@@ -63,7 +63,7 @@ class Watches(jt.Callback):
 class Asks(jt.Callback):
     def on_chunk_end(self, run, metrics):
         if processes.index() == 1:
-            run.save()  # the first process's word counts
+            run.save()  # the first process decides
             run.stop("the other one")
 
 
@@ -83,14 +83,14 @@ def main(folder: Path) -> int:
     result = first.run(module, Lines(), config=config)
     assert (result.status, result.step, result.exit_code) == ("finished", 8, 0)
 
-    # Reading is each one's own affair.
+    # Each process reads independently.
     if rank == 0:
         np.testing.assert_allclose(first.validate(module, Lines())["val/loss"], result.metrics["val/loss"], rtol=1e-5)
     else:
         jt.load(folder / "run", Linear())
         assert first.predict(module, Lines()).shape[1] == line(9)[0].shape[1]
 
-    # An error that is caught leaves nothing behind.
+    # A caught error does not affect later runs.
     with pytest.raises((FileExistsError, processes.ProcessError), match="holds a run"):
         fit(folder / "run").run(Linear(), Lines())
     again = fit(folder / "run", Watches(), Asks(), jt.Checkpoint(every=3, last=9), max_epochs=3)
@@ -98,7 +98,7 @@ def main(folder: Path) -> int:
     fork = fit(folder / "run", Watches(), max_epochs=3).run(Linear(), Lines(), resume=8, config=config)
     assert fork.run_dir is not None and fork.run_dir.name == "run-from-8" and fork.step == 12
 
-    # What would part the processes is refused in both.
+    # Differences that would make the processes diverge are refused in both.
     for data, what in ((Lines(4 + rank), "data.epoch: 4"), (Lines(shift=rank), "data.first batch: "),
                        (Lines(val=rank == 0), "val")):  # fmt: skip
         with pytest.raises((ValueError, processes.ProcessError), match=f"the processes disagree: {what}"):

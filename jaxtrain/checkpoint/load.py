@@ -23,8 +23,9 @@ from ..core.state import (
     unflatten,
     with_strong_types,
 )
-from .locate import read_checkpoint, refuse_differences
-from .store import Saved
+from .comparison import refuse_differences
+from .reading import Saved
+from .run_directory import read_checkpoint
 
 MODEL_PREFIX = "model/"
 """Prefix of the names of lasting states in a checkpoint."""

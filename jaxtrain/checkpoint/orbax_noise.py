@@ -5,7 +5,7 @@ to basicConfig would have no effect. Orbax also logs errors to absl's logger tha
 
 Orbax reads and writes leaves concurrently and closes its event loop at the first failure. The failures of the other
 leaves would be reported again, at length, at some later moment, when the garbage collector or TensorStore's threads
-run: by asyncio, with the path of the step, and through sys.unraisablehook, without naming the origin.
+run: by asyncio and absl, with the path of the step, and through sys.unraisablehook, without naming the origin.
 
 Therefore, while a store is in use, the root logger has absl's handler, and these messages are dropped. When no store is
 in use, everything is restored. Only messages about a read or save that failed stay suppressed.
@@ -23,84 +23,74 @@ from typing import Any
 import absl.logging
 
 MOST = 64
-"""Number of failed reads and saves that are remembered; reports of older ones have arrived by then."""
+"""Number of operations that are remembered; reports of older ones have arrived by then."""
 
 _lock = threading.Lock()
 _users: weakref.WeakSet[Any] = weakref.WeakSet()
-_root: list[logging.Handler] = []
+_root: list[logging.Handler] = []  # absl's handler, if it was added to the root logger
 _hooks: list[Callable[[Any], None]] = []  # our unraisablehook, and the hook that it wraps
-# Replaced as a whole, never mutated: threads of Orbax and TensorStore read them concurrently.
-_under_way: tuple[str, ...] = ()
-_failed: tuple[str, ...] = ()
+_unsuccessful: tuple[str, ...] = ()
+"""Path of the step of each read or save that is in progress or failed. Replaced as a whole, never mutated: threads of
+Orbax and TensorStore read it concurrently."""
 
 
-def hold(user: object) -> None:
-    """Mark ``user`` as using Orbax until ``release``."""
+def suppress_while_used(user: object) -> None:
+    """Suppress Orbax's messages until ``release(user)``."""
     with _lock:
-        if user in _users:
-            return
         _users.add(user)
         if not logging.root.handlers:
-            logging.root.addHandler(absl.logging.get_absl_handler())
             _root.append(absl.logging.get_absl_handler())
-        logging.getLogger("absl").addFilter(_not_orbax)
-        logging.getLogger("asyncio").addFilter(_not_under_way)
+            logging.root.addHandler(_root[0])
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_is_wanted)
         if not _hooks or sys.unraisablehook is not _hooks[0]:
             _hooks[:] = _unless_late(sys.unraisablehook), sys.unraisablehook
             sys.unraisablehook = _hooks[0]
 
 
 def release(user: object) -> None:
+    """Restore everything if this was the last user. After a failure, the filters and the hook stay."""
     with _lock:
         _users.discard(user)
         if _users:
             return
         while _root:
             logging.root.removeHandler(_root.pop())
-        logging.getLogger("absl").removeFilter(_not_orbax)
-        if not _failed:
-            logging.getLogger("asyncio").removeFilter(_not_under_way)
+        if not _unsuccessful:
+            for name in ("absl", "asyncio"):
+                logging.getLogger(name).removeFilter(_is_wanted)
             if _hooks and sys.unraisablehook is _hooks[0]:  # else another hook was installed over it
                 sys.unraisablehook = _hooks[1]
             _hooks.clear()
 
 
 def begin(step: Path) -> None:
-    """Mark a step as being read or saved."""
-    global _under_way
+    """Suppress messages about a step that is read or saved, until ``succeeded`` is called: for good if it fails."""
+    global _unsuccessful
     with _lock:
-        _under_way = (*_under_way, str(step))
+        _unsuccessful = (*_unsuccessful, str(step))[-MOST:]
 
 
-def end(step: Path, well: bool) -> None:
-    """Mark an operation as finished. After a failure (``well`` is False), its late log messages are suppressed.
-
-    Orbax's threads may report a failed operation at any later time, also through absl.
-    """
-    global _under_way, _failed
+def succeeded(step: Path) -> None:
+    """Stop suppressing messages about a step, unless an earlier operation on it failed."""
+    global _unsuccessful
     with _lock:
-        if not well:
-            _failed = (*(path for path in _failed if path != str(step)), str(step))[-MOST:]
-            logging.getLogger("absl").addFilter(_not_failed)
-        _under_way = tuple(path for path in _under_way if path != str(step))
+        paths = [*_unsuccessful]
+        if str(step) in paths:
+            paths.remove(str(step))
+        _unsuccessful = tuple(paths)
 
 
-def _not_orbax(record: logging.LogRecord) -> bool:
-    return f"{os.sep}orbax{os.sep}" not in record.pathname
+def _is_wanted(record: logging.LogRecord) -> bool:
+    if _users and f"{os.sep}orbax{os.sep}" in record.pathname:
+        return False
+    return not any(path in record.getMessage() for path in _unsuccessful)
 
 
-def _not_failed(record: logging.LogRecord) -> bool:
-    return not any(path in record.getMessage() for path in _failed)
-
-
-def _not_under_way(record: logging.LogRecord) -> bool:
-    return not any(path in record.getMessage() for path in (*_under_way, *_failed))
-
-
-def _unless_late(before: Callable[[Any], None]) -> Callable[[Any], None]:
-    def hook(what: Any) -> None:
-        late = str(what.exc_value) == "Event loop is closed" and what.object is None
-        if not late or not (_under_way or _failed):
-            before(what)
+def _unless_late(previous: Callable[[Any], None]) -> Callable[[Any], None]:
+    def hook(event: Any) -> None:
+        late = str(event.exc_value) == "Event loop is closed" and event.object is None
+        if not (late and _unsuccessful):
+            previous(event)
 
     return hook

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..distributed import processes
 from ..errors import ConfigError
-from ..utils.logging import heard
+from ..utils.logging import run_main
 
 STDLIB = (Path(os.__file__).parent, Path(os.__file__).parent / "pathlib")
 EXPECTED = (ValueError, TypeError, RuntimeError, OSError, LookupError, ArithmeticError)
@@ -32,7 +32,7 @@ def guarded(work: Callable[[], int]) -> int:
     """
     show_traceback = os.environ.get("JAXTRAIN_TRACEBACK") == "1"
     try:
-        return heard(work)
+        return run_main(work)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""Processes that train one model together: how they start, exchange values, and end.
+"""Several processes that train one model: how they start, exchange values, and end.
 
 All communication uses JAX's coordination service and costs the devices nothing. Every process calls the same functions
 in the same order. If a process dies, the service notices and ends the others. A process that fails reports the reason
@@ -26,7 +26,7 @@ SECONDS = 100
 """Seconds of silence after which a process counts as dead."""
 _SLICE_MS, _KEPT = 1000, 1000
 _FAILED, _LEFT = "jaxtrain/failed", "jaxtrain/left/"
-_LEAVE = 20
+_LEAVE_SECONDS = 20
 """Seconds that the first process waits for the others to report why they end."""
 _run, _turns = 0, itertools.count()
 _polls = itertools.count(1)
@@ -40,7 +40,7 @@ def _state() -> Any:
 
 
 def count() -> int:
-    """Number of processes that train together: 1 unless ``start`` or ``jax.distributed.initialize`` was called."""
+    """Number of processes of the run: 1 unless ``start`` or ``jax.distributed.initialize`` was called."""
     state = _state()
     return 1 if state is None else state.num_processes
 
@@ -71,14 +71,13 @@ def check(processes: Any, process: int | None, coordinator: str | None, seconds:
             raise ValueError("--processes auto takes the process and the coordinator from the job: leave them out")
     elif processes == 1:
         if process not in (None, 0):
-            raise ValueError(f"--process {process}: expected --processes N beside it, the number of all")
+            raise ValueError(f"--process {process}: expected --processes N with it, the number of all processes")
     elif type(processes) is not int or processes < 1:
         raise ValueError(f"--processes {processes}: expected a whole number, 1 or more, or auto")
     elif process is None or not 0 <= process < processes:
-        most = processes - 1
-        raise ValueError(f"--processes {processes} --process {process}: expected this one's number, 0 to {most}")
+        raise ValueError(f"--processes {processes} --process {process}: expected 0 to {processes - 1}")
     elif coordinator is None or not re.fullmatch(r"\S+:\d{1,5}", coordinator):
-        raise ValueError(f"--coordinator {coordinator}: expected HOST:PORT, where process 0 is to listen")
+        raise ValueError(f"--coordinator {coordinator}: expected HOST:PORT, on which process 0 listens")
     if seconds < 1:
         raise ValueError(f"--process-timeout {seconds}: expected seconds, 1 or more")
 
@@ -94,31 +93,29 @@ def start(processes: Any, process: int | None = None, coordinator: str | None = 
         return
     import jax
 
-    given: dict[str, Any] = {}
+    options, where = {}, "from the job's environment"
     if processes != "auto":
-        given = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
-        given["cluster_detection_method"] = "deactivate"
-    where = f"process {process} of {processes} at {coordinator}" if given else "as the environment says"
+        options = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
+        options["cluster_detection_method"] = "deactivate"
+        where = f"process {process} of {processes} at {coordinator}"
     what = f"the processes cannot be joined ({where})"
-    late = threading.Timer(seconds, _end, (f"{what}: not all were there within {seconds} s; are all started, with the "
-                                           "same --processes and --coordinator?",))  # fmt: skip
-    late.daemon = True
-    late.start()
+    late = f"{what}: not all joined within {seconds} s; are all started, with the same --processes and --coordinator?"
+    timer = threading.Timer(seconds, _exit_with_error, (late,))
+    timer.daemon = True
+    timer.start()
     try:
         if process == 0:
             _refuse_port_in_use(coordinator)
         # JAX aborts a process on timeout with a message of its own; twice the time lets ours come first.
-        jax.distributed.initialize(**given, initialization_timeout=2 * seconds, heartbeat_timeout_seconds=seconds)
+        jax.distributed.initialize(**options, initialization_timeout=2 * seconds, heartbeat_timeout_seconds=seconds)
         jax.local_devices()  # exchanges the devices, now that all processes are here
     except Exception as error:
         text = " ".join(str(error).split())
         if "should be defined" in text or "must be defined" in text:
-            text = (
-                "JAX finds no SLURM, Open MPI or Kubernetes job; give --processes N --process I --coordinator HOST:PORT"
-            )
+            text = "JAX finds no SLURM, Open MPI or Kubernetes job; give --processes, --process and --coordinator"
         raise RuntimeError(f"{what}: {text[:300]}") from error
     finally:
-        late.cancel()
+        timer.cancel()
 
 
 def _refuse_port_in_use(coordinator: str | None) -> None:
@@ -131,7 +128,7 @@ def _refuse_port_in_use(coordinator: str | None) -> None:
             raise RuntimeError(f"port {port} cannot be used ({error.strerror}); choose another") from None
 
 
-def _end(text: str) -> None:
+def _exit_with_error(text: str) -> None:
     print(f"error: {text}", file=sys.stderr, flush=True)
     os._exit(1)
 
@@ -197,15 +194,16 @@ def _wait(key: str) -> str:
         try:
             return client.blocking_key_value_get(key, _SLICE_MS)
         except Exception as error:
-            said: list[Any] = []
-            with suppress(Exception):  # the service is gone; reported below
-                found = [*client.key_value_dir_get(_key("failed")), *client.key_value_dir_get(_FAILED)]
-                said = [json.loads(text) for _, text in found]
-            if said:
-                _, other, text = min(said)  # the first failure
+            failures: list[Any] = []
+            with suppress(Exception):  # the service cannot be reached; reported below
+                entries = [*client.key_value_dir_get(_key("failed")), *client.key_value_dir_get(_FAILED)]
+                failures = [json.loads(text) for _, text in entries]
+            if failures:
+                _, other, text = min(failures)  # the first one
                 raise ProcessError(f"process {other} failed: {text}") from None
             if "DEADLINE_EXCEEDED" not in str(error):
-                raise ProcessError(f"JAX's coordinator is gone: {' '.join(str(error).split())[:200]}") from None
+                reason = " ".join(str(error).split())[:200]
+                raise ProcessError(f"JAX's coordination service cannot be reached: {reason}") from None
 
 
 @contextmanager
@@ -220,11 +218,11 @@ def report_failures(*, ends: bool = False) -> Iterator[None]:
         if count() > 1 and not isinstance(error, ProcessError):
             text = " ".join(str(error).split()) or type(error).__name__
             try:
-                said = json.dumps([time.time(), index(), text[:500]])
+                failure = json.dumps([time.time(), index(), text[:500]])
                 key = f"{_FAILED}/{index()}" if ends else _key("failed", index())
-                _state().client.key_value_set(key, said, allow_overwrite=True)
+                _state().client.key_value_set(key, failure, allow_overwrite=True)
             except Exception as failed:
-                error.add_note(f"jaxtrain: the other processes were not told: {failed}")
+                error.add_note(f"jaxtrain: this error could not be reported to the other processes: {failed}")
         raise
 
 
@@ -276,8 +274,7 @@ def run(work: Callable[[], int]) -> int:
         if count() == 1:
             raise
         traceback.print_exc()
-        _leave(1)
-        raise
+        code = 1
     if count() > 1 and code not in (0, 143):
         _leave(code)
     return code
@@ -289,11 +286,11 @@ def _leave(code: int) -> None:
     sys.stderr.flush()
     client, others = _state().client, count() - 1
     with suppress(Exception):  # this process exits in any case
-        if not is_first():
-            client.key_value_set(f"{_LEFT}{index()}", "")
-        until = time.monotonic() + _LEAVE
-        while is_first() and time.monotonic() < until and len(client.key_value_dir_get(_LEFT)) < others:
-            time.sleep(0.1)
         if is_first():
-            time.sleep(1)  # those that reported are then gone
+            until = time.monotonic() + _LEAVE_SECONDS
+            while time.monotonic() < until and len(client.key_value_dir_get(_LEFT)) < others:
+                time.sleep(0.1)
+            time.sleep(1)  # by then, those that reported have exited
+        else:
+            client.key_value_set(f"{_LEFT}{index()}", "")
     os._exit(code)

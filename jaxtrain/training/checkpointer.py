@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..callbacks.run import Run
-from ..checkpoint.locate import run_key
 from ..checkpoint.migration import SCHEMA
+from ..checkpoint.run_directory import run_key
 from ..checkpoint.store import Store
 from .progress import Progress
 from .workload import Workload

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from ..callbacks.base import Callback, Callbacks
 from ..callbacks.periods import optional_period
-from ..checkpoint.locate import absolute, chosen, opened
-from ..checkpoint.store import readable
+from ..checkpoint.locate import open_run
+from ..checkpoint.run_directory import absolute, read_chosen
+from ..checkpoint.step_folders import readable
 from ..core.module import Module
 from ..core.ownership import alone, refuse_in_use, under_way
 from ..data.datamodule import as_data, begin_task, set_up
@@ -146,7 +147,7 @@ class Fit:
         """
         started = time.perf_counter()
         refuse_in_use(module, "Fit.run", self.callbacks)
-        with in_all_processes(), opened(self.run_dir, resume, write=not dry_run) as origin:
+        with in_all_processes(), open_run(self.run_dir, resume, write=not dry_run) as origin:
             data = as_data(data, batch_first=batch_first)
             set_up(data)
             begin_task(data, None if origin.saved is None else origin.saved.meta["task"])
@@ -202,7 +203,7 @@ class Fit:
         return metrics
 
     def _read(self, module: Module, data: Any, name: str, checkpoint: Any, batch_first: Any, kind: Kind):
-        saved = None if checkpoint is None else chosen(checkpoint, self._latest)
+        saved = None if checkpoint is None else read_chosen(checkpoint, self._latest)
         return read(
             self._readers,
             module,

@@ -7,9 +7,10 @@ from typing import Any
 
 from ..callbacks.recorder import Recorder
 from ..callbacks.run import Reads, Run
+from ..checkpoint.comparison import describe, log_changes, require_same_run
+from ..checkpoint.comparison import refuse_differences as refuse
 from ..checkpoint.load import build_each, require_module
-from ..checkpoint.locate import Origin, describe, log_changes, require_same_run
-from ..checkpoint.locate import refuse_differences as refuse
+from ..checkpoint.locate import Origin
 from ..core.module import Module
 from ..core.state import flatten, parameters, signature
 from ..data.datamodule import DataModule, warn_of_layout

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from ..callbacks.checkpoint import kept_by
-from ..checkpoint.locate import CHECKPOINTS, Origin
+from ..checkpoint.locate import Origin
+from ..checkpoint.run_directory import CHECKPOINTS
 from ..checkpoint.store import Store
 from ..errors import NonFiniteError
 from ..utils.files import read_json, write_json

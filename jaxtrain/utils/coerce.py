@@ -3,7 +3,6 @@
 This module does not import JAX.
 """
 
-import dataclasses
 import difflib
 import json
 import numbers
@@ -11,6 +10,7 @@ import sys
 import tomllib
 import types
 from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, SupportsInt, TypeGuard, Union, get_args, get_origin, get_type_hints
 
@@ -62,13 +62,10 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
             if type(choice) is type(given) and choice == given:
                 return choice
         raise ConfigError(f"{where} = {value!r}: {did_you_mean(value, args)}")
-    elif origin is tuple and isinstance(value, list | tuple) and _is_fixed(annotation):
-        if len(value) == len(args):
-            each = zip(value, args, strict=True)
-            return tuple(coerce(item, inner, f"{where}[{i}]") for i, (item, inner) in enumerate(each))
     elif origin in (list, tuple) and isinstance(value, list | tuple):
-        inner = args[0] if args else Any
-        return origin(coerce(item, inner, f"{where}[{i}]") for i, item in enumerate(value))
+        inner = args if _is_fixed(annotation) else (args[:1] or (Any,)) * len(value)
+        if len(inner) == len(value):
+            return origin(coerce(value[i], inner[i], f"{where}[{i}]") for i in range(len(value)))
     elif (origin or annotation) is dict and isinstance(value, Mapping):
         inner = args[1] if args else Any
         return {key: coerce(item, inner, f"{where}.{key}") for key, item in value.items()}
@@ -98,23 +95,20 @@ def field_types(cls: type) -> dict[str, Any]:
 
     An annotation cannot be resolved if it is imported only for type checkers, or defined within a function.
     """
-    found = {}
-    for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
+    hints = {}
+    for field in fields(cls):  # pyright: ignore[reportArgumentType]
         if not field.init:
             continue
         # A subclass shares the Field object of the class that defined it; that class's module resolves the annotation.
-        holders = (
-            base for base in reversed(cls.__mro__) if field in vars(base).get("__dataclass_fields__", {}).values()
-        )
-        owner = next(holders, cls)
+        owner = next(base for base in reversed(cls.__mro__) if is_dataclass(base) and field in fields(base))
         alone = types.SimpleNamespace(__annotations__={field.name: field.type})
         module = vars(sys.modules[owner.__module__]) if owner.__module__ in sys.modules else {}
         try:
             # The module's names take precedence over the class's own, as get_type_hints does for a class.
-            found.update(get_type_hints(alone, dict(vars(owner)), module))
+            hints.update(get_type_hints(alone, dict(vars(owner)), module))
         except Exception:  # noqa: S112 - an annotation is any expression and may raise anything
             continue
-    return found
+    return hints
 
 
 def is_plain(annotation: Any) -> bool:
@@ -168,17 +162,17 @@ def overlay[T](config: T, values: Mapping[str, Any], where: str) -> T:
         ConfigError: A key is unknown or a value has the wrong type.
     """
     hints = get_type_hints(type(config), include_extras=True)
-    names = [field.name for field in dataclasses.fields(config) if field.init]  # pyright: ignore[reportArgumentType]
+    names = [field.name for field in fields(config) if field.init]  # pyright: ignore[reportArgumentType]
     changes = {}
     for given, value in values.items():
         name = given.replace("-", "_")
         if name not in names:
             raise ConfigError(f"{where}: unknown key {given!r}; {did_you_mean(given, names)}")
-        if dataclasses.is_dataclass(current := getattr(config, name)) and isinstance(value, Mapping):
+        if is_dataclass(current := getattr(config, name)) and isinstance(value, Mapping):
             changes[name] = overlay(current, value, f"{where}: {name}")
         else:
             changes[name] = coerce(value, hints[name], f"{where}: {name}")
-    return dataclasses.replace(config, **changes)  # pyright: ignore[reportArgumentType]
+    return replace(config, **changes)  # pyright: ignore[reportArgumentType]
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -204,14 +198,14 @@ def read_config(path: Path) -> dict[str, Any]:
     if isinstance(value, dict) and "config" in value:
         value = value["config"]
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: holds no recipe's configuration; expected a table of option = value")
+        raise ConfigError(f"{path}: contains no configuration of a recipe; expected a table of option = value")
     return value
 
 
 def as_count(value: Any, name: str, required: bool = False) -> Any:
-    """Check the argument ``name`` of ``Fit``.
+    """Return the argument ``name`` of ``Fit``.
 
-    It must be an int from 1 to 2**31 - 1, or None unless it is ``required``; otherwise ValueError is raised.
+    Raises ValueError unless it is an int from 1 to 2**31 - 1, or None if it is not ``required``.
     """
     if value is None and not required:
         return None

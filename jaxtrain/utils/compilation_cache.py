@@ -11,11 +11,12 @@ from pathlib import Path
 
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 SETTINGS = {
-    VARIABLE: "jax_compilation_cache_dir",
-    # Keep every program: a start compiles many small ones in addition to the large ones.
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "jax_persistent_cache_min_compile_time_secs",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "jax_persistent_cache_min_entry_size_bytes",
+    VARIABLE: ("jax_compilation_cache_dir", str),
+    # Cache every program: a start compiles many small ones in addition to the large ones.
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": ("jax_persistent_cache_min_compile_time_secs", float),
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": ("jax_persistent_cache_min_entry_size_bytes", int),
 }
+"""Environment variables, each with the option of JAX that it sets and the option's type."""
 UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '([^']+)'")
 
 
@@ -31,40 +32,37 @@ def use_compilation_cache() -> Path | None:
     given = os.environ.get(VARIABLE)
     if given == "" or os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "").lower() in ("0", "false", "off"):
         return None
-    directory = Path(given).expanduser() if given else _private()
+    directory = Path(given).expanduser() if given else _private_directory()
     if directory is None:
         return None
-    values = (str(directory), "0", "0")
-    for (variable, option), value in zip(SETTINGS.items(), values, strict=True):
-        known = os.environ.setdefault(variable, value)
+    for variable, (option, kind) in SETTINGS.items():
+        value = os.environ.setdefault(variable, str(directory) if variable == VARIABLE else "0")
         if "jax" in sys.modules:  # JAX has already read its environment
             import jax
 
-            jax.config.update(option, known if variable == VARIABLE else type(getattr(jax.config, option))(known))
-    _remove_what_cannot_be_read(directory)
+            jax.config.update(option, kind(value))
+    _replace_damaged_entries(directory)
     return directory
 
 
-def _private() -> Path | None:
+def _private_directory() -> Path | None:
+    """The default directory, created if missing; None, with a warning, if it cannot be used."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    directory = Path(root) / "jaxtrain" / "xla"
+    directory, problem = Path(root) / "jaxtrain" / "xla", None
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        found = directory.stat()
+        status = directory.stat()
+        if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
+            problem = f"others can access {directory}, and its content is executed as code; `chmod 700` it if yours"
     except OSError as error:
-        warnings.warn(f"compiled programs are not kept: {directory}: {error.strerror}", stacklevel=3)
-        return None
-    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
-        warnings.warn(
-            f"compiled programs are not kept: {directory} can be reached by others, and what it holds is run as code; "
-            f"`chmod 700` it if it is yours, or set {VARIABLE}",
-            stacklevel=3,
-        )
-        return None
-    return directory
+        problem = f"{directory}: {error.strerror}"
+    if problem is None:
+        return directory
+    warnings.warn(f"the compilation cache is off: {problem}; set {VARIABLE} to use another directory", stacklevel=3)
+    return None
 
 
-def _remove_what_cannot_be_read(directory: Path) -> None:
+def _replace_damaged_entries(directory: Path) -> None:
     """Delete damaged cache entries when JAX warns about them.
 
     JAX writes entries in place and never overwrites one, so a program with an incomplete entry would be compiled at
@@ -76,13 +74,13 @@ def _remove_what_cannot_be_read(directory: Path) -> None:
     show = warnings.showwarning
 
     def showwarning(message, category, filename, lineno, file=None, line=None):
-        found = UNREADABLE.search(str(message))
-        if found is None:
-            show(message, category, filename, lineno, file, line)
-            return
-        for entry in directory.glob(f"{found[1]}-*"):
+        match = UNREADABLE.search(str(message))
+        if match is None:
+            return show(message, category, filename, lineno, file, line)
+        program = match[1]
+        for entry in directory.glob(f"{program}-*"):
             entry.unlink(missing_ok=True)
-        print(f"a damaged entry of the compilation cache is made anew: {found[1]} in {directory}", file=sys.stderr)
+        print(f"a damaged entry of the compilation cache is replaced: {program} in {directory}", file=sys.stderr)
 
     showwarning.of_compilation_cache = True  # type: ignore[attr-defined]
     warnings.showwarning = showwarning

@@ -11,7 +11,7 @@ import numpy as np
 from ..distributed import processes
 
 RESERVED = {"digest", "digests", "store"}  # keys of the metadata that Store writes
-# Dtypes that TensorStore can write; it would reject any other only after save() has returned.
+# Dtypes that TensorStore can write. It would reject others only after save() has returned.
 DTYPES = re.compile(
     r"bool|int[24]|u?int(8|16|32|64)|b?float16|float(32|64)|complex(64|128)|float4_e2m1fn|float8_(?!e4m3$)\w+"
 )

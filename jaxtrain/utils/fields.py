@@ -1,4 +1,4 @@
-"""The fields of a dataclass as options: types, defaults, and help from the docstrings under them."""
+"""Turns the fields of a dataclass into options: types, defaults, and help from the docstrings under them."""
 
 import ast
 import inspect
@@ -20,16 +20,17 @@ class Option:
 
 
 def options(cls: type) -> dict[str, Option]:
-    """The fields that ``__init__`` takes and whose annotations can be looked up.
+    """The fields that ``__init__`` takes and whose annotations can be resolved, by name.
 
     The help of a field is the first paragraph of the docstring under it, in this class or in the one that it overrides.
     """
     types, docs = field_types(cls), _docs(cls)
     known = [field for field in fields(cls) if field.name in types]  # pyright: ignore[reportArgumentType]
-    made = {
-        field.name: field.default if field.default_factory is MISSING else field.default_factory() for field in known
-    }
-    return {name: Option(types[name], default, docs.get(name, "")) for name, default in made.items()}
+    options = {}
+    for field in known:
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        options[field.name] = Option(types[field.name], default, docs.get(field.name, ""))
+    return options
 
 
 def summary(cls: type) -> str:
@@ -38,8 +39,8 @@ def summary(cls: type) -> str:
 
 
 def _docs(cls: type) -> dict[str, str]:
-    """First paragraphs of the docstrings under fields; none where the source is not at hand."""
-    found: dict[str, str] = {}
+    """First paragraphs of the docstrings under fields, by name; empty if the source is not available."""
+    docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if "__dataclass_fields__" not in vars(base):
             continue
@@ -50,5 +51,5 @@ def _docs(cls: type) -> dict[str, str]:
         for statement, below in pairwise(tree.body[0].body):
             match statement, below:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                    found[name] = " ".join(inspect.cleandoc(text).split("\n\n")[0].split())
-    return found
+                    docs[name] = " ".join(inspect.cleandoc(text).split("\n\n")[0].split())
+    return docs

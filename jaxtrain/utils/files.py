@@ -41,15 +41,10 @@ def write_atomic(path: Path, data: bytes) -> None:
 
     Only one process at a time may write a path; the lock of the run directory ensures this.
     """
-    temporary = path.with_name(f".{path.name}.tmp")  # a fixed name, so the next write replaces what a kill leaves
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # never follows a link
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)  # left by a process that was killed
     try:
-        try:
-            handle = os.open(temporary, flags, 0o666)
-        except FileExistsError:
-            temporary.unlink()
-            handle = os.open(temporary, flags, 0o666)
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:  # creates the file, so it never follows a link
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -93,12 +88,12 @@ class RunLock:
 
     def __init__(self, run_dir: Path | None):
         self._run_dir, self._file = run_dir, None
-        self._made: list[Path] = []
+        self._created: list[Path] = []
 
     def __enter__(self) -> RunLock:
         if self._run_dir is None:
             return self
-        self._made = [path for path in (self._run_dir, *self._run_dir.parents) if not path.exists()]
+        self._created = [path for path in (self._run_dir, *self._run_dir.parents) if not path.exists()]
         try:
             self._run_dir.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW  # a link could make it overwrite another file
@@ -108,13 +103,11 @@ class RunLock:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._file.seek(0)
-            pid = self._file.read().strip() or "unknown"
-            self._file.close()
+            with self._file as file:
+                pid = file.read().strip() or "unknown"
             raise RuntimeError(
                 f"run directory {self._run_dir} is in use by process {pid}: wait for it, or choose another run_dir"
             ) from None
-        self._file.seek(0)
         self._file.truncate()
         self._file.write(str(os.getpid()))
         self._file.flush()
@@ -123,10 +116,9 @@ class RunLock:
     def __exit__(self, *exc: object) -> None:
         if self._run_dir is None or self._file is None:
             return
-        if self._made and [entry.name for entry in self._run_dir.iterdir()] == [".lock"]:
+        if self._created and [entry.name for entry in self._run_dir.iterdir()] == [".lock"]:
             (self._run_dir / ".lock").unlink()
-            for path in self._made:
-                if any(path.iterdir()):
-                    break
-                path.rmdir()
+            with suppress(OSError):  # not empty
+                for path in self._created:
+                    path.rmdir()
         self._file.close()

@@ -20,8 +20,8 @@ class _Console(logging.Handler):
     """Prints plain lines to stdout and warnings to stderr, without breaking a tqdm bar.
 
     If the program that embeds jaxtrain has configured logging, its handlers receive the records instead. A root handler
-    from absl does not count: absl, which comes with Orbax, installs it without being asked. With several processes, the
-    first one prints everything and the others print only warnings.
+    from absl does not count: absl, a dependency of Orbax, installs it unasked. With several processes, the first one
+    prints everything and the others print only warnings.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -37,8 +37,8 @@ class _Console(logging.Handler):
         text = f"{processes.rank_prefix()}{record.levelname.lower()}: " * warning + self.format(record)
         try:
             self._write(text, sys.stderr if warning else sys.stdout)
-        except OSError as error:  # a reader that is gone (`| head`, a terminal) must not end the run
-            if not _unheard(error):
+        except OSError as error:  # a lost reader (`| head`, a terminal) must not end the run
+            if not _has_lost_reader(error):
                 raise
 
     def _write(self, text: str, stream: TextIO) -> None:
@@ -50,7 +50,7 @@ class _Console(logging.Handler):
             stream.flush()
 
 
-def heard(work: Callable[[], int]) -> int:
+def run_main(work: Callable[[], int]) -> int:
     """Run ``work`` and return its exit code, or that of its SystemExit (``--help``, usage errors).
 
     Output is flushed. If nobody reads it any more, as after ``| head``, no error is printed; Python would print a
@@ -61,37 +61,33 @@ def heard(work: Callable[[], int]) -> int:
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1
     except BrokenPipeError as error:
-        if not _unheard(error):
+        if not _has_lost_reader(error):
             raise
         return 141
     try:
         sys.stdout.flush()
     except OSError as error:
-        if not _unheard(error):
+        if not _has_lost_reader(error):
             raise
     return code
 
 
-def _unheard(error: OSError) -> bool:
-    """Return True if the error means that stdout or stderr has no reader any more.
+def _has_lost_reader(error: OSError) -> bool:
+    """Return True if the error means that stdout or stderr has no reader any more: a closed pipe, or a lost terminal.
 
     Such a stream is redirected to /dev/null.
     """
     if error.errno not in (errno.EPIPE, errno.EIO) or error.filename is not None:
         return False
-    closed = [number for number in (1, 2) if _unread(number)]
+    poll = select.poll()
+    poll.register(1, 0)
+    poll.register(2, 0)
+    closed = [number for number, events in poll.poll(0) if events & (select.POLLERR | select.POLLHUP)]
     for number in closed:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, number)
         os.close(nowhere)
     return bool(closed)
-
-
-def _unread(number: int) -> bool:
-    """Return True if the file descriptor is a pipe whose other end is closed, or a terminal that is gone."""
-    poll = select.poll()
-    poll.register(number, 0)
-    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def warn_of_foreign(cls: type, names: Mapping[str, str]) -> None:

@@ -1,6 +1,6 @@
 """A process that has imported everything, has no thread yet, and forks a child for each run: a start costs nothing.
 
-No backend of JAX has been made in it (asserted), so its children are as good as processes started anew; each makes its
+No backend of JAX has been made in it (asserted), so its children are as good as new processes; each makes its
 own. One JSON object a line comes in on stdin and goes out on stdout:
     {"dir": ..., "resume": "last", "fault": null | {"mode", "first", "last", "error", "call", "path"}, "log": FILE}
     {"code": exit code, negative for a signal, "text": what it printed, "came_to": ... | null}

@@ -56,7 +56,7 @@ def flip(rng, folder, other):
     path.write_bytes(data)
 
 
-def cut(rng, folder, other):
+def truncate(rng, folder, other):
     path = rng.choice([p for p in files(folder) if p.stat().st_size])
     os.truncate(path, rng.randrange(path.stat().st_size))
 
@@ -99,7 +99,23 @@ def cross(rng, folder, other):
     shutil.copytree(folder / "train", folder / "params")
 
 
-DAMAGE = [flip, flip, flip, flip, cut, cut, grow, zeros, drop, drop, swap, swap, swap_steps, swap_steps, cross]
+DAMAGE = [
+    flip,
+    flip,
+    flip,
+    flip,
+    truncate,
+    truncate,
+    grow,
+    zeros,
+    drop,
+    drop,
+    swap,
+    swap,
+    swap_steps,
+    swap_steps,
+    cross,
+]
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""The drill: a run in parts, cut by signals or killed, equals the run at once, bit for bit."""
+"""A run that is interrupted by signals or killed, and resumed, equals an uninterrupted run bit for bit."""
 
 import os
 import random
@@ -104,15 +104,15 @@ def test_a_run_in_three_parts_equals_the_run_at_once(tmp_path, case):
 
 @pytest.mark.full
 @pytest.mark.cover
-@pytest.mark.parametrize("cut", [1, 5, 9])
+@pytest.mark.parametrize("start", [1, 5, 9])
 @pytest.mark.parametrize("chunk", [1, 4])
-def test_a_signal_at_any_step(tmp_path, cut, chunk):
+def test_a_signal_at_any_step(tmp_path, start, chunk):
     options = dict(chunk=chunk, accumulate=2)
     part(Linear(scheduled), lines(), tmp_path / "whole", 12, **options)
     # The loop hears it when the chunk under way is over.
-    at = [cut + i for i in range(4)]
+    at = [start + i for i in range(4)]
     first = part(Linear(scheduled), lines(), tmp_path / "parts", 12, At("on_chunk_end", at, kill), **options)
-    assert first.status == "terminated" and cut <= first.step < 12
+    assert first.status == "terminated" and start <= first.step < 12
     part(Linear(scheduled), lines(), tmp_path / "parts", 12, **options)
     equal_runs(tmp_path / "whole", tmp_path / "parts")
     assert set(steps_of(tmp_path / "whole")) == set(steps_of(tmp_path / "parts"))
@@ -140,9 +140,9 @@ class Signalling(LinesOf):
 def test_a_signal_during_validation(tmp_path, when, at, log_every):
     options = dict(log_every=log_every, chunk=5, every=5)
     part(Linear(), jt.DataModule(Lines(), LinesOf(3)), tmp_path / "whole", 12, **options)
-    cut = part(Linear(), jt.DataModule(Lines(), Signalling(when)), tmp_path / "parts", 12, **options)
-    assert (cut.status, cut.step, cut.exit_code) == ("terminated", at, 143)
-    assert cut.summary["reason"] == "SIGTERM"
+    first = part(Linear(), jt.DataModule(Lines(), Signalling(when)), tmp_path / "parts", 12, **options)
+    assert (first.status, first.step, first.exit_code) == ("terminated", at, 143)
+    assert first.summary["reason"] == "SIGTERM"
     meta = opened(tmp_path / "parts").read_meta(at)
     assert meta["stage"] == "validation" and meta["store"]["score"] is None
     events = []
@@ -194,7 +194,7 @@ def test_tensorboard_shows_every_step_once(tmp_path):
 
 def test_requests_and_logged_values_survive_a_signal(tmp_path):
     class Asks(jt.Callback):
-        """Logs in every chunk, and asks for a validation at step 3, which is no event edge."""
+        """Logs in every chunk, and asks for a validation at step 3, which is not an event boundary."""
 
         def on_chunk_end(self, run, metrics):
             run.log({"mine": run.step})

@@ -134,9 +134,9 @@ def test_any_command_line(here, capsys, argv):
         values,
     ),
     toml=st.booleans(),
-    cut=st.one_of(st.none(), st.integers(0, 40)),
+    length=st.one_of(st.none(), st.integers(0, 40)),
 )
-def test_any_config_file(here, capsys, content, toml, cut):
+def test_any_config_file(here, capsys, content, toml, length):
     if toml and isinstance(content, dict):
         text = "\n".join(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in content.items())
     else:
@@ -144,8 +144,8 @@ def test_any_config_file(here, capsys, content, toml, cut):
     if "run_dir" in text:  # a file may say where; elsewhere is for another test
         return
     path = here / ("file.toml" if toml else "file.json")
-    path.write_bytes(text.encode()[:cut])
-    clear(*call(["--config", str(path)], capsys), text[:cut])
+    path.write_bytes(text.encode()[:length])
+    clear(*call(["--config", str(path)], capsys), text[:length])
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""A run whose loggers fail: it goes on, says so, and comes to the same numbers."""
+"""A run whose loggers fail: it continues, reports it, and gives the same numbers."""
 
 from dataclasses import dataclass
 

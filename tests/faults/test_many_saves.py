@@ -53,7 +53,7 @@ def test_many_saves_leave_nothing_behind(tmp_path):
 
 @pytest.mark.long
 def test_a_store_that_keeps_what_it_saved_is_found(tmp_path):
-    """The bound of the test above is one that a real leak passes: one copy of the arrays a save."""
+    """A real leak, one copy of the arrays per save, exceeds the bound of the test above."""
     found = growth(np.array(json.loads(run("-m", "tests.faults.many_saves", tmp_path, 200, "leak")), float))
     print(f"with a leak of {many_saves.LEAF.nbytes // 1024} KiB a save: {found[2]:+.2f} KiB")
     assert found[2] > MOST

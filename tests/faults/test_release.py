@@ -1,4 +1,4 @@
-"""Runs of earlier releases, kept in ``fixtures``, go on; what a later one wrote says what to do."""
+"""Runs of earlier releases, kept in ``fixtures``, resume; a run of a later release gives an error with advice."""
 
 import json
 import shutil

@@ -110,7 +110,7 @@ PIPES: dict[str, int] = {}
 
 
 def signalled(process: forks.Popen, name: str, number: int) -> tuple[int, str]:
-    """How a process ends that gets a signal where it waits, and then may go on."""
+    """How a process ends that receives a signal while it waits, and may then continue."""
     process.send_signal(number)
     os.write(PIPES[name], b".")
     return ends(process)
@@ -215,7 +215,7 @@ except KeyboardInterrupt:
 
 @pytest.mark.full
 def test_ctrl_c_in_a_notebook(recipe):
-    """A cell is code that the program around it executes, with Python's own handler: it gets a Result, and goes on."""
+    """A program with Python's own signal handler executes the cell, which receives a Result; the program continues."""
     cells = NOTEBOOK.replace("RUN", str(recipe.parent / "notebook"))
     program = f"exec(compile({cells!r}, '<cell>', 'exec'), {{}})"
     done = forks.run([sys.executable, "-c", program], capture_output=True)

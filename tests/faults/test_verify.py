@@ -1,4 +1,4 @@
-"""``jaxtrain verify-resume``: an exact recipe passes, one whose data forgets where it was does not."""
+"""``jaxtrain verify-resume``: an exact recipe passes; one whose data loses its position does not."""
 
 import importlib.util
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""The walk: a run broken at every call that changes its directory, one trial a call, each gone on with to the end.
+"""The walk: a fault at every call that changes a run's directory, one trial per call, each resumed to the end.
 
-python -m tests.faults.walk --out walk.jsonl             every trial (goes on where an earlier walk stopped)
+python -m tests.faults.walk --out walk.jsonl             every trial (continues where an earlier walk stopped)
 python -m tests.faults.walk --out walk.jsonl --shard 1/4 a quarter of them
 """
 
@@ -20,7 +20,7 @@ import tests.conftest  # noqa: F401  (compiled programs are kept)
 from tests.faults.library import Call, Fault, Server, missing, server
 from tests.faults.tiny import STEPS
 
-ENDS = {0: "went on", 1: "ended with an error", -9: "killed"}
+ENDS = {0: "continued", 1: "ended with an error", -9: "killed"}
 
 
 def plan(calls: list[Call]) -> list[Fault]:
@@ -76,7 +76,7 @@ def attempt(served: Server, folder: Path, fault: Fault, reference: dict[str, Any
         committed = (directory / "checkpoints" / f"{STEPS:08d}").is_dir()
         resumed = served.run(directory)
         if resumed["code"] != 0:
-            wrong.append(f"it cannot be gone on with: {resumed['code']}, {resumed['text'][-800:]}")
+            wrong.append(f"it cannot be resumed: {resumed['code']}, {resumed['text'][-800:]}")
         else:
             wrong += differences(reference, resumed["came_to"], more=committed)
     return {"fault": fault.key(), "call": hit.name, "path": hit.path, "code": code, "said": said, "wrong": wrong}

@@ -23,7 +23,7 @@ def fitted(strategy: DNI, objective: Objective, compiled: Any, example: Phases) 
     """A learner whose synthesiser has been fitted on the first batch."""
     inner: Any = compiled.module if isinstance(compiled, brainstate.nn.Vmap) else compiled
     inner.attach_synthesizer(braintrace.SyntheticGradient(inner.group_signal_shapes()))
-    learner = _Learner(objective, compiled, cadence=strategy.cadence(), reach=strategy.reach(example.sizes[1]))
+    learner = _Learner(objective, compiled, update_schedule=strategy.update_schedule(), reach=strategy.reach(example.sizes[1]))
     for name, state in learner.network.hidden.items():
         for leaf in jax.tree.leaves(state.value):
             if not jnp.issubdtype(leaf.dtype, jnp.inexact):

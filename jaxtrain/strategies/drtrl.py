@@ -10,7 +10,7 @@ from ..utils.logging import one_line
 from .base import Learner, Network, choose_batching, input_of, trained
 from .equations import ELEMENTWISE, Irreversible
 from .parameter_report import WITHOUT_REVERSE
-from .reverse.detached_step import Cut
+from .reverse.detached_step import DetachedStep
 from .reverse.learner import ReverseLearner
 from .rule import bind as by_trace
 from .specs.drtrl import DRTRL
@@ -45,12 +45,12 @@ def _reverse(strategy: DRTRL, objective: Objective, example: Phases) -> Learner:
     network = Network(objective.model, choose_batching(strategy.batching, objective.model, x, example.sizes[2]))
     names, random = list(trained(objective)), draws_random(network, x)
 
-    def cut(per_sequence: bool) -> Cut:
+    def cut(per_sequence: bool) -> DetachedStep:
         mapped = per_sequence or network.vmapped
         if random and mapped:
             raise Irreversible("the model draws random numbers, which lanes mapped one by one would share")
         try:
-            return Cut(objective, network, x, names, per_sequence=per_sequence, memory=strategy.readout_memory)
+            return DetachedStep(objective, network, x, names, per_sequence=per_sequence, memory=strategy.readout_memory)
         except Exception as error:
             if isinstance(error, Irreversible) or not mapped:
                 raise
@@ -69,7 +69,7 @@ def _reverse(strategy: DRTRL, objective: Objective, example: Phases) -> Learner:
         made,
         window=min(strategy.window, scored),
         single=strategy.vjp == "single-step",
-        cadence=strategy.cadence(),
+        update_schedule=strategy.update_schedule(),
         segment=segment,
         reach=strategy.reach(scored),
         memory=strategy.readout_memory,

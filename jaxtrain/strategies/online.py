@@ -74,13 +74,13 @@ class OnlineLearner(Learner):
     are carried on.
     """
 
-    def __init__(self, objective: Objective, rule: Any, *, window: int = 1, cadence: UpdateSchedule = SEQUENCE,
+    def __init__(self, objective: Objective, rule: Any, *, window: int = 1, update_schedule: UpdateSchedule = SEQUENCE,
                  reach: Reach = ONE_STEP):  # fmt: skip
         self.rule, self.reach, self.starting = rule, reach, START
         # Any: which of braintrace's engines it is shows only in its attributes.
         self.inner: Any = rule.module if isinstance(rule, brainstate.nn.Vmap) else rule
         super().__init__(objective, Network(objective.model, "vmap" if rule is not self.inner else "batched"))
-        self.window, self.cadence, self.carried = window, cadence, cadence.carried
+        self.window, self.update_schedule, self.carried = window, update_schedule, update_schedule.stateful
         self._params = trained(objective)
         self.own = owned_states(rule, self.inner, objective.model)
         # Zeros are made inside the program: a trace is too large to be one of its constants.
@@ -121,7 +121,7 @@ class OnlineLearner(Learner):
         if not self.carried:
             self.restart(phases.sizes[2])
         warm_up(self.objective, self._warm_forward, phases, self._clear)
-        return self.cadence.drive(phases, self._gradients, update)
+        return self.update_schedule.drive(phases, self._gradients, update)
 
     def restart(self, batch_size: int) -> None:
         super().restart(batch_size)

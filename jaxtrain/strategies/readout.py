@@ -28,14 +28,14 @@ from .update_schedule import UpdateSchedule
 def bind(strategy: ReadoutOnly, objective: Objective, example: Phases) -> Learner:
     x = input_of(objective, example)
     network = Network(objective.model, choose_batching(strategy.batching, objective.model, x, example.sizes[2]))
-    return _Learner(objective, network, x, strategy.cadence())
+    return _Learner(objective, network, x, strategy.update_schedule())
 
 
 class _Learner(Learner):
-    def __init__(self, objective: Objective, network: Network, x: Any, cadence: UpdateSchedule):
+    def __init__(self, objective: Objective, network: Network, x: Any, update_schedule: UpdateSchedule):
         super().__init__(objective, network)
-        self._update_schedule, self._params = cadence, trained(objective)
-        self.carried = cadence.carried
+        self._update_schedule, self._params = update_schedule, trained(objective)
+        self.carried = update_schedule.stateful
         acting = parameters_behind(network, objective.model, x)
         self._read: dict[str, State] = {name: s for name, s in self._params.items() if name not in acting}
         if not self._read:

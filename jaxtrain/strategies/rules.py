@@ -24,7 +24,7 @@ class UOROLearner(OnlineLearner):
         self._projections.value = self._fresh_projections()
 
     def _learn(self, phases: Phases, update: Update) -> Metrics:
-        if self.cadence.carried:  # a stream is never restarted; it begins where no time step has been counted
+        if self.update_schedule.stateful:  # a stream is never restarted; it begins where no time step has been counted
             fresh, going = self._fresh_projections(), self._projections
             going.value = jax.lax.select(self.own["running_index"].value == 0, fresh, going.value)
         return super()._learn(phases, update)
@@ -67,8 +67,8 @@ def check_modulator(name: str, compiled: Any, example: Phases) -> None:
 
 
 class ThreeFactorLearner(OnlineLearner):
-    def __init__(self, objective: Objective, rule: Any, *, modulator: str, cadence: UpdateSchedule):
-        super().__init__(objective, rule, cadence=cadence)
+    def __init__(self, objective: Objective, rule: Any, *, modulator: str, update_schedule: UpdateSchedule):
+        super().__init__(objective, rule, update_schedule=update_schedule)
         self.modulator = modulator
 
     def _forward(self, w: Any, extras: dict[str, Any]):

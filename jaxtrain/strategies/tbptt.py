@@ -34,23 +34,23 @@ from .update_schedule import SEQUENCE, UpdateSchedule, over_tiles
 def bind(strategy: TBPTT, objective: Objective, example: Phases) -> Learner:
     warm, time, batch_size = example.sizes
     batching = choose_batching(strategy.batching, objective.model, input_of(objective, example), batch_size)
-    cadence, window = strategy.cadence(), strategy.window
+    update_schedule, window = strategy.update_schedule(), strategy.window
     network = Network(objective.model, batching)
-    start = cadence == SEQUENCE and warm < window and any(initial_values(network, batch_size).values())
-    learner = _Learner(objective, network, window, cadence, start)
+    start = update_schedule == SEQUENCE and warm < window and any(initial_values(network, batch_size).values())
+    learner = _Learner(objective, network, window, update_schedule, start)
     if window == warm + time:
-        across = "; nothing goes back from one sequence to the one before" if cadence.carried else ""
+        across = "; nothing goes back from one sequence to the one before" if update_schedule.stateful else ""
         learner.notes.append(f"tbptt: a window is the whole sequence of {window} time steps, as in bptt{across}")
     return learner
 
 
 class _Learner(Learner):
-    def __init__(self, objective: Objective, network: Network, window: int, cadence: UpdateSchedule, start: bool):
+    def __init__(self, objective: Objective, network: Network, window: int, update_schedule: UpdateSchedule, start: bool):
         """``start``: differentiate what begins a sequence with its first window."""
         super().__init__(objective, network)
         self._start = start
         self._params = trained(objective)
-        self._window, self._update_schedule, self.carried = window, cadence, cadence.carried
+        self._window, self._update_schedule, self.carried = window, update_schedule, update_schedule.stateful
 
     def learn(self, phases: Phases, update: Update) -> Metrics:
         warm, _, batch = phases.sizes

@@ -55,7 +55,7 @@ def test_auto_falls_back_and_says_so(lab):
     task = lab.Task(Mixed(lab, jnp.tanh, lambda h: h @ MATRIX))
     learner = DRTRL().bind(Objective(task, lambda x: x), lab.sequences())
     assert not isinstance(learner, ReverseLearner) and "engine" not in learner.resolved()
-    assert learner.notes == ["engine: a trace, since dot_general mixes positions on the way from a weight or a hidden "
+    assert learner.notes == ["engine: a trace, since dot_general mixes positions between a weight or a hidden "
                              "state to the next one"]  # fmt: skip
     grads = lab.learn(DRTRL(), task, lab.sequences())
     again = lab.learn(DRTRL(engine="trace"), lab.Task(Mixed(lab, jnp.tanh, lambda h: h @ MATRIX)), lab.sequences())

@@ -176,7 +176,7 @@ def test_wrong_fields_are_refused():
     ):
         DRTRL(vjp="single-step", window=2)
     with pytest.raises(
-        ValueError, match=r"^DRTRL\(window=2\): windows need batched states, and this is mapped over lanes$"
+        ValueError, match=r"^DRTRL\(window=2\): windows need batched states, and this is mapped over sequences$"
     ):
         DRTRL(window=2, batching="vmap")
 

@@ -1,4 +1,4 @@
-"""Cut steps of a piece of a sequence, one after another, and the way back through them."""
+"""DetachedStep steps of a piece of a sequence, one after another, and the way back through them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Chain:
-    """Cut steps over a warm-up and scored time steps, run once, with their reverse kept.
+    """DetachedStep steps over a warm-up and scored time steps, run once, with their reverse kept.
 
     ``hidden``, ``others``: what the windows' entries hold, ``(lead + windows, ...)``; ``lead``: steps of the warm-up
     that are a window each, all of them where there is readout memory. ``inputs``: of the nudged relations,
@@ -24,17 +24,17 @@ class Chain:
     """
 
     def __init__(self, learner: ReverseLearner, warm: tuple[Any, Any], sequences: Any, through: int, weights: list):
-        self.learner, cut = learner, learner.cut
+        self.learner, detached = learner, learner.detached
         ahead = jax.tree.map(lambda leaf: leaf[:through], sequences)
         warm_steps = 0 if warm[0] is None else jax.tree.leaves(warm[0])[0].shape[0]
         self.steps = warm_steps + through
         self.lead = warm_steps if learner._memory and sequences is not None else 0
         time = 0 if sequences is None else jax.tree.leaves(sequences)[0].shape[0]
         self._ends = any(start >= through for start in range(0, time, learner.window))  # where the last window begins
-        batch_size = (cut.batch_size,) if cut.mapped else ()
+        batch_size = (detached.batch_size,) if detached.mapped else ()
         perturbations = {
             i: jnp.zeros(
-                (self.steps, *batch_size, *cut.relations[i].y_var.aval.shape), cut.relations[i].y_var.aval.dtype
+                (self.steps, *batch_size, *detached.relations[i].y_var.aval.shape), detached.relations[i].y_var.aval.dtype
             )
             for i in learner._perturbed
         }
@@ -44,7 +44,7 @@ class Chain:
 
         def run(warm, ahead, perturbations, live, starts):
             def forward(u, perturbation, seen):
-                out, found = cut.step(u, live, perturbation)
+                out, found = detached.step(u, live, perturbation)
                 seen.append(found)
                 return out
 

@@ -67,7 +67,7 @@ class Relation:
         return one(x) if self.batched else jax.vmap(one)(x)
 
 
-class Cut:
+class DetachedStep:
     """The cut step of a network.
 
     ``step(u, weights, nudges)`` runs the network's time step on its States; ``nudges`` are added to the outputs ``y``
@@ -117,8 +117,8 @@ class Cut:
     # ----------------------------------------------------------------------------------------------- compiling
 
     def _example(self, u: Any) -> Any:
-        cut = 0 if self.network.vmapped else slice(0, 1) if self.mapped else slice(None)
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)[cut], u)
+        own = 0 if self.network.vmapped else slice(0, 1) if self.mapped else slice(None)
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)[own], u)
 
     def _compile(self, objective: Objective, u: Any) -> tuple[Any, Any]:
         """braintrace's graph of the model, for the whole batch or for one sequence, and the tree of what a call
@@ -228,7 +228,7 @@ class Cut:
 
         def run(u, values, weights, perturbations):
             env = self._env(u, values)
-            seen = self._evaluate(env, weights, perturbations, cut=True)
+            seen = self._evaluate(env, weights, perturbations, detach=True)
             return *self._results(env), seen
 
         return self._map_sequences(run, u, weights, perturbations, through=False)
@@ -244,9 +244,9 @@ class Cut:
                     name: along(jnp.expand_dims, value, self._axes[name]) for name, value in perturbations.items()
                 }
             frozen = self._env(jax.lax.stop_gradient(u), [jax.lax.stop_gradient(value) for value in values])
-            self._evaluate(frozen, {}, {}, cut=False, hidden=perturbations)
+            self._evaluate(frozen, {}, {}, detach=False, hidden=perturbations)
             env = self._env(u, values)
-            self._evaluate(env, {}, {}, cut=False, given=frozen)
+            self._evaluate(env, {}, {}, detach=False, given=frozen)
             return *self._results(env), None
 
         axes = {
@@ -309,7 +309,7 @@ class Cut:
         env = {id(var): value for var, value in zip(self.jaxpr.invars, given, strict=True)}
         return env | {id(var): const for var, const in zip(self.jaxpr.constvars, self.consts, strict=True)}
 
-    def _evaluate(self, env, weights, perturbations, *, cut: bool, hidden=None, given=None) -> dict[int, Any]:
+    def _evaluate(self, env, weights, perturbations, *, detach: bool, hidden=None, given=None) -> dict[int, Any]:
         """Fills ``env``; gives the inputs of nudged relations.
 
         ``hidden``: what to add to new hidden states. ``given``: an environment whose new hidden states are taken.
@@ -324,7 +324,7 @@ class Cut:
                 if relation.x_place is not None:
                     if number in perturbations:
                         seen[number] = operands[relation.x_place]
-                    if cut:
+                    if detach:
                         operands[relation.x_place] = jax.lax.stop_gradient(operands[relation.x_place])
                 if number in weights:
                     for place, weight in zip(relation.places, weights[number], strict=True):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ...core.state import SHORT, State
 from ..equations import Irreversible
-from .detached_step import DENSE, EMBEDDING, Cut, Relation
+from .detached_step import DENSE, EMBEDDING, DetachedStep, Relation
 
 
 class Influence:
@@ -19,13 +19,13 @@ class Influence:
     last row is the bias), ``(B, S, V, O)`` for an embedding, ``(B, S, *y)`` for an element-wise weight.
     """
 
-    def __init__(self, cut: Cut):
-        self.cut = cut
-        self.relations = {i: r for i, r in enumerate(cut.relations) if r.trained}
+    def __init__(self, detached: DetachedStep):
+        self.detached = detached
+        self.relations = {i: r for i, r in enumerate(detached.relations) if r.trained}
         # Of readout memory, nothing has made sure yet that its derivative is block-diagonal.
-        cut.check(sorted({group for r in self.relations.values() if r.direct for group in r.groups}))
+        detached.check(sorted({group for r in self.relations.values() if r.direct for group in r.groups}))
         self.groups = {group for r in self.relations.values() for group in r.groups}
-        self.depth = max((len(cut.groups[group]) for group in self.groups), default=1)
+        self.depth = max((len(detached.groups[group]) for group in self.groups), default=1)
         self.states: dict[str, State] = {}
         for i, relation in self.relations.items():
             reason = self._unfit(relation)
@@ -38,9 +38,9 @@ class Influence:
             return "it acts on several groups of hidden states"
         if relation.name not in (*DENSE, *EMBEDDING) and relation.x_place is not None:
             return f"no trace is kept for {relation.name}"
-        batch_size = self.cut.mapped or relation.y_var.aval.shape[:1] == (self.cut.batch_size,)
-        units, names = self._units(relation), self.cut.groups[next(iter(relation.groups))]
-        if not batch_size or len(units) != 1 or any(self.cut.units_of(name) != units[0] for name in names):
+        batch_size = self.detached.mapped or relation.y_var.aval.shape[:1] == (self.detached.batch_size,)
+        units, names = self._units(relation), self.detached.groups[next(iter(relation.groups))]
+        if not batch_size or len(units) != 1 or any(self.detached.units_of(name) != units[0] for name in names):
             return "it or the hidden state that it acts on has other axes than sequences and units"
         return ""
 
@@ -59,15 +59,15 @@ class Influence:
 
     def _shape(self, relation: Relation) -> tuple[int, ...]:
         rows = self._rows(relation)
-        depth = len(self.cut.groups[next(iter(relation.groups))])
-        return (self.cut.batch_size, depth, *(() if rows is None else (rows,)), *self._units(relation))
+        depth = len(self.detached.groups[next(iter(relation.groups))])
+        return (self.detached.batch_size, depth, *(() if rows is None else (rows,)), *self._units(relation))
 
     # ------------------------------------------------------------------------------------------------- forward
 
     def basis(self, hidden: dict[str, Any]) -> dict[str, Any]:
         """Cotangents that ask for one hidden state of every traced group at a time, stacked: ``(depth, B, ...)``."""
         made = {}
-        for group, names in self.cut.groups.items():
+        for group, names in self.detached.groups.items():
             for place, name in enumerate(names):
                 chosen = (jnp.arange(self.depth) == place) & (group in self.groups)
                 made[name] = jax.tree.map(
@@ -86,7 +86,7 @@ class Influence:
         factors, carried = jax.lax.optimization_barrier((factors, carried))
         for i, relation in self.relations.items():
             state = self.states[f"influence{i}"]
-            names = self.cut.groups[next(iter(relation.groups))]
+            names = self.detached.groups[next(iter(relation.groups))]
             depth, (batch, *_), units = len(names), state.value.shape, self._units(relation)
             through = [jax.tree.leaves(carried[name])[0][:depth].reshape(depth, batch, *units) for name in names]
             before = sum(
@@ -116,7 +116,7 @@ class Influence:
         grads = {}
         for i, relation in self.relations.items():
             trace = self.states[f"influence{i}"].value
-            names = self.cut.groups[next(iter(relation.groups))]
+            names = self.detached.groups[next(iter(relation.groups))]
             batch, units = trace.shape[0], self._units(relation)
             signal = jnp.stack([jax.tree.leaves(cotangents[name])[0].reshape(batch, *units) for name in names], 1)
             if relation.x_place is None:

@@ -20,7 +20,7 @@ from ..parameter_report import WHOLE, Traces, describe
 from ..specs.rule import ONE_STEP, Reach
 from ..update_schedule import SEQUENCE, UpdateSchedule, over_tiles
 from .chain import Chain
-from .detached_step import DENSE, EMBEDDING, Cut
+from .detached_step import DENSE, EMBEDDING, DetachedStep
 from .influence import Influence
 
 Pull = Callable[[dict[str, Any]], dict[str, Any]]
@@ -36,31 +36,31 @@ class ReverseLearner(Learner):
     piece that is the whole sequence needs none.
     """
 
-    def __init__(self, objective: Objective, network: Network, cut: Cut, *, window: int, single: bool,
-                 cadence: UpdateSchedule = SEQUENCE, segment: int | None = None, reach: Reach = ONE_STEP,
+    def __init__(self, objective: Objective, network: Network, detached: DetachedStep, *, window: int, single: bool,
+                 update_schedule: UpdateSchedule = SEQUENCE, segment: int | None = None, reach: Reach = ONE_STEP,
                  memory: bool = False):  # fmt: skip
         """``segment``: time steps a piece; None takes the whole sequence as one. ``memory``: windows come one after
         another, and credit goes back from each to the one before through every state that is not of a traced group."""
         super().__init__(objective, network)
-        self.cut, self.window, self.single, self.reach = cut, window, single, reach
-        self.cadence, self.carried, self.segment = cadence, cadence.carried, segment
+        self.detached, self.window, self.single, self.reach = detached, window, single, reach
+        self.update_schedule, self.carried, self.segment = update_schedule, update_schedule.stateful, segment
         self._params = trained(objective)
-        made = frozenset().union(*initial_values(network, cut.batch_size).values())
+        made = frozenset().union(*initial_values(network, detached.batch_size).values())
         self._starts = {name: state for name, state in self._params.items() if name in made}
-        self.influence = None if segment is None else Influence(cut)
+        self.influence = None if segment is None else Influence(detached)
         self.own = {} if self.influence is None else self.influence.states
-        chosen = [i for i, r in enumerate(cut.relations) if r.trained]
+        chosen = [i for i, r in enumerate(detached.relations) if r.trained]
         # Weights of the nudged relations get their gradient from all time steps at once, the live ones' is added up by
         # reverse mode time step by time step, and those of readout memory have theirs from the windows.
         products = (*DENSE, *EMBEDDING)
-        self._direct = [i for i in chosen if cut.relations[i].direct]
+        self._direct = [i for i in chosen if detached.relations[i].direct]
         past = [i for i in chosen if i not in self._direct]
         self._perturbed = (
-            chosen if self.influence is not None else [i for i in past if cut.relations[i].name in products]
+            chosen if self.influence is not None else [i for i in past if detached.relations[i].name in products]
         )
         self._live = [i for i in past if i not in self._perturbed]
-        self._hidden = {n: network.hidden[n] for names in cut.groups.values() for n in names}
-        self._traced = {n: s for n, s in self._hidden.items() if n in cut.traced}
+        self._hidden = {n: network.hidden[n] for names in detached.groups.values() for n in names}
+        self._traced = {n: s for n, s in self._hidden.items() if n in detached.traced}
         rest = {n: s for n, s in network.hidden.items() if n not in self._traced}
         self._memory = rest if memory else {}
         others = [] if memory else rest.values()
@@ -86,7 +86,7 @@ class ReverseLearner(Learner):
             self.restart(phases.sizes[2])
         if phases.warmup is not None:
             over_tiles(warm, self.segment, lambda tile: (self._go_on(tile), {}), {})
-        return self.cadence.drive(phases, self._gradients, update)
+        return self.update_schedule.drive(phases, self._gradients, update)
 
     def restart(self, batch_size: int) -> None:
         super().restart(batch_size)
@@ -178,7 +178,7 @@ class ReverseLearner(Learner):
     def _weights(self):
         """What each relation takes as its weights, and the way back to the parameters."""
         values = {name: jax.tree.leaves(state.value) for name, state in parameters(self.objective.model).items()}
-        return jax.vjp(self.cut.weights, values)
+        return jax.vjp(self.detached.weights, values)
 
     def _advance(self, chain: Chain, trace: bool = True) -> None:
         if self.influence is not None and trace:
@@ -186,7 +186,7 @@ class ReverseLearner(Learner):
         chain.finish()
 
     def _from_all_steps(self, i: int, x: Any, delta: Any, weights: list[Any]) -> list[Any]:
-        relation = self.cut.relations[i]
+        relation = self.detached.relations[i]
         if relation.x_place is None:
             total = delta.reshape(-1, *relation.y_var.aval.shape).sum(0)
             return jax.vjp(relation.alone, weights)[1](total)[0]
@@ -203,7 +203,7 @@ class ReverseLearner(Learner):
         """
         time = jax.tree.leaves(sequences)[0].shape[0]
         count, rest = divmod(time, self.window)
-        lead, cut = chain.lead, time - rest
+        lead, whole = chain.lead, time - rest
         params = {name: state.value for name, state in self._params.items()}
         begin = {name: state.value for name, state in self._memory.items() if differentiable(state.value)}
         leaves = {name: jax.tree.leaves(state.value)[0] for name, state in self._traced.items() if self.single}
@@ -233,10 +233,10 @@ class ReverseLearner(Learner):
                 part(warm_step, slice(lead), warm)
             parts = []
             if count:
-                tiled = lambda leaf: leaf[:cut].reshape(-1, self.window, *leaf.shape[1:])  # noqa: E731
+                tiled = lambda leaf: leaf[:whole].reshape(-1, self.window, *leaf.shape[1:])  # noqa: E731
                 parts.append(part(score_window, slice(lead, lead + count), jax.tree.map(tiled, sequences)))
             if rest:
-                last = jax.tree.map(lambda leaf: leaf[cut:][None], sequences)
+                last = jax.tree.map(lambda leaf: leaf[whole:][None], sequences)
                 parts.append(part(score_window, slice(lead + count, None), last))
             found = [(losses.sum(), sum_over_time(metrics)) for losses, metrics in parts]
             return jax.tree.map(lambda *leaves: sum(leaves), *found)
@@ -245,7 +245,7 @@ class ReverseLearner(Learner):
         return grads[0], grads[1:], metrics
 
     def _forward(self, perturbation: Any) -> Any:
-        return (lambda u: self.cut.alone(u, perturbation)) if self.single else self.network
+        return (lambda u: self.detached.alone(u, perturbation)) if self.single else self.network
 
     def _call(self, run: Any, params: Any, tiles: Any, perturbations: Any) -> Any:
         """``call(memory, hidden, others, tile, nudge) -> (memory, result)``: ``run`` from the States at its entry."""
@@ -282,16 +282,16 @@ class ReverseLearner(Learner):
     def traces(self, resets: bool) -> Traces:
         groups: dict[str, set[int]] = {}
         sizes: dict[str, int] = {}
-        for i, relation in enumerate(self.cut.relations):
+        for i, relation in enumerate(self.detached.relations):
             kept = self.own.get(f"influence{i}")
             for name in relation.paths:
                 groups.setdefault(name, set()).update(relation.groups)
                 sizes[name] = sizes.get(name, 0) + (0 if kept is None else kept.value.nbytes)
         whole = WHOLE
-        if self.carried or self.cadence.update_every != "sequence":
+        if self.carried or self.update_schedule.update_every != "sequence":
             whole += " with stateful=False and update_every='sequence'"
         return Traces.of(
-            self.cut.report, groups, self.cut.groups, sizes, memory=frozenset(self._memory),
+            self.detached.report, groups, self.detached.groups, sizes, memory=frozenset(self._memory),
             cut=f"ends where a segment begins. {whole} gives it all" if self.segment else "",
             start=self.segment is None, starting=f"Use {whole}", again=resets,
         )  # fmt: skip

@@ -35,7 +35,7 @@ LONG_FUNCTIONS = {"commands/main.py:_tool", "commands/main.py:_compare"}
 LARGE_CLASSES = {
     "callbacks/curriculum.py:Curriculum", "callbacks/run.py:Run", "data/iterator.py:DataIterator",
     "data/sources.py:SequentialReader",
-    "engine/program.py:Program", "strategies/reverse/chain.py:Chain", "strategies/reverse/detached_step.py:Cut",
+    "engine/program.py:Program", "strategies/reverse/chain.py:Chain", "strategies/reverse/detached_step.py:DetachedStep",
     "strategies/reverse/learner.py:ReverseLearner",
 }  # fmt: skip
 

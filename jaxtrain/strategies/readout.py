@@ -1,4 +1,4 @@
-"""The control that every comparison needs: only what reads the hidden state is trained, the recurrence stays random."""
+"""The learner of the control: only parameters that read the hidden state are trained, the recurrence stays random."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def bind(strategy: ReadoutOnly, objective: Objective, example: Phases) -> Learne
 
 
 class _Learner(Learner):
-    def __init__(self, objective: Objective, network: Network, x: Any, update_schedule: UpdateSchedule):
+    def __init__(self, objective: Objective, network: Network, x: Any, schedule: UpdateSchedule):
         super().__init__(objective, network)
-        self._update_schedule, self._params = update_schedule, trained(objective)
-        self.carried = update_schedule.stateful
+        self._params = trained(objective)
+        self._update_schedule, self.carried = schedule, schedule.stateful
         acting = parameters_behind(network, objective.model, x)
         self._read: dict[str, State] = {name: s for name, s in self._params.items() if name not in acting}
         if not self._read:
@@ -59,11 +59,6 @@ class _Learner(Learner):
         return {**zeros_like_parameters(self._params), **grads}, metrics
 
     def report(self, phases: Phases) -> list[ParameterReport]:
-        why, used = "not read out: the control keeps its initial value", Flow.of(self, phases).loss
-
-        def row(name: str) -> ParameterReport:
-            if name not in self._read:
-                return ParameterReport(name, "no", why)
-            return ParameterReport(name) if name in used else ParameterReport(name, "no", UNUSED)
-
-        return [row(name) for name in self._params]
+        unread, used = "not read out: the control keeps its initial value", Flow.of(self, phases).loss
+        why = {name: unread if name not in self._read else "" if name in used else UNUSED for name in self._params}
+        return [ParameterReport(name, "no" if reason else "yes", reason) for name, reason in why.items()]

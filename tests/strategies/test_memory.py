@@ -121,7 +121,7 @@ def test_a_deep_network_of_such_units(lab):
 def test_without_memory_nothing_changes(lab, vjp):
     phases, strategy = lab.sequences(), DRTRL(vjp=vjp, readout_memory=True)
     learner = strategy.bind(Objective(task(lab, "none", recurrent=True), lambda x: x), phases)
-    assert learner.notes == ["readout_memory: the model has none, so nothing else is trained than without it"]
+    assert learner.notes == ["readout_memory: the model has none, so the option has no effect"]
     got = lab.learn(strategy, task(lab, "none", recurrent=True), phases)
     lab.same(got, lab.learn(DRTRL(vjp=vjp), task(lab, "none", recurrent=True), phases))
 
@@ -282,7 +282,7 @@ def test_which_states_are_memory(lab, memory, kwargs, found):
     learner = DRTRL(readout_memory=True).bind(Objective(task(lab, memory, **kwargs), lambda x: x), lab.sequences())
     assert isinstance(learner, ReverseLearner) and set(learner._memory) == found
     if found:
-        assert learner.notes == [f"readout_memory: credit goes through {', '.join(learner._memory)}"]
+        assert learner.notes == [f"readout_memory: credit passes through {', '.join(learner._memory)}"]
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_the_report_says_where_credit_through_memory_ends(lab, fields, more):
     advice = "segment='sequence'" + " with stateful=False and update_every='sequence'" * bool(more)
     row = rows(DRTRL(readout_memory=True, **fields))
     assert row.trains == "in part"
-    assert row.why == f"its credit through total ends where a segment begins. {advice} gives it all"
+    assert row.why == f"its credit through total ends at the start of a segment. {advice} gives it all"
     followed = DRTRL(readout_memory=True, **{**fields, **more, "segment": "sequence"})
     assert (rows(followed).trains, rows(followed).why) == ("yes", "")
     exact(lab, lab.learn(followed, task(lab, "leaky"), phases), lab.learn(BPTT(), task(lab, "leaky"), phases))

@@ -195,7 +195,7 @@ def of(lab, cls, kinds=("Mask",)):
         (Mixing, "engine: a trace, since a time step over the batch gives another value of "),
         *longer(
             (Summing, "engine: a trace, since the sequences share the state 'sum', which each of them changes"),
-            (Square, "engine: a trace, since it cannot be taken one sequence at a time (ValueError: the hidden state"),
+            (Square, "engine: a trace, since it cannot be run one sequence at a time (ValueError: the hidden state"),
         ),
     ],
 )
@@ -288,7 +288,8 @@ def test_a_rule_that_needs_a_mapped_model_says_where_it_differs(lab):
 
     learner = SnAp().bind(Objective(of(lab, Either)(), lambda x: x), lab.sequences())
     start = (
-        "batching: snap takes one sequence at a time, where the model differs: init_state makes other values of 'mask'"
+        "batching: snap takes one sequence at a time, for which the model differs: init_state makes other values of "
+        "'mask'"
     )
     assert [note[: len(start)] for note in learner.notes] == [start]
     assert not SnAp().bind(Objective(lab.task("minigru"), lambda x: x), lab.sequences()).notes

@@ -109,4 +109,4 @@ def test_a_window_over_the_whole_sequence_is_called_bptt(lab):
     assert notes(9) == ["tbptt: a window is the whole sequence of 9 time steps, as in bptt"]
     assert notes(8) == notes(8, stateful=True) == []
     (carried,) = notes(9, stateful=True)
-    assert carried.endswith("as in bptt; nothing goes back from one sequence to the one before")
+    assert carried.endswith("as in bptt; no gradient passes from one sequence to the previous one")

@@ -323,7 +323,7 @@ _MODELS: dict[str, tuple[Callable, dict[str, Any], dict[str, tuple[int, int]], E
     "chain": (chained, {}, {"mid": (UNITS, UNITS)}, CHAIN),
     "chain and direct": (chained_and_direct, {}, {"mid": (UNITS, UNITS)}, CHAIN),
     "element-wise": (elementwise, {}, {}, {**FINE, "a": "yes"}),
-    "without braintrace": (untraced, {}, {}, {**FINE, "free": lost("by no operation of braintrace")}),
+    "without braintrace": (untraced, {}, {}, {**FINE, "free": lost("through no operation of braintrace")}),
     "branch": (branching, {}, {}, FINE),
     "jitted": (jitted, {}, {}, FINE),
 }  # fmt: skip

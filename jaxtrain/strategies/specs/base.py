@@ -93,7 +93,16 @@ class Strategy(ABC):
 
 @dataclass(frozen=True)
 class ScheduledStrategy(Strategy):
-    """A strategy that can update the weights within a sequence and continue states across sequences."""
+    """A strategy that can update the weights within a sequence and continue states across sequences.
+
+    Args:
+        update_every: Scored time steps per update, at least 1, or "sequence".
+        stateful: Continue each sequence from the hidden states and traces of the previous one.
+        batching: "batched", "vmap" or "auto".
+
+    Raises:
+        ValueError: A field has a value of the wrong type or out of range.
+    """
 
     update_every: UpdateEvery = "sequence"
     """update the weights every N scored time steps, or once per sequence

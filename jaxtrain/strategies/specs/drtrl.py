@@ -98,12 +98,9 @@ class PPProp(WindowedRule):
     ``Phases.reset`` has reset one sequence, the gradient from its traces is therefore too small for about
     1 / (1 - decay) time steps. Its direction is right.
 
+    The other options are those of ``WindowedRule``.
+
     Args:
-        update_every: Scored time steps per update, or "sequence".
-        stateful: Continue each sequence from the hidden states and traces of the previous one.
-        batching: "batched", "vmap" or "auto".
-        vjp: How far each loss is backpropagated, "multi-step" or "single-step".
-        window: Scored time steps that are differentiated together.
         decay: Decay rate of the averages, in [0, 1).
         rank: Time steps, at least 1; a replacement for ``decay``.
 

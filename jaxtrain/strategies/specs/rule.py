@@ -51,8 +51,8 @@ ONE_STEP = Reach()
 class OnlineRule(ScheduledStrategy):
     """An online learning rule that braintrace implements.
 
-    A subclass defines ``rule()``. Extend ``SteppedRule`` if the rule has a choice of ``vjp``, and ``WindowedRule`` if it
-    also has windows.
+    A subclass defines ``rule()``. Extend ``SteppedRule`` if the rule has a choice of ``vjp``, and ``WindowedRule`` if
+    it also has windows.
 
     Attributes:
         required_batching: The batching in which the rule works: "batched", "vmap" or "either".
@@ -133,7 +133,11 @@ class OnlineRule(ScheduledStrategy):
 
 @dataclass(frozen=True)
 class SteppedRule(OnlineRule):
-    """An online rule with a choice of how far each loss is backpropagated."""
+    """An online rule with a choice of how far each loss is backpropagated.
+
+    Args:
+        vjp: "multi-step" or "single-step".
+    """
 
     vjp: Literal["multi-step", "single-step"] = "multi-step"
     """how far each loss is backpropagated: through the window (multi-step) or into the hidden state only (single-step)
@@ -150,6 +154,9 @@ class SteppedRule(OnlineRule):
 @dataclass(frozen=True)
 class WindowedRule(SteppedRule):
     """An online rule with a window.
+
+    Args:
+        window: Scored time steps that are differentiated together, at least 1.
 
     Raises:
         ValueError: The window is below 1, or is combined with ``vjp="single-step"`` or ``batching="vmap"``.

@@ -1,4 +1,7 @@
-"""The other online rules of braintrace. Each class declares the options of a rule and its call of braintrace."""
+"""The other online rules of braintrace. Each class declares the options of a rule and its call of braintrace.
+
+``ScheduledStrategy``, ``SteppedRule`` and ``WindowedRule`` describe the options that a rule inherits.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,7 @@ if TYPE_CHECKING:
     from ...core.module import Objective, Phases
     from ..base import Learner
 
-FILTERED: tuple[RequiredBatching, str] = (
-    "batched", "braintrace's trace filter (kappa) cannot be mapped over sequences"
-)  # fmt: skip
+FILTERED: tuple[RequiredBatching, str] = ("batched", "braintrace cannot map its trace filter (kappa) over sequences")
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,6 @@ class EProp(SteppedRule):
     Bellec et al., Nature Communications 11:3625, 2020. With symmetric feedback and no filter, the rule is D-RTRL.
 
     Args:
-        update_every: Scored time steps per update, or "sequence".
-        stateful: Continue each sequence from the hidden states and traces of the previous one.
-        batching: "batched", "vmap" or "auto". A filter needs "batched".
-        vjp: How far each loss is backpropagated, "multi-step" or "single-step".
         feedback: "symmetric" or "random".
         kappa: Decay of the low-pass filter on the trace, in [0, 1).
         feedback_seed: Seed of the random feedback matrix.
@@ -97,14 +94,7 @@ class SnAp(SteppedRule):
     the size of a group. The model is mapped over sequences.
 
     Args:
-        update_every: Scored time steps per update, or "sequence".
-        stateful: Continue each sequence from the hidden states and traces of the previous one.
-        batching: "vmap" or "auto".
-        vjp: How far each loss is backpropagated, "multi-step" or "single-step".
         n: Time steps within which a weight must reach a unit, at least 1.
-
-    Raises:
-        ValueError: ``n`` is below 1, or ``batching`` is "batched".
     """
 
     name: ClassVar[str] = "snap"
@@ -158,9 +148,6 @@ class ThreeFactor(OnlineRule):
     regulariser, have no effect.
 
     Args:
-        update_every: Scored time steps per update, or "sequence".
-        stateful: Continue each sequence from the hidden states and traces of the previous one.
-        batching: "batched" or "auto".
         modulator: Name of the reward sequence in ``Phases.extras``.
     """
 
@@ -197,9 +184,6 @@ class DNI(OnlineRule):
     start, then loads the synthesiser of the checkpoint.
 
     Args:
-        update_every: Scored time steps per update, or "sequence".
-        stateful: Continue each sequence from the hidden states and traces of the previous one.
-        batching: "batched", "vmap" or "auto".
         fit_epochs: Passes over the first batch, at least 1.
         fit_lr: Learning rate of the fit, above 0.
 
@@ -222,7 +206,7 @@ class DNI(OnlineRule):
         return "dni", {}
 
     def reach(self, time: int) -> Reach:
-        return Reach(besides="Of what comes later it has the synthesiser's estimate")
+        return Reach(besides="For later losses it has the synthesiser's estimate")
 
     def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
         from ..dni import fitted
@@ -237,24 +221,8 @@ Recursion = Literal["jacobian", "scalar_leak", "none"]
 class ETrace(WindowedRule):
     """Any other rule of braintrace, by its coordinates (braintrace.ETraceConfig).
 
-    A coordinate of None takes the default of braintrace. Rules that need more than a gradient are separate strategies:
-    ``uoro``, ``three_factor``, ``dni``.
-
-    Args:
-        update_every: Scored time steps per update, or "sequence".
-        stateful: Continue each sequence from the hidden states and traces of the previous one.
-        batching: "batched", "vmap" or "auto".
-        vjp: How far each loss is backpropagated, "multi-step" or "single-step".
-        window: Scored time steps that are differentiated together.
-        trace_factorization: "per_param" or "io_factorized".
-        temporal_recursion: "jacobian", "scalar_leak" or "none", or a pair (input side, output side).
-        recurrence_scope: "diagonal", "coupled" or "sparse_n".
-        learning_signal: "symmetric" or "random_feedback".
-        trace_filter: "none" or "kappa".
-        decay: Decay rate of the trace in [0, 1), or a pair (input side, output side).
-        kappa: Decay of the low-pass filter, in [0, 1).
-        sparse_n: Time steps within which a weight must reach a unit.
-        feedback_seed: Seed of the random feedback matrix.
+    A coordinate of None takes the default of braintrace; the docstring under each field describes it. Rules that need
+    more than a gradient are separate strategies: ``uoro``, ``three_factor``, ``dni``.
 
     Raises:
         ValueError: braintrace has no such combination; the message gives its reason.

@@ -1,4 +1,4 @@
-"""Cut time steps: which models they fit, what is said where they do not, and what is read of braintrace's graph."""
+"""Detached steps: the models they fit, the messages if they do not, and what is read from braintrace's graph."""
 
 import warnings
 
@@ -56,7 +56,7 @@ def test_auto_falls_back_and_says_so(lab):
     learner = DRTRL().bind(Objective(task, lambda x: x), lab.sequences())
     assert not isinstance(learner, ReverseLearner) and "engine" not in learner.resolved()
     assert learner.notes == ["engine: a trace, since dot_general mixes positions between a weight or a hidden "
-                             "state to the next one"]  # fmt: skip
+                             "state and the next one"]  # fmt: skip
     grads = lab.learn(DRTRL(), task, lab.sequences())
     again = lab.learn(DRTRL(engine="trace"), lab.Task(Mixed(lab, jnp.tanh, lambda h: h @ MATRIX)), lab.sequences())
     assert grads.keys() == again.keys()
@@ -110,7 +110,7 @@ def test_what_is_resolved_is_what_was_taken(lab):
 
 
 def test_shape_of_braintraces_graph(lab):
-    """What ``detached_step.py`` reads; where upstream changes one of these, it is named here."""
+    """What ``detached_step.py`` reads; if upstream changes one of these, a test fails here."""
     phases, task = lab.sequences(), lab.task()
     learner = DRTRL().bind(Objective(task, lambda x: x), phases)
     assert isinstance(learner, ReverseLearner)

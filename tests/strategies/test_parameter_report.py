@@ -57,8 +57,8 @@ def task(lab):
 
 
 def truth(lab, phases, window: int | None) -> dict:
-    """Gradients of ``e`` and ``v`` in jax.numpy alone: what passes through another weight is cut at the beginning of
-    each window of scored time steps, or everywhere (None); ``v``'s direct way never is."""
+    """Gradients of ``e`` and ``v`` in jax.numpy alone: what passes through another weight is detached at the start of
+    each window of scored time steps, or everywhere (None); the direct path of ``v`` never is."""
     values = {name: state.value for name, state in parameters(task(lab).model).items()}
     x = jnp.concatenate([phases.warmup, phases.inputs])
     warm, _, batch_size = phases.sizes
@@ -92,7 +92,7 @@ def within(window: int) -> str:
 
 LARGER = "A larger window gives it more, strategy='bptt' all"
 RULES = {
-    # strategy: the window of e (0: no gradient at all) and of v (None: the direct way alone, "-": not compared), and
+    # strategy: the window of e (0: no gradient at all) and of v (None: the direct path alone, "-": not compared), and
     # what is said of how much there is, and of what gives more
     DRTRL(): (1, 1, within(1), LARGER),
     DRTRL(window=3): (3, 3, within(3), LARGER),

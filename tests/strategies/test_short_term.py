@@ -1,4 +1,4 @@
-"""Short-term states with and without a batch axis: one value a sequence under every engine, piece and cadence."""
+"""Short-term states with and without a batch axis: one value per sequence under every engine and update schedule."""
 
 import dataclasses
 
@@ -43,7 +43,7 @@ def batches(lab, count: int, time: int, resets: bool, carried: bool = False) -> 
 
 
 def agree(lab, fields, make, given) -> list[str]:
-    """The engines' gradients and metrics, and the metrics of BPTT where nothing is carried. Gives the notes."""
+    """The engines' gradients and metrics, and the metrics of BPTT if no state continues. Returns the notes."""
     got, metrics, notes = sums(lab, DRTRL(**fields), make(), given)
     wanted, known, _ = sums(
         lab, DRTRL(engine="trace", **{k: v for k, v in fields.items() if k != "segment"}), make(), given
@@ -80,7 +80,7 @@ def draw(lab, fields, kinds, elementwise, hidden, resets, time=7):
 
 @pytest.mark.parametrize("fields", [{"stateful": True}, *longer({"segment": 3}, {"update_every": 2}, {})], ids=str)
 def test_a_mask_a_counter_and_what_is_shared(lab, fields):
-    """An element-wise weight beside states that differ from sequence to sequence; some begin anew on the way."""
+    """An element-wise weight beside states that differ from sequence to sequence; some are reset on the way."""
     carried = "stateful" in fields
     make = lambda: task(lab, ("Mask", "Counter", "Shared"))  # noqa: E731
     assert agree(lab, fields, make, batches(lab, 1, 7, resets=True, carried=carried)) == []
@@ -114,7 +114,7 @@ def test_any_states_more(lab, fields, kinds, elementwise, hidden, resets):
 @settings(max_examples=4, deadline=None)
 @given(**DRAWS)
 def test_long_sequences(lab, time, kinds, elementwise, hidden, resets):
-    """512 time steps are one piece, 513 and 2,000 several."""
+    """512 time steps are one segment, 513 and 2,000 several."""
     draw(lab, {}, kinds, elementwise, hidden, resets, time=time)
 
 
@@ -143,7 +143,7 @@ def test_mapped_models(lab, fields):
 
 
 class Mixing(Net):
-    """Each sequence is told of the mean over all."""
+    """Each sequence sees the mean over all."""
 
     def update(self, x):
         return super().update(x - x.mean(0, keepdims=True))
@@ -162,7 +162,7 @@ class Summing(Net):
 
 
 class Square(Net):
-    """A shape that cannot be cut into sequences."""
+    """A shape that cannot be split into sequences."""
 
     def init_state(self, batch_size, **kwargs):
         super().init_state(batch_size)
@@ -297,7 +297,7 @@ def test_a_rule_that_needs_a_mapped_model_says_where_it_differs(lab):
 
 @pytest.mark.full
 def test_a_large_model_whose_sequences_are_alone_is_mapped(lab, monkeypatch):
-    """A clock that its batch shares is one a sequence then, and goes alike in all."""
+    """A clock that the batch shares becomes one per sequence, with equal values."""
     monkeypatch.setattr(rules_of, "VMAP_FROM", 1)
 
     class Either(Net):

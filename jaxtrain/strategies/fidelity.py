@@ -59,11 +59,8 @@ def compare(learner: Learner, phases: Phases) -> dict[str, dict[str, jax.Array]]
         state.value = value
     truth = gradient_of(BPTTLearner(learner.objective, learner.network), phases)
     flat = {name: (_flat(rule[name]), _flat(truth[name])) for name in truth}
-    flat[TOTAL] = (
-        jnp.concatenate([ours for ours, _ in flat.values()]),
-        jnp.concatenate([theirs for _, theirs in flat.values()]),
-    )
-    return {name: _compare(*pair) for name, pair in flat.items()}
+    ours, theirs = map(jnp.concatenate, zip(*flat.values(), strict=True))
+    return {name: _compare(*pair) for name, pair in {**flat, TOTAL: (ours, theirs)}.items()}
 
 
 def _flat(value: Any) -> jax.Array:

@@ -146,11 +146,8 @@ def way(call: Callable, model, u: Any) -> Way:
 
     def step(values: dict[str, Any], u: Any) -> dict[str, Any]:
         new, out = run([values.get(names.get(id(state), ""), state.value) for state in states], u)
-        ours = zip(states, new, strict=True)
-        return {
-            "the output": out,
-            **{names[id(state)]: value for state, value in ours if isinstance(state, SHORT) and id(state) in names},
-        }
+        known = [(s, value) for s, value in zip(states, new, strict=True) if isinstance(s, SHORT) and id(s) in names]
+        return {"the output": out, **{names[id(state)]: value for state, value in known}}
 
     return step
 

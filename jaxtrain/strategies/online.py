@@ -19,18 +19,9 @@ from ..core.metrics import Metrics
 from ..core.module import Objective, Phases
 from ..core.state import SHORT, State, differentiable, gradient, is_key, name_of, states_of
 from .axes import where_sequences
-from .base import (
-    Learner,
-    Network,
-    ParameterReport,
-    Update,
-    score,
-    score_by_step,
-    trained,
-    warm_up,
-    zeros_like_parameters,
-)
+from .base import Learner, ParameterReport, Update, score, score_by_step, trained, warm_up, zeros_like_parameters
 from .flow import Flow
+from .network import Network
 from .parameter_report import START, Traces, describe
 from .specs.rule import ONE_STEP, Reach
 from .update_schedule import SEQUENCE, UpdateSchedule, over_tiles
@@ -54,9 +45,8 @@ def compile_rule(objective: Objective, x: Any, batch_size: int, vmapped: bool, a
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return braintrace.compile(
-                objective.model, algorithm, example, batch_size=batch_size, vmap=vmapped, **options
-            )
+            options.update(batch_size=batch_size, vmap=vmapped)
+            return braintrace.compile(objective.model, algorithm, example, **options)
         except braintrace.CompilationError as error:
             raise ValueError(
                 f"no weight of {type(objective.model).__name__} reaches a hidden state through a braintrace operation: "
@@ -223,14 +213,8 @@ class OnlineLearner(Learner):
 
     def report(self, phases: Phases) -> list[ParameterReport]:
         single, again = self.inner.vjp_method == "single-step", self.window > 1 and phases.reset is not None
-        return describe(
-            self._params,
-            Flow.of(self, phases),
-            replace(self.traces(), again=again, starting=self.starting),
-            window=self.window,
-            single=single,
-            reach=self.reach,
-        )
+        flow, traces = Flow.of(self, phases), replace(self.traces(), again=again, starting=self.starting)
+        return describe(self._params, flow, traces, window=self.window, single=single, reach=self.reach)
 
     def traces(self) -> Traces:
         graph = self.inner.graph

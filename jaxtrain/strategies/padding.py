@@ -48,13 +48,8 @@ def inert(phases: Phases, step: Callable, network: Network, *, carried: bool) ->
     inputs, tree = jax.tree.flatten(phases.inputs)
     samples = [_sample(leaf, reached[warm:]) for leaf in inputs]
     inputs = [_filled(leaf, reached[warm:], sample) for leaf, sample in zip(inputs, samples, strict=True)]
-    return replace(
-        phases,
-        warmup=_warmup(phases.warmup, reached[:warm], tree, samples),
-        inputs=tree.unflatten(inputs),
-        targets=targets,
-        extras=extras,
-    )
+    warmup = _warmup(phases.warmup, reached[:warm], tree, samples)
+    return replace(phases, warmup=warmup, inputs=tree.unflatten(inputs), targets=targets, extras=extras)
 
 
 def _reached(weighted: jax.Array, reset: Any, warm: int, carried: bool) -> jax.Array:

@@ -7,19 +7,10 @@ from typing import Any
 from ..core.metrics import Metrics
 from ..core.module import Objective, Phases
 from ..core.state import State, parameters_behind
-from .base import (
-    Learner,
-    Network,
-    ParameterReport,
-    Update,
-    choose_batching,
-    input_of,
-    score_by_step,
-    trained,
-    warm_up,
-    zeros_like_parameters,
-)
+from .base import Learner, ParameterReport, Update, input_of, score_by_step, trained, warm_up, zeros_like_parameters
+from .batching import choose_batching
 from .flow import Flow
+from .network import Network
 from .parameter_report import UNUSED
 from .specs.bptt import ReadoutOnly
 from .update_schedule import UpdateSchedule

@@ -22,12 +22,10 @@ VMAP_FROM = 2**19
 def bind(rule: OnlineRule, objective: Objective, example: Phases) -> Learner:
     x = input_of(objective, example)
     batch_size = example.sizes[2]
-    required_batching = rule.works_in()[0]
-    wanted = (
-        "batched" if rule.window_of() > 1 else rule.batching if required_batching == "either" else required_batching
-    )
+    required = rule.works_in()[0]
+    wanted = "batched" if rule.window_of() > 1 else rule.batching if required == "either" else required
     batching = choose_batching(wanted, objective.model, x, batch_size)
-    if required_batching == "vmap":
+    if required == "vmap":
         return _bind_mapped(rule, objective, example, x)
     if not (wanted == "auto" and batching == "batched" and _prefers_mapping(objective, x)):
         return _bind(rule, objective, example, x, batching)

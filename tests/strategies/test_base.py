@@ -246,7 +246,7 @@ def test_a_model_for_one_sequence_is_mapped(lab, model):
 
 
 def test_a_model_with_its_own_states_is_batched(lab, monkeypatch):
-    """Hidden states made in ``__init__`` cannot be mapped, even with a large trace. They are reset for every sequence."""
+    """Hidden states made in ``__init__`` cannot be mapped, even with a large trace; every sequence resets them."""
 
     class Fixed(lab.Net):
         def __init__(self):

@@ -90,11 +90,8 @@ class DetachedStep:
         Raises:
             Irreversible: The model does not fit.
         """
-        self.network, self.mapped, self._as_batch = (
-            network,
-            network.vmapped or per_sequence,
-            per_sequence and not network.vmapped,
-        )
+        self.network, self.mapped = network, network.vmapped or per_sequence
+        self._as_batch = per_sequence and not network.vmapped
         self.batch_size = jax.tree.leaves(u)[0].shape[0]
         self._axes, self._through = network.axes(self.batch_size) if self.mapped else {}, memory
         graph, self._out_tree = self._compile(objective, u)

@@ -125,11 +125,8 @@ class ScheduledStrategy(Strategy):
 
     def __post_init__(self):
         super().__post_init__()
-        self._require(
-            self.update_every == "sequence" or self.update_every >= 1,
-            "update_every",
-            "'sequence' or a number of time steps, 1 or more",
-        )
+        valid = self.update_every == "sequence" or self.update_every >= 1
+        self._require(valid, "update_every", "'sequence' or a number of time steps, 1 or more")
 
     def update_schedule(self) -> UpdateSchedule:
         """Return when gradients become weight updates, and whether states continue across sequences."""

@@ -64,11 +64,8 @@ class DRTRL(WindowedRule):
 
     def __post_init__(self):
         super().__post_init__()
-        self._require(
-            isinstance(self.segment, str) or self.segment >= 1,
-            "segment",
-            "'auto', 'sequence' or a number of time steps, 1 or more",
-        )
+        valid = isinstance(self.segment, str) or self.segment >= 1
+        self._require(valid, "segment", "'auto', 'sequence' or a number of time steps, 1 or more")
         if self.engine == "trace" and self.segment != "auto":
             raise ValueError(f"DRTRL(engine='trace', segment={self.segment!r}): a trace has no segments; drop one")
         if self.engine == "trace" and self.readout_memory:

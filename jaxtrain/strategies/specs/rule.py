@@ -96,13 +96,8 @@ class OnlineRule(ScheduledStrategy):
         from ..online import OnlineLearner
 
         time = example.sizes[1]
-        return OnlineLearner(
-            objective,
-            compiled,
-            window=min(self.window_of(), time),
-            update_schedule=self.update_schedule(),
-            reach=self.reach(time),
-        )
+        window, schedule, reach = min(self.window_of(), time), self.update_schedule(), self.reach(time)
+        return OnlineLearner(objective, compiled, window=window, update_schedule=schedule, reach=reach)
 
     def reach(self, time: int) -> Reach:
         """Return how far back credit without a trace reaches if ``time`` time steps are scored."""

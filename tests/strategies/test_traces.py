@@ -92,8 +92,8 @@ def test_a_reset_clears_every_trace_of_a_lane_and_of_no_other(lab, strategy):
 
 @pytest.mark.parametrize("decay", [0.5, 0.9])
 def test_after_a_reset_the_gradient_of_pp_prop_is_short_by_a_known_factor(lab, decay):
-    """Its correction counts from the beginning of the batch, for all sequences: (1 - d^k) / (1 - d^n) after n time steps,
-    k of them since the reset. The direction is that of the sequence alone, from initial states."""
+    """Its correction counts from the beginning of the batch, for all sequences: (1 - d^k) / (1 - d^n) after n
+    time steps, k of them since the reset. The direction is that of the sequence alone, from initial states."""
 
     def only(phases: Phases, step: int) -> Phases:
         return replace(phases, weights=jnp.zeros_like(phases.weights).at[step, CHOSEN].set(1.0))

@@ -79,7 +79,7 @@ class OnlineLearner(Learner):
         idle = {name: size for name, size in self._trace_bytes().items() if size and name not in self._params}
         if idle:
             self.notes.append(
-                f"traces: {sum(idle.values()):,} bytes are those of {', '.join(idle)}, which Module.trainable excludes; "
+                f"traces: {sum(idle.values()):,} bytes are of {', '.join(idle)}, which Module.trainable excludes; "
                 "braintrace stores them anyway"
             )
 

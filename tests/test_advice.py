@@ -517,7 +517,7 @@ TRAINED: dict[str, tuple[Any, ...]] = {
         train(lambda: Of(lambda: Net(with_time))), "let the model count its time steps in a State, and set 't' itself",
         train(lambda: Of(lambda: Clocked(own_time))),
     ),
-    "a running mean mapped over lanes": (
+    "a running mean mapped over sequences": (
         train(lambda: Of(lambda: Net(normalised, mean=brainstate.LongTermState(jnp.float32(0)))),
               strategy=jt.BPTT(batching="vmap")),
         "use 'batched'",

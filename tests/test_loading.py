@@ -107,7 +107,7 @@ def test_what_lasts_may_be_made_in_init_state(tmp_path):
 
 def test_lanes_would_share_what_lasts_wherever_it_is_made():
     for make in (Running, Made):
-        with pytest.raises(ValueError, match=r"all lanes would share the states \['mean'\] of Net; use 'batched'"):
+        with pytest.raises(ValueError, match=r"all sequences would share the states \['mean'\] of Net; use 'batched'"):
             jt.Fit(jt.BPTT(batching="vmap"), max_steps=1).run(make(), lines())
 
 

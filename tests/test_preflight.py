@@ -117,7 +117,7 @@ def test_what_a_person_should_know_is_a_line_each():
     report = jt.Fit(jt.strategies.PPProp(), max_steps=3).run(Reset(), copies(), dry_run=True).report
     traces, resets = report["notes"]
     assert "of rnn.layers.0.Wh.weight, which Module.trainable excludes" in traces
-    assert resets == "pp_prop: after a lane's reset its gradient is too small for about 10 time steps"
+    assert resets == "pp_prop: after a sequence is reset, its gradient is too small for about 10 time steps"
     assert [line.split(maxsplit=1)[1] for line in preflight.lines(report)[-2:]] == [traces, resets]
     rows = sum(entry["trace_bytes"] for entry in report["parameters"].values())
     assert report["trace_bytes"] == rows + int(traces.split()[1].replace(",", ""))

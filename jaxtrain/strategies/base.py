@@ -1,4 +1,4 @@
-"""What every learner shares: a learner is a strategy bound to one module."""
+"""Base class of learners (a learner is a strategy bound to one module), and loops over time steps that they share."""
 
 from __future__ import annotations
 
@@ -9,28 +9,42 @@ from typing import Any, Literal
 
 import brainstate
 import jax
-import jax.numpy as jnp
 
 from ..core.metrics import Metrics, sum_over_time
 from ..core.module import Phases
-from ..core.objective import Objective, environ_explained, weights_of
-from ..core.state import State, add_to, create_hidden, gradient, long_term_states, parameters, short_term, wide_zeros
-from .network import Network, model_over_batch
-from .specs.base import Batching
+from ..core.objective import Objective, weights_of
+from ..core.state import State, add_to, gradient, parameters, wide_zeros
+from .batching import choose_batching as choose_batching
+from .network import Network as Network
+from .specs.base import Batching as Batching
 
 Update = Callable[[dict[str, Any], Any, Metrics], Metrics]
-"""``update(grads, weight, metrics)``: gradients of ``sum(w * loss)`` by parameter name, ``sum(w)``, and the metrics of
-the same time steps. It adds all of them up over devices, divides, clips, accumulates and steps the optimizer, and
-returns the metrics with its own (``grad_norm``, ``lr``)."""
+"""``update(grads, weight, metrics)``: applies gradients to the parameters.
+
+Args:
+    grads: Gradients of ``sum(w * loss)`` by parameter name.
+    weight: ``sum(w)`` of the same time steps.
+    metrics: Metrics of the same time steps.
+
+Returns:
+    The metrics, together with those of the update (``grad_norm``, ``lr``).
+
+It sums all arguments over devices, divides the gradients by the weight, clips and accumulates them, and steps the
+optimizer.
+"""
 
 
 @dataclass(frozen=True)
 class ParameterReport:
-    """One line of a learner's report: what the rule does to one parameter.
+    """How a rule treats one parameter.
 
-    ``trains``: "yes", "in part" or "no"; with "no" the optimizer does not hold it, so weight decay does not move it
-    either. ``bytes``: memory of the trace that the rule keeps for it; what several parameters share stands with the
-    first of them.
+    Attributes:
+        name: Name of the parameter.
+        trains: "yes", "in part" or "no". With "no" the optimizer does not hold the parameter, so weight decay does not
+            change it either.
+        why: The reason, and advice, unless it trains fully.
+        bytes: Memory of the trace that the rule keeps for it. A trace that several parameters share is counted for the
+            first of them.
     """
 
     name: str
@@ -40,52 +54,74 @@ class ParameterReport:
 
 
 class Learner(ABC):
-    """A rule bound to one module, with the States that it owns."""
+    """A strategy bound to one module: computes gradients, and owns the states that the rule needs.
+
+    A subclass implements ``learn`` and ``report``. If it keeps state of its own, it puts it into ``own``, and overrides
+    ``restart`` to initialise it.
+
+    Args:
+        objective: The module, with its model and its loss.
+        network: The model over a batch.
+
+    Attributes:
+        own: States that the rule keeps in addition to the model's hidden states, under stable names.
+        carried: Whether hidden states and ``own`` continue from one sequence to the next (default: False).
+        notes: Additional lines of the report that is printed before step 0.
+    """
 
     def __init__(self, objective: Objective, network: Network):
         self.objective = objective
         self.network = network
         self.own: dict[str, State] = {}
-        """What the rule keeps beside the model's hidden states, under stable names."""
         self.carried = False
-        """Whether hidden states and what the rule keeps go on from one sequence to the next."""
         self.notes: list[str] = []
-        """What else a person should know before step 0, a line each."""
 
     @abstractmethod
     def learn(self, phases: Phases, update: Update) -> Metrics:
-        """Traced: one batch of sequences; calls ``update`` and returns the metrics of the scored time steps."""
+        """Compute the gradients of one batch and apply them. This method is traced.
+
+        Args:
+            phases: The batch, with the warm-up and the learning phase of each sequence.
+            update: Call it once for each weight update, with the gradients, their weight and their metrics.
+
+        Returns:
+            The metrics that ``update`` returned, summed over its calls.
+        """
 
     @abstractmethod
     def report(self, phases: Phases) -> list[ParameterReport]:
-        """What the rule does to each parameter, before step 0. ``phases``: an example of a batch."""
+        """Report how the rule treats each parameter, before step 0.
+
+        Args:
+            phases: An example of a batch.
+        """
 
     def trace_bytes(self) -> int:
-        """Memory of everything that the rule carries along beside the model's hidden states."""
+        """Return the memory of the rule's own states in bytes."""
         return sum(leaf.nbytes for state in self.own.values() for leaf in jax.tree.leaves(state.value))
 
     def resolved(self) -> dict[str, Any]:
-        """What every ``auto`` of the strategy became."""
+        """Return the values chosen for all options of the strategy that may be "auto", by field name."""
         return {"batching": "vmap" if self.network.vmapped else "batched"}
 
     def restart(self, batch_size: int) -> None:
-        """Traced: everything that a sequence begins with, as new."""
+        """Set all states to their values at the beginning of a sequence. This method is traced."""
         self.network.reset(batch_size)
 
     def states(self) -> dict[str, State]:
-        """States that outlive a sequence, under stable names."""
+        """Return the states that outlive a sequence, under stable names. A checkpoint holds them."""
         return {**self.hidden(), **self.own} if self.carried else {}
 
     def hidden(self) -> dict[str, State]:
-        """The hidden states under the names that they have where they outlive a sequence."""
+        """Return the model's hidden states, under the names that ``states`` uses."""
         return {f"hidden.{name}": state for name, state in self.network.hidden.items()}
 
     def short_term_states(self) -> list[State]:
-        """States that ``learn`` sets anew for every sequence."""
+        """Return the states that ``learn`` initialises for every sequence."""
         return [] if self.carried else [*self.network.hidden.values(), *self.own.values()]
 
     def evaluate(self, phases: Phases) -> Metrics:
-        """Traced: metrics of one batch, no gradients."""
+        """Return the metrics of ``evaluation_step`` over the learning phase. This method is traced."""
         self._warm_up(phases)
 
         def step(x, y, w, extras, reset):
@@ -95,7 +131,7 @@ class Learner(ABC):
         return sum_over_time(brainstate.transform.for_loop(step, *scored(phases)))
 
     def predict(self, phases: Phases) -> Any:
-        """Traced: outputs of ``predict_step`` over the learning phase, ``(T_l, B, ...)``."""
+        """Return the outputs of ``predict_step`` over the learning phase, ``(T_l, B, ...)``. This method is traced."""
         self._warm_up(phases)
 
         def step(x, reset):
@@ -114,13 +150,18 @@ class Learner(ABC):
 
 
 def split_reset(phases: Phases) -> tuple[Any, Any]:
-    """``Phases.reset`` over the warm-up and over the learning phase."""
+    """Split ``Phases.reset`` into the warm-up and the learning phase."""
     warm = phases.sizes[0]
     return (None, None) if phases.reset is None else (phases.reset[:warm], phases.reset[warm:])
 
 
+def scored(phases: Phases) -> tuple[Any, ...]:
+    """The arrays of the learning phase: inputs, targets, weights, extras, reset; each ``(T_l, B, ...)``."""
+    return phases.inputs, phases.targets, weights_of(phases), phases.extras or {}, split_reset(phases)[1]
+
+
 def evolve(objective: Objective, forward: Callable, inputs: Any, masks: Any, reset: Callable) -> None:
-    """Time steps without a loss: hidden states (and whatever ``forward`` carries) go on."""
+    """Run time steps without a loss, which advance the hidden states (and any other state of ``forward``)."""
 
     def step(x, mask):
         reset(mask)
@@ -130,13 +171,30 @@ def evolve(objective: Objective, forward: Callable, inputs: Any, masks: Any, res
 
 
 def warm_up(objective: Objective, forward: Callable, phases: Phases, reset: Callable) -> None:
-    """Evolve over the warm-up phase."""
+    """Run the warm-up phase, if there is one.
+
+    Args:
+        objective: The module, with its model and its loss.
+        forward: The network, or another callable that the module receives as ``forward``.
+        phases: The batch.
+        reset: Called before each time step with its reset mask, ``(B,)`` or None.
+    """
     if phases.warmup is not None:
         evolve(objective, forward, phases.warmup, split_reset(phases)[0], reset)
 
 
 def score(objective: Objective, forward: Callable, sequences: Any, reset: Callable) -> tuple[jax.Array, Metrics]:
-    """The sum of ``w * loss`` over scored time steps (see ``scored``) one after another, and their metrics."""
+    """Run scored time steps.
+
+    Args:
+        objective: The module, with its model and its loss.
+        forward: The network, or another callable that the module receives as ``forward``.
+        sequences: The arrays of these time steps, see ``scored``.
+        reset: Called before each time step with its reset mask, ``(B,)`` or None.
+
+    Returns:
+        The sum of ``w * loss``, and the metrics.
+    """
 
     def step(x, y, w, extras, mask):
         reset(mask)
@@ -149,8 +207,18 @@ def score(objective: Objective, forward: Callable, sequences: Any, reset: Callab
 def score_by_step(
     objective: Objective, forward: Callable[[Any, Any], Callable], sequences: Any, params: Any, reset: Callable
 ) -> tuple[dict[str, Any], Metrics]:
-    """The sum over scored time steps (see ``scored``) of the gradient of ``w * loss`` that each has by itself, and
-    their metrics. ``forward(w, extras)``: what the module calls as ``forward`` in a time step."""
+    """Differentiate each scored time step separately.
+
+    Args:
+        objective: The module, with its model and its loss.
+        forward: ``forward(w, extras)`` returns what the module calls as ``forward`` in a time step.
+        sequences: The arrays of these time steps, see ``scored``.
+        params: The States to differentiate with respect to.
+        reset: Called before each time step with its reset mask, ``(B,)`` or None.
+
+    Returns:
+        The sum of the gradients of ``w * loss``, and the metrics.
+    """
 
     def loss(x, y, w, extras):
         return objective.learn(forward(w, extras), x, y, w, extras)
@@ -167,13 +235,17 @@ def score_by_step(
     return grads, sum_over_time(metrics)
 
 
-def scored(phases: Phases) -> tuple[Any, ...]:
-    """The sequences of the learning phase: inputs, targets, weights, extras, reset."""
-    return phases.inputs, phases.targets, weights_of(phases), phases.extras or {}, split_reset(phases)[1]
-
-
 def input_of(objective: Objective, phases: Phases, kind: Literal["learn", "evaluate", "predict"] = "learn") -> Any:
-    """Shape and dtype of what the module's step hands to ``forward``: it may transform its input first."""
+    """Find the model's input in one time step, which the module may compute from the batch.
+
+    Args:
+        objective: The module, with its model and its loss.
+        phases: An example of a batch.
+        kind: Which step of the module is traced.
+
+    Returns:
+        Shapes and dtypes, ``(B, ...)``.
+    """
 
     class Captured(BaseException):
         pass
@@ -186,7 +258,7 @@ def input_of(objective: Objective, phases: Phases, kind: Literal["learn", "evalu
             if kind == "predict":
                 objective.predict(forward, x)
             else:
-                getattr(objective, kind)(forward, x, y, w, extras)  # raises by itself where forward is never called
+                getattr(objective, kind)(forward, x, y, w, extras)  # raises an error if it never calls forward
         except Captured as captured:
             return captured.args[0]
         except Exception as error:
@@ -199,99 +271,27 @@ def input_of(objective: Objective, phases: Phases, kind: Literal["learn", "evalu
     return brainstate.transform.StatefulFunction(first).make_jaxpr(*head).get_out_shapes(*head)[0]
 
 
-def choose_batching(wanted: Batching, model, u: Any, batch_size: int) -> Literal["batched", "vmap"]:
-    """``auto``: batched where the model accepts a batch and gives one back, else mapped over lanes.
-
-    The model's hidden states are created on the way. Raises ValueError for another word, for a model that reads the
-    time of the environment, and for running statistics that lanes would share; what the model raises, where it runs in
-    no batching.
-    """
-    chosen: Literal["batched", "vmap"] | None = None
-    try:
-        with environ_explained(f"the model {type(model).__name__}"):
-            chosen = _choose_batching(wanted, model, u, batch_size)
-        timeless = not _reads_time(model_over_batch(model, chosen), u)
-    except KeyError as error:
-        if "'t' not found" not in str(error):
-            raise
-        timeless = False
-    if chosen is None or not timeless:
-        raise ValueError(
-            f"{type(model).__name__} reads the time 't' of brainstate.environ, which is the same at every time step "
-            "of a program: let the model count its time steps in a State, and set 't' itself"
-        )
-    return chosen
-
-
-def _reads_time(call: Callable, u: Any) -> bool:
-    """Whether a call depends on the environment's ``t``; raises KeyError where it does and there is none."""
-
-    def at(t: Any, u: Any) -> Any:
-        with brainstate.environ.context(**({} if t is None else {"t": t})):
-            return call(u)
-
-    t = brainstate.environ.get("t", None)
-    jaxpr: Any = brainstate.transform.StatefulFunction(at).make_jaxpr(t, u).get_jaxpr(t, u)
-    mine = {id(var) for var in jaxpr.jaxpr.invars[: len(jax.tree.leaves(t))]}
-    return any(id(var) in mine for equation in jaxpr.jaxpr.eqns for var in equation.invars)
-
-
-def _choose_batching(wanted: Batching, model, u: Any, batch_size: int) -> Literal["batched", "vmap"]:
-    if wanted not in ("auto", "batched", "vmap"):
-        raise ValueError(f"batching must be 'auto', 'batched' or 'vmap', got {wanted!r}")
-    if wanted == "vmap":
-        _refuse_shared(model)
-        create_hidden(model, batch_size, True)
-        _refuse_shared(model)  # init_state may have made some
-        return "vmap"
-    try:
-        create_hidden(model, batch_size, False)
-        out = brainstate.transform.StatefulFunction(model).make_jaxpr(u).get_out_shapes(u)[0]
-        wrong = [leaf.shape for leaf in jax.tree.leaves(out) if leaf.shape[:1] != (batch_size,)]
-        if not wrong:
-            return "batched"
-        problem: Exception = ValueError(f"outputs of shape {wrong[0]} carry no batch axis of {batch_size}")
-    except Exception as error:
-        problem = error
-    if wanted == "auto" and not long_term_states(model):
-        try:
-            create_hidden(model, batch_size, True)
-            brainstate.transform.StatefulFunction(model_over_batch(model, "vmap")).make_jaxpr(u)
-            return "vmap"
-        except Exception:  # noqa: S110 - what went wrong with a batch is the error to show, and is raised below
-            pass
-    shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), u)
-    hidden = [(name, jnp.shape(leaf)) for name, s in short_term(model).items() for leaf in jax.tree.leaves(s.value)]
-    alone = next((f"{name!r} has shape {shape}" for name, shape in hidden if shape and batch_size not in shape), "")
-    note = f"jaxtrain: the model was called with an input of shape {shapes}, (B, ...), one time step"
-    if alone:
-        note += f"; the hidden state {alone}, without a batch axis: make it in init_state(self, batch_size=None, **_)"
-    problem.add_note(note)
-    raise problem
-
-
-def _refuse_shared(model) -> None:
-    running = [name for name, s in long_term_states(model).items() if not isinstance(s, brainstate.random.RandomState)]
-    if running:
-        raise ValueError(
-            f"batching='vmap': all lanes would share the states {running} of {type(model).__name__}; use 'batched'"
-        )
-
-
 def zeros_like_parameters(params: dict[str, State]) -> dict[str, Any]:
+    """Zeros in the shape of the parameters, to sum gradients into."""
     return {name: wide_zeros(state.value) for name, state in params.items()}
 
 
 def trained(objective: Objective) -> dict[str, State]:
-    """The parameters that the module trains, by name."""
-    every = parameters(objective.model)
-    said = {name: objective.module.trainable(name) for name in every}
-    for name, value in said.items():
+    """Return the parameters that the module trains, by name.
+
+    Raises:
+        TypeError: ``Module.trainable`` returned something other than a bool.
+        ValueError: It returned False for every parameter.
+    """
+    every, chosen = parameters(objective.model), dict[str, State]()
+    for name, state in every.items():
+        value = objective.module.trainable(name)
         if not isinstance(value, bool):
             raise TypeError(
                 f"{type(objective.module).__name__}.trainable({name!r}) returned {value!r}; expected a bool"
             )
-    chosen: dict[str, State] = {name: state for name, state in every.items() if said[name]}
+        if value:
+            chosen[name] = state
     if not chosen:
         raise ValueError(
             f"nothing to train: the model's parameters are {list(every)} and trainable(name) is False for all"

@@ -1,4 +1,4 @@
-"""Backpropagation through time: exact, and its memory grows with the length of the sequence."""
+"""The learner of backpropagation through time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bind(strategy: BPTT, objective: Objective, example: Phases) -> Learner:
 
 
 class BPTTLearner(Learner):
-    """BPTT bound to a module: the truth that other rules are compared with."""
+    """BPTT bound to a module. Its gradient is exact; other rules are compared with it."""
 
     def __init__(self, objective: Objective, network: Network, remat: bool = False):
         super().__init__(objective, network)
@@ -31,7 +31,7 @@ class BPTTLearner(Learner):
 
     @cached_property
     def _params(self) -> dict[str, State]:
-        """Asked for where there is something to train: a frozen model is read, too."""
+        # Computed on first use: a model without trained parameters can still be evaluated.
         return trained(self.objective)
 
     def learn(self, phases: Phases, update: Update) -> Metrics:

@@ -1,4 +1,4 @@
-"""Decoupled neural interfaces: D-RTRL, with a learned estimate of the credit that comes after a time step."""
+"""The learner of decoupled neural interfaces: D-RTRL with a learned estimate of the gradient of later losses."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from .specs.rules import DNI
 
 
 def fitted(strategy: DNI, objective: Objective, compiled: Any, example: Phases) -> Learner:
-    """A learner whose synthesiser has been fitted on the first batch."""
+    """Create a learner and fit its synthesiser on the first batch."""
     inner: Any = compiled.module if isinstance(compiled, brainstate.nn.Vmap) else compiled
     inner.attach_synthesizer(braintrace.SyntheticGradient(inner.group_signal_shapes()))
-    learner = _Learner(objective, compiled, cadence=strategy.cadence(), reach=strategy.reach(example.sizes[1]))
+    schedule, reach = strategy.update_schedule(), strategy.reach(example.sizes[1])
+    learner = _Learner(objective, compiled, update_schedule=schedule, reach=reach)
     for name, state in learner.network.hidden.items():
         for leaf in jax.tree.leaves(state.value):
             if not jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -40,7 +41,7 @@ def fitted(strategy: DNI, objective: Objective, compiled: Any, example: Phases) 
 class _Learner(OnlineLearner):
     def __init__(self, objective: Objective, rule: Any, **options: Any):
         super().__init__(objective, rule, **options)
-        # The synthesiser outlives sequences and is saved; what else the rule owns begins anew.
+        # The synthesiser outlives a sequence and is saved in checkpoints; the other states of the rule are reset.
         self._synthesiser = {k: s for k, s in self.own.items() if isinstance(s, brainstate.ParamState)}
         self.own = {k: s for k, s in self.own.items() if k not in self._synthesiser}
 
@@ -48,7 +49,7 @@ class _Learner(OnlineLearner):
         return {**super().states(), **self._synthesiser}
 
     def fit(self, example: Phases, epochs: int, rate: float) -> None:
-        """Regress the synthesiser on the gradients that the rule sends back to the hidden states."""
+        """Fit the synthesiser to the gradients that the rule sends back to the hidden states."""
         hidden, synthesiser = self._grouped_hidden(), self.inner.synthesizer
         states = dict(self._synthesiser)
 
@@ -76,7 +77,7 @@ class _Learner(OnlineLearner):
                 return regress(before, gradient(loss, hidden)()[0])
 
             errors = brainstate.transform.for_loop(step, *scored(phases))
-            # Nothing follows the last time step: its future gradient is zero.
+            # No loss follows the last time step, so its target is zero.
             last = {name: state.value for name, state in hidden.items()}
             regress(last, jax.tree.map(jnp.zeros_like, last))
             return errors.mean()

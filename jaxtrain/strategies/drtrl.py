@@ -1,4 +1,4 @@
-"""How D-RTRL is bound to a module: in reverse mode where the model allows it, else with a trace."""
+"""Binding D-RTRL to a module: by reverse mode if the model allows it, else with a trace."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..utils.logging import one_line
 from .base import Learner, Network, choose_batching, input_of, trained
 from .equations import ELEMENTWISE, Irreversible
 from .parameter_report import WITHOUT_REVERSE
-from .reverse.detached_step import Cut
+from .reverse.detached_step import DetachedStep
 from .reverse.learner import ReverseLearner
 from .rule import bind as by_trace
 from .specs.drtrl import DRTRL
 
 SEGMENT, SEQUENCE_UP_TO = 120, 512
-"""``segment="auto"``: a sequence up to the second number of time steps is one piece; a longer one is taken in pieces of
-the first."""
+"""``segment="auto"``: a sequence of up to ``SEQUENCE_UP_TO`` time steps is one segment; a longer one has segments of
+``SEGMENT``."""
 
 
 def bind(strategy: DRTRL, objective: Objective, example: Phases) -> Learner:
@@ -43,42 +43,41 @@ def bind(strategy: DRTRL, objective: Objective, example: Phases) -> Learner:
 
 def _reverse(strategy: DRTRL, objective: Objective, example: Phases) -> Learner:
     x = input_of(objective, example)
-    network = Network(objective.model, choose_batching(strategy.batching, objective.model, x, example.sizes[2]))
+    warm, scored, batch_size = example.sizes
+    network = Network(objective.model, choose_batching(strategy.batching, objective.model, x, batch_size))
     names, random = list(trained(objective)), draws_random(network, x)
 
-    def cut(per_sequence: bool) -> Cut:
+    def detached_step(per_sequence: bool) -> DetachedStep:
         mapped = per_sequence or network.vmapped
         if random and mapped:
-            raise Irreversible("the model draws random numbers, which lanes mapped one by one would share")
+            raise Irreversible("the model draws random numbers, which mapped sequences would share")
         try:
-            return Cut(objective, network, x, names, per_sequence=per_sequence, memory=strategy.readout_memory)
+            return DetachedStep(objective, network, x, names, per_sequence=per_sequence, memory=strategy.readout_memory)
         except Exception as error:
             if isinstance(error, Irreversible) or not mapped:
                 raise
-            raise Irreversible(f"it cannot be taken one sequence at a time ({one_line(error)})") from error
+            raise Irreversible(f"it cannot be run one sequence at a time ({one_line(error)})") from error
 
-    made, time = cut(per_sequence=False), example.sizes[0] + example.sizes[1]
-    segment = None
-    if _pieces(strategy, time):
+    step, segment = detached_step(per_sequence=False), None
+    if _needs_trace(strategy, warm + scored):
         segment = SEGMENT if strategy.segment in ("auto", "sequence") else strategy.segment
-        if not network.vmapped and any(r.trained and r.name == ELEMENTWISE for r in made.relations):
-            made = cut(per_sequence=True)  # a weight without inputs has no batch axis of its own
-    scored = example.sizes[1]
+        if not network.vmapped and any(r.trained and r.name == ELEMENTWISE for r in step.relations):
+            step = detached_step(per_sequence=True)  # a weight without inputs has no batch axis
     return ReverseLearner(
         objective,
         network,
-        made,
+        step,
         window=min(strategy.window, scored),
         single=strategy.vjp == "single-step",
-        cadence=strategy.cadence(),
+        update_schedule=strategy.update_schedule(),
         segment=segment,
         reach=strategy.reach(scored),
         memory=strategy.readout_memory,
     )
 
 
-def _pieces(strategy: DRTRL, time: int) -> bool:
-    """Whether a trace is needed, between pieces."""
+def _needs_trace(strategy: DRTRL, time: int) -> bool:
+    """Whether a trace is needed between segments, for a sequence of ``time`` time steps."""
     if strategy.stateful or strategy.update_every != "sequence":
         return True
     longest = SEQUENCE_UP_TO if strategy.segment == "auto" else strategy.segment

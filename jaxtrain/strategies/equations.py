@@ -1,4 +1,4 @@
-"""What the equations of a time step do: they are evaluated one by one, depend on each other, and may mix positions."""
+"""Tools for the equations of a jaxpr: evaluation, dependence on inputs, and whether an equation mixes positions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from jax.extend.core import Literal
 
 ELEMENTWISE = "etp_elemwise"
-"""braintrace's element-wise weight: the one operation with a weight that mixes no positions."""
+"""The primitive of braintrace's element-wise weight, the only weight that does not mix positions."""
 POINTWISE = frozenset(
     "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp conj convert_element_type copy copy_p "
     "cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt heaviside_surrogate_gradient imag integer_pow "
@@ -19,11 +19,11 @@ RESHAPES = frozenset(("broadcast_in_dim", "expand_dims", "reshape", "squeeze"))
 
 
 class Irreversible(Exception):
-    """What in a model keeps the reverse form from giving D-RTRL's gradient."""
+    """Raised with the property of a model for which reverse mode does not give D-RTRL's gradient."""
 
 
 def follow(equation: Any, depends: dict[int, frozenset]) -> None:
-    """Write what an equation's results depend on, refusing one that mixes positions."""
+    """Add to ``depends`` what the results of an equation depend on; raise Irreversible if it mixes positions."""
     ins = [(var, depends[id(var)]) for var in equation.invars if not isinstance(var, Literal) and id(var) in depends]
     if not ins:
         return
@@ -49,30 +49,33 @@ def follow(equation: Any, depends: dict[int, frozenset]) -> None:
             suffix = _plain(var.aval.shape)
             fits = name in POINTWISE or name in RESHAPES
             if not fits or out.aval.shape[len(out.aval.shape) - len(suffix) :] != suffix:
-                raise Irreversible(f"{name} mixes positions on the way from a weight or a hidden state to the next one")
+                raise Irreversible(f"{name} mixes positions between a weight or a hidden state and the next one")
             if name == "broadcast_in_dim":
                 dims, rank = equation.params["broadcast_dimensions"], len(out.aval.shape)
                 if tuple(dims) != tuple(range(rank - len(dims), rank)):
-                    raise Irreversible("an axis is put in on the way from a weight or a hidden state to the next one")
+                    raise Irreversible("an axis is inserted between a weight or a hidden state and the next one")
     union = frozenset().union(*(of for _, of in ins))
     for out in equation.outvars:
         depends[id(out)] = union
 
 
 def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without its leading axes of size 1."""
     while shape[:1] == (1,):
         shape = shape[1:]
     return shape
 
 
 def read(env: dict[int, Any], var: Any) -> Any:
+    """The value of a variable or literal."""
     return var.val if isinstance(var, Literal) else env[id(var)]
 
 
 def bind(equation: Any, operands: list[Any]) -> list[Any]:
+    """Evaluate an equation."""
     primitive = equation.primitive
-    made = primitive.get_bind_params(equation.params)  # jax < 0.11 returns (functions, params), later the params alone
-    functions, params = made if isinstance(made, tuple) else ((), made)
+    given = primitive.get_bind_params(equation.params)  # (functions, params) in jax < 0.11, params alone from 0.11 on
+    functions, params = given if isinstance(given, tuple) else ((), given)
     with equation.ctx.manager:
         out = primitive.bind(*functions, *operands, **params)
     return list(out) if primitive.multiple_results else [out]
@@ -82,7 +85,7 @@ MIXING = ("dot_general", "conv_general_dilated")
 
 
 def mixes(equation: Any) -> bool:
-    """Whether an equation applies a weight, of its own or within a loop or a function."""
+    """Whether an equation applies a weight, directly or inside a loop or a function."""
     name = equation.primitive.name
     if name in MIXING or (name.startswith("etp_") and name != ELEMENTWISE):
         return True
@@ -91,6 +94,7 @@ def mixes(equation: Any) -> bool:
 
 
 def _bodies(value: Any) -> list[Any]:
+    """The jaxprs in a parameter of an equation."""
     if isinstance(value, tuple | list):
         return [body for item in value for body in _bodies(item)]
     body = getattr(value, "jaxpr", value)
@@ -98,7 +102,15 @@ def _bodies(value: Any) -> list[Any]:
 
 
 def origins(jaxpr: Any, given: Mapping[int, Any]) -> Callable[[Any], dict[Any, bool]]:
-    """``found(var)``: on which of ``given`` (``{id(var): label}``) a variable depends, and whether by a weight."""
+    """Trace the results of a jaxpr back to some of its inputs.
+
+    Args:
+        jaxpr: The jaxpr.
+        given: Labels of the inputs, ``{id(var): label}``.
+
+    Returns:
+        A function of a variable that returns, for each label that it depends on, whether a weight acts in between.
+    """
     found: dict[int, dict[Any, bool]] = {var: {label: False} for var, label in given.items()}
     for equation in jaxpr.eqns:
         weighted = mixes(equation)

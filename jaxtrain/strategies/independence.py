@@ -1,5 +1,7 @@
-"""Whether a model over a batch, and its loss, treat every sequence by itself: one time step on random values, taken in
-several ways."""
+"""Checks that a model and its loss treat each sequence of a batch independently.
+
+They run one time step on random values in several ways and compare the results.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +21,27 @@ from ..utils.logging import one_line
 from .network import Network
 
 Way = Callable[[dict[str, Any], Any], dict[str, Any]]
-"""``way(values, u)``: the output of a time step, under "the output", and the new hidden states by name."""
+"""``way(values, u)`` runs a time step. It returns the output under the key "the output", and the new hidden states by
+name."""
 DRAWS = 3
-"""A unit so close to its threshold that rounding decides may differ in one draw; a model that mixes sequences differs
-in all."""
+"""Random inputs that are tried. A unit may be so close to its threshold that rounding decides, which makes one of them
+differ; a model that mixes sequences differs in all."""
 
 
 def dependence(model, u: Any, batch_size: int) -> str:
-    """Why a model with batched hidden states is another one when it is mapped over sequences; "" where it is not.
+    """Check whether a model with batched hidden states behaves the same when it is mapped over sequences.
 
-    Leaves the model with the hidden states of the mapped one.
+    Afterwards the model has the hidden states of the mapped one.
+
+    Returns:
+        The difference, or "" if there is none.
     """
     try:
         with seeded(0):
             batched, begin, kept = Network(model, "batched"), fresh_hidden(model, batch_size, False), _values(model)
             places, first = batched.axes(batch_size), way(batched, model, u)
         if draws_random(batched, u):
-            return "it draws random numbers, and other ones than for a whole batch"
+            return "it draws random numbers, which would differ from those for a whole batch"
         with seeded(0):
             create_hidden(model, batch_size, True)
         with seeded(0):
@@ -43,7 +49,7 @@ def dependence(model, u: Any, batch_size: int) -> str:
             mapped_places, second = mapped.axes(batch_size), way(mapped, model, u)
 
         def as_mapped(values: dict[str, Any]) -> dict[str, Any]:
-            """Hidden states with the axes that mapping gives them."""
+            """Hidden states with the axes of the mapped model."""
 
             def one(leaf: Any, axis: int | None, to: int | None) -> Any:
                 if axis is None:
@@ -62,23 +68,26 @@ def dependence(model, u: Any, batch_size: int) -> str:
                 return f"init_state makes other values of {name!r} without a batch axis"
 
         def over_batch(values: dict[str, Any], u: Any) -> dict[str, Any]:
-            found = first(values, u)
-            return {**found, **as_mapped(found)}
+            results = first(values, u)
+            return {**results, **as_mapped(results)}
 
         def one_by_one(values: dict[str, Any], u: Any) -> dict[str, Any]:
             return second({**values, **as_mapped(values)}, u)
 
         return compare(over_batch, one_by_one, kept, begin, u)
-    except Exception as error:  # mapping is only faster: whatever it runs into is a reason against it
+    except Exception as error:  # mapping is only an optimisation, so any error is a reason not to map
         return one_line(error)
 
 
 def mixed_loss(objective: Objective, network: Network, phases: Phases) -> str:
-    """A line for the report where the loss of one sequence depends on the outputs or targets of others; else "".
+    """Check whether the loss of a sequence depends on the outputs or targets of others, as after a wrong broadcast.
 
-    So it does where shapes broadcast by mistake. Outputs (ones here), and targets of a floating type, get random
-    numbers added in the first sequence, in all others, in both and in none. A loss per sequence must stay the same in
-    the first one where only others change; of one number for the batch both changes must add up.
+    Random numbers are added to the outputs (ones here) and to targets of a floating type: in the first sequence, in all
+    others, in both, and in none. If the loss has one value per sequence, the first value must not change when only
+    others do. If it is one number for the batch, the two changes must add up.
+
+    Returns:
+        A line for the report, or "" if the sequences are independent.
     """
     batch, step = phases.sizes[2], objective.module.learning_step
     if batch == 1:
@@ -99,9 +108,9 @@ def mixed_loss(objective: Objective, network: Network, phases: Phases) -> str:
             return of.unflatten([changed(start + number, leaf) for number, leaf in enumerate(leaves)])
 
         def forward(u: Any) -> Any:
-            made = StatefulFunction(network).make_jaxpr(u).get_out_shapes(u)[0]
-            shapes[:] = [leaf.shape for leaf in jax.tree.leaves(made)]
-            return every(jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), made), 0)
+            out = StatefulFunction(network).make_jaxpr(u).get_out_shapes(u)[0]
+            shapes[:] = [leaf.shape for leaf in jax.tree.leaves(out)]
+            return every(jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), out), 0)
 
         result = step(forward, objective.encode(x), every(y, 100), **extras)
         return jnp.asarray(result[0] if isinstance(result, tuple) else result, jnp.float32)
@@ -114,12 +123,12 @@ def mixed_loss(objective: Objective, network: Network, phases: Phases) -> str:
         values = [state.value for state in states]
         each = jax.jit(lambda values, *rest: jax.lax.map(lambda at: run(values, *at, *rest)[1], changes))
         traced = each.trace(values, x, y, extras)
-        if traced.jaxpr.effects:  # what it prints, say, would be seen before step 0
+        if traced.jaxpr.effects:  # a print in the loss, for example, must not run before step 0
             return ""
-        found = np.asarray(traced.lower().compile()(values, x, y, extras))
-    none, rest, one, both = found.reshape(4, -1)
-    mixed = (rest - none if found.ndim > 1 else both - one - rest + none)[0]
-    if not abs(mixed) > 1e-4 * np.abs(found).max():
+        losses = np.asarray(traced.lower().compile()(values, x, y, extras))
+    none, rest, one, both = losses.reshape(4, -1)
+    mixed = (rest - none if losses.ndim > 1 else both - one - rest + none)[0]
+    if not abs(mixed) > 1e-4 * np.abs(losses).max():
         return ""
     given = ", ".join(map(str, [*shapes, *(jnp.shape(leaf) for leaf in jax.tree.leaves(y))]))
     return (
@@ -130,7 +139,7 @@ def mixed_loss(objective: Objective, network: Network, phases: Phases) -> str:
 
 
 def way(call: Callable, model, u: Any) -> Way:
-    """A call that runs the model on its States, as a function of their values by name."""
+    """Turn a call that runs the model on its States into a function of their values by name."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "ETP primitive .* was decomposed")
         states, run = pure(call, u)
@@ -138,19 +147,24 @@ def way(call: Callable, model, u: Any) -> Way:
 
     def step(values: dict[str, Any], u: Any) -> dict[str, Any]:
         new, out = run([values.get(names.get(id(state), ""), state.value) for state in states], u)
-        ours = zip(states, new, strict=True)
-        return {
-            "the output": out,
-            **{names[id(state)]: value for state, value in ours if isinstance(state, SHORT) and id(state) in names},
-        }
+        known = [(s, value) for s, value in zip(states, new, strict=True) if isinstance(s, SHORT) and id(s) in names]
+        return {"the output": out, **{names[id(state)]: value for state, value in known}}
 
     return step
 
 
 def compare(first: Way, second: Way, kept: dict[str, Any], begin: dict[str, Any], u: Any) -> str:
-    """What two ways to take a time step differ in, on random inputs and hidden states; "" where they agree.
+    """Compare two ways to run a time step, on random inputs and hidden states.
 
-    ``kept``: values of States that stay as they are. ``begin``: of the hidden states, around which they are drawn.
+    Args:
+        first: One way.
+        second: The other way.
+        kept: Values of the States that are not varied.
+        begin: Values of the hidden states, around which random values are drawn.
+        u: Shapes and dtypes of the input.
+
+    Returns:
+        The difference, or "" if they agree.
     """
 
     @jax.jit
@@ -177,7 +191,7 @@ def _values(model) -> dict[str, Any]:
 
 
 def _drawn(key: jax.Array, value: Any) -> Any:
-    """Random values like ``value``, around it and as large as it is."""
+    """Random values around ``value`` and of its magnitude."""
 
     def one(number: int, leaf: Any) -> Any:
         own = jax.random.fold_in(key, number)
@@ -192,7 +206,7 @@ def _drawn(key: jax.Array, value: Any) -> Any:
 
 
 def _alike(a: Any, b: Any) -> Any:
-    """Leaf by leaf, whether two values are the same but for rounding."""
+    """For each leaf, whether two values are equal up to rounding."""
 
     def one(a: Any, b: Any) -> jax.Array:
         if a.shape != b.shape:

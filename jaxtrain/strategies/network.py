@@ -1,4 +1,4 @@
-"""A model over a batch of sequences: its hidden states, their beginning, and where they have the batch axis."""
+"""A model over a batch of sequences: its hidden states, their initial values and their batch axes."""
 
 from __future__ import annotations
 
@@ -14,20 +14,31 @@ from .axes import UNCLEAR, batch_axes, where_sequences
 
 
 def model_over_batch(model, batching: Literal["batched", "vmap"]) -> Callable:
-    """One time step of a batch: the model itself, or mapped over sequences."""
+    """A callable for one time step of a batch: the model itself, or the model mapped over sequences."""
     return brainstate.nn.Vmap(model, vmap_states="new") if batching == "vmap" else model
 
 
 def along(change: Callable[[Any, int], Any], value: Any, axes: list[int | None]) -> Any:
-    """A value with ``change(leaf, axis)`` in place of each leaf that has a batch axis."""
+    """Apply ``change(leaf, axis)`` to each leaf of a value that has a batch axis."""
     leaves, tree = jax.tree.flatten(value)
     changed = [leaf if axis is None else change(leaf, axis) for leaf, axis in zip(leaves, axes, strict=True)]
     return tree.unflatten(changed)
 
 
 class Network:
-    """The model over a batch: ``network(x)``, ``(B, ...) -> (B, ...)``, whether its states carry the batch axis
-    themselves (``batched``) or it is written for one lane and mapped (``vmap``)."""
+    """The model over a batch of sequences.
+
+    ``network(x)`` runs one time step, ``(B, ...) -> (B, ...)``. Create it after the model's hidden states exist, which
+    ``choose_batching`` ensures.
+
+    Args:
+        model: The model.
+        batching: "batched" if the model's states have a batch axis; "vmap" if the model processes one sequence and is
+            mapped over the batch.
+
+    Attributes:
+        hidden: The short-term states of the model, by name.
+    """
 
     def __init__(self, model, batching: Literal["batched", "vmap"]):
         self.model = model
@@ -41,23 +52,32 @@ class Network:
         return self._call(x)
 
     def reset(self, batch_size: int) -> None:
-        """Hidden states as ``init_state`` makes them."""
+        """Set all hidden states to the initial values that ``init_state`` makes."""
         for name, value in self._fresh(batch_size).items():
             self.hidden[name].value = value
 
     def reset_sequences(self, mask: jax.Array) -> None:
-        """Hidden states as ``init_state`` makes them in the sequences where ``mask`` (B,) is set; a state that all
-        sequences share stays as it is. Raises ValueError for a state whose batch axis is unclear."""
-        held = {name: state.value for name, state in self.hidden.items()}  # making fresh ones writes the states
+        """Set the hidden states of some sequences to their initial values; a state that all sequences share is kept.
+
+        Args:
+            mask: Boolean, ``(B,)``; True for each sequence to reset.
+
+        Raises:
+            ValueError: The batch axis of a state is unclear.
+        """
+        held = {name: state.value for name, state in self.hidden.items()}  # _fresh overwrites the states
         axes = self.axes(mask.shape[0])
         for name, value in self._fresh(mask.shape[0]).items():
             self.hidden[name].value = where_sequences(mask, value, held[name], axes[name])
 
     def axes(self, batch_size: int) -> dict[str, list[int | None]]:
-        """The batch axis of each leaf of each hidden state, None where all sequences share it (``axes.batch_axes``).
+        """The batch axis of each leaf of each hidden state; None for a leaf that all sequences share.
 
-        Of a model that makes its states for one batch size it is axis 0, where that is as long as the batch. Raises
-        ValueError for a state whose shape follows the batch size without one axis for it.
+        See ``axes.batch_axes``. If the model creates its states for one batch size only, the batch axis is axis 0,
+        provided that its size equals the batch size.
+
+        Raises:
+            ValueError: The shape of a state depends on the batch size, but not along exactly one axis.
         """
         found = {}
         for name, state in self.hidden.items():
@@ -75,7 +95,7 @@ class Network:
         return found
 
     def _fresh(self, batch_size: int) -> dict[str, Any]:
-        # A state that init_state does not make anew keeps the value it was created with.
+        # A state that init_state does not reset keeps the value that it was created with.
         for name, state in self.hidden.items():
             state.value = self._created[name]
         return fresh_hidden(self.model, batch_size, self.vmapped)

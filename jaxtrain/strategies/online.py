@@ -1,4 +1,4 @@
-"""Online rules on braintrace: an eligibility trace goes forward with the network, nothing is unrolled."""
+"""The learner of braintrace's online rules: an eligibility trace advances with the network, nothing is unrolled."""
 
 from __future__ import annotations
 
@@ -20,29 +20,20 @@ from ..core.module import Phases
 from ..core.objective import Objective
 from ..core.state import SHORT, State, differentiable, gradient, is_key, name_of, states_of
 from .axes import where_sequences
-from .base import (
-    Learner,
-    Network,
-    ParameterReport,
-    Update,
-    score,
-    score_by_step,
-    trained,
-    warm_up,
-    zeros_like_parameters,
-)
+from .base import Learner, ParameterReport, Update, score, score_by_step, trained, warm_up, zeros_like_parameters
 from .flow import Flow
+from .network import Network
 from .parameter_report import START, Traces, describe
 from .specs.rule import ONE_STEP, Reach
 from .update_schedule import SEQUENCE, UpdateSchedule, over_tiles
 
 UPSTREAM = Path(str(braintrace.__file__)).parent
 STRAY = "no hidden group claims"
-"""What braintrace says of a hidden state that ends a time step as another one does."""
+"""Part of braintrace's message about a hidden state that is a copy of another one."""
 
 
 def refused(error: Exception) -> bool:
-    """Whether braintrace itself says no, rather than something that the model runs into."""
+    """Whether braintrace itself raised the exception, rather than the model."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     ours = Path(frame.f_code.co_filename).is_relative_to(UPSTREAM)
     kinds = (ValueError, TypeError, NotImplementedError, braintrace.NotSupportedError)
@@ -50,14 +41,13 @@ def refused(error: Exception) -> bool:
 
 
 def compile_rule(objective: Objective, x: Any, batch_size: int, vmapped: bool, algorithm: Any, **options: Any):
-    """The braintrace learner of a model, its warnings kept for the report instead of printed."""
+    """Compile a model with braintrace, without printing its warnings."""
     example = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return braintrace.compile(
-                objective.model, algorithm, example, batch_size=batch_size, vmap=vmapped, **options
-            )
+            options.update(batch_size=batch_size, vmap=vmapped)
+            return braintrace.compile(objective.model, algorithm, example, **options)
         except braintrace.CompilationError as error:
             raise ValueError(
                 f"no weight of {type(objective.model).__name__} reaches a hidden state through a braintrace operation: "
@@ -66,25 +56,23 @@ def compile_rule(objective: Objective, x: Any, batch_size: int, vmapped: bool, a
 
 
 class OnlineLearner(Learner):
-    """A braintrace rule driven over the two phases of a sequence.
+    """A braintrace rule that runs over the two phases of a sequence.
 
-    With ``window=1`` the gradient of each time step is taken through the rule's own step. With a longer window it is
-    the gradient of the window, by reverse mode within it, plus the trace at the window's entry contracted with the
-    window's gradient with respect to the hidden states at its entry. Gradients are handed to ``update`` once a
-    sequence, or every ``update_every`` scored time steps; hidden states and traces begin anew with every sequence, or
-    are carried on.
+    With ``window=1``, braintrace's own step differentiates each time step. With a longer window, the gradient has two
+    parts: reverse mode within the window, and the trace at the start of the window, contracted with the gradient of the
+    window with respect to the hidden states at its start.
     """
 
-    def __init__(self, objective: Objective, rule: Any, *, window: int = 1, cadence: UpdateSchedule = SEQUENCE,
+    def __init__(self, objective: Objective, rule: Any, *, window: int = 1, update_schedule: UpdateSchedule = SEQUENCE,
                  reach: Reach = ONE_STEP):  # fmt: skip
         self.rule, self.reach, self.starting = rule, reach, START
-        # Any: which of braintrace's engines it is shows only in its attributes.
+        # Any, because braintrace's engines have different attributes.
         self.inner: Any = rule.module if isinstance(rule, brainstate.nn.Vmap) else rule
         super().__init__(objective, Network(objective.model, "vmap" if rule is not self.inner else "batched"))
-        self.window, self.cadence, self.carried = window, cadence, cadence.carried
+        self.window, self.update_schedule, self.carried = window, update_schedule, update_schedule.stateful
         self._params = trained(objective)
         self.own = owned_states(rule, self.inner, objective.model)
-        # Zeros are made inside the program: a trace is too large to be one of its constants.
+        # The program creates zeros itself, because a trace is too large for a constant.
         self._initial = {
             name: jax.tree.map(lambda leaf: jnp.asarray(leaf) if is_key(leaf) or np.any(leaf) else None, state.value)
             for name, state in self.own.items()
@@ -93,7 +81,7 @@ class OnlineLearner(Learner):
         if idle:
             self.notes.append(
                 f"traces: {sum(idle.values()):,} bytes are of {', '.join(idle)}, which Module.trainable excludes; "
-                "braintrace keeps them all the same"
+                "braintrace stores them anyway"
             )
 
     # ------------------------------------------------------------------------------------------------ learning
@@ -102,7 +90,7 @@ class OnlineLearner(Learner):
         try:
             return self._learn(phases, update)
         except KeyError as error:
-            if type(error.args[0]).__name__ != "Var":  # braintrace looks a variable up that it did not keep
+            if type(error.args[0]).__name__ != "Var":  # braintrace did not store a variable that it looks up
                 raise
             raise ValueError(
                 f"{type(self.objective.model).__name__} returns a value that also feeds one of its weights, which "
@@ -122,7 +110,7 @@ class OnlineLearner(Learner):
         if not self.carried:
             self.restart(phases.sizes[2])
         warm_up(self.objective, self._warm_forward, phases, self._clear)
-        return self.cadence.drive(phases, self._gradients, update)
+        return self.update_schedule.drive(phases, self._gradients, update)
 
     def restart(self, batch_size: int) -> None:
         super().restart(batch_size)
@@ -132,33 +120,34 @@ class OnlineLearner(Learner):
             )
 
     def _forward(self, w: Any, extras: dict[str, Any]):
-        """The rule's step as ``forward`` of one scored time step, whose weight is ``w``, ``()`` or ``(B,)``."""
+        """The callable that the module receives as ``forward`` in a scored time step; ``w``: its weight, ``()`` or
+        ``(B,)``."""
         return self.rule
 
     def _warm_forward(self, x):
         return self.rule(x)
 
     def _gradients(self, sequences) -> tuple[dict[str, Any], Metrics]:
-        """Of the sum of ``w * loss`` over these scored time steps."""
+        """The gradients of the sum of ``w * loss`` over these scored time steps, and the metrics."""
         if self.window > 1:
             return over_tiles(sequences, self.window, self._window, zeros_like_parameters(self._params))
         return score_by_step(self.objective, self._forward, sequences, self._params, self._clear)
 
     def _clear(self, mask) -> None:
-        """Clear hidden states and traces of the lanes in ``mask``."""
+        """Reset the hidden states and the traces of the sequences in ``mask``."""
         self._reset(mask)
         if mask is not None:
             for trace in self._sequence_traces():
                 shapes = {leaf.shape[:1] for leaf in jax.tree.leaves(trace.value)}
                 if shapes != {mask.shape}:
                     raise ValueError(
-                        f"Phases.reset needs a trace a lane, but one has leading axes {shapes} for {mask.shape[0]} "
-                        "lanes: use the strategy's batching='vmap'"
+                        f"Phases.reset needs one trace per sequence, but one has leading axes {shapes} for "
+                        f"{mask.shape[0]} sequences: use the strategy's batching='vmap'"
                     )
                 trace.value = where_sequences(mask, jax.tree.map(jnp.zeros_like, trace.value), trace.value)
 
     def _sequence_traces(self) -> list[State]:
-        """Traces with an axis of lanes; what is no short-term state is a counter of time steps."""
+        """The traces that have a batch axis; other states of the rule are counters of time steps."""
         return [state for state in self.own.values() if isinstance(state, SHORT)]
 
     def _window(self, sequences) -> tuple[dict[str, Any], Metrics]:
@@ -166,23 +155,23 @@ class OnlineLearner(Learner):
         before = self._snapshot()
 
         def loss():
-            # _reset clears hidden states alone: the trace at the entry is still to be contracted.
+            # _reset, not _clear: the trace at the start of the window is still needed.
             return score(self.objective, self.network, sequences, self._reset)
 
         grads, metrics = gradient(loss, {"params": self._params, "entry": entry})()
         self._restore(before)
-        carried = self._contract(grads["entry"])
+        from_trace = self._contract(grads["entry"])
 
-        def go_on(x, y, w, extras, reset):
+        def advance(x, y, w, extras, reset):
             self._clear(reset)
             self.objective.learn(self._forward(w, extras), x, y, w, extras)
 
-        brainstate.transform.for_loop(go_on, *sequences)
-        return jax.tree.map(jnp.add, grads["params"], carried), metrics
+        brainstate.transform.for_loop(advance, *sequences)
+        return jax.tree.map(jnp.add, grads["params"], from_trace), metrics
 
-    # What is private in braintrace stands in this method alone; tests/strategies/test_online.py pins its shape.
+    # This is the only method that uses private functions of braintrace; tests/strategies/test_online.py pins them.
     def _contract(self, cotangents: dict[str, Any]) -> dict[str, Any]:
-        """The trace contracted with a cotangent of the hidden states, by parameter."""
+        """Contract the trace with a cotangent of the hidden states; returns gradients by parameter."""
         signal = list(self._grouped(cotangents).values())
         weights = {path: state.value for path, state in self.inner.param_states.items()}
         solved = self.inner._solve_previous_trace_gradients(
@@ -195,14 +184,14 @@ class OnlineLearner(Learner):
         }
 
     def _grouped_hidden(self) -> dict[str, State]:
-        """The hidden states of braintrace's groups that can be differentiated, which a counter, say, cannot."""
+        """The hidden states of braintrace's groups that can be differentiated, which excludes counters."""
         names = {name_of(path) for group in self.inner.graph.hidden_groups for path in group.hidden_paths}
         return {
             name: state for name, state in self.network.hidden.items() if name in names and differentiable(state.value)
         }
 
     def _grouped(self, values: dict[str, Any]) -> dict[int, jax.Array]:
-        """Values of the hidden states, without units, as braintrace groups them; zeros for one without a value."""
+        """Values of the hidden states without units, arranged in braintrace's groups; zeros if a value is missing."""
 
         def value(path: Any) -> jax.Array:
             name = name_of(path)
@@ -225,14 +214,8 @@ class OnlineLearner(Learner):
 
     def report(self, phases: Phases) -> list[ParameterReport]:
         single, again = self.inner.vjp_method == "single-step", self.window > 1 and phases.reset is not None
-        return describe(
-            self._params,
-            Flow.of(self, phases),
-            replace(self.traces(), again=again, starting=self.starting),
-            window=self.window,
-            single=single,
-            reach=self.reach,
-        )
+        flow, traces = Flow.of(self, phases), replace(self.traces(), again=again, starting=self.starting)
+        return describe(self._params, flow, traces, window=self.window, single=single, reach=self.reach)
 
     def traces(self) -> Traces:
         graph = self.inner.graph
@@ -247,25 +230,25 @@ class OnlineLearner(Learner):
         return sum(nbytes(state) for state in self._traces().values())
 
     def _traces(self) -> dict[str, State]:
-        """What the rule carries along, its counters and random numbers apart."""
+        """The traces of the rule, without its counters and random numbers."""
         return {
             name: state for name, state in self.own.items() if isinstance(state, SHORT) and differentiable(state.value)
         }
 
     def _trace_bytes(self) -> dict[str, int]:
-        """Bytes of the traces that belong to each traced parameter; one that several share counts for the first."""
+        """Bytes of the traces of each traced parameter; a trace that several parameters share counts for the first."""
         sizes: dict[str, int] = {}
         names = variable_names(self.inner)
         left = self._traces()
         for relation in self.inner.graph.hidden_param_op_relations:
-            of = {names[id(var)] for var in (relation.x_var, relation.y_var) if id(var) in names}
+            variables = {names[id(var)] for var in (relation.x_var, relation.y_var) if id(var) in names}
             for parameter in dict.fromkeys(name_of(path) for path in relation.trainable_paths.values()):
-                theirs = [name for name in left if of & set(name.split(".")) or self._belongs(name, parameter)]
-                sizes[parameter] = sizes.get(parameter, 0) + sum(nbytes(left.pop(name)) for name in theirs)
+                own = [name for name in left if variables & set(name.split(".")) or self._belongs(name, parameter)]
+                sizes[parameter] = sizes.get(parameter, 0) + sum(nbytes(left.pop(name)) for name in own)
         return sizes
 
     def _belongs(self, trace: str, parameter: str) -> bool:
-        """Whether a trace that is not named after a relation's variables is kept for a parameter."""
+        """Whether a trace belongs to a parameter although it is not named after a relation's variables."""
         return False
 
 
@@ -284,13 +267,13 @@ def variable_names(inner: Any) -> dict[int, str]:
 
 
 def owned_states(rule: Any, inner: Any, model: Any) -> dict[str, State]:
-    """What a rule keeps beside the model's states, under names that do not depend on memory addresses."""
-    theirs = {id(state) for state in states_of(model).values()}
+    """The states of a rule that do not belong to the model, under names that do not depend on memory addresses."""
+    models = {id(state) for state in states_of(model).values()}
     names = variable_names(inner)
 
     def flat(key: Any) -> list[str]:
         return [part for item in key for part in flat(item)] if isinstance(key, tuple) else [names.get(key, str(key))]
 
     found: Any = brainstate.graph.states(rule)
-    own = {".".join(flat(path)): state for path, state in found.items() if id(state) not in theirs}
+    own = {".".join(flat(path)): state for path, state in found.items() if id(state) not in models}
     return {name: own[name] for name in sorted(own)}

@@ -1,7 +1,7 @@
-"""What weighs nothing cannot matter: its values are replaced before a module's steps see them.
+"""Padding: values that must not affect the result are replaced before the module's steps see them.
 
-A weight of zero alone is not enough. Reverse mode multiplies the zero by the derivative of the loss, which is NaN where
-the target is, and a hidden state that has seen NaN behind a sequence's end can spread it.
+A weight of zero is not sufficient. Reverse mode multiplies the zero by the derivative of the loss, which is NaN if the
+target is NaN. A hidden state that reads NaN after the end of a sequence can also spread it.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from .base import Network, scored
 
 
 def inert(phases: Phases, step: Callable, network: Network, *, carried: bool) -> Phases:
-    """Traced: the phases with every value replaced that must change neither loss nor gradient.
+    """Traced: replace every value that must change neither the loss nor the gradient.
 
-    Replaced are targets and extras with weight 0, and inputs from which no weighted time step of the same sequence can
-    be reached. Each gets the value of a time step that counts, of the same sequence where that has one, so that it lies
-    in the domain of the data. A target or an extra that the step feeds to the model counts as an input.
+    These values are targets and extras with weight 0, and inputs that no weighted time step of the same sequence
+    depends on. The replacement is the value of a time step that counts, so it lies in the domain of the data; it is
+    taken from the same sequence if possible. A target or an extra that the step feeds to the model is treated as an
+    input.
 
     Args:
-        phases: One batch; without weights it is returned as it is.
-        step: ``Objective.learn`` or ``Objective.evaluate``, which says what reaches the model.
+        phases: One batch. Without weights it is returned unchanged.
+        step: ``Objective.learn`` or ``Objective.evaluate``, which determines what reaches the model.
         network: The model over a batch.
-        carried: Whether hidden states go on to the next batch, so that its time steps may be reached.
+        carried: Whether hidden states continue to the next batch, whose time steps may then depend on this one.
 
     Returns:
         Phases of the same shapes and dtypes.
@@ -47,17 +48,12 @@ def inert(phases: Phases, step: Callable, network: Network, *, carried: bool) ->
     inputs, tree = jax.tree.flatten(phases.inputs)
     samples = [_sample(leaf, reached[warm:]) for leaf in inputs]
     inputs = [_filled(leaf, reached[warm:], sample) for leaf, sample in zip(inputs, samples, strict=True)]
-    return replace(
-        phases,
-        warmup=_warmup(phases.warmup, reached[:warm], tree, samples),
-        inputs=tree.unflatten(inputs),
-        targets=targets,
-        extras=extras,
-    )
+    warmup = _warmup(phases.warmup, reached[:warm], tree, samples)
+    return replace(phases, warmup=warmup, inputs=tree.unflatten(inputs), targets=targets, extras=extras)
 
 
 def _reached(weighted: jax.Array, reset: Any, warm: int, carried: bool) -> jax.Array:
-    """Whether a weighted time step is reached from each, ``(T_w + T_l, B)``: one that comes before the next reset."""
+    """For each time step, whether a weighted one follows before the next reset, ``(T_w + T_l, B)``."""
     time, batch = weighted.shape
     total = warm + time
     never = total + 1
@@ -72,7 +68,7 @@ def _reached(weighted: jax.Array, reset: Any, warm: int, carried: bool) -> jax.A
 
 
 def _fed(phases: Phases, step: Callable, network: Network) -> list[bool]:
-    """For each leaf of targets and extras: whether the step lets it reach the States of the model."""
+    """For each leaf of targets and extras, whether the step feeds it to the States of the model."""
     x, y, w, extras = jax.tree.map(lambda leaf: leaf[0], scored(phases)[:4])
 
     def one(y: Any, extras: dict[str, Any]) -> Any:
@@ -83,7 +79,7 @@ def _fed(phases: Phases, step: Callable, network: Network) -> list[bool]:
 
 
 def _warmup(warmup: Any, reached: jax.Array, tree: Any, samples: list[jax.Array]) -> Any:
-    """The warm-up; where none of it is reached, it gets the ``samples`` of the inputs, if it is of their ``tree``."""
+    """The filled warm-up. If none of it counts, it receives the ``samples`` of the inputs, if its structure allows."""
     leaves, own = jax.tree.flatten(warmup)
     ours = [_sample(leaf, reached) for leaf in leaves]
     if own == tree and all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(ours, samples, strict=True)):
@@ -92,7 +88,7 @@ def _warmup(warmup: Any, reached: jax.Array, tree: Any, samples: list[jax.Array]
 
 
 def _sample(leaf: Any, keep: jax.Array) -> jax.Array:
-    """For each sequence ``(B, ...)`` the first value that is kept: its own, else that of another sequence, else one."""
+    """For each sequence ``(B, ...)``, its first kept value; else that of another sequence; else 1."""
     has = keep.any(axis=0)
     source = jnp.where(has, jnp.arange(has.size), jnp.argmax(has))
     sample = jnp.asarray(leaf)[jnp.argmax(keep, axis=0)[source], source]

@@ -1,4 +1,4 @@
-"""The control that every comparison needs: only what reads the hidden state is trained, the recurrence stays random."""
+"""The learner of the control: only parameters that read the hidden state are trained, the recurrence stays random."""
 
 from __future__ import annotations
 
@@ -8,19 +8,10 @@ from ..core.metrics import Metrics
 from ..core.module import Phases
 from ..core.objective import Objective
 from ..core.state import State, parameters_behind
-from .base import (
-    Learner,
-    Network,
-    ParameterReport,
-    Update,
-    choose_batching,
-    input_of,
-    score_by_step,
-    trained,
-    warm_up,
-    zeros_like_parameters,
-)
+from .base import Learner, ParameterReport, Update, input_of, score_by_step, trained, warm_up, zeros_like_parameters
+from .batching import choose_batching
 from .flow import Flow
+from .network import Network
 from .parameter_report import UNUSED
 from .specs.bptt import ReadoutOnly
 from .update_schedule import UpdateSchedule
@@ -29,14 +20,14 @@ from .update_schedule import UpdateSchedule
 def bind(strategy: ReadoutOnly, objective: Objective, example: Phases) -> Learner:
     x = input_of(objective, example)
     network = Network(objective.model, choose_batching(strategy.batching, objective.model, x, example.sizes[2]))
-    return _Learner(objective, network, x, strategy.cadence())
+    return _Learner(objective, network, x, strategy.update_schedule())
 
 
 class _Learner(Learner):
-    def __init__(self, objective: Objective, network: Network, x: Any, cadence: UpdateSchedule):
+    def __init__(self, objective: Objective, network: Network, x: Any, schedule: UpdateSchedule):
         super().__init__(objective, network)
-        self._update_schedule, self._params = cadence, trained(objective)
-        self.carried = cadence.carried
+        self._params = trained(objective)
+        self._update_schedule, self.carried = schedule, schedule.stateful
         acting = parameters_behind(network, objective.model, x)
         self._read: dict[str, State] = {name: s for name, s in self._params.items() if name not in acting}
         if not self._read:
@@ -60,11 +51,6 @@ class _Learner(Learner):
         return {**zeros_like_parameters(self._params), **grads}, metrics
 
     def report(self, phases: Phases) -> list[ParameterReport]:
-        why, used = "not read out: the control keeps its initial value", Flow.of(self, phases).loss
-
-        def row(name: str) -> ParameterReport:
-            if name not in self._read:
-                return ParameterReport(name, "no", why)
-            return ParameterReport(name) if name in used else ParameterReport(name, "no", UNUSED)
-
-        return [row(name) for name in self._params]
+        unread, used = "not read out: the control keeps its initial value", Flow.of(self, phases).loss
+        why = {name: unread if name not in self._read else "" if name in used else UNUSED for name in self._params}
+        return [ParameterReport(name, "no" if reason else "yes", reason) for name, reason in why.items()]

@@ -1,4 +1,4 @@
-"""The registry of strategies: classes by name. Importing it, or looking a strategy up, imports no JAX."""
+"""The registry of strategies. Neither importing this module nor looking up a strategy imports JAX."""
 
 from __future__ import annotations
 
@@ -27,34 +27,43 @@ REGISTRY: dict[str, str | type[Strategy]] = {
     "etrace": "rules:ETrace",
     "readout_only": "bptt:ReadoutOnly",
 }
-"""Name -> "file in specs:class", or the class that was registered."""
+"""For each name, ``"file in specs:class"`` or a registered class."""
 ALIASES = {"es_drtrl": "pp_prop"}
 GROUP = "jaxtrain.strategies"
-"""Entry points of this group name strategies of other packages."""
+"""The group of entry points in which other packages announce their strategies."""
 
 
 def available() -> list[str]:
-    """Every name that ``lookup`` knows, aliases apart; asks installed packages without importing them."""
+    """Return all names that ``lookup`` accepts, except aliases. Installed packages are found, but not imported."""
     return [*REGISTRY, *(point.name for point in entry_points(group=GROUP) if point.name not in REGISTRY)]
 
 
 def register(cls: Any) -> Any:
-    """Make a strategy known by its ``name``; a decorator for strategies outside this package.
+    """Register a strategy under its ``name``. Use this function as a class decorator.
 
-    The fields of the class become options, those with ``init=False`` and those whose annotation cannot be looked up
-    apart. A package that wants its strategy found without an import names it as an entry point of the group
-    ``jaxtrain.strategies``. A class that is defined again (a cell of a notebook that runs twice) replaces the one
-    before.
+    The fields of the class become options, except fields with ``init=False`` and fields whose annotation cannot be
+    resolved. If a package declares its strategy as an entry point of the group ``jaxtrain.strategies``, the strategy is
+    found without an import. A class that is defined again, for example by a notebook cell that runs twice, replaces
+    the previous one.
 
     Args:
-        cls: A frozen dataclass that extends ``Strategy``, all of whose fields have defaults.
+        cls: A frozen dataclass that extends ``Strategy`` and has a class attribute ``name``. All fields need defaults.
 
     Returns:
         The same class.
 
     Raises:
-        TypeError: It is no such class.
-        ValueError: Its name is taken, or a field has no default.
+        TypeError: ``cls`` is not such a class.
+        ValueError: The name is taken, or a field has no default.
+
+    Example::
+
+        @jaxtrain.register
+        @dataclass(frozen=True)
+        class Mine(jaxtrain.strategies.Strategy):
+            name: ClassVar[str] = "mine"
+
+            def bind(self, objective, example): ...
     """
     name = getattr(cls, "name", None)
     kind = isinstance(cls, type) and issubclass(cls, Strategy) and is_dataclass(cls)
@@ -75,14 +84,19 @@ def register(cls: Any) -> Any:
 
 
 def _same_class(old: Any, new: type) -> bool:
+    """Whether ``new`` is a repeated definition of ``old``."""
     return isinstance(old, type) and (old.__module__, old.__qualname__) == (new.__module__, new.__qualname__)
 
 
 def lookup(name: str) -> type[Strategy]:
-    """The class of a strategy.
+    """Return the class of a strategy.
+
+    Args:
+        name: A name or an alias.
 
     Raises:
-        ConfigError: The name is unknown, or an installed package's entry point has another name than its class.
+        ConfigError: The name is unknown, or the name of an installed package's entry point differs from that of its
+            class.
     """
     name = ALIASES.get(name, name)
     if name not in REGISTRY:
@@ -103,10 +117,18 @@ def lookup(name: str) -> type[Strategy]:
 
 
 def check(cls: type[Strategy], values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Values for the fields of a strategy, their types verified; dashes in names count as underscores.
+    """Check values for the fields of a strategy.
+
+    Args:
+        cls: The class of the strategy.
+        values: Values by field name; dashes in names count as underscores.
+        where: Start of the error message (default: ``strategy 'name'``).
+
+    Returns:
+        The values, converted to the types of the fields.
 
     Raises:
-        ConfigError: A field is unknown, or its value has the wrong type. The message begins with ``where``.
+        ConfigError: A field is unknown, or its value has the wrong type.
     """
     where, types = where or f"strategy {cls.name!r}", field_types(cls)
     checked = {}
@@ -121,11 +143,15 @@ def check(cls: type[Strategy], values: Mapping[str, Any], where: str = "") -> di
 
 
 def make_strategy(name: str, **values: Any) -> Strategy:
-    """The strategy object for a name and its fields: ``make_strategy("drtrl", window=3)``.
+    """Create a strategy: ``make_strategy("drtrl", window=3)``.
+
+    Args:
+        name: Name of the strategy.
+        **values: Values of its fields.
 
     Raises:
         ConfigError: The name or a field is unknown, or a value has the wrong type.
-        ValueError: The values do not go together.
+        ValueError: A value is out of range, or two values exclude each other.
     """
     cls = lookup(name)
     return cls(**check(cls, values))

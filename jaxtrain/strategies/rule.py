@@ -1,4 +1,4 @@
-"""How an online rule is bound to a module: which batching it runs in, and what braintrace compiles."""
+"""Binding an online rule to a module: choice of the batching, and compilation by braintrace."""
 
 from __future__ import annotations
 
@@ -17,18 +17,16 @@ from .online import compile_rule, refused
 from .specs.rule import OnlineRule
 
 VMAP_FROM = 2**19
-"""Trace elements, about lanes x parameters, from which mapping over lanes measures faster than a batched trace."""
+"""Size of the traces, about batch x parameters, from which a mapped model is faster than a batched one, as measured."""
 
 
 def bind(rule: OnlineRule, objective: Objective, example: Phases) -> Learner:
     x = input_of(objective, example)
     batch_size = example.sizes[2]
-    required_batching = rule.works_in()[0]
-    wanted = (
-        "batched" if rule.window_of() > 1 else rule.batching if required_batching == "either" else required_batching
-    )
+    required = rule.works_in()[0]
+    wanted = "batched" if rule.window_of() > 1 else rule.batching if required == "either" else required
     batching = choose_batching(wanted, objective.model, x, batch_size)
-    if required_batching == "vmap":
+    if required == "vmap":
         return _bind_mapped(rule, objective, example, x)
     if not (wanted == "auto" and batching == "batched" and _prefers_mapping(objective, x)):
         return _bind(rule, objective, example, x, batching)
@@ -36,21 +34,25 @@ def bind(rule: OnlineRule, objective: Objective, example: Phases) -> Learner:
     if not reason:
         try:
             return _bind(rule, objective, example, x, "vmap")
-        except Exception as error:  # mapping is only faster: states made in __init__, say, take a batch alone
+        except (
+            Exception
+        ) as error:  # mapping is only an optimisation; states created in __init__, for example, prevent it
             reason = one_line(error)
     learner = _bind(rule, objective, example, x, "batched")
-    learner.notes.append(f"batching: batched, since the model cannot be mapped over lanes ({reason})")
+    learner.notes.append(f"batching: batched, since the model cannot be mapped over sequences ({reason})")
     return learner
 
 
 def _bind_mapped(rule: OnlineRule, objective: Objective, example: Phases, x: Any) -> Learner:
-    """Bind a rule that works in no other way; a model that takes a batch may be another one then."""
+    """Bind a rule that requires a mapped model; add a note if the model differs when it is mapped."""
     reason, batch_size = "", example.sizes[2]
     if choose_batching("auto", objective.model, x, batch_size) == "batched":
         reason = dependence(objective.model, x, batch_size)
     learner = _bind(rule, objective, example, x, "vmap")
     if reason:
-        learner.notes.append(f"batching: {rule.name} takes one sequence at a time, where the model differs: {reason}")
+        learner.notes.append(
+            f"batching: {rule.name} takes one sequence at a time, for which the model differs: {reason}"
+        )
     return learner
 
 
@@ -71,7 +73,7 @@ def _bind(rule: OnlineRule, objective: Objective, example: Phases, x: Any, batch
 
 
 def _check_perturbed(rule: OnlineRule, objective: Objective) -> None:
-    """braintrace's single-step rules add a perturbation to every hidden state, which a bool cannot take."""
+    """Raise ValueError for a bool hidden state, to which braintrace's single-step rules cannot add a perturbation."""
     for name, state in states_of(objective.model).items():
         if isinstance(state, brainstate.HiddenState) and any(x.dtype == bool for x in jax.tree.leaves(state.value)):
             raise ValueError(
@@ -82,7 +84,7 @@ def _check_perturbed(rule: OnlineRule, objective: Objective) -> None:
 
 
 def _check_width(rule: OnlineRule, objective: Objective, compiled: Any) -> None:
-    """braintrace makes traces and cotangents in float32, which the step of a narrower model does not take."""
+    """Raise ValueError for a model in less than 32 bits, unless the rule supports it; braintrace uses float32."""
     inner: Any = compiled.module if isinstance(compiled, brainstate.nn.Vmap) else compiled
     dtypes = {relation.y_var.aval.dtype for relation in inner.graph.hidden_param_op_relations}
     below = sorted(str(dtype) for dtype in dtypes if dtype.itemsize < 4)
@@ -94,8 +96,8 @@ def _check_width(rule: OnlineRule, objective: Objective, compiled: Any) -> None:
 
 
 def _prefers_mapping(objective: Objective, x) -> bool:
-    """A rule over sizes: large traces, of models without running statistics (lanes would share them) or random
-    numbers (lanes would draw other ones)."""
+    """Whether mapping is probably faster: for large traces. It is possible only without running statistics, which
+    sequences would share, and without random numbers, which would differ."""
     batch_size = jax.tree.leaves(x)[0].shape[0]
     weights = sum(leaf.size for p in parameters(objective.model).values() for leaf in jax.tree.leaves(p.value))
     plain = not long_term_states(objective.model) and not draws_random(objective.model, x)

@@ -1,4 +1,4 @@
-"""Learners of the rules that braintrace's own do not cover: UORO and three-factor learning."""
+"""Learners of UORO and of three-factor learning, which need more than ``OnlineLearner`` provides."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..core.objective import Objective
 from ..core.state import State, is_key
 from .base import ParameterReport, Update
 from .online import OnlineLearner
-from .parameter_report import PARTLY
+from .parameter_report import PARTLY, TRAINS, Verdict
 from .update_schedule import UpdateSchedule
 
 
@@ -25,9 +25,9 @@ class UOROLearner(OnlineLearner):
         self._projections.value = self._fresh_projections()
 
     def _learn(self, phases: Phases, update: Update) -> Metrics:
-        if self.cadence.carried:  # a stream is never restarted; it begins where no time step has been counted
-            fresh, going = self._fresh_projections(), self._projections
-            going.value = jax.lax.select(self.own["running_index"].value == 0, fresh, going.value)
+        if self.update_schedule.stateful:  # a stream is never restarted; at its beginning the step counter is zero
+            fresh, current = self._fresh_projections(), self._projections
+            current.value = jax.lax.select(self.own["running_index"].value == 0, fresh, current.value)
         return super()._learn(phases, update)
 
     @property
@@ -35,7 +35,7 @@ class UOROLearner(OnlineLearner):
         return self.own["projection_rng"]
 
     def _fresh_projections(self) -> Any:
-        # Derived, not split off: the model then draws the numbers that it draws under any other rule.
+        # Derived instead of split off, so that the model draws the same random numbers as under any other rule.
         key = jax.random.fold_in(brainstate.random.DEFAULT.value, 0)
         return key if is_key(self._projections.value) else jax.random.key_data(key)
 
@@ -43,12 +43,12 @@ class UOROLearner(OnlineLearner):
         return trace.startswith("etrace_s.") or trace.endswith(f".{parameter}")
 
     def _sequence_traces(self) -> list[State]:
-        """The estimate of a lane's trace is its row of the hidden side times the parameter side, which all share."""
+        """The hidden sides of the traces; the parameter sides are shared by all sequences."""
         return [state for name, state in self.own.items() if name.startswith("etrace_s.")]
 
 
 def check_modulator(name: str, compiled: Any, example: Phases) -> None:
-    """Raises ValueError where ``Phases.extras`` holds no such sequence, or one of another shape."""
+    """Raise ValueError if ``Phases.extras`` does not contain the reward, or if its shape is wrong."""
     extras = example.extras or {}
     if name not in extras:
         raise ValueError(
@@ -63,21 +63,21 @@ def check_modulator(name: str, compiled: Any, example: Phases) -> None:
         wanted = ", ".join(str((*example.sizes[1:], *more)) for more in ((), (1,), *units))
         raise ValueError(
             f"ThreeFactor(modulator={name!r}): Phases.extras[{name!r}] has shape {given}; "
-            f"expected one of {wanted}: time steps, lanes, units"
+            f"expected one of {wanted}: time steps, sequences, units"
         )
 
 
 class ThreeFactorLearner(OnlineLearner):
-    def __init__(self, objective: Objective, rule: Any, *, modulator: str, cadence: UpdateSchedule):
-        super().__init__(objective, rule, cadence=cadence)
+    def __init__(self, objective: Objective, rule: Any, *, modulator: str, update_schedule: UpdateSchedule):
+        super().__init__(objective, rule, update_schedule=update_schedule)
         self.modulator = modulator
 
     def _forward(self, w: Any, extras: dict[str, Any]):
         signal = extras[self.modulator]
         batch_size = signal.shape[0]
         w = jnp.broadcast_to(w, (batch_size,)).reshape(batch_size, *(1,) * (signal.ndim - 1))
-        signal = jnp.where(w != 0, w * signal, 0)  # a lane that weighs nothing may hold anything, NaN included
-        if signal.size == batch_size:  # one number a lane, for all units of a group alike
+        signal = jnp.where(w != 0, w * signal, 0)  # a reward of weight 0 may have any value, including NaN
+        if signal.size == batch_size:  # one number per sequence, for all units
             signal = signal.reshape((batch_size,) + (1,) * len(self.inner.graph.hidden_groups[0].varshape))
         return lambda x: self.rule(x, modulator=signal)
 
@@ -87,16 +87,12 @@ class ThreeFactorLearner(OnlineLearner):
     def report(self, phases: Phases) -> list[ParameterReport]:
         traces = self.traces()
         why = "no trace of it is kept, and the loss's own gradient is not used: its gradient is exactly zero"
-        partly = f"{PARTLY}: the other has no credit"  # and no field of this rule gives it any
+        partly = f"{PARTLY}: the other has no credit"  # this rule has no option that gives it any
 
-        def row(name: str) -> ParameterReport:
+        def one(name: str) -> ParameterReport:
             if name not in traces.states:
                 return ParameterReport(name, "no", why)
-            size = traces.sizes.get(name, 0)
-            return (
-                ParameterReport(name, "in part", partly, size)
-                if name in traces.partial
-                else ParameterReport(name, "yes", "", size)
-            )
+            verdict: Verdict = ("in part", partly) if name in traces.partial else TRAINS
+            return ParameterReport(name, *verdict, traces.sizes.get(name, 0))
 
-        return [row(name) for name in self._params]
+        return [one(name) for name in self._params]

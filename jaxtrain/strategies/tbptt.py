@@ -1,4 +1,4 @@
-"""Truncated backpropagation through time: exact within a window, nothing across its edge."""
+"""The learner of truncated backpropagation through time: exact within a window, no gradient across its boundary."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ from .update_schedule import SEQUENCE, UpdateSchedule, over_tiles
 def bind(strategy: TBPTT, objective: Objective, example: Phases) -> Learner:
     warm, time, batch_size = example.sizes
     batching = choose_batching(strategy.batching, objective.model, input_of(objective, example), batch_size)
-    cadence, window = strategy.cadence(), strategy.window
+    schedule, window = strategy.update_schedule(), strategy.window
     network = Network(objective.model, batching)
-    start = cadence == SEQUENCE and warm < window and any(initial_values(network, batch_size).values())
-    learner = _Learner(objective, network, window, cadence, start)
+    start = schedule == SEQUENCE and warm < window and any(initial_values(network, batch_size).values())
+    learner = _Learner(objective, network, window, schedule, start)
     if window == warm + time:
-        across = "; nothing goes back from one sequence to the one before" if cadence.carried else ""
+        across = "; no gradient passes from one sequence to the previous one" if schedule.stateful else ""
         learner.notes.append(f"tbptt: a window is the whole sequence of {window} time steps, as in bptt{across}")
     return learner
 
 
 class _Learner(Learner):
-    def __init__(self, objective: Objective, network: Network, window: int, cadence: UpdateSchedule, start: bool):
-        """``start``: differentiate what begins a sequence with its first window."""
+    def __init__(self, objective: Objective, network: Network, window: int, schedule: UpdateSchedule, start: bool):
+        """``start``: whether the first window includes the initialisation of the hidden states."""
         super().__init__(objective, network)
         self._start = start
         self._params = trained(objective)
-        self._window, self._update_schedule, self.carried = window, cadence, cadence.carried
+        self._window, self._update_schedule, self.carried = window, schedule, schedule.stateful
 
     def learn(self, phases: Phases, update: Update) -> Metrics:
         warm, _, batch = phases.sizes
@@ -64,7 +64,8 @@ class _Learner(Learner):
         return self._update_schedule.drive(phases, self._gradients, update)
 
     def _led(self, phases: Phases, lead: int, update: Update) -> Metrics:
-        """A sequence whose first window with a loss begins before the scored time steps."""
+        """Learn from a sequence whose first window with a loss begins in the warm-up, ``lead`` time steps before its
+        end."""
         warm, time, _ = phases.sizes
         warmup = (phases.warmup, split_reset(phases)[0])
         self._evolve(*jax.tree.map(lambda leaf: leaf[: warm - lead], warmup))
@@ -82,11 +83,11 @@ class _Learner(Learner):
             evolve(self.objective, self.network, inputs, masks, self._reset)
 
     def _gradients(self, sequences: Any) -> tuple[dict[str, Any], Metrics]:
-        """Of windows that lie among the scored time steps."""
+        """Gradients of windows that contain only scored time steps."""
         return over_tiles(sequences, self._window, self._gradient, zeros_like_parameters(self._params))
 
     def _gradient(self, sequences: Any, lead: Any = None) -> tuple[dict[str, Any], Metrics]:
-        """Of one window, which may begin with time steps of the warm-up."""
+        """The gradient of one window; ``lead``: time steps of the warm-up that it begins with."""
 
         def loss():
             if lead is not None:

@@ -1,4 +1,4 @@
-"""When gradients become updates, and what is carried from one sequence to the next."""
+"""The update schedule: when gradients become weight updates, and whether states continue across sequences."""
 
 from __future__ import annotations
 
@@ -17,38 +17,43 @@ from .base import Update, scored
 from .specs.base import UpdateEvery
 
 Gradients = Callable[[Any], tuple[dict[str, Any], Metrics]]
-"""Of the sequences of some scored time steps (``base.scored``): gradients of ``sum(w * loss)``, and metrics."""
+"""A function of consecutive scored time steps (see ``base.scored``) that returns the gradients of ``sum(w * loss)`` by
+parameter name, and the metrics."""
 
 
 @dataclass(frozen=True)
 class UpdateSchedule:
-    """``update_every``: scored time steps an update, or "sequence". ``carried``: hidden states and traces go on from
-    one sequence to the next."""
+    """When to update the weights.
+
+    Attributes:
+        update_every: Scored time steps per update, or "sequence" for one update per sequence.
+        stateful: Whether hidden states and traces continue from one sequence to the next.
+    """
 
     update_every: UpdateEvery = "sequence"
-    carried: bool = False
+    stateful: bool = False
 
     def drive(self, phases: Phases, gradients: Gradients, update: Update) -> Metrics:
-        """Traced: hand the gradients of the learning phase to ``update``, piece by piece."""
+        """Traced: compute the gradients of the learning phase, one update interval at a time, and apply ``update``."""
         if self.update_every == "sequence":
             grads, metrics = gradients(scored(phases))
             return update(grads, total_weight(phases), metrics)
         batch = phases.sizes[2]
 
-        def piece(sequences) -> tuple[None, Metrics]:
+        def interval(sequences) -> tuple[None, Metrics]:
             grads, metrics = gradients(sequences)
             weights = sequences[2]
             given = None if phases.weights is None else weights
             return None, update(grads, sum_of_weights(given, len(weights), batch), metrics)
 
-        return over_tiles(scored(phases), self.update_every, piece, None)[1]
+        return over_tiles(scored(phases), self.update_every, interval, None)[1]
 
 
 SEQUENCE = UpdateSchedule()
 
 
 def over_tiles(sequences: Any, size: int, body: Callable[[Any], tuple[Any, Metrics]], zero: Any) -> tuple[Any, Metrics]:
-    """The sums of what ``body`` gives over tiles of ``size`` time steps; the last tile may be shorter."""
+    """Apply ``body`` to consecutive tiles of ``size`` time steps and sum the results; the last tile may be shorter."""
     length = jax.tree.leaves(sequences)[0].shape[0]
     whole = length - length % size
     total, metrics = zero, None

@@ -81,7 +81,7 @@ class Spiking(brainstate.nn.Module):
 
 
 class Task(jaxtrain.Module):
-    """Squared error, one loss a lane. ``kind``: the arguments of ``task`` that made it."""
+    """Squared error, one loss per sequence. ``kind``: the arguments of ``task`` that made it."""
 
     kind: Any = None
 
@@ -149,7 +149,7 @@ class Drive:
         return handed["grads"], handed["weight"], metrics
 
     def __call__(self, phases: Phases):
-        """Gradients, weight, metrics; the parameters stay, what the learner carries on is carried on."""
+        """Gradients, weight, metrics; the parameters are unchanged, the states of a stateful learner continue."""
         values, result = self._call(self._values, phases)
         self._values |= {name: value for name, value in values.items() if name.startswith("learner/")}
         return result
@@ -203,8 +203,8 @@ def sequences(seed: int = 0, warm: int = WARM, time: int = LEARN, batch_size: in
 def by_hand(model, phases: Phases, loss, *, vjp="multi-step", vmap=False, window=None, environ=None) -> dict[str, Any]:
     """The gradient of ``sum(w * loss)`` by braintrace's own drivers: compile, ``etrace_evolve``, ``etrace_grad``.
 
-    ``loss(out, y)`` is a value a lane, over whatever axes come before the features'. ``window``: one length, the rest
-    being a window of its own, or the lengths of all windows.
+    ``loss(out, y)`` is one value per sequence, over all axes before that of the features. ``window``: one length (the
+    rest is a window of its own), or the lengths of all windows.
     """
     weights = jnp.ones(phases.sizes[1:2]) if phases.weights is None else phases.weights
     weights = jnp.broadcast_to(weights if weights.ndim == 2 else weights[:, None], phases.sizes[1:])

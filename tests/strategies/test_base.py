@@ -45,22 +45,22 @@ def test_weights_are_the_reference_loops(lab, vjp, window):
         lab.same(lab.learn(DRTRL(vjp=vjp, window=window or 1), lab.task(), phases), wanted)
 
 
-LANE = 1
+CHOSEN = 1
 
 
 @pytest.fixture(scope="module")
 def rest_of(lab):
-    """The gradient of one lane's time steps from ``late`` on, alone and from a fresh state."""
+    """The gradient of one sequence's time steps from ``late`` on, alone and from a fresh state."""
 
     @cache
     def gradient(rule: str, late: int):
         full, scored = lab.sequences(), max(late - lab.WARM, 0)
-        x, y = jnp.concatenate([full.warmup, full.inputs])[late:, [LANE]], full.targets[scored:, [LANE]]
+        x, y = jnp.concatenate([full.warmup, full.inputs])[late:, [CHOSEN]], full.targets[scored:, [CHOSEN]]
         warm = len(x) - len(y)
         rest = Phases(x[:warm] if warm else None, x[warm:], y)
         if rule == "bptt":
             return lab.learn(BPTT(), lab.task(), rest)
-        # Windows stay where they are: one that holds the reset goes on from it.
+        # Windows stay where they are: the one with the reset continues from it.
         tiles = {0: (3, 1), 1: (2, 1), 3: (1,)}[scored] if rule == "window" else None
         return lab.by_hand(lab.task().model, rest, lab.squared, window=tiles)
 
@@ -77,7 +77,7 @@ def rest_of(lab):
     ids=["bptt", "drtrl-vmap", "window", "bptt-vmap", "drtrl"],
 )
 def test_zero_weights_and_resets(lab, strategy, rule, rest_of):
-    """What weighs nothing contributes nothing. A lane that is reset has the gradient of its time steps before, plus
+    """What weighs nothing contributes nothing. A sequence that is reset has the gradient of its time steps before, plus
     that of the rest alone from a fresh state."""
     full, none = lab.sequences(), jnp.zeros((lab.WARM + lab.LEARN, lab.B), bool)
     ones = jnp.ones((lab.LEARN, lab.B))
@@ -91,21 +91,21 @@ def test_zero_weights_and_resets(lab, strategy, rule, rest_of):
     lab.same(grads(weights=0 * ones), jax.tree.map(jnp.zeros_like, grads()))
     for late in (3, lab.WARM + 1) + ((lab.WARM + 3,) if rule == "window" else ()):
         scored = max(late - lab.WARM, 0)
-        before = ones.at[scored:, LANE].set(0)
+        before = ones.at[scored:, CHOSEN].set(0)
         prefix = grads(before)
-        lab.same(grads(before, targets=full.targets.at[scored:, LANE].set(99.0)), prefix)
+        lab.same(grads(before, targets=full.targets.at[scored:, CHOSEN].set(99.0)), prefix)
         wanted = jax.tree.map(jnp.add, prefix, rest_of(rule, late))
-        lab.same(grads(reset=none.at[late, LANE].set(True)), wanted)
+        lab.same(grads(reset=none.at[late, CHOSEN].set(True)), wanted)
 
 
 @three
-def test_a_scalar_loss_with_weights_a_lane_is_refused(lab, strategy):
+def test_a_scalar_loss_with_weights_per_sequence_is_refused(lab, strategy):
     class Scalar(lab.Task):
         def learning_step(self, forward, x, y):
             return super().learning_step(forward, x, y).mean()
 
     full = lab.sequences(weights=jnp.ones((lab.LEARN,)))
-    lab.same(lab.learn(strategy, Scalar(lab.task().model), full), lab.grads_of(strategy))  # a mean weighs its lanes
+    lab.same(lab.learn(strategy, Scalar(lab.task().model), full), lab.grads_of(strategy))  # a mean weighs its sequences
     batch_size = lab.sequences(weights=jnp.ones((lab.LEARN, lab.B)))
     with pytest.raises(ValueError, match=r"^Scalar.learning_step: loss is a scalar, .* return one loss per seq"):
         lab.learn(strategy, Scalar(lab.task().model), batch_size)
@@ -206,7 +206,7 @@ def test_evaluate_and_predict_are_the_model_stepped_by_itself(lab, strategy):
 
 
 class OneSequence(brainstate.nn.Module):
-    """Written for one lane: its readout is a matrix times a vector."""
+    """Written for one sequence: its readout is a matrix times a vector."""
 
     def __init__(self, lab):
         super().__init__()
@@ -218,14 +218,14 @@ class OneSequence(brainstate.nn.Module):
 
 
 class Scalar(OneSequence):
-    """One number a lane: with a batch it would mix the lanes, without an error."""
+    """One number per sequence: with a batch it would mix the sequences, without an error."""
 
     def update(self, x):
         return self.rnn(x).sum() * self.out.value.sum()
 
 
 @pytest.mark.parametrize("model", [OneSequence, *longer(Scalar)])
-def test_a_model_for_one_lane_is_mapped(lab, model):
+def test_a_model_for_one_sequence_is_mapped(lab, model):
     def loss(out, y):
         return lab.squared(out[..., None] if model is Scalar else out, y)
 
@@ -247,7 +247,7 @@ def test_a_model_for_one_lane_is_mapped(lab, model):
 
 
 def test_a_model_with_its_own_states_is_batched(lab, monkeypatch):
-    """Hidden states made in ``__init__`` cannot be mapped, however large the trace; and start every sequence anew."""
+    """Hidden states made in ``__init__`` cannot be mapped, even with a large trace; every sequence resets them."""
 
     class Fixed(lab.Net):
         def __init__(self):
@@ -274,10 +274,10 @@ def test_a_model_that_fits_no_batch_says_what_it_was_given(lab, strategy):
 
 
 def test_wrong_words_are_refused(lab):
-    with pytest.raises(ValueError, match=r"^BPTT\(batching='lanes'\): expected 'auto' or 'batched' or 'vmap'$"):
-        BPTT(batching="lanes")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^batching must be 'auto', 'batched' or 'vmap', got 'lanes'$"):
-        choose_batching("lanes", lab.task().model, lab.sequences().inputs[0], lab.B)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^BPTT\(batching='rows'\): expected 'auto' or 'batched' or 'vmap'$"):
+        BPTT(batching="rows")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^batching must be 'auto', 'batched' or 'vmap', got 'rows'$"):
+        choose_batching("rows", lab.task().model, lab.sequences().inputs[0], lab.B)  # type: ignore[arg-type]
 
     class Lazy(lab.Task):
         def learning_step(self, forward, x, y):

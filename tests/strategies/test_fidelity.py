@@ -130,8 +130,8 @@ def test_totals_alone(lab):
 
 
 @pytest.mark.long
-def test_a_carried_stream_is_compared_from_fresh_states(lab):
-    """Whatever the stream carries, both gradients begin anew: on an LRU they agree, and a reset rule says the same."""
+def test_a_stateful_stream_is_compared_from_fresh_states(lab):
+    """Both gradients start from initial states: on an LRU they agree, as they do with stateful=False."""
     data = Sequences(lab, warm=0)
     rows = run(lab, DRTRL(stateful=True), "lru", data=data)[1]
     np.testing.assert_allclose([row["fidelity/cosine"] for row in rows.values()], 1.0, atol=2e-5)

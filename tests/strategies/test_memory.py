@@ -22,7 +22,7 @@ KEPT, LEAK = 0.8, 0.7
 
 
 class Units(brainstate.nn.Module):
-    """Units, with recurrent weights or each by itself, and a readout that is ``memory``."""
+    """Units, with recurrent weights or each independent, and a readout that is ``memory``."""
 
     def __init__(self, n_in: int, memory: str, recurrent: bool = False, layers: int = 1, delay: int = 3):
         super().__init__()
@@ -121,7 +121,7 @@ def test_a_deep_network_of_such_units(lab):
 def test_without_memory_nothing_changes(lab, vjp):
     phases, strategy = lab.sequences(), DRTRL(vjp=vjp, readout_memory=True)
     learner = strategy.bind(Objective(task(lab, "none", recurrent=True), lambda x: x), phases)
-    assert learner.notes == ["readout_memory: the model has none, so nothing else is trained than without it"]
+    assert learner.notes == ["readout_memory: the model has none, so the option has no effect"]
     got = lab.learn(strategy, task(lab, "none", recurrent=True), phases)
     lab.same(got, lab.learn(DRTRL(vjp=vjp), task(lab, "none", recurrent=True), phases))
 
@@ -148,12 +148,12 @@ def test_it_is_eprops_filter_where_the_readout_is_linear(lab):
 # ---------------------------------------------------------------------------------------------- recurrent, by hand
 
 
-def by_hand(model, phases, *, single: bool, window: int = 1, piece: int | None = None):
+def by_hand(model, phases, *, single: bool, window: int = 1, segment: int | None = None):
     """The gradient of ``sum(w * loss)`` of a recurrent network with a leaky readout, by ``jax.grad``.
 
-    ``cut``: units whose recurrent input is held constant, as D-RTRL has them. Each window begins with them, goes
-    through its time steps as they are (or, for the single-step rule, follows the cut units), and hands the readout's
-    value on. Where a piece begins, that value depends on the readout's own weights alone.
+    ``frozen``: units whose recurrent input is held constant, as D-RTRL has them. Each window begins with them, goes
+    through its time steps as they are (or, for the single-step rule, follows the frozen units), and hands the readout's
+    value on. At the start of a segment, that value depends on the readout's own weights alone.
     """
     x, y = np.concatenate([phases.warmup, phases.inputs]), phases.targets
     warm, time, batch = phases.sizes
@@ -165,20 +165,20 @@ def by_hand(model, phases, *, single: bool, window: int = 1, piece: int | None =
         affine = lambda name, x: x @ values[name]["weight"] + values[name]["bias"]  # noqa: E731
         mix, out = (lambda x: affine("mix.weight", x)), (lambda h: affine("out.weight", h))
         grow = lambda h, x, fed: jnp.tanh(KEPT * h + mix(jnp.concatenate([x, fed], -1)))  # noqa: E731
-        cut, units = jnp.zeros((batch, N)), jnp.zeros((batch, N))
+        frozen, units = jnp.zeros((batch, N)), jnp.zeros((batch, N))
         read, own, total = jnp.zeros((batch, OUT)), jnp.zeros((batch, OUT)), 0.0
         for t in range(warm + time):
             if t <= warm or (t - warm) % window == 0:
-                units = cut
-            if piece is not None and (t == warm or (t > warm and (t - warm) % piece == 0)):
+                units = frozen
+            if segment is not None and (t == warm or (t > warm and (t - warm) % segment == 0)):
                 read = own
             fresh = reset[t][:, None]
-            cut, units = jnp.where(fresh, 0, cut), jnp.where(fresh, 0, units)
+            frozen, units = jnp.where(fresh, 0, frozen), jnp.where(fresh, 0, units)
             read, own = jnp.where(fresh, 0, read), jnp.where(fresh, 0, own)
-            cut, units = grow(cut, x[t], held(cut)), grow(units, x[t], units)
-            units = cut if single else units
+            frozen, units = grow(frozen, x[t], held(frozen)), grow(units, x[t], units)
+            units = frozen if single else units
             leak = values.get("leak", LEAK)
-            read, own = leak * read + out(units), leak * own + out(held(cut))
+            read, own = leak * read + out(units), leak * own + out(held(frozen))
             if t >= warm:
                 total = total + (weights[t - warm] * jnp.square(read - y[t - warm]).mean(-1)).sum()
         return total
@@ -217,25 +217,25 @@ def test_a_recurrent_network_by_hand(lab, fields):
         ),
     ],
 )
-def test_pieces_by_hand(lab, memory, fields):
-    """Within a piece everything; from piece to piece the readout's own weights have their trace."""
+def test_segments_by_hand(lab, memory, fields):
+    """Within a segment everything; between segments the readout's own weights have their trace."""
     reset = jnp.zeros((lab.WARM + 7, lab.B), bool).at[lab.WARM + 3, 1].set(True)
     phases = lab.sequences(time=7, reset=reset)
     make = lambda: task(lab, memory, recurrent=True)  # noqa: E731
     single, window = fields.get("vjp") == "single-step", fields.get("window", 1)
-    wanted = by_hand(make().model, phases, single=single, window=window, piece=fields["segment"])
+    wanted = by_hand(make().model, phases, single=single, window=window, segment=fields["segment"])
     lab.same(lab.learn(DRTRL(readout_memory=True, **fields), make(), phases), wanted)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("fields", [{"stateful": True}, {"update_every": 2}, {"stateful": True, "update_every": 2}])
-def test_a_stream_in_batches_is_one_sequence_in_pieces(lab, fields):
+def test_a_stream_in_batches_is_one_sequence_in_segments(lab, fields):
     whole = lab.sequences(warm=0, time=8)
     parts = [jax.tree.map(lambda leaf, part=part: leaf[part], whole) for part in (slice(0, 4), slice(4, 8))]
     batches = parts if "stateful" in fields else [whole]
     got, *_ = sums(lab, DRTRL(readout_memory=True, **fields), task(lab, "leaky", recurrent=True), batches)
-    piece = fields.get("update_every", 4)
-    wanted, *_ = sums(lab, DRTRL(readout_memory=True, segment=piece), task(lab, "leaky", recurrent=True), [whole])
+    segment = fields.get("update_every", 4)
+    wanted, *_ = sums(lab, DRTRL(readout_memory=True, segment=segment), task(lab, "leaky", recurrent=True), [whole])
     lab.same(got, wanted)
 
 
@@ -251,7 +251,7 @@ class TwoLayers(brainstate.nn.Module):
 
     def update(self, x):
         h = self.high(self.low(x))
-        if self.mixed:  # mixes positions on the way to the hidden state, so that no cut step fits
+        if self.mixed:  # mixes positions before the hidden state, so that no detached step fits
             self.low.h.value = jnp.roll(self.low.h.value, 1, -1)
         return self.out(h)
 
@@ -282,7 +282,7 @@ def test_which_states_are_memory(lab, memory, kwargs, found):
     learner = DRTRL(readout_memory=True).bind(Objective(task(lab, memory, **kwargs), lambda x: x), lab.sequences())
     assert isinstance(learner, ReverseLearner) and set(learner._memory) == found
     if found:
-        assert learner.notes == [f"readout_memory: credit goes through {', '.join(learner._memory)}"]
+        assert learner.notes == [f"readout_memory: credit passes through {', '.join(learner._memory)}"]
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_the_report_says_where_credit_through_memory_ends(lab, fields, more):
     advice = "segment='sequence'" + " with stateful=False and update_every='sequence'" * bool(more)
     row = rows(DRTRL(readout_memory=True, **fields))
     assert row.trains == "in part"
-    assert row.why == f"its credit through total ends where a segment begins. {advice} gives it all"
+    assert row.why == f"its credit through total ends at the start of a segment. {advice} gives it all"
     followed = DRTRL(readout_memory=True, **{**fields, **more, "segment": "sequence"})
     assert (rows(followed).trains, rows(followed).why) == ("yes", "")
     exact(lab, lab.learn(followed, task(lab, "leaky"), phases), lab.learn(BPTT(), task(lab, "leaky"), phases))

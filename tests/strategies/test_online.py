@@ -54,7 +54,7 @@ def test_gradient_is_braintraces_under_vmap(lab, phases, vjp):
 
 
 def test_loss_is_the_networks_own(lab, phases):
-    """What is reported is the loss of the model stepped by itself."""
+    """What is reported is the loss of the model alone, run step by step."""
     task = lab.task()
     metrics = lab.drive_of(DRTRL())(phases)[2]
     brainstate.nn.init_all_states(task.model, batch_size=lab.B)
@@ -176,7 +176,7 @@ def test_wrong_fields_are_refused():
     ):
         DRTRL(vjp="single-step", window=2)
     with pytest.raises(
-        ValueError, match=r"^DRTRL\(window=2\): windows need batched states, and this is mapped over lanes$"
+        ValueError, match=r"^DRTRL\(window=2\): windows need batched states, and this is mapped over sequences$"
     ):
         DRTRL(window=2, batching="vmap")
 

@@ -106,7 +106,7 @@ def test_the_table_of_fields_is_that_of_the_classes():
         field, values, default, of, what = (cell.strip() for cell in line.strip("|").split(" | "))
         for name in registry.REGISTRY:
             if f"`{name}`" in of if not of.startswith("all") else f"`{name}`" not in of:
-                assert (name, field) not in table, "told once"
+                assert (name, field) not in table, "listed once"
                 table[name, field] = [values, default, what]
     known = {name: options(registry.lookup(name)) for name in registry.REGISTRY}
     assert table.keys() == {(name, f"`{field}`") for name, own in known.items() for field in own}

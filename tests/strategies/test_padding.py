@@ -1,4 +1,4 @@
-"""What weighs nothing changes neither loss nor gradient, whatever it holds; every piece of advice about NaN works."""
+"""What weighs nothing changes neither loss nor gradient, whatever it holds; all advice about NaN works."""
 
 import functools
 from dataclasses import replace
@@ -82,7 +82,7 @@ KINDS = [
     (WARM, True, True, True),
     (WARM, False, True, True),
 ]
-"""Time steps of warm-up, whether there are resets, whether there is a weight for each sequence, whether carried."""
+"""Time steps of warm-up; whether there are resets, a weight for each sequence, states that continue."""
 
 
 @given(st.integers(0, 2**20), st.sampled_from(KINDS))
@@ -173,7 +173,7 @@ class Masked(jt.Module):
 
 
 def sequences(seed: int = 0, spoil: float | None = None, resets: bool = True, carried: bool = False) -> jt.Phases:
-    """Sequence 0 is scored at some time steps, 1 ends early, 2 is never scored and begins anew in the middle."""
+    """Sequence 0 is scored at some time steps, 1 ends early, 2 is never scored and is reset in the middle."""
     rng = np.random.default_rng(seed)
     weights = np.array([[1, 1, 0], [0, 0.5, 0], [0, 0, 0], [2, 0, 0]], np.float32)
     reset = np.zeros((WARM + LEARN, B), bool)
@@ -193,13 +193,13 @@ RULES = {
     "bptt": jt.BPTT(),
     "remat": jt.BPTT(remat=True, batching="vmap"),
     "tbptt": jt.TBPTT(window=2),
-    "tbptt, carried": jt.TBPTT(window=2, update_every=2, stateful=True),
+    "tbptt, stateful": jt.TBPTT(window=2, update_every=2, stateful=True),
     "reverse": jt.DRTRL(),
     "trace": jt.DRTRL(engine="trace"),
     "windows": jt.DRTRL(window=2, engine="trace"),
     "segments": jt.DRTRL(segment=3, window=2),
     "updates": jt.DRTRL(update_every=2, stateful=True),
-    "carried trace": jt.DRTRL(engine="trace", stateful=True),
+    "stateful trace": jt.DRTRL(engine="trace", stateful=True),
     "single": jt.DRTRL(vjp="single-step"),
     "pp_prop": jt.strategies.PPProp(),
     "eprop": jt.strategies.EProp(kappa=0.5),
@@ -208,7 +208,7 @@ RULES = {
     "readout": jt.strategies.ReadoutOnly(),
 }
 QUICK = ("bptt", "reverse")
-FULL = ("tbptt, carried", "trace", "updates", "pp_prop", "eprop", "uoro", "readout")
+FULL = ("tbptt, stateful", "trace", "updates", "pp_prop", "eprop", "uoro", "readout")
 
 
 def program(strategy, example: jt.Phases, **options):
@@ -266,7 +266,7 @@ def test_of_several_seeds():
 
 
 def test_the_gradient_is_that_of_the_sequences_by_themselves():
-    """Backpropagation through each sequence, cut behind its last scored time step, by hand."""
+    """Backpropagation through each sequence, truncated after its last scored time step, by hand."""
     batch = sequences(spoil=NAN, resets=False)
     module = Masked()
     build(module, 0)
@@ -331,7 +331,7 @@ def test_a_target_that_is_fed_to_the_model_is_an_input():
     assert jt.Fit("bptt", max_steps=1).run(Forced(), [batch]).metrics["train/loss"] == pytest.approx(wanted, rel=1e-5)
 
 
-def test_what_the_next_batch_hangs_on_is_kept_where_states_are_carried():
+def test_what_the_next_batch_depends_on_is_kept_if_states_continue():
     """The inputs behind the last weighted time step of a batch reach the next one, up to a reset."""
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(2, 3, 2, 2)).astype("f"), rng.normal(size=(2, 3, 2, 3)).astype("f")

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.full
 
 UNITS, TIME = 4, 6
 CHAINED = "reaches the hidden state only through another weight, so no trace of it is kept: "
-PARTLY = "one of its ways into the hidden state passes through another weight, and only the direct one is traced: "
+PARTLY = "one of its paths into the hidden state passes through another weight, and only the direct one is traced: "
 ELSEWHERE = "For more use drtrl with a window, or tbptt"
 
 
@@ -57,8 +57,8 @@ def task(lab):
 
 
 def truth(lab, phases, window: int | None) -> dict:
-    """Gradients of ``e`` and ``v`` in jax.numpy alone: what passes through another weight is cut at the beginning of
-    each window of scored time steps, or everywhere (None); ``v``'s direct way never is."""
+    """Gradients of ``e`` and ``v`` in jax.numpy alone: what passes through another weight is detached at the start of
+    each window of scored time steps, or everywhere (None); the direct path of ``v`` never is."""
     values = {name: state.value for name, state in parameters(task(lab).model).items()}
     x = jnp.concatenate([phases.warmup, phases.inputs])
     warm, _, batch_size = phases.sizes
@@ -92,7 +92,7 @@ def within(window: int) -> str:
 
 LARGER = "A larger window gives it more, strategy='bptt' all"
 RULES = {
-    # strategy: the window of e (0: no gradient at all) and of v (None: the direct way alone, "-": not compared), and
+    # strategy: the window of e (0: no gradient at all) and of v (None: the direct path alone, "-": not compared), and
     # what is said of how much there is, and of what gives more
     DRTRL(): (1, 1, within(1), LARGER),
     DRTRL(window=3): (3, 3, within(3), LARGER),
@@ -226,7 +226,7 @@ def test_dni_estimates_what_comes_later_for_what_has_no_trace_at_all(lab):
     drive = lab.Drive(DNI(fit_epochs=3), task(lab), phases)
     grads, rows = drive.grads(phases), {row.name: row.why for row in drive.learner.report(phases)}
     wanted = truth(lab, phases, 1)
-    assert rows["e.weight"] == f"{CHAINED}its credit lies within one time step. Of what comes later it has the " + (
+    assert rows["e.weight"] == f"{CHAINED}its credit lies within one time step. For later losses it has the " + (
         "synthesiser's estimate"
     )
     with pytest.raises(AssertionError, match="off by"):
@@ -316,7 +316,7 @@ def test_advice_on_a_learned_initial_state(lab, fields, advice, noisy):
             return {row.name: row for row in learner.report(phases)}["start"]
 
     first = row(DRTRL(**fields))
-    assert first.trains == "no" and first.why.endswith(f"has no credit for that. {advice}")
+    assert first.trains == "no" and first.why.endswith(f"receives no credit for it. {advice}")
     ways = [DRTRL(**{**fields, **RESET, "segment": "sequence"})] if "segment" in advice else [BPTT(), TBPTT(window=6)]
     if "engine" in advice:
         ways.append(DRTRL(engine="reverse"))
@@ -330,6 +330,6 @@ def test_a_rule_that_maps_a_model_with_random_numbers_says_so(lab):
         task = lab.Task(Begun(lab.N_IN, lab.N_OUT, noisy=True))
         notes = SnAp().bind(Objective(task, lambda x: x), lab.sequences(warm=0)).notes
     assert notes == [
-        "batching: snap takes one sequence at a time, where the model differs: it draws random numbers, and other "
-        "ones than for a whole batch"
+        "batching: snap takes one sequence at a time, for which the model differs: it draws random numbers, "
+        "which would differ from those for a whole batch"
     ]

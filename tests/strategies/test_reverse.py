@@ -1,4 +1,4 @@
-"""D-RTRL in reverse against braintrace's trace: the same gradients, whatever the network, pieces and cadence."""
+"""D-RTRL in reverse against braintrace's trace: the same gradients, for any network, segments and update schedule."""
 
 from dataclasses import replace
 
@@ -99,13 +99,13 @@ def stack(lab, cells):
     window=st.sampled_from([1, 2, 3]),
     segment=st.sampled_from(["sequence", 2, 4]),
     single=st.booleans(),
-    weights=st.sampled_from([None, "time", "lanes"]),
+    weights=st.sampled_from([None, "time", "sequences"]),
     resets=st.booleans(),
     seed=st.integers(0, 3),
 )
-def test_any_network_pieces_and_weights(lab, cells, warm, time, window, segment, single, weights, resets, seed):
+def test_any_network_segments_and_weights(lab, cells, warm, time, window, segment, single, weights, resets, seed):
     rng = np.random.default_rng(seed)
-    shape = {"time": (time,), "lanes": (time, lab.B)}.get(weights)
+    shape = {"time": (time,), "sequences": (time, lab.B)}.get(weights)
     phases = lab.sequences(
         seed, warm=warm, time=time,
         weights=None if shape is None else jnp.asarray(rng.integers(0, 3, shape), jnp.float32),
@@ -253,7 +253,7 @@ def test_noise_and_running_statistics(lab, strategy):
     assert np.asarray(means[0]).any()
 
 
-# ------------------------------------------------------------------------------------------- cadence, carried states
+# ------------------------------------------------------------------------- update schedule, states that continue
 
 
 def updates(lab, strategy, batches, cell="gru"):
@@ -288,8 +288,8 @@ def updates(lab, strategy, batches, cell="gru"):
 @pytest.mark.cover
 @pytest.mark.parametrize("cell", ["gru", "lstm", "lru"])
 @pytest.mark.parametrize("every", [1, 2, "sequence"])
-def test_updates_within_carried_streams(lab, cell, every):
-    """Weights that move within a sequence, hidden states and traces that go on, lanes that begin anew."""
+def test_updates_within_stateful_streams(lab, cell, every):
+    """Weights that move within a sequence, hidden states and traces that continue, sequences that are reset."""
     rng = np.random.default_rng(1)
     batches = [
         lab.sequences(seed, warm=0, reset=jnp.asarray(rng.random((lab.LEARN, lab.B)) < 0.2)) for seed in range(3)
@@ -301,7 +301,7 @@ def test_updates_within_carried_streams(lab, cell, every):
     lab.same(*made, 1e-4)
 
 
-def test_carried_states_have_names(lab):
+def test_states_that_continue_have_names(lab):
     learner = DRTRL(engine="reverse", stateful=True).bind(Objective(lab.task(), lambda x: x), lab.sequences())
     assert set(learner.states()) == {"hidden.rnn.h", "influence0", "influence1"}
     assert not learner.short_term_states()
@@ -320,7 +320,7 @@ def test_memory_does_not_grow_with_the_sequence():
     from tests.strategies import conftest as lab
 
     short, long = (temporary_bytes(lab, DRTRL(engine="reverse", segment=20), warm) for warm in (200, 2000))
-    own = [2000 * lab.B * lab.N_IN * 4, 200 * lab.B * lab.N_IN * 4]  # the inputs, in pieces
+    own = [2000 * lab.B * lab.N_IN * 4, 200 * lab.B * lab.N_IN * 4]  # the inputs, in segments
     assert long - own[0] <= 1.05 * (short - own[1]) + 4096
     whole = [temporary_bytes(lab, DRTRL(engine="reverse", segment="sequence"), warm) for warm in (200, 2000)]
     assert whole[1] > 5 * whole[0]

@@ -49,7 +49,7 @@ def test_fields_of_a_wrong_type_are_refused():
         (lambda: SnAp(n=2.0), r"^SnAp\(n=2.0\): expected int$"),
         (lambda: DRTRL(update_every="step"), r"^DRTRL\(update_every='step'\): expected 'sequence' or int$"),
         (lambda: ReadoutOnly(stateful=1.5), r"^ReadoutOnly\(stateful=1.5\): expected True or False$"),
-        (lambda: UORO(batching="lanes"), r"^UORO\(batching='lanes'\): expected 'auto' or 'batched' or 'vmap'$"),
+        (lambda: UORO(batching="rows"), r"^UORO\(batching='rows'\): expected 'auto' or 'batched' or 'vmap'$"),
         (lambda: ThreeFactor(modulator=3), r"^ThreeFactor\(modulator=3\): expected text$"),
         (lambda: DNI(fit_lr="fast"), r"^DNI\(fit_lr='fast'\): expected float$"),
         (lambda: DNI(fit_lr=float("inf")), r"^DNI\(fit_lr=inf\): expected a positive rate$"),

@@ -69,7 +69,7 @@ def test_why_a_model_is_not_mapped_over_lanes_is_said(lab, monkeypatch):
     learner = bind(lab, PPProp(), Made())
     assert learner.resolved() == {"batching": "batched"}
     (note,) = learner.notes
-    assert note.startswith("batching: batched, since the model cannot be mapped over lanes (") and len(note) > 70
+    assert note.startswith("batching: batched, since the model cannot be mapped over sequences (") and len(note) > 70
     assert bind(lab, PPProp()).notes == []
 
 

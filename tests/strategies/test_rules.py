@@ -125,7 +125,7 @@ class Loop:
         if self.case.algorithm is braintrace.ThreeFactor:
             brainstate.transform.for_loop(lambda x: learner(x, modulator=0.0), phases.warmup)
             reward = phases.weights * phases.extras["reward"]  # it stands where a loss's gradient does
-            data = (phases.inputs, phases.targets, reward[..., None, None])  # a number a lane
+            data = (phases.inputs, phases.targets, reward[..., None, None])  # one number per sequence
             step = lambda x, y, m: squared(learner(x, modulator=m), y).sum(-1)  # noqa: E731
         else:
             learner.etrace_evolve(phases.warmup)
@@ -137,7 +137,7 @@ class Loop:
 
 
 def three_sequences(lab, case: Case, **kwargs) -> list[Phases]:
-    """With weights a lane and a time step, a third of them zero."""
+    """With one weight per sequence and time step, a third of them zero."""
     made = [lab.sequences(seed, **kwargs) for seed in range(3)]
     for i, phases in enumerate(made):
         w = np.random.default_rng((7, i)).uniform(-0.5, 1, phases.sizes[1:]).clip(0)
@@ -270,9 +270,9 @@ def test_upstream_a_kappa_filter_cannot_be_mapped(lab):
     with pytest.raises(jax.errors.UnexpectedTracerError):
         upstream(lab, "eprop", {"kappa_filter_decay": 0.8}, vmap=True)
     for strategy in (EProp(kappa=0.8), ETrace(trace_filter="kappa", kappa=0.8)):
-        with pytest.raises(ValueError, match=r"\(batching='vmap'\): this rule needs 'batched', .* cannot be mapped"):
+        with pytest.raises(ValueError, match=r"\(batching='vmap'\): this rule needs 'batched', .* cannot map"):
             replace(strategy, batching="vmap")
-    assert CASES["eprop-kappa"].strategy == EProp(kappa=0.8)  # which is batched, also where lanes would be faster
+    assert CASES["eprop-kappa"].strategy == EProp(kappa=0.8)  # which is batched, even if mapping would be faster
 
 
 def test_upstream_uoro_cannot_be_mapped_or_made_within_a_program(lab):
@@ -286,8 +286,8 @@ def test_upstream_uoro_cannot_be_mapped_or_made_within_a_program(lab):
         UORO(batching="vmap")
 
 
-def test_upstream_snap_counts_lanes_as_units(lab):
-    """Over a batch its Jacobian is (lanes x units) squared; mapped over lanes it is units squared."""
+def test_upstream_snap_counts_sequences_as_units(lab):
+    """Over a batch its Jacobian is (batch x units) squared; mapped over sequences it is units squared."""
     sizes = {}
     for vmap in (False, True):
         learner = compiled(lab.task(), jnp.zeros((lab.B, lab.N_IN)), replace(CASES["snap"], vmap=vmap))
@@ -303,7 +303,7 @@ def test_upstream_snap_counts_lanes_as_units(lab):
             strategy(batching="batched")
 
 
-def test_upstream_three_factor_takes_one_time_step_and_no_lanes(lab):
+def test_upstream_three_factor_takes_one_time_step_and_cannot_be_mapped(lab):
     with pytest.raises(ValueError, match="learning_signal='modulatory' requires vjp_method='single-step'"):
         upstream(lab, braintrace.ThreeFactor, MULTI)
     with pytest.raises(NotImplementedError, match="not supported in brainstate.transform.vmap"):

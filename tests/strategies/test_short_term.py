@@ -1,4 +1,4 @@
-"""Short-term states with and without a batch axis: one value a sequence under every engine, piece and cadence."""
+"""Short-term states with and without a batch axis: one value per sequence under every engine and update schedule."""
 
 import dataclasses
 
@@ -44,7 +44,7 @@ def batches(lab, count: int, time: int, resets: bool, carried: bool = False) -> 
 
 
 def agree(lab, fields, make, given) -> list[str]:
-    """The engines' gradients and metrics, and the metrics of BPTT where nothing is carried. Gives the notes."""
+    """The engines' gradients and metrics, and the metrics of BPTT if no state continues. Returns the notes."""
     got, metrics, notes = sums(lab, DRTRL(**fields), make(), given)
     wanted, known, _ = sums(
         lab, DRTRL(engine="trace", **{k: v for k, v in fields.items() if k != "segment"}), make(), given
@@ -81,7 +81,7 @@ def draw(lab, fields, kinds, elementwise, hidden, resets, time=7):
 
 @pytest.mark.parametrize("fields", [{"stateful": True}, *longer({"segment": 3}, {"update_every": 2}, {})], ids=str)
 def test_a_mask_a_counter_and_what_is_shared(lab, fields):
-    """An element-wise weight beside states that differ from sequence to sequence; some begin anew on the way."""
+    """An element-wise weight beside states that differ from sequence to sequence; some are reset on the way."""
     carried = "stateful" in fields
     make = lambda: task(lab, ("Mask", "Counter", "Shared"))  # noqa: E731
     assert agree(lab, fields, make, batches(lab, 1, 7, resets=True, carried=carried)) == []
@@ -115,7 +115,7 @@ def test_any_states_more(lab, fields, kinds, elementwise, hidden, resets):
 @settings(max_examples=4, deadline=None)
 @given(**DRAWS)
 def test_long_sequences(lab, time, kinds, elementwise, hidden, resets):
-    """512 time steps are one piece, 513 and 2,000 several."""
+    """512 time steps are one segment, 513 and 2,000 several."""
     draw(lab, {}, kinds, elementwise, hidden, resets, time=time)
 
 
@@ -144,7 +144,7 @@ def test_mapped_models(lab, fields):
 
 
 class Mixing(Net):
-    """Each sequence is told of the mean over all."""
+    """Each sequence sees the mean over all."""
 
     def update(self, x):
         return super().update(x - x.mean(0, keepdims=True))
@@ -163,7 +163,7 @@ class Summing(Net):
 
 
 class Square(Net):
-    """A shape that cannot be cut into sequences."""
+    """A shape that cannot be split into sequences."""
 
     def init_state(self, batch_size, **kwargs):
         super().init_state(batch_size)
@@ -196,7 +196,7 @@ def of(lab, cls, kinds=("Mask",)):
         (Mixing, "engine: a trace, since a time step over the batch gives another value of "),
         *longer(
             (Summing, "engine: a trace, since the sequences share the state 'sum', which each of them changes"),
-            (Square, "engine: a trace, since it cannot be taken one sequence at a time (ValueError: the hidden state"),
+            (Square, "engine: a trace, since it cannot be run one sequence at a time (ValueError: the hidden state"),
         ),
     ],
 )
@@ -289,7 +289,8 @@ def test_a_rule_that_needs_a_mapped_model_says_where_it_differs(lab):
 
     learner = SnAp().bind(Objective(of(lab, Either)(), lambda x: x), lab.sequences())
     start = (
-        "batching: snap takes one sequence at a time, where the model differs: init_state makes other values of 'mask'"
+        "batching: snap takes one sequence at a time, for which the model differs: init_state makes other values of "
+        "'mask'"
     )
     assert [note[: len(start)] for note in learner.notes] == [start]
     assert not SnAp().bind(Objective(lab.task("minigru"), lambda x: x), lab.sequences()).notes
@@ -297,7 +298,7 @@ def test_a_rule_that_needs_a_mapped_model_says_where_it_differs(lab):
 
 @pytest.mark.full
 def test_a_large_model_whose_sequences_are_alone_is_mapped(lab, monkeypatch):
-    """A clock that its batch shares is one a sequence then, and goes alike in all."""
+    """A clock that the batch shares becomes one per sequence, with equal values."""
     monkeypatch.setattr(rules_of, "VMAP_FROM", 1)
 
     class Either(Net):

@@ -1,4 +1,4 @@
-"""Carried states: lanes of a stream, checkpoints, and the same names in another process."""
+"""States that continue: sequences of a stream, checkpoints, and the same names in another process."""
 
 import json
 import subprocess
@@ -46,8 +46,8 @@ SHORT = ("drtrl", "pp_prop", "tbptt")
 
 
 @pytest.mark.parametrize("name", [*SHORT, *longer(*(name for name in RULES if name not in SHORT))])
-def test_a_lane_reset_between_sequences_is_one_reset_within_a_longer_one(lab, name):
-    """Lane 1 begins anew where the second sequence does, lane 2 in the middle of it; the others go on."""
+def test_a_reset_between_batches_is_one_reset_within_a_longer_sequence(lab, name):
+    """Sequence 1 is reset where the second batch begins, sequence 2 in the middle of it; the others continue."""
     reset = jnp.zeros((8, lab.B), bool).at[4, 1].set(True).at[6, 2].set(True)
     whole, parts = halves(lab, reset=reset)
     drive = lab.Drive(RULES[name], lab.task(), parts[0])
@@ -57,7 +57,7 @@ def test_a_lane_reset_between_sequences_is_one_reset_within_a_longer_one(lab, na
     assert lab.cosine(got, never) < 0.9999, "negative control: the resets matter"
 
 
-def test_the_warm_up_of_a_carried_sequence_goes_on_too(lab):
+def test_the_warm_up_of_a_stateful_sequence_continues_too(lab):
     """Sequences with a warm-up: everything is one stream, of which some time steps are not scored."""
     whole = lab.sequences(warm=0, time=10)
     weights = jnp.ones((10, lab.B)).at[5:7].set(0)
@@ -99,7 +99,7 @@ def test_schedules_advance_with_every_update(lab, strategy):
     first = program.train([host], 0).fetch()
     assert int(program.values["optimizer/updates"]) == 4
     assert first["grad_norm"].weight[0] == 4, "a mean over updates"
-    # One value a piece, the one that made no update too.
+    # One value per batch, also for the one that made no update.
     assert first["lr"].weight[0] == 5 and first["lr"].num[0] == pytest.approx(0.02 + 0.02 + 0.02 + 0.01 + 0.01)
     second = program.train([host], 1).fetch()
     assert int(program.values["optimizer/updates"]) == 8
@@ -153,23 +153,23 @@ def stream(lab, strategy, path, steps, *more, resume="never"):
     [pytest.param(name, marks=[] if name == "drtrl" else [pytest.mark.long]) for name in STREAMS],
 )
 def test_a_stream_that_is_terminated_goes_on_bit_for_bit(lab, tmp_path, name):
-    """A signal in the third step; resumed, everything is that of the stream that was never cut."""
+    """A signal in the third step; resumed, everything equals the uninterrupted stream."""
     whole, straight = stream(lab, STREAMS[name], tmp_path / "whole", 8)
-    cut, _ = stream(lab, STREAMS[name], tmp_path / "parts", 8, At("on_chunk_start", 2, kill))
-    assert cut.status == "terminated" and 0 < cut.step < 8
+    interrupted, _ = stream(lab, STREAMS[name], tmp_path / "parts", 8, At("on_chunk_start", 2, kill))
+    assert interrupted.status == "terminated" and 0 < interrupted.step < 8
     resumed, task = stream(lab, STREAMS[name], tmp_path / "parts", 8, resume="last")
     assert resumed.digest == whole.digest == result_of(tmp_path / "parts")["digest"]
     assert same(leaves(task), leaves(straight)) and rows(tmp_path / "parts") == rows(tmp_path / "whole")
 
 
-def test_a_checkpoint_holds_what_is_carried(lab, tmp_path):
+def test_a_checkpoint_holds_the_states_that_continue(lab, tmp_path):
     stream(lab, STREAMS["drtrl"], tmp_path / "run", 2)
     saved = Store(tmp_path / "run" / "checkpoints", read_only=True).latest_readable()
     assert saved is not None
-    carried = {name: leaf for name, leaf in saved.train.items() if name.startswith("learner/")}
-    assert carried["learner/hidden.rnn.h"].any() and carried["learner/hidden.rnn.h"].shape == (lab.B, lab.N)
-    traces = {name for name in carried if name.startswith("learner/influence")}
-    assert traces and all(carried[name].any() for name in traces)
+    kept = {name: leaf for name, leaf in saved.train.items() if name.startswith("learner/")}
+    assert kept["learner/hidden.rnn.h"].any() and kept["learner/hidden.rnn.h"].shape == (lab.B, lab.N)
+    traces = {name for name in kept if name.startswith("learner/influence")}
+    assert traces and all(kept[name].any() for name in traces)
 
 
 NAMES = """
@@ -192,18 +192,18 @@ print(json.dumps(found))
 @pytest.mark.long
 def test_names_are_the_same_in_another_process():
     root = str(Path(__file__).parents[2])
-    told = []
+    outputs = []
     for junk in ("0", "9999"):
         done = subprocess.run(
             [sys.executable, "-c", NAMES.format(root=root), junk], capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr
-        told.append(json.loads(done.stdout.splitlines()[-1]))
-    assert told[0] == told[1] and all(told[0].values())
+        outputs.append(json.loads(done.stdout.splitlines()[-1]))
+    assert outputs[0] == outputs[1] and all(outputs[0].values())
 
 
 def test_uoro_clears_the_hidden_side_of_a_lane(lab):
-    """The parameter side is shared by all lanes: a lane whose hidden side is zero has an estimate of zero."""
+    """All sequences share the parameter side: a sequence whose hidden side is zero has an estimate of zero."""
     mask = jnp.zeros((lab.WARM + lab.LEARN, lab.B), bool).at[lab.WARM + 1, 1].set(True)
     reset, plain = (lab.learn(UORO(), lab.task(), lab.sequences(reset=m)) for m in (mask, None))
     assert all(np.isfinite(leaf).all() for leaf in lab.flat(reset).values())
@@ -221,8 +221,8 @@ def test_uoro_clears_the_hidden_side_of_a_lane(lab):
 
 
 @pytest.mark.long
-def test_uoro_is_unbiased_in_a_stream_whose_lanes_are_reset(lab):
-    """The mean over draws of two carried sequences, one lane of which begins anew in the second, becomes D-RTRL's
+def test_uoro_is_unbiased_in_a_stream_whose_sequences_are_reset(lab):
+    """The mean over draws of two stateful batches, one sequence of which is reset in the second, becomes D-RTRL's
     gradient on an LRU, which is BPTT's; without the reset it is another one."""
 
     reset = jnp.zeros((8, lab.B), bool).at[5, 1].set(True)

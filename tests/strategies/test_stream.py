@@ -17,38 +17,41 @@ from tests.small import leaves, result_of, rows, same
 
 pytestmark = pytest.mark.full
 
-SYMBOLS, DELAY, VOCABULARY, SEEDS, PIECE = 5, 40, 8, 8, 20
+SYMBOLS, DELAY, VOCABULARY, SEEDS, UNROLL = 5, 40, 8, 8, 20
 EPISODE = 2 * SYMBOLS + DELAY
-STEPS = 20_000 // PIECE
+STEPS = 20_000 // UNROLL
 
 
 class Recall:
-    """Pieces of a stream of episodes: five symbols, a delay, a cue for each symbol to recall; five of fifty time steps
-    weigh. ``PIECE`` is no divisor of an episode, so episodes go on from one batch to the next. Lanes are aligned or,
-    with ``offset``, each at a place of its own, with a reset where an episode begins."""
+    """Segments of a stream of episodes: five symbols, a delay, a cue for each symbol to recall.
+
+    Five of fifty time steps have a weight. ``UNROLL`` does not divide the length of an episode, so episodes continue
+    from one batch to the next. Sequences are aligned or, with ``offset``, at different positions, with a reset where an
+    episode begins.
+    """
 
     def __init__(self, offset: bool = False, seed: int = 0):
         self.seed = seed
         self.offsets = np.random.default_rng((seed, 1)).integers(0, EPISODE, SEEDS) if offset else np.zeros(SEEDS, int)
         self.resets = offset
 
-    def episode(self, lane: int, number: int):
-        symbols = np.random.default_rng((self.seed, 2, lane, number)).integers(0, VOCABULARY, SYMBOLS)
+    def episode(self, row: int, number: int):
+        symbols = np.random.default_rng((self.seed, 2, row, number)).integers(0, VOCABULARY, SYMBOLS)
         inputs, targets = np.full(EPISODE, VOCABULARY), np.zeros(EPISODE, np.int32)
         inputs[:SYMBOLS], inputs[-SYMBOLS:], targets[-SYMBOLS:] = symbols, VOCABULARY + 1, symbols
         return inputs, targets
 
     def batch(self, step: int):
-        x, y = np.zeros((PIECE, SEEDS), np.int32), np.zeros((PIECE, SEEDS), np.int32)
-        w, reset = np.zeros((PIECE, SEEDS), np.float32), np.zeros((PIECE, SEEDS), bool)
-        for lane, offset in enumerate(self.offsets):
+        x, y = np.zeros((UNROLL, SEEDS), np.int32), np.zeros((UNROLL, SEEDS), np.int32)
+        w, reset = np.zeros((UNROLL, SEEDS), np.float32), np.zeros((UNROLL, SEEDS), bool)
+        for row, offset in enumerate(self.offsets):
             episodes: dict[int, tuple] = {}
-            for t in range(PIECE):
-                number, at = divmod(step * PIECE + t + offset, EPISODE)
+            for t in range(UNROLL):
+                number, at = divmod(step * UNROLL + t + offset, EPISODE)
                 if number not in episodes:
-                    episodes[number] = self.episode(lane, number)
-                x[t, lane], y[t, lane] = (part[at] for part in episodes[number])
-                w[t, lane], reset[t, lane] = at >= EPISODE - SYMBOLS, at == 0
+                    episodes[number] = self.episode(row, number)
+                x[t, row], y[t, row] = (part[at] for part in episodes[number])
+                w[t, row], reset[t, row] = at >= EPISODE - SYMBOLS, at == 0
         return {"inputs": x, "targets": y, "weights": w, **({"reset": reset} if self.resets else {})}
 
 
@@ -104,7 +107,7 @@ def test_the_stream_is_what_it_says():
     unaligned = [Recall(offset=True).batch(step) for step in range(5)]
     reset = np.concatenate([batch["reset"] for batch in unaligned])
     np.testing.assert_array_equal(reset.sum(0), 2)
-    assert len({int(lane.argmax()) for lane in reset.T}) > 4
+    assert len({int(row.argmax()) for row in reset.T}) > 4
 
 
 def recall_of(*args, **kwargs):
@@ -120,15 +123,15 @@ def test_an_lru_learns_the_stream_online():
 
 
 @pytest.mark.long
-def test_an_lru_learns_from_unaligned_lanes():
-    """Ten times as many updates, each on the recall of a lane or two: it gets there, and is less steady."""
+def test_an_lru_learns_from_unaligned_sequences():
+    """Ten times as many updates, each on the recall of one or two sequences: it gets there, and is less steady."""
     recall = recall_of(ONLINE, data=Recall(offset=True))
     assert recall[0] < 0.5 and max(recall) >= 0.99 and np.mean(recall[-5:]) > 0.95, recall
 
 
 @pytest.mark.long
 def test_controls_do_not():
-    """The same network whose recurrence stays random comes to 95 %; one whose states begin anew with every batch, as
+    """The same network whose recurrence stays random comes to 95 %; one whose states are reset with every batch, as
     long as half a delay, to chance."""
     random = recall_of(ReadoutOnly(update_every=1, stateful=True))
     assert 0.5 < max(random) < 0.98, random

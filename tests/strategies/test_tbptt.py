@@ -1,4 +1,4 @@
-"""Truncated BPTT: exact within a window, nothing across its edge; one window is BPTT."""
+"""Truncated BPTT: exact within a window, no gradient across its boundary; one window is BPTT."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def affine(p, x):
 
 
 def truncated(params, phases: Phases, window: int):
-    """``sum(w * loss)`` of a GRU in jax.numpy alone, whose hidden state passes no gradient at a window's edge."""
+    """``sum(w * loss)`` of a GRU in jax.numpy alone, whose hidden state passes no gradient at a window's boundary."""
     x = phases.inputs if phases.warmup is None else jnp.concatenate([phases.warmup, phases.inputs])
     warm, total = phases.sizes[0], 0.0
     h = jnp.zeros((x.shape[1], params["rnn.Wz.weight"]["bias"].shape[0]))
@@ -57,7 +57,7 @@ def test_a_window_over_the_whole_sequence_is_bptt(lab, cell, batching):
 @pytest.mark.parametrize(
     "warm,window", [(5, 3), (5, 8), *longer((0, 3), (6, 2), (5, 1), (5, 4), (5, 5), (5, 7), (1, 4))]
 )
-def test_windows_are_cut_by_hand(lab, warm, window):
+def test_windows_are_truncated_by_hand(lab, warm, window):
     """Over 5 + 4 time steps windows of 3, 4, 7 and 8 begin in the warm-up and end among the scored time steps."""
     phases = lab.sequences(warm=warm)
     wanted = gradient(values(lab.task()), phases, window)
@@ -71,7 +71,7 @@ def test_windows_are_cut_by_hand(lab, warm, window):
 
 @pytest.mark.parametrize("window", [3, *longer(4)])
 def test_weights_and_resets_under_windows(lab, window):
-    """Padded time steps weigh nothing; lanes are reset in the warm-up, where the phases meet, and at the end."""
+    """Padded time steps weigh nothing; sequences are reset in the warm-up, where the phases meet, and at the end."""
     full, rng = lab.sequences(), np.random.default_rng(7)
     weights = jnp.asarray(rng.uniform(size=(lab.LEARN, lab.B)), jnp.float32).at[1].set(0).at[3, 2].set(0)
     reset = jnp.zeros((lab.WARM + lab.LEARN, lab.B), bool).at[2, 0].set(True).at[lab.WARM, 1].set(True)
@@ -109,5 +109,5 @@ def test_a_window_over_the_whole_sequence_is_called_bptt(lab):
 
     assert notes(9) == ["tbptt: a window is the whole sequence of 9 time steps, as in bptt"]
     assert notes(8) == notes(8, stateful=True) == []
-    (carried,) = notes(9, stateful=True)
-    assert carried.endswith("as in bptt; nothing goes back from one sequence to the one before")
+    (stateful,) = notes(9, stateful=True)
+    assert stateful.endswith("as in bptt; no gradient passes from one sequence to the previous one")

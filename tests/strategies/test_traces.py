@@ -1,4 +1,4 @@
-"""What traces keep and forget: lanes that are reset, states that a window touches twice, terms of the loss."""
+"""What traces keep and forget: sequences that are reset, states that a window touches twice, terms of the loss."""
 
 from dataclasses import replace
 
@@ -30,16 +30,16 @@ from tests.strategies.test_rules import LEAK, OTTT, rewarded
 
 pytestmark = pytest.mark.full
 
-LANE, HALF = 1, 4
+CHOSEN, HALF = 1, 4
 
 
 def halves(lab, first: int, second: int, part: int, reset: bool) -> Phases:
-    """Two sequences one after the other, of which ``LANE`` alone counts, in one part of them; it may be reset between
+    """Two sequences one after the other, of which ``CHOSEN`` alone counts, in one part of them; it may be reset between
     the two. One shape for all, and a reward that only three_factor looks at."""
     a, b = (lab.sequences(seed, warm=0, time=HALF) for seed in (first, second))
     x, y = (jnp.concatenate([getattr(p, name) for p in (a, b)]) for name in ("inputs", "targets"))
-    weights = jnp.zeros((2 * HALF, lab.B)).at[part * HALF : (part + 1) * HALF, LANE].set(1.0)
-    mask = jnp.zeros((2 * HALF, lab.B), bool).at[HALF, LANE].set(reset)
+    weights = jnp.zeros((2 * HALF, lab.B)).at[part * HALF : (part + 1) * HALF, CHOSEN].set(1.0)
+    mask = jnp.zeros((2 * HALF, lab.B), bool).at[HALF, CHOSEN].set(reset)
     return Phases(None, x, y, weights, mask, {"reward": jnp.abs(y[..., 0])})
 
 
@@ -47,7 +47,7 @@ RESETTABLE = {
     "bptt": BPTT(),
     "tbptt": TBPTT(window=2),
     "drtrl": DRTRL(),
-    "drtrl-pieces": DRTRL(segment=2),
+    "drtrl-segments": DRTRL(segment=2),
     "drtrl-trace": DRTRL(engine="trace"),
     "drtrl-vmap": DRTRL(engine="trace", batching="vmap"),
     "drtrl-window": DRTRL(engine="trace", window=2),
@@ -62,14 +62,14 @@ RESETTABLE = {
     "readout_only": ReadoutOnly(),
 }
 
-RESET_IN_SHORT = {"bptt", "tbptt", "drtrl-pieces", "drtrl-trace", "eprop-kappa", "ostl_recurrent", "snap"}
+RESET_IN_SHORT = {"bptt", "tbptt", "drtrl-segments", "drtrl-trace", "eprop-kappa", "ostl_recurrent", "snap"}
 """A rule of each kind of trace; the others are long."""
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in RESET_IN_SHORT else pytest.mark.long) for name in RESETTABLE]
 )
-def test_a_lane_that_is_reset_is_the_lane_alone_from_fresh(lab, name):
+def test_a_sequence_that_is_reset_is_the_sequence_alone_from_fresh(lab, name):
     """Whatever came before the reset, nothing is left of it: hidden states, traces, filters."""
     drive = lab.Drive(RESETTABLE[name], rewarded(lab.task()), halves(lab, 0, 1, 0, False))
     alone = drive.grads(halves(lab, 0, 1, 0, False))
@@ -84,20 +84,20 @@ def test_a_reset_clears_every_trace_of_a_lane_and_of_no_other(lab, strategy):
     learner = strategy.bind(Objective(lab.task(), lambda x: x), lab.sequences())
     for trace in learner._sequence_traces():
         trace.value = jax.tree.map(jnp.ones_like, trace.value)
-    learner._clear(jnp.arange(lab.B) == LANE)
+    learner._clear(jnp.arange(lab.B) == CHOSEN)
     traces = [leaf for trace in learner._traces().values() for leaf in jax.tree.leaves(trace.value)]
     assert traces
     for leaf in traces:
-        assert not leaf[LANE].any() and leaf[:LANE].all() and leaf[LANE + 1 :].all()
+        assert not leaf[CHOSEN].any() and leaf[:CHOSEN].all() and leaf[CHOSEN + 1 :].all()
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.9])
 def test_after_a_reset_the_gradient_of_pp_prop_is_short_by_a_known_factor(lab, decay):
-    """Its correction counts from the beginning of the sequence, for all lanes alike: (1 - d^k) / (1 - d^n) after n time
-    steps, k of them since the reset. The direction is that of the lane alone from fresh."""
+    """Its correction counts from the beginning of the batch, for all sequences: (1 - d^k) / (1 - d^n) after n
+    time steps, k of them since the reset. The direction is that of the sequence alone, from initial states."""
 
     def only(phases: Phases, step: int) -> Phases:
-        return replace(phases, weights=jnp.zeros_like(phases.weights).at[step, LANE].set(1.0))
+        return replace(phases, weights=jnp.zeros_like(phases.weights).at[step, CHOSEN].set(1.0))
 
     fresh, after = halves(lab, 0, 1, 0, False), halves(lab, 2, 0, 1, True)
     drive = lab.Drive(PPProp(decay=decay, vjp="single-step"), rewarded(lab.task()), fresh)
@@ -170,7 +170,7 @@ def test_a_window_puts_back_what_it_goes_over_twice(lab, what):
     ids=str,
 )
 def test_a_regulariser_of_the_weights_is_exact(lab, strategy):
-    """A term 0.1 |W|^2 in the loss of every scored time step and lane adds 0.2 W sum(w) to the gradient."""
+    """A term 0.1 |W|^2 in the loss of every scored time step and sequence adds 0.2 W sum(w) to the gradient."""
 
     class Regularised(lab.Task):
         def learning_step(self, forward, x, y):
@@ -249,15 +249,15 @@ def test_weights_of_a_piece_are_summed_in_float32():
     ones = jnp.ones((6, 301), jnp.bfloat16)
     phases = Phases(None, jnp.zeros((6, 301, 1)), weights=ones)
     update = lambda grads, weight, metrics: {"weight": Mean(weight, jnp.float32(1))}  # noqa: E731
-    for cadence, pieces in ((UpdateSchedule(3), 2), (UpdateSchedule(), 1)):
-        found = cadence.drive(phases, lambda sequences: ({}, {}), update)["weight"]
-        assert float(found.num) == 6 * 301 and float(found.weight) == pieces
+    for schedule, updates in ((UpdateSchedule(3), 2), (UpdateSchedule(), 1)):
+        found = schedule.drive(phases, lambda sequences: ({}, {}), update)["weight"]
+        assert float(found.num) == 6 * 301 and float(found.weight) == updates
 
 
-def test_a_carried_stream_of_uoro_begins_with_the_steps_own_random_numbers(lab):
-    """As a sequence that is not carried on does, and not with a number of braintrace's whatever the seed."""
+def test_a_stateful_stream_of_uoro_begins_with_the_steps_own_random_numbers(lab):
+    """As a sequence of stateful=False does, and not with a number of braintrace's whatever the seed."""
     phases = lab.sequences(warm=0)
-    carried = lab.Drive(UORO(stateful=True), lab.task(), phases)
-    first = carried.grads(phases)
+    stream = lab.Drive(UORO(stateful=True), lab.task(), phases)
+    first = stream.grads(phases)
     lab.same(first, lab.learn(UORO(), lab.task(), phases))
-    assert lab.cosine(carried.grads(phases), first) < 0.9999, "and goes on with others"
+    assert lab.cosine(stream.grads(phases), first) < 0.9999, "and continues with others"

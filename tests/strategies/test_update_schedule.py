@@ -1,4 +1,4 @@
-"""When gradients become updates, and what goes on from one sequence to the next."""
+"""When gradients become updates, and which states continue from one sequence to the next."""
 
 import warnings
 
@@ -49,7 +49,7 @@ def trained(program: Program, *sequences: Phases):
 
 
 def by_hand(lab, cell, phases, every, algorithm, options, window=None):
-    """braintrace's own driver, with the optimizer inside the loop over pieces of ``every`` time steps."""
+    """braintrace's own driver, with the optimizer inside the loop over intervals of ``every`` time steps."""
     model, tx = lab.task(cell).model, optax.adam(0.02)
     params = parameters(model)
     weights = jnp.ones((phases.sizes[1], lab.B)) if phases.weights is None else phases.weights
@@ -86,7 +86,7 @@ MULTI = {"vjp_method": "multi-step"}
 
 
 @pytest.mark.cover
-@pytest.mark.parametrize("every", [1, 4, *longer(2, 6)])  # 4: the last piece is shorter
+@pytest.mark.parametrize("every", [1, 4, *longer(2, 6)])  # 4: the last interval is shorter
 @pytest.mark.parametrize(
     "cell,strategy,algorithm,options",
     [
@@ -111,7 +111,7 @@ def test_windows_within_an_update(lab):
 
 
 def test_tbptt_updates_are_one_window_after_another(lab):
-    """With updates in between and states carried on: the same as sequences of one window each."""
+    """With updates in between and states that continue: the same as sequences of one window each."""
     phases = lab.sequences(warm=4, time=T)
     got, updates = trained(program_of(lab, TBPTT(window=2, update_every=2), phases), phases)
     first = Phases(phases.warmup, phases.inputs[:2], phases.targets[:2])
@@ -172,7 +172,7 @@ def test_refusals(lab):
     assert "update_every" not in BPTT().config()
 
 
-# ---------------------------------------------------------------------------------------------------- carried state
+# ------------------------------------------------------------------------------------------ states that continue
 
 
 @pytest.mark.cover
@@ -194,12 +194,12 @@ def test_two_sequences_are_one_of_twice_the_length(lab, cell, name, options):
     got = jax.tree.map(jnp.add, drive.grads(half[0]), drive.grads(half[1]))
     lab.same(got, lab.learn(make(name, **options), lab.task(cell), whole))
     reset = lab.Drive(make(name, **options), lab.task(cell), half[0])
-    cut = jax.tree.map(jnp.add, reset.grads(half[0]), reset.grads(half[1]))
-    assert lab.cosine(got, cut) < 0.9999
+    separate = jax.tree.map(jnp.add, reset.grads(half[0]), reset.grads(half[1]))
+    assert lab.cosine(got, separate) < 0.9999
 
 
-def test_a_lane_that_is_reset_begins_anew(lab):
-    """A stream of unaligned episodes: in the lane that is reset, nothing is left of the sequence before."""
+def test_a_sequence_that_is_reset_starts_from_initial_states(lab):
+    """A stream of unaligned episodes: in the sequence that is reset, nothing is left of the time before."""
     none = jnp.zeros((lab.LEARN, lab.B), bool)
     first, second = (lab.sequences(seed, warm=0, reset=none) for seed in (0, 1))
     only = jnp.zeros((lab.LEARN, lab.B)).at[:, 1].set(1.0)
@@ -210,7 +210,7 @@ def test_a_lane_that_is_reset_begins_anew(lab):
     lab.same(got, lab.learn(DRTRL(), lab.task(), Phases(None, second.inputs, second.targets, only)))
 
 
-def test_names_of_what_is_carried_are_stable(lab):
+def test_names_of_states_that_continue_are_stable(lab):
     def names(strategy, cell="gru"):
         return list(strategy.bind(Objective(lab.task(cell), lambda x: x), lab.sequences()).states())
 
@@ -254,4 +254,4 @@ def test_resumed_in_the_middle_of_a_stream_bit_for_bit(lab, tmp_path, strategy):
     fresh = type(strategy)(**{**vars(strategy), "stateful": False})
     task = trained_task(lab)
     jt.Fit(fresh, max_steps=5).run(task, jt.DataModule(Stream(lab)))
-    assert not same(leaves(task), whole), "what is carried matters"
+    assert not same(leaves(task), whole), "the states that continue matter"

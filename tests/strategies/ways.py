@@ -1,4 +1,4 @@
-"""Small models, each with its own way from a weight to the loss; every model's own units are diagonal.
+"""Small models, each with its own path from a weight to the loss; every model's own units are diagonal.
 
 ``MODELS[name]``: the model, and for each parameter what D-RTRL with one-step windows makes of it: "yes", "no", or the
 states in which credit is lost, "in part" or (``NONE``) all of it.
@@ -267,65 +267,65 @@ def none(*names: str) -> tuple[str, ...]:
     return (NONE, *names)
 
 
-FINE: Expected = {"inp.weight": "yes", "out.weight": "yes"}
+ALL: Expected = {"inp.weight": "yes", "out.weight": "yes"}
 _READ: Expected = {"out.weight": "yes"}
-CHAIN: Expected = {**FINE, "inp.weight": lost("only through another weight"), "mid.weight": "yes"}
+CHAIN: Expected = {**ALL, "inp.weight": lost("only through another weight"), "mid.weight": "yes"}
 _MODELS: dict[str, tuple[Callable, dict[str, Any], dict[str, tuple[int, int]], Expected]] = {
-    "plain": (plain, {}, {}, FINE),
+    "plain": (plain, {}, {}, ALL),
     "delayed": (delayed, {"line": (SHORT, line(UNITS))}, {}, {**_READ, "inp.weight": none("line")}),
     "delayed, hidden": (delayed, {"line": (HIDDEN, line(UNITS))}, {}, {**_READ, "inp.weight": none("line")}),
     "delayed and direct": (
         delayed_and_direct, {"line": (SHORT, line(UNITS))}, {}, {**_READ, "inp.weight": lost("line")}
     ),
-    "delayed input": (delayed_input, {"line": (SHORT, line(IN))}, {}, FINE),
+    "delayed input": (delayed_input, {"line": (SHORT, line(IN))}, {}, ALL),
     "delayed drive": (
         delayed_drive, {"line": (SHORT, line(UNITS))}, {"mid": (IN, UNITS)},
         {**_READ, "inp.weight": none("line"), "mid.weight": "yes"},
     ),
     "ring": (ring, {"line": (SHORT, line(UNITS)), "at": (SHORT, integer)}, {}, {**_READ, "inp.weight": none("line")}),
-    "counter": (counted, {"n": (SHORT, integer)}, {}, FINE),
-    "clock": (clock, {"n": (SHORT, number)}, {}, FINE),
+    "counter": (counted, {"n": (SHORT, integer)}, {}, ALL),
+    "clock": (clock, {"n": (SHORT, number)}, {}, ALL),
     "leaky readout": (
         readout, {"r": (SHORT, scores)}, {}, {"inp.weight": lost("r"), "out.weight": lost("r")}
     ),
     "leaky hidden readout": (readout, {"r": (HIDDEN, scores)}, {}, {"inp.weight": lost("r"), "out.weight": "yes"}),
     "copy": (copied, {"c": (SHORT, units)}, {}, {**_READ, "inp.weight": none("c")}),
     "copy and direct": (copied_and_direct, {"c": (SHORT, units)}, {}, {**_READ, "inp.weight": lost("c")}),
-    "watcher": (watched, {"r": (SHORT, units)}, {}, FINE),
+    "watcher": (watched, {"r": (SHORT, units)}, {}, ALL),
     "watcher with a weight": (
-        watching, {"r": (SHORT, units)}, {"extra": (UNITS, UNITS)}, {**FINE, "extra.weight": "no"}
+        watching, {"r": (SHORT, units)}, {"extra": (UNITS, UNITS)}, {**ALL, "extra.weight": "no"}
     ),
     "comparison": (compared, {}, {}, {**_READ, "inp.weight": "no"}),
     "floor": (rounded, {}, {}, {**_READ, "inp.weight": "no"}),
     "integer": (as_integers, {}, {}, {**_READ, "inp.weight": "no"}),
-    "straight through": (straight_through, {}, {}, FINE),
-    "surrogate": (spiking, {}, {}, FINE),
-    "learned start": (plain, {"h": (HIDDEN, learned)}, {}, {**FINE, "start": "yes"}),
+    "straight through": (straight_through, {}, {}, ALL),
+    "surrogate": (spiking, {}, {}, ALL),
+    "learned start": (plain, {"h": (HIDDEN, learned)}, {}, {**ALL, "start": "yes"}),
     "learned start of a memory": (
         readout, {"r": (SHORT, lambda m, lead: learned(m, lead)[..., :OUT])}, {},
         {"inp.weight": lost("r"), "out.weight": lost("r"), "start": none("r")},
     ),
-    "learned start, used too": (started, {"h": (HIDDEN, learned)}, {}, {**FINE, "start": lost("no operation")}),
-    "environment": (acting, {"e": (SHORT, number)}, {}, FINE),
+    "learned start, used too": (started, {"h": (HIDDEN, learned)}, {}, {**ALL, "start": lost("no operation")}),
+    "environment": (acting, {"e": (SHORT, number)}, {}, ALL),
     "smooth environment": (moving, {"e": (SHORT, number)}, {}, {"inp.weight": lost("e"), "out.weight": lost("e")}),
     "two memories": (
         in_series, {"g": (HIDDEN, units)}, {"mid": (UNITS, UNITS)},
-        {**FINE, "inp.weight": lost("g"), "mid.weight": "yes"},
+        {**ALL, "inp.weight": lost("g"), "mid.weight": "yes"},
     ),
     "two memories, both read": (
         in_series_and_direct, {"g": (HIDDEN, units)}, {"mid": (UNITS, UNITS)},
-        {**FINE, "inp.weight": lost("g"), "mid.weight": "yes"},
+        {**ALL, "inp.weight": lost("g"), "mid.weight": "yes"},
     ),
-    "side by side": (side_by_side, {"g": (HIDDEN, units)}, {"extra": (IN, UNITS)}, {**FINE, "extra.weight": "yes"}),
-    "mask": (masked, {"mask": (SHORT, units)}, {}, FINE),
-    "flag": (flagged, {"n": (SHORT, number)}, {}, FINE),
-    "skip": (skipping, {}, {"extra": (IN, OUT)}, {**FINE, "extra.weight": "yes"}),
+    "side by side": (side_by_side, {"g": (HIDDEN, units)}, {"extra": (IN, UNITS)}, {**ALL, "extra.weight": "yes"}),
+    "mask": (masked, {"mask": (SHORT, units)}, {}, ALL),
+    "flag": (flagged, {"n": (SHORT, number)}, {}, ALL),
+    "skip": (skipping, {}, {"extra": (IN, OUT)}, {**ALL, "extra.weight": "yes"}),
     "chain": (chained, {}, {"mid": (UNITS, UNITS)}, CHAIN),
     "chain and direct": (chained_and_direct, {}, {"mid": (UNITS, UNITS)}, CHAIN),
-    "element-wise": (elementwise, {}, {}, {**FINE, "a": "yes"}),
-    "without braintrace": (untraced, {}, {}, {**FINE, "free": lost("by no operation of braintrace")}),
-    "branch": (branching, {}, {}, FINE),
-    "jitted": (jitted, {}, {}, FINE),
+    "element-wise": (elementwise, {}, {}, {**ALL, "a": "yes"}),
+    "without braintrace": (untraced, {}, {}, {**ALL, "free": lost("through no operation of braintrace")}),
+    "branch": (branching, {}, {}, ALL),
+    "jitted": (jitted, {}, {}, ALL),
 }  # fmt: skip
 MODELS = [*_MODELS]
 

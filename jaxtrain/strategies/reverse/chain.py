@@ -1,4 +1,4 @@
-"""Cut steps of a piece of a sequence, one after another, and the way back through them."""
+"""Consecutive detached steps of a segment, and reverse mode through them."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ if TYPE_CHECKING:
 
 
 class Chain:
-    """Cut steps over a warm-up and scored time steps, run once, with their reverse kept.
+    """Detached steps over a warm-up and scored time steps, run once and kept for reverse mode.
 
-    ``hidden``, ``others``: what the windows' entries hold, ``(lead + windows, ...)``; ``lead``: steps of the warm-up
-    that are a window each, all of them where there is readout memory. ``inputs``: of the nudged relations,
-    ``(steps, ...)``.
+    Attributes:
+        hidden: Hidden states at the start of each window, ``(lead + windows, ...)``.
+        others: Other states at the start of each window.
+        lead: Number of warm-up steps that are windows of their own: all of them if there is readout memory, else 0.
+        inputs: Inputs of the perturbed relations, ``(steps, ...)``.
     """
 
     def __init__(self, learner: ReverseLearner, warm: tuple[Any, Any], sequences: Any, through: int, weights: list):
-        self.learner, cut = learner, learner.cut
+        self.learner, detached = learner, learner.detached
         ahead = jax.tree.map(lambda leaf: leaf[:through], sequences)
         warm_steps = 0 if warm[0] is None else jax.tree.leaves(warm[0])[0].shape[0]
         self.steps = warm_steps + through
         self.lead = warm_steps if learner._memory and sequences is not None else 0
         time = 0 if sequences is None else jax.tree.leaves(sequences)[0].shape[0]
         self._ends = any(start >= through for start in range(0, time, learner.window))  # where the last window begins
-        batch_size = (cut.batch_size,) if cut.mapped else ()
+        batch_size = (detached.batch_size,) if detached.mapped else ()
         perturbations = {
             i: jnp.zeros(
-                (self.steps, *batch_size, *cut.relations[i].y_var.aval.shape), cut.relations[i].y_var.aval.dtype
+                (self.steps, *batch_size, *detached.relations[i].y_var.aval.shape),
+                detached.relations[i].y_var.aval.dtype,
             )
             for i in learner._perturbed
         }
@@ -44,7 +47,7 @@ class Chain:
 
         def run(warm, ahead, perturbations, live, starts):
             def forward(u, perturbation, seen):
-                out, found = cut.step(u, live, perturbation)
+                out, found = detached.step(u, live, perturbation)
                 seen.append(found)
                 return out
 
@@ -125,8 +128,12 @@ class Chain:
             self.others = [one(state.value) for state in learner._others]
 
     def back(self, entries: dict[str, Any], news: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
-        """From cotangents of the entries and of the new hidden states: those of nudges, live weights, the hidden states
-        at the beginning, and the parameters that make initial states, as far as resets use them."""
+        """Backpropagate cotangents of the window starts and of the new hidden states.
+
+        Returns:
+            Cotangents of the perturbations, of the live weights, of the first hidden states, and of the parameters of
+            initial states that resets use.
+        """
         if self._pull is None:
             return {}, jax.tree.map(jnp.zeros_like, self._live), jax.tree.map(lambda leaf: leaf[0], entries), {}
         after = {
@@ -136,18 +143,19 @@ class Chain:
         return self._pull((entries, after, jax.tree.map(jnp.zeros_like, self._end)))
 
     def factors(self, influence: Influence) -> tuple[Any, Any]:
-        """How the relations' outputs, and the hidden states at the beginning, act on those at the end."""
+        """The derivatives of the last hidden states with respect to the relations' outputs and the first hidden
+        states."""
         zeros = jax.tree.map(jnp.zeros_like, (self.hidden, self._after))
-        deltas, _, carried, _ = jax.vmap(lambda ends: self._pull((*zeros, ends)))(influence.basis(self._end))
-        return deltas, carried
+        deltas, _, entry, _ = jax.vmap(lambda ends: self._pull((*zeros, ends)))(influence.basis(self._end))
+        return deltas, entry
 
     def finish(self) -> None:
-        """Leave the States as they are after the last step."""
+        """Set the States to their values after the last step."""
         for state, value in zip(self._states, self._new, strict=True):
             if not isinstance(state, brainstate.ParamState):
                 state.value = value
 
 
 def join(parts: list[Any]) -> Any:
-    """Values one after another along the leading axis."""
+    """Concatenate values along the leading axis."""
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)

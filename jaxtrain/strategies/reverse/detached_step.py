@@ -1,8 +1,8 @@
 """One time step of a model as braintrace reads it, with the inputs of its traced weights held constant.
 
 Reverse mode through such steps gives D-RTRL's gradient: braintrace's trace obeys ``e_t = D_t e_{t-1} + df_t (x) x_t``
-with a block-diagonal ``D_t``, which is what the step's derivative becomes once every path through a weight is cut.
-Everything that depends on the shape of braintrace's graph, and of a jaxpr, stands in this file.
+with a block-diagonal ``D_t``. The derivative of the step equals ``D_t`` once every path through a weight is detached.
+All code that depends on the structure of braintrace's graph, and of a jaxpr, is in this file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..network import Network, along
 DENSE = ("etp_mm", "etp_mv")
 EMBEDDING = ("etp_emb", "etp_emb_v")
 BATCHED = ("etp_mm", "etp_emb")
-"""Primitives whose input carries an axis of lanes; the others take one lane's."""
+"""Primitives whose input has a batch axis; the others take the input of one sequence."""
 REVERSIBLE = (*DENSE, *EMBEDDING, ELEMENTWISE, "etp_gmm", "etp_gmv", "etp_lora_mm", "etp_lora_mv")
 
 
@@ -47,7 +47,7 @@ class Relation:
         self.batched = self.name in BATCHED
 
     def attach(self, memory: frozenset[int]) -> None:
-        """``direct``: it reaches readout memory alone, through which reverse mode goes by itself."""
+        """Set ``direct``: whether it reaches only readout memory, which reverse mode differentiates directly."""
         self.direct = bool(self.groups) and self.groups <= memory
         self.groups = self.groups if self.direct else self.groups - memory
 
@@ -56,7 +56,7 @@ class Relation:
         return bind(self.equation, weights)[0]
 
     def product(self, x: Any, weights: list[Any]) -> Any:
-        """``y`` for inputs with one further leading axis, ``(N, ...)``."""
+        """``y`` for inputs with an additional leading axis, ``(N, ...)``."""
 
         def one(x):
             operands = [x if place == self.x_place else None for place in range(len(self.equation.invars))]
@@ -67,23 +67,31 @@ class Relation:
         return one(x) if self.batched else jax.vmap(one)(x)
 
 
-class Cut:
-    """The cut step of a network.
+class DetachedStep:
+    """The time step of a network with the inputs of its traced weights held constant.
 
-    ``step(u, weights, nudges)`` runs the network's time step on its States; ``nudges`` are added to the outputs ``y``
-    of relations, so that their cotangents are those of ``y``. ``alone(u, nudges)`` is the single-step rule's step.
+    ``step(u, weights, perturbations)`` runs the time step on the network's States. The perturbations are added to the
+    outputs ``y`` of relations, so their cotangents are those of ``y``. ``alone(u, perturbations)`` is the step of the
+    single-step rule.
     """
 
     def __init__(self, objective: Objective, network: Network, u: Any, trained: Iterable[str], *,
                  per_sequence: bool = False, memory: bool = False):  # fmt: skip
-        """``per_sequence=True``: a batched model is compiled for one sequence and mapped, so that every relation
-        has a batch axis. ``memory=True``: finds the groups of hidden states that are readout memory. Raises
-        Irreversible where the model does not fit."""
-        self.network, self.mapped, self._as_batch = (
-            network,
-            network.vmapped or per_sequence,
-            per_sequence and not network.vmapped,
-        )
+        """Compile the model.
+
+        Args:
+            objective: The module, with its model and its loss.
+            network: The model over a batch.
+            u: Shapes and dtypes of the input.
+            trained: Names of the trained parameters.
+            per_sequence: Compile a batched model for one sequence and map it, so that every relation has a batch axis.
+            memory: Find the groups of hidden states that are readout memory.
+
+        Raises:
+            Irreversible: The model does not fit.
+        """
+        self.network, self.mapped = network, network.vmapped or per_sequence
+        self._as_batch = per_sequence and not network.vmapped
         self.batch_size = jax.tree.leaves(u)[0].shape[0]
         self._axes, self._through = network.axes(self.batch_size) if self.mapped else {}, memory
         graph, self._out_tree = self._compile(objective, u)
@@ -117,12 +125,11 @@ class Cut:
     # ----------------------------------------------------------------------------------------------- compiling
 
     def _example(self, u: Any) -> Any:
-        cut = 0 if self.network.vmapped else slice(0, 1) if self.mapped else slice(None)
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)[cut], u)
+        own = 0 if self.network.vmapped else slice(0, 1) if self.mapped else slice(None)
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)[own], u)
 
     def _compile(self, objective: Objective, u: Any) -> tuple[Any, Any]:
-        """braintrace's graph of the model, for the whole batch or for one sequence, and the tree of what a call
-        returns."""
+        """braintrace's graph of the model, for the whole batch or for one sequence, and the tree of its results."""
         example = self._example(u)
         held = {name: state.value for name, state in self.network.hidden.items()}
         try:
@@ -139,12 +146,12 @@ class Cut:
                 state.value = held[name]
 
     def _first(self, value: Any, axes: list[int | None]) -> Any:
-        """What the first sequence has of a hidden state."""
+        """The part of a hidden state that belongs to the first sequence."""
         keep = slice(0, 1) if self._as_batch else 0
         return along(lambda leaf, axis: leaf[(slice(None),) * axis + (keep,)], value, axes)
 
     def _differentiable(self, graph: Any) -> dict[int, list[str]]:
-        """The hidden states of each group, without those of whole numbers or flags."""
+        """The hidden states of each group, without integers and flags."""
         values = dict(zip(self.names, (state.value for state in self.states), strict=True))
         inexact = {name for name, value in values.items() if differentiable(value)}
         groups = {
@@ -153,13 +160,13 @@ class Cut:
         return {index: names for index, names in groups.items() if names}
 
     def units_of(self, name: str) -> int | None:
-        """How many units a hidden state ``(B, ...)`` has; None where its batch axis is not the first."""
+        """The number of units of a hidden state ``(B, ...)``; None if its batch axis is not the first."""
         (leaf,) = jax.tree.leaves(self.network.hidden[name].value)
         first = self._axes[name] == [0] if self.mapped else leaf.shape[:1] == (self.batch_size,)
         return leaf.size // self.batch_size if first else None
 
     def _number_variables(self) -> None:
-        """The variables of each state's leaves, before and after the time step; which are a parameter's leaves,
+        """Find the variables of each state's leaves before and after the time step, and those of parameters,
         ``{id(var): (name, leaf)}``."""
         sizes = [len(jax.tree.leaves(state.value)) for state in self.states]
         invars = iter(self.jaxpr.invars[len(self.jaxpr.invars) - sum(sizes) :])
@@ -189,7 +196,7 @@ class Cut:
         return relations
 
     def _behind_weights(self) -> list[Any]:
-        """The equations between parameters and what a relation takes as its weights."""
+        """The equations that compute the weights of relations from parameters."""
         wanted = {
             id(r.equation.invars[place])
             for r in self.relations
@@ -201,16 +208,16 @@ class Cut:
             if any(id(var) in wanted for var in equation.outvars):
                 kept.append(equation)
                 wanted |= {id(var) for var in equation.invars if not isinstance(var, Literal)}
-        made = {id(var) for equation in kept for var in equation.outvars}
-        free = wanted - made - set(self._params) - {id(var) for var in self.jaxpr.constvars}
+        computed = {id(var) for equation in kept for var in equation.outvars}
+        free = wanted - computed - set(self._params) - {id(var) for var in self.jaxpr.constvars}
         if free:
-            raise Irreversible("a traced weight is made from more than parameters")
+            raise Irreversible("a traced weight is computed from more than parameters")
         return kept[::-1]
 
     # ------------------------------------------------------------------------------------------------ the rule
 
     def weights(self, params: dict[str, list[Any]]) -> list[list[Any]]:
-        """What each relation takes as its weights, from the leaves of the parameters. To be differentiated."""
+        """Compute the weights of each relation from the leaves of the parameters. Reverse mode differentiates this."""
         env = {id(var): params[name][leaf] for var, (name, leaf) in self._named_params()}
         env |= {id(var): const for var, const in zip(self.jaxpr.constvars, self.consts, strict=True)}
         for equation in self._weight_equations:
@@ -222,21 +229,30 @@ class Cut:
         return [(var, self._params[id(var)]) for var in self.jaxpr.invars if id(var) in self._params]
 
     def step(self, u: Any, weights: dict[int, list[Any]], perturbations: dict[int, Any]) -> tuple[Any, dict[int, Any]]:
-        """One time step: the model's States are written; gives its outputs ``(B, ...)`` and the inputs ``x`` of the
-        nudged relations. ``weights``, ``nudges``: by number of the relation; weights left out are the model's own.
+        """Run one time step on the model's States.
+
+        Args:
+            u: The input, ``(B, ...)``.
+            weights: Weights by number of the relation; the others are the model's own.
+            perturbations: Perturbations by number of the relation.
+
+        Returns:
+            The outputs ``(B, ...)``, and the inputs ``x`` of the perturbed relations.
         """
 
         def run(u, values, weights, perturbations):
             env = self._env(u, values)
-            seen = self._evaluate(env, weights, perturbations, cut=True)
+            seen = self._evaluate(env, weights, perturbations, detach=True)
             return *self._results(env), seen
 
         return self._map_sequences(run, u, weights, perturbations, through=False)
 
     def alone(self, u: Any, perturbations: dict[str, Any]) -> Any:
-        """One time step whose output depends on the parameters only where they do not act through the new hidden
-        states of traced groups, and on ``nudges``, which are added to these: braintrace's single-step rule. Readout
-        memory goes on from its own past."""
+        """Run one time step of braintrace's single-step rule.
+
+        The new hidden states of traced groups are held constant, apart from ``perturbations``, which are added to them.
+        So parameters affect the output only on other paths. Readout memory is differentiated through its own past.
+        """
 
         def run(u, values, _, perturbations):
             if self._as_batch:
@@ -244,9 +260,9 @@ class Cut:
                     name: along(jnp.expand_dims, value, self._axes[name]) for name, value in perturbations.items()
                 }
             frozen = self._env(jax.lax.stop_gradient(u), [jax.lax.stop_gradient(value) for value in values])
-            self._evaluate(frozen, {}, {}, cut=False, hidden=perturbations)
+            self._evaluate(frozen, {}, {}, detach=False, hidden=perturbations)
             env = self._env(u, values)
-            self._evaluate(env, {}, {}, cut=False, given=frozen)
+            self._evaluate(env, {}, {}, detach=False, given=frozen)
             return *self._results(env), None
 
         axes = {
@@ -259,7 +275,7 @@ class Cut:
     def _map_sequences(
         self, run: Any, u: Any, weights: Any, perturbations: Any, *, through: bool, perturbation_axes: Any = 0
     ) -> tuple[Any, Any]:
-        """``run`` for the whole batch, or for each sequence with what is its own; the new values go to the States."""
+        """Call ``run`` for the whole batch or for each sequence, and write the new values to the States."""
         leaves, tree = jax.tree.flatten([state.value for state in self.states])
         if not self.mapped:
             out, new, seen = run(u, tree.unflatten(leaves), weights, perturbations)
@@ -278,12 +294,12 @@ class Cut:
             new = tree.unflatten(new)
         for name, state, value in zip(self.names, self.states, new, strict=True):
             if not isinstance(state, brainstate.ParamState):
-                # Else credit goes back in time through the hidden states of traced groups alone.
+                # Without readout memory, credit passes back in time only through hidden states of traced groups.
                 state.value = value if through or name in self._credited else jax.lax.stop_gradient(value)
         return out, seen
 
     def _try(self, u: Any) -> None:
-        """Raise Irreversible where a time step cannot be taken one sequence at a time, or is another one then."""
+        """Raise Irreversible if a time step cannot be run one sequence at a time, or gives another result then."""
         states = sum(len(ins) for *_, ins, _ in self._variables)
         own = [*self.jaxpr.invars[: len(self.jaxpr.invars) - states]]
         each = list(zip(self._variables, self._state_axes, strict=True))
@@ -309,10 +325,16 @@ class Cut:
         env = {id(var): value for var, value in zip(self.jaxpr.invars, given, strict=True)}
         return env | {id(var): const for var, const in zip(self.jaxpr.constvars, self.consts, strict=True)}
 
-    def _evaluate(self, env, weights, perturbations, *, cut: bool, hidden=None, given=None) -> dict[int, Any]:
-        """Fills ``env``; gives the inputs of nudged relations.
+    def _evaluate(self, env, weights, perturbations, *, detach: bool, hidden=None, given=None) -> dict[int, Any]:
+        """Evaluate the step into ``env``, and return the inputs of perturbed relations.
 
-        ``hidden``: what to add to new hidden states. ``given``: an environment whose new hidden states are taken.
+        Args:
+            env: Values by id of the variable.
+            weights: Weights by number of the relation; the others are the model's own.
+            perturbations: Perturbations by number of the relation.
+            detach: Whether to hold the inputs of traced weights constant.
+            hidden: Perturbations of new hidden states, by name.
+            given: An environment to take the new hidden states from.
         """
         news = {id(self._short[name][1][0]): name for name in self.traced}
         seen = {}
@@ -324,7 +346,7 @@ class Cut:
                 if relation.x_place is not None:
                     if number in perturbations:
                         seen[number] = operands[relation.x_place]
-                    if cut:
+                    if detach:
                         operands[relation.x_place] = jax.lax.stop_gradient(operands[relation.x_place])
                 if number in weights:
                     for place, weight in zip(relation.places, weights[number], strict=True):
@@ -349,11 +371,11 @@ class Cut:
     # ------------------------------------------------------------------------------------------------ checking
 
     def check(self, groups: Iterable[int]) -> None:
-        """Raise Irreversible where the cut step's derivative of these groups' hidden states is not block-diagonal as
-        braintrace takes it to be.
+        """Raise Irreversible if the derivative of these groups' hidden states is not block-diagonal, as braintrace
+        assumes.
 
-        Follows, along the equations that their new values need, which hidden states (by group) and which relations a
-        value depends on.
+        The method follows the equations that compute their new values, and collects the hidden states (by group) and
+        the relations that each value depends on.
         """
         news = {name: self._short[name][1] for group in groups for name in self.groups[group]}
         needed = {id(var) for outs in news.values() for var in outs if not isinstance(var, Literal)}
@@ -381,14 +403,18 @@ class Cut:
             group, shape = self._hidden_of[name], outs[0].aval.shape
             for kind, number in frozenset().union(*(depends.get(id(var), frozenset()) for var in outs)):
                 if kind == "hidden" and number != group:
-                    raise Irreversible(f"the hidden state {name!r} depends on one of another group, not by a weight")
+                    raise Irreversible(
+                        f"the hidden state {name!r} depends on another group without a weight in between"
+                    )
                 if kind == "relation":
                     relation = self.relations[number]
                     y = relation.y_var.aval.shape
                     if group not in relation.groups:
-                        raise Irreversible(f"{sorted(relation.paths)} reaches {name!r}, which braintrace leaves out")
+                        raise Irreversible(
+                            f"{sorted(relation.paths)} reaches {name!r}, which braintrace does not trace"
+                        )
                     if y not in (shape, shape[1:]):
                         raise Irreversible(
-                            f"{', '.join(sorted(relation.paths))} gives {y} where the hidden state {name!r} has "
-                            f"{shape}: positions are mixed between the two"
+                            f"{', '.join(sorted(relation.paths))} has outputs of shape {y}, but the hidden state "
+                            f"{name!r} has shape {shape}: positions are mixed between the two"
                         )

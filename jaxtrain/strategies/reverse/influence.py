@@ -1,4 +1,4 @@
-"""The trace of D-RTRL, carried forward by one product a segment instead of one update a time step."""
+"""The trace of D-RTRL, updated by one product per segment instead of one update per time step."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import jax.numpy as jnp
 
 from ...core.state import SHORT, State
 from ..equations import Irreversible
-from .detached_step import DENSE, EMBEDDING, Cut, Relation
+from .detached_step import DENSE, EMBEDDING, DetachedStep, Relation
 
 
 class Influence:
-    """How each traced weight acts on the hidden states of its group so far, a lane.
+    """The influence of each traced weight on the hidden states of its group, for each sequence of the batch.
 
-    One array a relation: ``(B, S, I + 1, O)`` for a product of I inputs and O units in a group of S hidden states (the
-    last row is the bias), ``(B, S, V, O)`` for an embedding, ``(B, S, *y)`` for an element-wise weight.
+    Each relation has one array: ``(B, S, I + 1, O)`` for a product of I inputs and O units in a group of S hidden
+    states (the last row is the bias), ``(B, S, V, O)`` for an embedding, ``(B, S, *y)`` for an element-wise weight.
     """
 
-    def __init__(self, cut: Cut):
-        self.cut = cut
-        self.relations = {i: r for i, r in enumerate(cut.relations) if r.trained}
-        # Of readout memory, nothing has made sure yet that its derivative is block-diagonal.
-        cut.check(sorted({group for r in self.relations.values() if r.direct for group in r.groups}))
+    def __init__(self, detached: DetachedStep):
+        self.detached = detached
+        self.relations = {i: r for i, r in enumerate(detached.relations) if r.trained}
+        # DetachedStep has not checked yet that the derivative of readout memory is block-diagonal.
+        detached.check(sorted({group for r in self.relations.values() if r.direct for group in r.groups}))
         self.groups = {group for r in self.relations.values() for group in r.groups}
-        self.depth = max((len(cut.groups[group]) for group in self.groups), default=1)
+        self.depth = max((len(detached.groups[group]) for group in self.groups), default=1)
         self.states: dict[str, State] = {}
         for i, relation in self.relations.items():
             reason = self._unfit(relation)
@@ -38,19 +38,19 @@ class Influence:
             return "it acts on several groups of hidden states"
         if relation.name not in (*DENSE, *EMBEDDING) and relation.x_place is not None:
             return f"no trace is kept for {relation.name}"
-        batch_size = self.cut.mapped or relation.y_var.aval.shape[:1] == (self.cut.batch_size,)
-        units, names = self._units(relation), self.cut.groups[next(iter(relation.groups))]
-        if not batch_size or len(units) != 1 or any(self.cut.units_of(name) != units[0] for name in names):
+        batch_size = self.detached.mapped or relation.y_var.aval.shape[:1] == (self.detached.batch_size,)
+        units, names = self._units(relation), self.detached.groups[next(iter(relation.groups))]
+        if not batch_size or len(units) != 1 or any(self.detached.units_of(name) != units[0] for name in names):
             return "it or the hidden state that it acts on has other axes than sequences and units"
         return ""
 
     def _units(self, relation: Relation) -> tuple[int, ...]:
-        """The axes of ``y`` behind the lanes'."""
+        """The axes of ``y`` after the batch axis."""
         shape = relation.y_var.aval.shape
         return shape[1:] if len(shape) > 1 else shape
 
     def _rows(self, relation: Relation) -> int | None:
-        """Of the weight matrix; one more for the bias of a product."""
+        """The rows of the weight matrix; a product has one more for its bias."""
         if relation.x_place is None:
             return None
         if relation.name in EMBEDDING:
@@ -59,45 +59,50 @@ class Influence:
 
     def _shape(self, relation: Relation) -> tuple[int, ...]:
         rows = self._rows(relation)
-        depth = len(self.cut.groups[next(iter(relation.groups))])
-        return (self.cut.batch_size, depth, *(() if rows is None else (rows,)), *self._units(relation))
+        depth = len(self.detached.groups[next(iter(relation.groups))])
+        return (self.detached.batch_size, depth, *(() if rows is None else (rows,)), *self._units(relation))
 
     # ------------------------------------------------------------------------------------------------- forward
 
     def basis(self, hidden: dict[str, Any]) -> dict[str, Any]:
-        """Cotangents that ask for one hidden state of every traced group at a time, stacked: ``(depth, B, ...)``."""
-        made = {}
-        for group, names in self.cut.groups.items():
+        """Unit cotangents that select one hidden state of every traced group at a time, ``(depth, B, ...)``."""
+        cotangents = {}
+        for group, names in self.detached.groups.items():
             for place, name in enumerate(names):
                 chosen = (jnp.arange(self.depth) == place) & (group in self.groups)
-                made[name] = jax.tree.map(
+                cotangents[name] = jax.tree.map(
                     lambda leaf, chosen=chosen: jnp.broadcast_to(
                         chosen.reshape(-1, *(1,) * leaf.ndim), (self.depth, *leaf.shape)
                     ).astype(leaf.dtype),
                     hidden[name],
                 )
-        return made
+        return cotangents
 
-    def advance(self, inputs: dict[int, Any], factors: dict[int, Any], carried: dict[str, Any]) -> None:
-        """To the end of a segment. ``inputs[i]``: ``(T, B, I)``; ``factors[i]``: how ``y`` at each time step acts on
-        the hidden states at the end, ``(depth, T, B, O)``; ``carried``: how those at the entry do, ``(depth, B, O)``.
+    def advance(self, inputs: dict[int, Any], factors: dict[int, Any], entry: dict[str, Any]) -> None:
+        """Update the trace to the end of a segment.
+
+        Args:
+            inputs: For each relation, its inputs, ``(T, B, I)``.
+            factors: For each relation, the derivatives of the last hidden states with respect to ``y`` at each time
+                step, ``(depth, T, B, O)``.
+            entry: Their derivatives with respect to the first hidden states, ``(depth, B, O)``.
         """
-        # Else XLA makes the factors anew for every entry of a trace: of an LRU's poles, sines and all.
-        factors, carried = jax.lax.optimization_barrier((factors, carried))
+        # Without a barrier, XLA recomputes the factors (sines of an LRU's poles, for example) for every trace element.
+        factors, entry = jax.lax.optimization_barrier((factors, entry))
         for i, relation in self.relations.items():
             state = self.states[f"influence{i}"]
-            names = self.cut.groups[next(iter(relation.groups))]
+            names = self.detached.groups[next(iter(relation.groups))]
             depth, (batch, *_), units = len(names), state.value.shape, self._units(relation)
-            through = [jax.tree.leaves(carried[name])[0][:depth].reshape(depth, batch, *units) for name in names]
+            through = [jax.tree.leaves(entry[name])[0][:depth].reshape(depth, batch, *units) for name in names]
             before = sum(
                 jnp.swapaxes(d, 0, 1).reshape(batch, depth, *(1,) * (state.value.ndim - 3), *units)
                 * state.value[:, place][:, None]
                 for place, d in enumerate(through)
             )
             factor = factors[i][:depth].reshape(depth, -1, batch, *units)
-            state.value = before + self._made(relation, inputs.get(i), factor, state.value.shape)
+            state.value = before + self._contribution(relation, inputs.get(i), factor, state.value.shape)
 
-    def _made(self, relation: Relation, x: Any, factor: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    def _contribution(self, relation: Relation, x: Any, factor: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         depth, time, batch, _ = factor.shape
         if relation.x_place is None:
             return jnp.swapaxes(factor.sum(1), 0, 1)
@@ -112,11 +117,11 @@ class Influence:
     # ------------------------------------------------------------------------------------------------ contract
 
     def contract(self, cotangents: dict[str, Any], weights: list[list[Any]]) -> dict[int, list[Any]]:
-        """The gradient of each relation's weights from a cotangent of the hidden states, ``{name: (B, ...)}``."""
+        """The gradient of each relation's weights, from cotangents of the hidden states, ``{name: (B, ...)}``."""
         grads = {}
         for i, relation in self.relations.items():
             trace = self.states[f"influence{i}"].value
-            names = self.cut.groups[next(iter(relation.groups))]
+            names = self.detached.groups[next(iter(relation.groups))]
             batch, units = trace.shape[0], self._units(relation)
             signal = jnp.stack([jax.tree.leaves(cotangents[name])[0].reshape(batch, *units) for name in names], 1)
             if relation.x_place is None:
@@ -128,8 +133,8 @@ class Influence:
             if relation.name in EMBEDDING:
                 x: Any = jnp.arange(rows)
             else:
-                # A product plus a bias is affine in x: a row for each input, and one of zeros that takes the rest of
-                # what the bias is owed.
+                # A product plus a bias is affine in x: use a unit vector for each input, and a zero vector for the rest
+                # of the bias gradient.
                 x = jnp.eye(rows, rows - 1, dtype=relation.x_var.aval.dtype)
                 total = total.at[-1].add(-total[:-1].sum(0))
             grads[i] = jax.vjp(lambda w, x=x, r=relation: r.product(x, w), weights[i])[1](total)[0]

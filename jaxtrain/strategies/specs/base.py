@@ -1,4 +1,4 @@
-"""What every strategy has: checked options, and a method that binds it to a module."""
+"""Base classes of strategies: checked options, and a method that binds a strategy to a module."""
 
 from __future__ import annotations
 
@@ -21,14 +21,21 @@ UpdateEvery = Literal["sequence"] | int
 
 @dataclass(frozen=True)
 class Strategy(ABC):
-    """How gradients are made.
+    """A method of computing gradients.
 
-    A strategy is a frozen dataclass. Its fields are its options; they are compared on resume. The first line of the
-    class's docstring, and the first paragraph of the docstring under each field, are their help on the command line.
+    A strategy is a frozen dataclass and its fields are its options. A resumed run must use the same options. On the
+    command line, the first line of the class docstring describes the strategy, and the first paragraph of the
+    docstring under a field describes that option.
 
-    Fields of plain types (numbers, text, ``Literal``, tuples of them) are checked against their annotations, those with
-    ``init=False`` and those whose annotation cannot be looked up apart; raises ValueError. A class with a
-    ``__post_init__`` of its own calls this one first.
+    Fields of plain types (numbers, text, ``Literal``, and tuples of these) are checked against their annotations when
+    an object is created. Fields with ``init=False`` and fields whose annotation cannot be resolved are not checked.
+    A subclass that defines ``__post_init__`` must call ``super().__post_init__()`` first.
+
+    Attributes:
+        name: The name of the strategy, for example in ``Fit(strategy="drtrl")``.
+
+    Raises:
+        ValueError: A field has a value of the wrong type.
     """
 
     name: ClassVar[str]
@@ -41,57 +48,95 @@ class Strategy(ABC):
                     checked = coerce(value, hint, name)
                 except ConfigError:
                     raise ValueError(f"{type(self).__name__}({name}={value!r}): expected {spell(hint)}") from None
-                object.__setattr__(self, name, checked)  # a float that was given as 1, a pair as a list
+                object.__setattr__(self, name, checked)  # 1 becomes 1.0 for a float, and a list becomes a tuple
 
     @abstractmethod
     def bind(self, objective: Objective, example: Phases) -> Learner:
-        """The rule for one module and one shape of batch; called once, outside any trace."""
+        """Create the learner for one module and one batch shape.
+
+        The trainer calls this method once, outside of any trace.
+
+        Args:
+            objective: The module, with its model and its loss.
+            example: A batch of the shape that the learner will receive.
+
+        Returns:
+            The learner, which computes gradients of this module.
+
+        Raises:
+            ValueError: The strategy does not support this module or this batch shape.
+        """
 
     def config(self) -> dict[str, Any]:
+        """Return the name and all options, as plain values that JSON can hold."""
         return {"name": self.name, **asdict(self)}
 
     def resolve(self, auto: dict[str, Any]) -> Strategy:
-        """The strategy with what every "auto" became in an earlier part of the run."""
+        """Return this strategy with its "auto" options replaced.
+
+        Args:
+            auto: The resolved values by field name, from ``Learner.resolved()`` of an earlier part of the run.
+        """
         names = [field.name for field in fields(self) if field.init]
         return replace(self, **{name: auto[name] for name in names if name in auto and getattr(self, name) == "auto"})
 
+    def _require(self, valid: bool, field: str, expected: str) -> None:
+        """Raise ValueError with the value of a field and what was expected instead, unless it is ``valid``."""
+        if not valid:
+            raise ValueError(f"{type(self).__name__}({field}={getattr(self, field)!r}): expected {expected}")
+
+    def _require_steps(self, field: str) -> None:
+        self._require(getattr(self, field) >= 1, field, "a whole number of time steps, at least 1")
+
+    def _require_fraction(self, field: str) -> None:
+        self._require(0 <= getattr(self, field) < 1, field, "a number in [0, 1)")
+
 
 @dataclass(frozen=True)
-class WithUpdates(Strategy):
-    """A strategy that chooses when to update the weights, and whether state continues across sequences."""
+class ScheduledStrategy(Strategy):
+    """A strategy that can update the weights within a sequence and continue states across sequences.
+
+    Args:
+        update_every: Scored time steps per update, at least 1, or "sequence".
+        stateful: Continue each sequence from the hidden states and traces of the previous one.
+        batching: "batched", "vmap" or "auto".
+
+    Raises:
+        ValueError: A field has a value of the wrong type or out of range.
+    """
 
     update_every: UpdateEvery = "sequence"
     """update the weights every N scored time steps, or once per sequence
 
-    With a number, the optimizer and its schedule advance within the sequence. Time steps that weigh nothing make no
-    update.
+    With a number, the optimizer and its schedule advance within the sequence. An interval whose time steps all have
+    weight 0 makes no update.
     """
     stateful: bool = False
     """continue each sequence from the hidden states and traces of the previous one
 
-    Otherwise each sequence starts from fresh ones. ``Phases.reset`` clears those of single sequences of a batch.
+    Otherwise each sequence starts from initial states and empty traces. ``Phases.reset`` resets individual sequences
+    of a batch.
     """
     batching: Batching = "auto"
     """batched: hidden states have a batch axis; vmap: the model is mapped over the sequences of a batch
 
-    The gradients are the same. "auto" takes what the rule and the model allow, and the faster where both work.
+    The gradients are the same. "auto" selects a mode that the rule and the model support, and the faster one if both
+    work.
     """
 
     def __post_init__(self):
         super().__post_init__()
-        if self.update_every != "sequence" and self.update_every < 1:
-            raise ValueError(
-                f"{type(self).__name__}(update_every={self.update_every!r}): expected 'sequence' or a number of time "
-                "steps, 1 or more"
-            )
+        valid = self.update_every == "sequence" or self.update_every >= 1
+        self._require(valid, "update_every", "'sequence' or a number of time steps, 1 or more")
 
-    def cadence(self) -> UpdateSchedule:
+    def update_schedule(self) -> UpdateSchedule:
+        """Return when gradients become weight updates, and whether states continue across sequences."""
         from ..update_schedule import UpdateSchedule
 
         return UpdateSchedule(self.update_every, self.stateful)
 
     def _check_length(self, time: int) -> None:
-        """Raises ValueError where a learning phase of ``time`` time steps has no whole update."""
+        """Raise ValueError if the learning phase, of ``time`` time steps, is shorter than one update interval."""
         if self.update_every != "sequence" and self.update_every > time:
             raise ValueError(
                 f"{type(self).__name__}(update_every={self.update_every}): the learning phase has only {time} time "
@@ -99,7 +144,7 @@ class WithUpdates(Strategy):
             )
 
     def _check_multiple(self, window: int) -> None:
-        """Raises ValueError where updates do not come at the ends of windows."""
+        """Raise ValueError if an update would fall within a window."""
         if self.update_every != "sequence" and self.update_every % window:
             raise ValueError(
                 f"{type(self).__name__}(window={window}, update_every={self.update_every}): an update comes at the end "

@@ -1,11 +1,11 @@
-"""Backpropagation through time, whole or truncated, and the control that trains the readout alone."""
+"""Backpropagation through time (full and truncated), and a control that trains only the readout."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from .base import Batching, Strategy, WithUpdates
+from .base import Batching, ScheduledStrategy, Strategy
 
 if TYPE_CHECKING:
     from ...core.module import Phases
@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 class BPTT(Strategy):
     """Backpropagation through time.
 
-    It runs over the whole sequence, warm-up included (Werbos 1990).
+    The gradient is exact and covers the whole sequence, warm-up included (Werbos 1990). Memory grows with the length of
+    the sequence.
+
+    Args:
+        remat: Recompute activations in the backward pass instead of storing them.
+        batching: "batched", "vmap" or "auto".
 
     Example::
 
@@ -28,7 +33,7 @@ class BPTT(Strategy):
     remat: bool = False
     """recompute activations in the backward pass instead of storing them: less memory, more time
 
-    Only hidden states are stored; the work grows by about a third.
+    Only hidden states are stored. The work grows by about a third.
     """
     batching: Batching = "auto"
     """batched: hidden states have a batch axis; vmap: the model is mapped over the sequences of a batch"""
@@ -40,12 +45,21 @@ class BPTT(Strategy):
 
 
 @dataclass(frozen=True)
-class TBPTT(WithUpdates):
+class TBPTT(ScheduledStrategy):
     """Truncated backpropagation through time.
 
-    Windows of ``window`` time steps tile the whole sequence, warm-up included. Hidden states cross the boundary of a
-    window, gradients do not (Williams and Peng 1990). A window as long as the sequence is BPTT. ``update_every`` must
-    be a multiple of ``window``, and then the warm-up must be one, too.
+    Windows of ``window`` time steps cover the whole sequence, warm-up included. Hidden states continue from one window
+    to the next, gradients do not (Williams and Peng 1990). A window as long as the sequence is BPTT.
+
+    Args:
+        update_every: Scored time steps per update, or "sequence". A number must be a multiple of ``window``, and the
+            length of the warm-up must then be a multiple of ``window`` as well.
+        stateful: Continue each sequence from the hidden states of the previous one.
+        batching: "batched", "vmap" or "auto".
+        window: Time steps that are differentiated together.
+
+    Raises:
+        ValueError: A value is out of range, or ``update_every`` is no multiple of ``window``.
 
     Example::
 
@@ -58,8 +72,7 @@ class TBPTT(WithUpdates):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.window < 1:
-            raise ValueError(f"TBPTT(window={self.window!r}): expected a whole number of time steps, at least 1")
+        self._require_steps("window")
         self._check_multiple(self.window)
 
     def bind(self, objective: Objective, example: Phases) -> Learner:
@@ -82,15 +95,20 @@ class TBPTT(WithUpdates):
 
 
 @dataclass(frozen=True)
-class ReadoutOnly(WithUpdates):
+class ReadoutOnly(ScheduledStrategy):
     """Control: trains the readout and leaves the recurrence random.
 
-    It trains the parameters that reach the output without passing through a hidden state; the others keep their initial
-    values (a reservoir: Jaeger 2001). The gradient of the trained ones is exact at every time step, and no trace is
-    kept.
+    It trains the parameters that reach the output without passing through a hidden state. The others keep their initial
+    values (a reservoir: Jaeger 2001). The gradient of the trained parameters is exact at every time step, and no trace
+    is kept.
 
-    The optimizer does not hold the others, so neither weight decay nor a regulariser in the loss moves them; the loss
-    that is reported still contains such a term.
+    The optimizer does not hold the other parameters, so neither weight decay nor a regulariser in the loss changes
+    them. The reported loss still contains such a term.
+
+    Args:
+        update_every: Scored time steps per update, or "sequence".
+        stateful: Continue each sequence from the hidden states of the previous one.
+        batching: "batched", "vmap" or "auto".
 
     Example::
 

@@ -17,12 +17,25 @@ if TYPE_CHECKING:
 class DRTRL(WindowedRule):
     """Real-time recurrent learning with a diagonal Jacobian.
 
-    What every recurrent weight does to the hidden state is carried along with the network, as far as a (block-)diagonal
-    Jacobian lets it through (Wang et al., Nature Communications 17:1745, 2026).
+    D-RTRL tracks how every recurrent weight affects the hidden state, with a (block-)diagonal approximation of the
+    Jacobian between time steps (Wang et al., Nature Communications 17:1745, 2026).
 
-    On a GRU the reset gate's weight ``Wr`` acts on the hidden state only through ``Wh``, so no trace of it is kept:
-    ``vjp="single-step"`` leaves its gradient exactly zero, the default ``vjp="multi-step"`` gives it the credit that
-    lies within a window.
+    In a GRU, the weight of the reset gate, ``Wr``, affects the hidden state only through ``Wh``, so no trace of it is
+    kept. With ``vjp="single-step"`` its gradient is exactly zero. With the default ``vjp="multi-step"`` it receives the
+    credit within a window.
+
+    Args:
+        update_every: Scored time steps per update, or "sequence".
+        stateful: Continue each sequence from the hidden states and traces of the previous one.
+        batching: "batched", "vmap" or "auto".
+        vjp: How far each loss is backpropagated, "multi-step" or "single-step".
+        window: Scored time steps that are differentiated together.
+        engine: "reverse", "trace" or "auto".
+        segment: Time steps whose activations are stored at once by the reverse engine, "sequence" or "auto".
+        readout_memory: Also backpropagate through the memory of the readout.
+
+    Raises:
+        ValueError: A value is out of range, or two options exclude each other.
 
     Example::
 
@@ -33,10 +46,10 @@ class DRTRL(WindowedRule):
     engine: Literal["auto", "reverse", "trace"] = "auto"
     """compute the gradient by reverse-mode differentiation (reverse) or with a forward trace (trace)
 
-    "trace" carries a trace of size lanes x parameters forward, time step by time step, as braintrace does. "reverse"
-    gives the same numbers by going back through time steps in which the inputs of the traced weights are held constant,
-    segment by segment; from segment to segment it carries a trace, so that memory does not grow with the length of the
-    sequence. "auto" takes "reverse" wherever the model allows it.
+    "trace" updates a trace of size batch x parameters at every time step, as braintrace does. "reverse" computes the
+    same gradient by reverse mode through time steps in which the inputs of the traced weights are held constant, one
+    segment at a time. Between segments it keeps a trace, so memory does not grow with the length of the sequence.
+    "auto" uses "reverse" if the model allows it.
     """
     segment: int | Literal["auto", "sequence"] = "auto"
     """time steps whose activations are stored at once in reverse mode
@@ -46,15 +59,14 @@ class DRTRL(WindowedRule):
     readout_memory: bool = False
     """also backpropagate through the memory of the readout: a leaky readout, a sum over time, a delay
 
-    Credit is exact within a segment. A second recurrent layer is no such memory. It needs the reverse engine.
+    The credit is exact within a segment. A second recurrent layer does not count as readout memory. The option requires
+    the reverse engine.
     """
 
     def __post_init__(self):
         super().__post_init__()
-        if isinstance(self.segment, int) and self.segment < 1:
-            raise ValueError(
-                f"DRTRL(segment={self.segment!r}): expected 'auto', 'sequence' or a number of time steps, 1 or more"
-            )
+        valid = isinstance(self.segment, str) or self.segment >= 1
+        self._require(valid, "segment", "'auto', 'sequence' or a number of time steps, 1 or more")
         if self.engine == "trace" and self.segment != "auto":
             raise ValueError(f"DRTRL(engine='trace', segment={self.segment!r}): a trace has no segments; drop one")
         if self.engine == "trace" and self.readout_memory:
@@ -76,12 +88,22 @@ class DRTRL(WindowedRule):
 class PPProp(WindowedRule):
     """D-RTRL with a factored trace (pp-prop, ES-D-RTRL).
 
-    The trace is factored into an input and an output side, each an exponential average (Wang et al., Nature
-    Communications 17:1745, 2026). Memory is lanes x (inputs + outputs).
+    The trace is factored into an input side and an output side, and each is an exponential average over time (Wang et
+    al., Nature Communications 17:1745, 2026). Its memory is batch x (inputs + outputs).
 
-    The average of the output side begins at zero and is corrected for that by the time steps since the sequence's (with
-    ``stateful=True``: the stream's) beginning, the same number for all lanes. So after ``Phases.reset`` has cleared a
-    lane, the gradient that its traces give is too small for about 1 / (1 - decay) time steps, in the same direction.
+    The average of the output side starts at zero. A correction for this start uses the number of time steps since the
+    beginning of the sequence (with ``stateful=True``: of the stream), which is the same for the whole batch. After
+    ``Phases.reset`` has reset one sequence, the gradient from its traces is therefore too small for about
+    1 / (1 - decay) time steps. Its direction is right.
+
+    The other options are those of ``WindowedRule``.
+
+    Args:
+        decay: Decay rate of the averages, in [0, 1).
+        rank: Time steps, at least 1; a replacement for ``decay``.
+
+    Raises:
+        ValueError: A value is out of range, or both ``decay`` and ``rank`` are given.
 
     Example::
 
@@ -96,14 +118,14 @@ class PPProp(WindowedRule):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.rank is None and self.decay is None:
-            object.__setattr__(self, "decay", 0.9)  # so that what is compared and shown is what is used
         if self.rank is not None and self.decay is not None:
             raise ValueError(f"PPProp(decay={self.decay!r}, rank={self.rank!r}): a rank replaces the decay; drop one")
-        if self.decay is not None and not 0 <= self.decay < 1:
-            raise ValueError(f"PPProp(decay={self.decay!r}): expected a number in [0, 1)")
-        if self.rank is not None and self.rank < 1:
-            raise ValueError(f"PPProp(rank={self.rank!r}): expected a whole number of time steps, at least 1")
+        if self.rank is not None:
+            self._require_steps("rank")
+        else:
+            if self.decay is None:
+                object.__setattr__(self, "decay", 0.9)  # so that the report and a resume see the value in use
+            self._require_fraction("decay")
 
     def rule(self) -> tuple[Any, dict[str, Any]]:
         return "pp_prop", {"decay_or_rank": self.decay if self.rank is None else self.rank, "vjp_method": self.vjp}
@@ -113,6 +135,6 @@ class PPProp(WindowedRule):
         if example.reset is not None:
             steps = (self.rank + 1) / 2 if self.rank is not None else 1 / (1 - (self.decay or 0))
             learner.notes.append(
-                f"pp_prop: after a lane's reset its gradient is too small for about {steps:.0f} time steps"
+                f"pp_prop: after a sequence is reset, its gradient is too small for about {steps:.0f} time steps"
             )
         return learner

@@ -1,4 +1,4 @@
-"""What the rules of braintrace share: cadence, window, and how far a loss is backpropagated."""
+"""Base classes of the braintrace rules: window, reach of each loss, and the batching that a rule supports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from .base import UpdateEvery, WithUpdates
+from .base import ScheduledStrategy, UpdateEvery
 
 if TYPE_CHECKING:
     from ...core.module import Phases
@@ -19,9 +19,14 @@ MULTI_STEP = "Use vjp='multi-step'"
 
 @dataclass(frozen=True)
 class Reach:
-    """How far back credit goes that no trace carries: ``within`` which time steps, and what gives ``more`` of it.
-    ``besides``: what a parameter without any trace has instead. ``anyway``: what gives credit to what a single-step
-    rule holds constant."""
+    """Texts for the parameter report: how far back credit without a trace reaches, and which options extend it.
+
+    Attributes:
+        within: The time steps within which there is credit.
+        more: Advice that gives more credit.
+        besides: What a parameter without any trace has in addition.
+        anyway: Advice that gives credit to what a single-step rule holds constant.
+    """
 
     within: str = "one time step"
     more: str = "For more use drtrl with a window, or tbptt"
@@ -30,10 +35,10 @@ class Reach:
 
     @staticmethod
     def of_window(window: int, scored: int, update_every: UpdateEvery = "sequence") -> Reach:
-        """Of a rule whose windows are ``window`` time steps of the ``scored`` ones of a whole sequence."""
+        """The reach of windows of ``window`` time steps in a sequence with ``scored`` scored ones."""
         within = f"one window of {window} scored time step" + ("s" if window > 1 else "")
         larger, exact = "A larger window", "strategy='bptt'"
-        if update_every != "sequence":  # what is advised must be what can be had
+        if update_every != "sequence":  # advise only what these options allow
             larger, exact = f"{larger}, of which update_every is a multiple,", f"{exact}, which has no update_every,"
         if window >= scored:
             return Reach(within, f"Use {exact} for all")
@@ -44,43 +49,63 @@ ONE_STEP = Reach()
 
 
 @dataclass(frozen=True)
-class OnlineRule(WithUpdates):
-    """An online rule of braintrace."""
+class OnlineRule(ScheduledStrategy):
+    """An online learning rule that braintrace implements.
+
+    A subclass defines ``rule()``. Extend ``SteppedRule`` if the rule has a choice of ``vjp``, and ``WindowedRule`` if
+    it also has windows.
+
+    Attributes:
+        required_batching: The batching in which the rule works: "batched", "vmap" or "either".
+        why_batching: The reason, for the error message.
+        narrow: Whether braintrace can run the rule on hidden states of less than 32 bits.
+
+    Raises:
+        ValueError: ``batching`` is not the one that the rule requires.
+    """
 
     required_batching: ClassVar[RequiredBatching] = "either"
-    """Which batching the rule works in."""
     why_batching: ClassVar[str] = ""
     narrow: ClassVar[bool] = False
-    """Whether braintrace can run the rule on hidden states below 32 bits."""
 
     def __post_init__(self):
         super().__post_init__()
-        required_batching, why = self.works_in()
-        if required_batching != "either" and self.batching not in ("auto", required_batching):
-            raise ValueError(
-                f"{type(self).__name__}(batching={self.batching!r}): this rule needs {required_batching!r}, {why}"
-            )
+        required, why = self.works_in()
+        if required != "either" and self.batching not in ("auto", required):
+            raise ValueError(f"{type(self).__name__}(batching={self.batching!r}): this rule needs {required!r}, {why}")
 
     def works_in(self) -> tuple[RequiredBatching, str]:
-        """Which batching the rule works in with these fields, and why no other."""
+        """Return the batching that the rule requires with these options, and why the other one fails."""
         return self.required_batching, self.why_batching
 
     @abstractmethod
     def rule(self) -> tuple[Any, dict[str, Any]]:
-        """braintrace's algorithm (a name, a class or an ETraceConfig) and its options."""
+        """Return how to call ``braintrace.compile``.
+
+        Returns:
+            The algorithm (its name, its class or a ``braintrace.ETraceConfig``), and its keyword arguments.
+        """
 
     def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
+        """Create the learner.
+
+        Args:
+            objective: The module, with its model and its loss.
+            compiled: The result of ``braintrace.compile``.
+            example: A batch of the shape that the learner will receive.
+        """
         from ..online import OnlineLearner
 
         time = example.sizes[1]
-        window, reach = min(self.window_of(), time), self.reach(time)
-        return OnlineLearner(objective, compiled, window=window, cadence=self.cadence(), reach=reach)
+        window, schedule, reach = min(self.window_of(), time), self.update_schedule(), self.reach(time)
+        return OnlineLearner(objective, compiled, window=window, update_schedule=schedule, reach=reach)
 
     def reach(self, time: int) -> Reach:
-        """How far back credit without a trace goes, where ``time`` time steps are scored."""
+        """Return how far back credit without a trace reaches if ``time`` time steps are scored."""
         return ONE_STEP
 
     def window_of(self) -> int:
+        """Return the number of scored time steps that are differentiated together."""
         return 1
 
     def bind(self, objective: Objective, example: Phases) -> Learner:
@@ -90,12 +115,13 @@ class OnlineRule(WithUpdates):
         return bind(self, objective, example)
 
     def _check_times(self, example: Phases) -> None:
+        """Raise ValueError if the window or the update interval does not suit the length of the sequence."""
         warm, time, _ = example.sizes
-        name, window = type(self).__name__, self.window_of()
+        window = self.window_of()
         if window >= time > 1 and not warm and not self.stateful:
             raise ValueError(
-                f"{name}(window={window}) spans the whole sequence, which is BPTT: use strategy='bptt', or a window "
-                f"below the {time} time steps"
+                f"{type(self).__name__}(window={window}) spans the whole sequence, which is BPTT: use strategy='bptt', "
+                f"or a window below the {time} time steps"
             )
         self._check_length(time)
         self._check_multiple(window)
@@ -103,14 +129,18 @@ class OnlineRule(WithUpdates):
 
 @dataclass(frozen=True)
 class SteppedRule(OnlineRule):
-    """An online rule with a choice of how far each loss is backpropagated."""
+    """An online rule with a choice of how far each loss is backpropagated.
+
+    Args:
+        vjp: "multi-step" or "single-step".
+    """
 
     vjp: Literal["multi-step", "single-step"] = "multi-step"
     """how far each loss is backpropagated: through the window (multi-step) or into the hidden state only (single-step)
 
-    "multi-step" differentiates the window (without one: the time step) exactly and contracts the trace at its entry.
-    "single-step" contracts the trace after the time step and holds every other weight constant: a weight without a
-    trace that acts through the hidden state then gets exactly zero.
+    "multi-step" differentiates the window (one time step, if the rule has no windows) exactly and contracts the trace
+    at the start of the window. "single-step" contracts the trace after each time step and holds every other weight
+    constant. A weight without a trace that acts through the hidden state then has a gradient of exactly zero.
     """
 
     def reach(self, time: int) -> Reach:
@@ -119,21 +149,27 @@ class SteppedRule(OnlineRule):
 
 @dataclass(frozen=True)
 class WindowedRule(SteppedRule):
-    """An online rule with a window."""
+    """An online rule with a window.
+
+    Args:
+        window: Scored time steps that are differentiated together, at least 1.
+
+    Raises:
+        ValueError: The window is below 1, or is combined with ``vjp="single-step"`` or ``batching="vmap"``.
+    """
 
     window: int = 1
     """scored time steps that are differentiated together
 
-    The window is differentiated exactly before the trace at its entry is contracted (``vjp="multi-step"``). Windows
-    tile the scored time steps from the first one; the last may be shorter. One over all scored time steps is refused
-    where there is no warm-up and no carried state, since then it is BPTT.
+    With ``vjp="multi-step"``, the window is differentiated exactly, then the trace at its start is contracted. The
+    first window starts at the first scored time step; the last window may be shorter. A window over all scored time
+    steps is an error if there is no warm-up and ``stateful=False``, since that is BPTT.
     """
 
     def __post_init__(self):
         super().__post_init__()
         name = type(self).__name__
-        if self.window < 1:
-            raise ValueError(f"{name}(window={self.window!r}): expected a whole number of time steps, at least 1")
+        self._require_steps("window")
         if self.window > 1 and self.vjp == "single-step":
             raise ValueError(
                 f"{name}(vjp='single-step', window={self.window}): a single-step rule has no window; set window=1, or "
@@ -141,14 +177,13 @@ class WindowedRule(SteppedRule):
             )
         if self.window > 1 and (self.batching == "vmap" or self.works_in()[0] == "vmap"):
             raise ValueError(
-                f"{name}(window={self.window}): windows need batched states, and this is mapped over lanes"
+                f"{name}(window={self.window}): windows need batched states, and this is mapped over sequences"
             )
 
     def window_of(self) -> int:
         return self.window
 
     def reach(self, time: int) -> Reach:
-
         if self.works_in()[0] == "vmap":
             return super().reach(time)
         return replace(Reach.of_window(min(self.window, time), time, self.update_every), anyway=MULTI_STEP)

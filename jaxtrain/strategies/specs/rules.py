@@ -1,4 +1,7 @@
-"""braintrace's other online rules, one class each: a rule is its fields and how braintrace calls it."""
+"""The other online rules of braintrace. Each class declares the options of a rule and its call of braintrace.
+
+``ScheduledStrategy``, ``SteppedRule`` and ``WindowedRule`` describe the options that a rule inherits.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,22 @@ if TYPE_CHECKING:
     from ...core.objective import Objective
     from ..base import Learner
 
-FILTERED: tuple[RequiredBatching, str] = ("batched", "braintrace's trace filter (kappa) cannot be mapped over lanes")
+FILTERED: tuple[RequiredBatching, str] = ("batched", "braintrace cannot map its trace filter (kappa) over sequences")
 
 
 @dataclass(frozen=True)
 class EProp(SteppedRule):
     """e-prop: D-RTRL with a filtered trace or random feedback.
 
-    Bellec et al., Nature Communications 11:3625, 2020. With symmetric feedback and no filter it is D-RTRL.
+    Bellec et al., Nature Communications 11:3625, 2020. With symmetric feedback and no filter, the rule is D-RTRL.
+
+    Args:
+        feedback: "symmetric" or "random".
+        kappa: Decay of the low-pass filter on the trace, in [0, 1).
+        feedback_seed: Seed of the random feedback matrix.
+
+    Raises:
+        ValueError: ``kappa`` is out of range, or a seed is given without random feedback.
     """
 
     name: ClassVar[str] = "eprop"
@@ -33,8 +44,7 @@ class EProp(SteppedRule):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.kappa < 1:
-            raise ValueError(f"EProp(kappa={self.kappa!r}): expected a number in [0, 1)")
+        self._require_fraction("kappa")
         _check_feedback_seed(self, self.feedback == "random")
 
     def works_in(self) -> tuple[RequiredBatching, str]:
@@ -44,24 +54,20 @@ class EProp(SteppedRule):
         options: dict[str, Any] = {"vjp_method": self.vjp, "feedback": self.feedback}
         if self.kappa:
             options["kappa_filter_decay"] = self.kappa
-        if self.feedback == "random":
-            import jax
-
-            options["random_feedback_key"] = jax.random.key(self.feedback_seed)
-        return "eprop", options
+        return "eprop", options | _feedback_key(self.feedback_seed, self.feedback == "random")
 
 
 @dataclass(frozen=True)
 class OSTLRecurrent(SteppedRule):
     """OSTL with recurrent mixing (SnAp-1).
 
-    The recurrent mixing is kept in the transition's block diagonal (Bohnstingl et al., IEEE TNNLS 2022). The model is
-    mapped over lanes: over a batch braintrace builds a Jacobian of (lanes x hidden) squared.
+    The rule keeps the recurrent mixing in the block diagonal of the transition (Bohnstingl et al., IEEE TNNLS 2022).
+    The model is mapped over sequences, because for a batch braintrace builds a Jacobian of (batch x hidden) squared.
     """
 
     name: ClassVar[str] = "ostl_recurrent"
     required_batching: ClassVar[RequiredBatching] = "vmap"
-    why_batching: ClassVar[str] = "over a batch its Jacobian is (lanes x hidden) squared"
+    why_batching: ClassVar[str] = "over a batch its Jacobian is (batch x hidden) squared"
     narrow: ClassVar[bool] = True
 
     def rule(self) -> tuple[Any, dict[str, Any]]:
@@ -72,7 +78,7 @@ class OSTLRecurrent(SteppedRule):
 class OSTLFeedforward(WindowedRule):
     """OSTL without the temporal term.
 
-    Credit lies within one time step only (Bohnstingl et al., IEEE TNNLS 2022).
+    Credit is limited to one time step (Bohnstingl et al., IEEE TNNLS 2022).
     """
 
     name: ClassVar[str] = "ostl_feedforward"
@@ -85,20 +91,22 @@ class OSTLFeedforward(WindowedRule):
 class SnAp(SteppedRule):
     """SnAp-n: RTRL restricted to units within n time steps of a weight.
 
-    Menick et al. 2020. A large n is RTRL within each hidden group; the cost grows with the square of its size. The
-    model is mapped over lanes.
+    Menick et al. 2020. With a large n, the rule is RTRL within each hidden group. The cost grows with the square of
+    the size of a group. The model is mapped over sequences.
+
+    Args:
+        n: Time steps within which a weight must reach a unit, at least 1.
     """
 
     name: ClassVar[str] = "snap"
     required_batching: ClassVar[RequiredBatching] = "vmap"
-    why_batching: ClassVar[str] = "over a batch braintrace counts lanes as units"
+    why_batching: ClassVar[str] = "over a batch braintrace counts sequences as units"
     n: int = 2
     """time steps within which a weight must reach a unit"""
 
     def __post_init__(self):
         super().__post_init__()
-        if self.n < 1:
-            raise ValueError(f"SnAp(n={self.n!r}): expected a whole number of time steps, at least 1")
+        self._require_steps("n")
 
     def rule(self) -> tuple[Any, dict[str, Any]]:
         import braintrace
@@ -110,15 +118,15 @@ class SnAp(SteppedRule):
 class UORO(OnlineRule):
     """Unbiased rank-one estimate of RTRL.
 
-    It estimates RTRL within each hidden group, without bias for the weights that have a trace, but with high variance
-    (Tallec and Ollivier, ICLR 2018); others have the credit of one time step. Its projections are drawn from the step's
-    random numbers, anew for every sequence, or (``stateful=True``) once where the stream begins and then in a row. It
-    takes batched states only.
+    It estimates RTRL within each hidden group (Tallec and Ollivier, ICLR 2018). For weights that have a trace the
+    estimate is unbiased, but its variance is high. Other weights receive the credit of one time step. The random
+    projections come from the random numbers of the training step. Every sequence starts a new series of them; with
+    ``stateful=True`` one series starts at the beginning of the stream and continues. The rule requires batched states.
     """
 
     name: ClassVar[str] = "uoro"
     required_batching: ClassVar[RequiredBatching] = "batched"
-    why_batching: ClassVar[str] = "braintrace cannot map its random projections over lanes"
+    why_batching: ClassVar[str] = "braintrace cannot map its random projections over sequences"
     narrow: ClassVar[bool] = True
 
     def rule(self) -> tuple[Any, dict[str, Any]]:
@@ -127,18 +135,21 @@ class UORO(OnlineRule):
     def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
         from ..rules import UOROLearner
 
-        return UOROLearner(objective, compiled, cadence=self.cadence())
+        return UOROLearner(objective, compiled, update_schedule=self.update_schedule())
 
 
 @dataclass(frozen=True)
 class ThreeFactor(OnlineRule):
     """Reward-modulated learning: the trace times a reward.
 
-    The reward comes with the batch and is no gradient of the loss (Fremaux and Gerstner 2016). It stands where a loss's
-    gradient with respect to the hidden states would, and the optimizer descends: a positive number lets them fall, so
-    what is to become more is given with a minus. ``Phases.weights`` multiply it, as they multiply a loss. Parameters
-    without a trace (a readout) are not trained; neither is anything trained by a term of the loss, a weight
-    regulariser, say.
+    The reward is part of the batch and is not a gradient of the loss (Fremaux and Gerstner 2016). It replaces the
+    gradient of the loss with respect to the hidden states. The optimizer descends, so a positive number decreases the
+    hidden states: negate a reward that should increase. ``Phases.weights`` multiply the reward, as they multiply a
+    loss. Parameters without a trace, such as a readout, are not trained. Terms of the loss, such as a weight
+    regulariser, have no effect.
+
+    Args:
+        modulator: Name of the reward sequence in ``Phases.extras``.
     """
 
     name: ClassVar[str] = "three_factor"
@@ -147,7 +158,7 @@ class ThreeFactor(OnlineRule):
     modulator: str = "reward"
     """name of the reward sequence in Phases.extras
 
-    Its shape is ``(T_l, B)``, ``(T_l, B, 1)`` or, with a number for each unit, ``(T_l, B, units)``.
+    Its shape is ``(T_l, B)``, ``(T_l, B, 1)`` or ``(T_l, B, units)``, with one number for each unit.
     """
 
     def rule(self) -> tuple[Any, dict[str, Any]]:
@@ -159,19 +170,26 @@ class ThreeFactor(OnlineRule):
         from ..rules import ThreeFactorLearner, check_modulator
 
         check_modulator(self.modulator, compiled, example)
-        return ThreeFactorLearner(objective, compiled, modulator=self.modulator, cadence=self.cadence())
+        return ThreeFactorLearner(objective, compiled, modulator=self.modulator, update_schedule=self.update_schedule())
 
 
 @dataclass(frozen=True)
 class DNI(OnlineRule):
     """D-RTRL with synthetic gradients (decoupled neural interfaces).
 
-    Parameters without a trace also get an estimate of their later credit: a linear synthesiser predicts, from the
-    hidden states, the gradient of what is still to come (Jaderberg et al., ICML 2017).
+    Parameters without a trace also receive an estimate of their later credit: from the hidden states, a linear
+    synthesiser predicts the gradient of the losses that follow (Jaderberg et al., ICML 2017).
 
-    The synthesiser is fitted once, before step 0, on the first batch, by gradient descent against the gradients that
-    the rule itself sends to the hidden states. It is not trained further. A resumed run fits it again as it starts,
-    then takes the one that its checkpoint holds.
+    The synthesiser is fitted once, before step 0, on the first batch, by gradient descent. Its targets are the
+    gradients that the rule sends to the hidden states. It is not trained after that. A resumed run fits it again at its
+    start, then loads the synthesiser of the checkpoint.
+
+    Args:
+        fit_epochs: Passes over the first batch, at least 1.
+        fit_lr: Learning rate of the fit, above 0.
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
     name: ClassVar[str] = "dni"
@@ -182,17 +200,14 @@ class DNI(OnlineRule):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.fit_epochs < 1:
-            raise ValueError(f"DNI(fit_epochs={self.fit_epochs!r}): expected a whole number, at least 1")
-        if not 0 < self.fit_lr < float("inf"):
-            raise ValueError(f"DNI(fit_lr={self.fit_lr!r}): expected a positive rate")
+        self._require(self.fit_epochs >= 1, "fit_epochs", "a whole number, at least 1")
+        self._require(0 < self.fit_lr < float("inf"), "fit_lr", "a positive rate")
 
     def rule(self) -> tuple[Any, dict[str, Any]]:
         return "dni", {}
 
     def reach(self, time: int) -> Reach:
-
-        return Reach(besides="Of what comes later it has the synthesiser's estimate")
+        return Reach(besides="For later losses it has the synthesiser's estimate")
 
     def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
         from ..dni import fitted
@@ -207,8 +222,11 @@ Recursion = Literal["jacobian", "scalar_leak", "none"]
 class ETrace(WindowedRule):
     """Any other rule of braintrace, by its coordinates (braintrace.ETraceConfig).
 
-    Coordinates left as None take braintrace's default; combinations that do not exist are refused with its reason. The
-    rules that need more than a gradient have strategies of their own: ``uoro``, ``three_factor``, ``dni``.
+    A coordinate of None takes the default of braintrace; the docstring under each field describes it. Rules that need
+    more than a gradient are separate strategies: ``uoro``, ``three_factor``, ``dni``.
+
+    Raises:
+        ValueError: braintrace has no such combination; the message gives its reason.
 
     Example::
 
@@ -247,7 +265,8 @@ class ETrace(WindowedRule):
 
     def works_in(self) -> tuple[RequiredBatching, str]:
         if self.recurrence_scope in ("coupled", "sparse_n"):
-            return "vmap", f"over a batch braintrace counts lanes as units (recurrence_scope={self.recurrence_scope!r})"
+            scope = self.recurrence_scope
+            return "vmap", f"over a batch braintrace counts sequences as units (recurrence_scope={scope!r})"
         return FILTERED if self.trace_filter == "kappa" else super().works_in()
 
     def _config(self) -> Any:
@@ -257,21 +276,26 @@ class ETrace(WindowedRule):
         given = {name: value for name in coordinates if (value := getattr(self, name)) is not None}
         try:
             return braintrace.ETraceConfig(**given)
-        except (ValueError, TypeError) as error:  # its refusals name what does not go together
+        except (ValueError, TypeError) as error:  # the message names the coordinates that exclude each other
             spelled = ", ".join(f"{name}={value!r}" for name, value in given.items())
             raise ValueError(f"ETrace({spelled}): {' '.join(str(error).split())}") from None
 
     def rule(self) -> tuple[Any, dict[str, Any]]:
-        options: dict[str, Any] = {"vjp_method": self.vjp}
-        if self.learning_signal == "random_feedback":
-            import jax
-
-            options["random_feedback_key"] = jax.random.key(self.feedback_seed)
-        return self._config(), options
+        key = _feedback_key(self.feedback_seed, self.learning_signal == "random_feedback")
+        return self._config(), {"vjp_method": self.vjp} | key
 
 
 def _check_feedback_seed(rule: EProp | ETrace, random: bool) -> None:
-    """Raises ValueError for a seed that nothing is drawn from."""
+    """Raise ValueError if a seed is given but nothing random is drawn."""
     name, seed = type(rule).__name__, rule.feedback_seed
     if seed and not random:
         raise ValueError(f"{name}(feedback_seed={seed}): the feedback is not random, so nothing is drawn; drop it")
+
+
+def _feedback_key(seed: int, random: bool) -> dict[str, Any]:
+    """The option of braintrace for the random feedback matrix, if there is one."""
+    if not random:
+        return {}
+    import jax
+
+    return {"random_feedback_key": jax.random.key(seed)}

@@ -1,4 +1,4 @@
-"""Cut time steps: which models they fit, what is said where they do not, and what is read of braintrace's graph."""
+"""Detached steps: the models they fit, the messages if they do not, and what is read from braintrace's graph."""
 
 import warnings
 
@@ -11,7 +11,7 @@ import pytest
 
 from jaxtrain import DRTRL
 from jaxtrain.core.objective import Objective
-from jaxtrain.strategies.reverse.detached_step import Cut
+from jaxtrain.strategies.reverse.detached_step import DetachedStep
 from jaxtrain.strategies.reverse.learner import ReverseLearner
 
 
@@ -45,7 +45,7 @@ AWKWARD = {
 
 @pytest.mark.parametrize("name", AWKWARD)
 def test_positions_that_are_mixed(lab, name):
-    """The cut step's derivative would be right, and another than braintrace's."""
+    """The detached step's derivative would be right, and another than braintrace's."""
     task = lab.Task(Mixed(lab, *AWKWARD[name]))
     with pytest.raises(ValueError, match=r"^DRTRL\(engine='reverse'\) does not fit Mixed: .* mixes positions"):
         DRTRL(engine="reverse").bind(Objective(task, lambda x: x), lab.sequences())
@@ -55,8 +55,8 @@ def test_auto_falls_back_and_says_so(lab):
     task = lab.Task(Mixed(lab, jnp.tanh, lambda h: h @ MATRIX))
     learner = DRTRL().bind(Objective(task, lambda x: x), lab.sequences())
     assert not isinstance(learner, ReverseLearner) and "engine" not in learner.resolved()
-    assert learner.notes == ["engine: a trace, since dot_general mixes positions on the way from a weight or a hidden "
-                             "state to the next one"]  # fmt: skip
+    assert learner.notes == ["engine: a trace, since dot_general mixes positions between a weight or a hidden "
+                             "state and the next one"]  # fmt: skip
     grads = lab.learn(DRTRL(), task, lab.sequences())
     again = lab.learn(DRTRL(engine="trace"), lab.Task(Mixed(lab, jnp.tanh, lambda h: h @ MATRIX)), lab.sequences())
     assert grads.keys() == again.keys()
@@ -77,7 +77,7 @@ def test_groups_that_touch_without_a_weight(lab):
     objective = Objective(lab.Task(Two(lab, jnp.tanh)), lambda x: x)
     learner = DRTRL().bind(objective, lab.sequences())
     if isinstance(learner, ReverseLearner):  # one group for braintrace as well
-        assert len(learner.cut.groups) == 1
+        assert len(learner.detached.groups) == 1
     else:
         assert learner.notes
 
@@ -110,7 +110,7 @@ def test_what_is_resolved_is_what_was_taken(lab):
 
 
 def test_shape_of_braintraces_graph(lab):
-    """What ``cut.py`` reads; where upstream changes one of these, it is named here."""
+    """What ``detached_step.py`` reads; if upstream changes one of these, a test fails here."""
     phases, task = lab.sequences(), lab.task()
     learner = DRTRL().bind(Objective(task, lambda x: x), phases)
     assert isinstance(learner, ReverseLearner)
@@ -127,8 +127,8 @@ def test_shape_of_braintraces_graph(lab):
         (equation,) = [e for e in info.closed_jaxpr.jaxpr.eqns if e.outvars[0] is relation.y_var]
         assert equation.invars[0] is relation.x_var
         assert all(var in equation.invars for var in relation.trainable_vars.values())
-    assert [r.paths for r in learner.cut.relations] == [{"rnn.Wz.weight"}, {"rnn.Wh.weight"}]
-    assert isinstance(learner.cut, Cut)
+    assert [r.paths for r in learner.detached.relations] == [{"rnn.Wz.weight"}, {"rnn.Wh.weight"}]
+    assert isinstance(learner.detached, DetachedStep)
     assert {row.name: row.trains for row in learner.report(phases)} == {
         "rnn.Wz.weight": "yes", "rnn.Wr.weight": "in part", "rnn.Wh.weight": "yes", "out.weight": "yes"
     }  # fmt: skip

@@ -66,7 +66,7 @@ def test_the_strategies_page_runs(capsys, monkeypatch):
     assert rewarded < -20 and stream < 0.02 and perturbed > 0
     assert (
         summary(registry.lookup("weight_perturbation"))
-        == "how the loss responds to a random perturbation of all weights"
+        == "how the loss responds to a random perturbation of all weights"  # fmt: skip
     )
 
 

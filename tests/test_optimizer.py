@@ -12,7 +12,7 @@ import optax
 import pytest
 import saiunit as u
 
-from jaxtrain.core.state import Functional
+from jaxtrain.core.functional import Functional
 from jaxtrain.engine.optimizer import Optimizer
 
 RNG = np.random.default_rng(0)

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.functional import Functional, traced
 from ..core.metrics import Mean, Metrics, Pending
 from ..core.module import Module, Objective, Phases, phases_of
 from ..core.state import (
-    Functional,
     attributes_kept,
     drop_weak_types,
     flatten,
@@ -29,7 +29,6 @@ from ..core.state import (
     signature,
     stack,
     state_objects,
-    traced,
     unflatten,
     with_strong_types,
 )

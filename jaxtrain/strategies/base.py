@@ -11,9 +11,10 @@ import brainstate
 import jax
 import jax.numpy as jnp
 
+from ..core.functional import gradient
 from ..core.metrics import Metrics, sum_over_time
 from ..core.module import Objective, Phases, environ_explained, weights_of
-from ..core.state import State, add_to, create_hidden, gradient, long_term_states, parameters, short_term, wide_zeros
+from ..core.state import State, add_to, create_hidden, long_term_states, parameters, short_term, wide_zeros
 from .network import Network, model_over_batch
 from .specs.base import Batching
 

@@ -10,8 +10,9 @@ import braintrace
 import jax
 import jax.numpy as jnp
 
+from ..core.functional import Functional, gradient
 from ..core.module import Objective, Phases
-from ..core.state import Functional, gradient, long_term_states, parameters, set_key
+from ..core.state import long_term_states, parameters, set_key
 from ..utils.logging import log
 from .base import Learner, scored, warm_up
 from .online import OnlineLearner

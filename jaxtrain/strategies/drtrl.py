@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..core.functional import draws_random
 from ..core.module import Objective, Phases
-from ..core.state import draws_random
 from ..utils.logging import one_line
 from .base import Learner, Network, choose_batching, input_of, trained
 from .equations import ELEMENTWISE, Irreversible

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import saiunit as u
 
+from ..core.functional import gradient
 from ..core.metrics import Metrics
 from ..core.module import Objective, Phases
-from ..core.state import SHORT, State, differentiable, gradient, is_key, name_of, states_of
+from ..core.state import SHORT, State, differentiable, is_key, name_of, states_of
 from .axes import where_sequences
 from .base import (
     Learner,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..core.functional import parameters_behind
 from ..core.metrics import Metrics
 from ..core.module import Objective, Phases
-from ..core.state import State, parameters_behind
+from ..core.state import State
 from .base import (
     Learner,
     Network,

@@ -7,8 +7,9 @@ from typing import Any
 import brainstate
 import jax
 
+from ..core.functional import draws_random
 from ..core.module import Objective, Phases
-from ..core.state import draws_random, long_term_states, parameters, states_of
+from ..core.state import long_term_states, parameters, states_of
 from ..utils.logging import one_line
 from .base import Learner, choose_batching, input_of
 from .independence import dependence

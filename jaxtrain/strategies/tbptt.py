@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.functional import gradient
 from ..core.metrics import Metrics, add
 from ..core.module import Objective, Phases, total_weight
-from ..core.state import gradient
 from .base import (
     Learner,
     Network,

@@ -16,12 +16,12 @@ import numpy as np
 
 from ..checkpoint.load import build, load_into, refuse_other_parameters, require_module
 from ..checkpoint.store import Saved
+from ..core.functional import Functional
 from ..core.metrics import Mean, Pending, plain, tag
 from ..core.module import Module, Objective, Phases, phases_of
 from ..core.ownership import refuse_in_use, run_of
 from ..core.snapshots import snapshot
 from ..core.state import (
-    Functional,
     State,
     drop_weak_types,
     fold_in,

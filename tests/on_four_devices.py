@@ -14,8 +14,10 @@ from jax.sharding import PartitionSpec as P
 import jaxtrain as jt
 from jaxtrain.checkpoint.load import build_each
 from jaxtrain.core.state import is_key
-from jaxtrain.engine.program import ALL_FINITE, NONFINITE_INDEX, Program
-from jaxtrain.engine.sharding import Devices, as_devices
+from jaxtrain.engine.collectives import Collectives
+from jaxtrain.engine.program import Program
+from jaxtrain.engine.sharding import as_devices
+from jaxtrain.engine.steps import ALL_FINITE, NONFINITE_INDEX
 from tests.small import CopyGRU, Linear, copies, line, lines
 
 STEPS = 20
@@ -153,7 +155,7 @@ class Noisy(Linear):
 @pytest.mark.parametrize("folded", [True, False])
 def test_random_numbers_differ_between_devices(folded, monkeypatch):
     if not folded:  # without the mechanism the test would see it
-        monkeypatch.setattr(Devices, "fold", lambda self, key: key)
+        monkeypatch.setattr(Collectives, "fold", lambda self, key: key)
     batch = line(0, time=1)
     made = program(Noisy(), jt.BPTT(), batch, 2)
     metrics = made.train([batch] * 2, 0).fetch()
@@ -371,7 +373,7 @@ def test_a_batch_of_vectors():
 
     x, y = line(0, time=4, batch=4)
     batch = x, y, np.arange(1, 5, dtype=np.float32), np.array([0, 1, 2, 3], np.float32)
-    with pytest.raises(ValueError, match="devices=2.*Timed.phases makes of a share.*hang on their own lanes"):
+    with pytest.raises(ValueError, match="devices=2.*Timed.phases of a share.*depends on its own data only"):
         program(Timed(), jt.BPTT(), batch, 2)  # one is of lanes, the other of time steps, and both are vectors of four
     x, y = line(0, time=3, batch=4)
     batch = x, y, batch[2], batch[3][1:]
@@ -398,8 +400,8 @@ def test_refusals():
         run(Linear(), devices=2, seeds=3)
     with pytest.raises(ValueError, match=r"devices=5\): JAX has 4 on cpu; ask for at most 4"):
         run(Linear(), devices=5)
-    with pytest.raises(ValueError, match=r"Coupled.phases makes of a share of the batch.*weights has other values"):
+    with pytest.raises(ValueError, match=r"Coupled.phases of a share of the batch.*weights has other values"):
         run(Coupled(), devices=2)
-    with pytest.raises(ValueError, match="'uoro' carries etrace_.*for all lanes together"):
+    with pytest.raises(ValueError, match="'uoro' keeps one etrace_.* for all sequences"):
         run(CopyGRU(), jt.strategies.UORO(update_every=1, stateful=True), copies(), devices=2)
     assert as_devices("all") == 4

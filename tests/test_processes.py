@@ -130,7 +130,7 @@ def test_two_processes_train_as_two_devices_of_one_and_each_goes_on_with_the_oth
     both(recipe, ["--max-steps", "40", "--run-dir", "cut", "--resume", "last"], tmp_path)
     assert digest(cut) == digest(whole)
     said = alone(recipe, ["--max-steps", "40", "--run-dir", "other", "--resume", "last"], tmp_path)
-    assert "the run was on 2 and is now on 1" in said
+    assert "the run used 2 before and now uses 1" in said
     np.testing.assert_allclose(rows(tmp_path / "other")[-1]["train/loss"], rows(cut)[-1]["train/loss"], rtol=1e-4)
 
 
@@ -271,7 +271,7 @@ DISAGREE = "the processes disagree: run directory: "
              "process 0 failed: the processes disagree: config.lr: 0.1 in process 0, 0.2 in process 1"],
         ),
         *longer(
-            ([["--seeds", "2"]] * 2, ["Fit(seeds=...) in 2 processes: seeds have nothing to tell each other"] * 2),
+            ([["--seeds", "2"]] * 2, ["Fit(seeds=...) in 2 processes: seeds exchange nothing"] * 2),
             (
                 [["--run-dir", "a"], ["--run-dir", "b"]],
                 [DISAGREE, f"process 0 failed: {DISAGREE}"],

@@ -285,6 +285,47 @@ def test_attributes_that_build_sets_are_those_of_the_first_seed():
     assert module.notes == "made 1"
 
 
+class Guarded(dict):
+    """The attributes of a module, which may be set one by one but not replaced as a whole."""
+
+    def clear(self):
+        raise AssertionError("cleared")
+
+    def update(self, *args, **kwargs):
+        raise AssertionError("updated")
+
+
+def test_the_attributes_of_the_users_module_are_never_swapped():
+    class Watch(jt.Callback):
+        reads_model = True
+
+        def see(self, module):
+            assert vars(module) is attributes and module.kept is kept
+            assert {*attributes} == {"optimizer", "kept", "model"}
+
+        def on_fit_start(self, run):
+            self.see(run.module)
+
+        def on_chunk_end(self, run, metrics):
+            self.see(run.module)
+
+        def on_fit_end(self, run, status):
+            self.see(run.module)
+
+    class Records(Random):
+        def build(self):
+            built_in.append(self)
+            return super().build()
+
+    module, kept, built_in, watch = Records(), object(), [], Watch()
+    module.kept = kept
+    attributes = module.__dict__ = Guarded(vars(module))
+    jt.Fit("bptt", seeds=3, max_steps=2, chunk=1, callbacks=[watch]).run(module, lines())
+    watch.see(module)
+    assert built_in[0] is module and len({id(each) for each in built_in}) == 3
+    assert isinstance(module.model, brainstate.nn.Module)
+
+
 def test_a_frozen_seed_stays_frozen_under_another_policy(tmp_path):
     tops = [max(weights(seed)) for seed in range(2)]
     high, limit = int(np.argmax(tops)), sum(tops) / 2

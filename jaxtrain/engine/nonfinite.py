@@ -15,7 +15,8 @@ from ..core.module import Module, Phases, phases_of
 from ..core.state import is_key, seeded
 from ..errors import NonFiniteError
 from ..utils.logging import log
-from .program import ALL_FINITE, NonFinite, Program
+from .program import Program
+from .steps import ALL_FINITE, NonFinite
 
 
 def judged(bad: np.ndarray, first: int, batches: list[Any], policy: NonFinite, program: Program,
@@ -75,7 +76,7 @@ def _train_data(program: Program, batch: Any, number: int, batch_first: bool | N
     module, learner = program.module, program.learner
     with brainstate.environ.context(**module.environ, fit=True), seeded(0):
         batch = jax.tree.map(jnp.asarray, batch)  # as Module.phases meets it in a program
-        phases = program.phases_of(batch, learner.objective.learn, learner.carried)
+        phases = program.binding.phases_of(batch, learner.objective.learn, learner.carried)
     return _nonfinite(batch, phases, f"train data: batch {number}: ", batch_first, learner.carried)
 
 

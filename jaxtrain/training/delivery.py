@@ -8,7 +8,7 @@ import numpy as np
 
 from ..callbacks.run import Run
 from ..engine.nonfinite import Unscored, judged
-from ..engine.program import NONFINITE_INDEX, ZERO_GRADIENT
+from ..engine.steps import NONFINITE_INDEX, ZERO_GRADIENT
 from ..utils.logging import log
 from .pipeline import Chunk
 from .workload import Workload

@@ -35,7 +35,7 @@ from ..data.batch import BATCH_FIRST, stated_layout, time_major
 from ..data.eval_loader import alike, one_pass
 from ..data.iterator import DataModule, as_data, encodes, set_up, warn_of_layout
 from ..engine.nonfinite import Watched
-from ..engine.program import EVALUATE, PREDICT
+from ..engine.steps import EVALUATE, PREDICT
 from ..errors import DataError
 from ..strategies import Strategy
 from ..strategies.base import Network, choose_batching, input_of

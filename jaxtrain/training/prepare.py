@@ -113,7 +113,7 @@ def check_resumable(
     return described, initial
 
 
-def build_models(settings: FitSettings, module: Module, origin: Origin) -> list[dict[str, Any]]:
+def build_models(settings: FitSettings, module: Module, origin: Origin) -> list[Module]:
     """Build the module's model under each seed, and refuse a checkpoint of another model."""
     seeds, several = settings.seeds or (settings.seed,), settings.seeds is not None
     models = build_each(module, seeds, several=several, resumed=origin.saved is not None)

@@ -27,7 +27,7 @@ OTHER_DATA = (
 
 
 def make_program(
-    settings: FitSettings, module: Module, data: DataModule, example: Any, models: Sequence[Any] = ()
+    settings: FitSettings, module: Module, data: DataModule, example: Any, models: Sequence[Module] = ()
 ) -> Program:
     """The programs of a built module, for batches like ``example``. Nothing is compiled yet.
 
@@ -36,7 +36,7 @@ def make_program(
         module: A module whose model is built.
         data: The data that encodes the inputs.
         example: A batch on the host.
-        models: The module's attributes for each seed; default: those it has, for all of them.
+        models: A module built under each seed, the first of which is ``module``; default: ``module`` for all seeds.
     """
     return Program(
         module,
@@ -48,7 +48,7 @@ def make_program(
         accumulate=settings.accumulate,
         nonfinite=settings.nonfinite,
         chunk=settings.chunk,
-        models=models or [dict(vars(module))] * len(settings.seeds or ()),
+        models=models,
         devices=settings.devices,
     )
 

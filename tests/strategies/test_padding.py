@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import jaxtrain as jt
 from jaxtrain.checkpoint.load import build, build_each
-from jaxtrain.engine.program import ALL_FINITE, NONFINITE_INDEX
+from jaxtrain.engine.steps import ALL_FINITE, NONFINITE_INDEX
 from jaxtrain.strategies.padding import inert
 from jaxtrain.training.workload import make_program
 from tests.kit.tiers import longer

@@ -416,5 +416,5 @@ def test_seeds_are_counted_from_seed():
     assert as_seeds(1, 2**32 - 1) == (2**32 - 1,)
     with pytest.raises(ValueError, match="counted from seed=4294967295"):
         as_seeds(2, 2**32 - 1)
-    with pytest.raises(ValueError, match="leave seed out"):
+    with pytest.raises(ValueError, match="do not also pass seed"):
         as_seeds([1, 2], 5)

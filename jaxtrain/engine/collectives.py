@@ -10,7 +10,7 @@ from typing import Any
 import brainstate
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from ..core.state import State, fold_in
 
@@ -41,22 +41,18 @@ class Collectives:
         """
         if self.count == 1:
             return sums, means
-        (added, sums_tree), (averaged, means_tree) = (
-            jax.tree.flatten(jax.tree.map(jnp.asarray, t)) for t in (sums, means)
-        )
         first = jax.lax.axis_index(AXIS) == 0
-        parts = [part for leaf in added for part in _reals(leaf)]
-        parts += [
-            part / self.count if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.where(first, part, 0)
-            for leaf in averaged
-            for part in _reals(leaf)
-        ]
-        wide = jnp.result_type(jnp.float32, *parts)
-        vector = jax.lax.psum(jnp.concatenate([jnp.ravel(part).astype(wide) for part in parts]), AXIS)
-        ends = np.cumsum([part.size for part in parts])[:-1]
-        reduced = iter(jnp.split(vector, ends))
-        added, averaged = ([_from_reals(leaf, reduced) for leaf in leaves] for leaves in (added, averaged))
-        return sums_tree.unflatten(added), means_tree.unflatten(averaged)
+
+        def share(leaf: Any) -> Any:
+            return leaf / self.count if _inexact(leaf) else jnp.where(first, _bytes(leaf).astype(jnp.float32), 0)
+
+        def mean(total: Any, leaf: Any) -> Any:
+            return total if _inexact(leaf) else _from_bytes(total.astype(jnp.uint8), leaf.dtype)
+
+        means = jax.tree.map(jnp.asarray, means)
+        vector, unravel = ravel_pytree((sums, jax.tree.map(share, means)))
+        sums, totals = unravel(jax.lax.psum(vector, AXIS))
+        return sums, jax.tree.map(mean, totals, means)
 
     def total_weight(self, weight: float) -> float:
         """Total weight over all devices, if it is static."""
@@ -78,29 +74,14 @@ class Collectives:
             state.value = fold_in(key, self.count)
 
 
-def _reals(leaf: Any) -> list[Any]:
-    """Split a leaf into real arrays: a complex one into two parts, an integer one into 16-bit parts.
-
-    Floats hold 16-bit parts exactly.
-    """
-    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        return [jnp.real(leaf), jnp.imag(leaf)]
-    if jnp.issubdtype(leaf.dtype, jnp.inexact):
-        return [leaf]
-    if leaf.dtype.itemsize > 4:
-        return [(leaf >> shift & 0xFFFF).astype(jnp.float32) for shift in (0, 16, 32, 48)]
-    wide = leaf.astype(jnp.uint32)
-    return [(wide & 0xFFFF).astype(jnp.float32), (wide >> 16).astype(jnp.float32)]
+def _inexact(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
-def _from_reals(leaf: Any, reduced: Iterator[Any]) -> Any:
-    """Inverse of ``_reals``; takes its parts from the iterator."""
-    count = len(jax.eval_shape(_reals, leaf))
-    parts = [next(reduced).reshape(leaf.shape) for _ in range(count)]
-    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        return jax.lax.complex(*parts).astype(leaf.dtype)
-    if jnp.issubdtype(leaf.dtype, jnp.inexact):
-        return parts[0].astype(leaf.dtype)
-    kind = leaf.dtype if leaf.dtype.itemsize > 4 else jnp.uint32
-    halves = [part.astype(kind) << 16 * i for i, part in enumerate(parts)]
-    return jnp.stack(halves).sum(0, dtype=kind).astype(leaf.dtype)
+def _bytes(leaf: Any) -> Any:
+    """An integer leaf as bytes, which float32 holds exactly."""
+    return leaf.astype(jnp.uint8) if leaf.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(leaf, jnp.uint8)
+
+
+def _from_bytes(held: Any, dtype: Any) -> Any:
+    return held.astype(bool) if dtype == jnp.bool_ else jax.lax.bitcast_convert_type(held, dtype)

@@ -21,7 +21,7 @@ from ..strategies.independence import mixed_loss
 from . import chunks
 from .binding import Binding, bind, environ
 from .report import compiled_memory, describe_parameters, flops, time_steps
-from .seeds import SeedAxis
+from .seeds import require_one_step
 from .sharding import make_devices
 from .steps import PROBE, NonFinite, Steps, guarded
 from .train_state import TrainState
@@ -62,17 +62,14 @@ class Program(TrainState):
                 f"Fit(accumulate={accumulate}) with update_every={update_every}: a sequence makes several updates; "
                 "choose one of the two"
             )
-        seeds = seed if isinstance(seed, tuple) else None
-        placed = make_devices(module, devices, None if seeds is None else len(seeds))
-        bind_to = lambda built: bind(built, strategy, encode, example, placed.split, clip=clip, accumulate=accumulate)  # noqa: E731
-        if seeds is None:
-            first_seed, seed_axis, (binding, initial) = seed, None, bind_to(module)
-        else:
-            first_seed, seed_axis = seeds[0], SeedAxis(seeds)
-            binding, initial = _bind_each(seed_axis, models or [module] * len(seeds), bind_to)
-        super().__init__(binding, replace(placed, specs=binding.specs), first_seed, seed_axis, initial)
+        several, seeds = isinstance(seed, tuple), seed if isinstance(seed, tuple) else (seed,)
+        placed = make_devices(module, devices, len(seeds) if several else None)
+        options = {"encode": encode, "example": example, "clip": clip, "accumulate": accumulate}
+        bind_to = partial(bind, strategy=strategy, split=placed.split, **options)
+        binding, initial = _bind_each(seeds, models or [module] * len(seeds), bind_to)
+        super().__init__(binding, replace(placed, specs=binding.specs), seed, initial)
         self.example = example
-        self._nonfinite = nonfinite
+        self._nonfinite: NonFinite = nonfinite
         self._executables: dict[Any, Any] = {}
         self._train: Any = None
         self.evaluated: list[str] = []
@@ -80,7 +77,10 @@ class Program(TrainState):
         self.chunk = chunks.chosen(self.flops) if chunk == "auto" else chunk
         self.compile_seconds = time.perf_counter() - started
 
-    module = property(attrgetter("binding.module"))
+    @property
+    def module(self) -> Module:
+        return self.binding.module
+
     strategy = property(attrgetter("binding.strategy"))
     objective = property(attrgetter("binding.objective"))
     phases = property(attrgetter("binding.phases"))
@@ -153,20 +153,21 @@ class Program(TrainState):
     def _read(self, kind: Any, choose: Callable[[Steps], Callable], batch: Any, index: int, *, values: Any, first: bool,
               fit: bool = False) -> Any:  # fmt: skip
         key = (kind, first, self.objective.encode, kind_of(batch))
-        given, devices = (values or self.values, self.root), self.devices
+        devices, values, root = self.devices, values or self.values, self.root
         with environ(self.module, fit=fit):
             if first or not devices.split.divides(batch):
-                given, devices = devices.on_first_device(given), devices.single_device()
+                (values, root), devices = devices.on_first_device((values, root)), devices.single_device()
         if key not in self._executables:
             restore_objects(self.binding.objects)
             with environ(self.module, fit=fit):
                 steps = Steps(self.binding, devices.collectives)
                 functional = steps.functional(choose(steps), jnp.int32(0), devices.split.share(batch), fresh=not fit)
-                read = lambda *args: functional(*args)[1]  # noqa: E731
+                read: Callable = lambda *args: functional(*args)[1]  # noqa: E731
                 if self.seed_axis is not None:
                     read = self.seed_axis.first(read) if first else self.seed_axis.map_live(read)
-                self._executables[key] = devices.lower(read, *given, (jnp.int32(0),), batch).compile()
-        return self._executables[key](*given, np.int32(index), devices.to_global_batch([batch], lambda some: some[0]))
+                self._executables[key] = devices.lower(read, values, root, (jnp.int32(0),), batch).compile()
+        data = devices.to_global_batch([batch], lambda some: some[0])
+        return self._executables[key](values, root, np.int32(index), data)
 
     # ----------------------------------------------------------------------------------------------- compiling
 
@@ -231,22 +232,24 @@ class Program(TrainState):
 
 
 def _bind_each(
-    seed_axis: SeedAxis, modules: Sequence[Module], bind_to: Callable[[Module], tuple[Binding, dict[str, Any]]]
-) -> tuple[Binding, dict[str, Any]]:
+    seeds: Sequence[int], modules: Sequence[Module], bind_to: Callable
+) -> tuple[Binding, list[dict[str, Any]]]:
     """Bind each seed's module, and check that all seeds have the same traced time step.
 
     A module that serves several seeds is bound once. The first is bound last: models may share parts, and programs are
     traced with the States of the first.
 
     Returns:
-        The binding of the first module, and the initial values of all seeds.
+        The binding of the first module, and the initial values of each seed.
     """
-    bound: dict[int, Any] = {}
+    bound: dict[int, tuple[Binding, dict[str, Any]]] = {}
+    steps: dict[int, Any] = {}
     for module in reversed(modules):
         if id(module) not in bound:
-            binding, values = bind_to(module)
-            with environ(module, fit=True):
-                bound[id(module)] = binding, values, traced(lambda b=binding: time_steps(b.learner, b.phases))
-    bindings, values, steps = zip(*(bound[id(module)] for module in modules), strict=True)
-    seed_axis.require_one_step(steps, type(modules[0]).__name__)
-    return bindings[0], seed_axis.stacked(values)
+            binding, values = bound[id(module)] = bind_to(module)
+            if modules[0] is not modules[-1]:
+                with environ(module, fit=True):
+                    steps[id(module)] = traced(lambda b=binding: time_steps(b.learner, b.phases))
+    if steps:
+        require_one_step(seeds, [steps[id(module)] for module in modules], type(modules[0]).__name__)
+    return bound[id(modules[0])][0], [bound[id(module)][1] for module in modules]

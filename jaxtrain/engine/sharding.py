@@ -146,7 +146,7 @@ class Devices:
 
         def one(spec: P, leaf: Any, local: Any) -> Any:
             lead = np.shape(local)[: np.ndim(local) - np.ndim(leaf)]
-            sharding = NamedSharding(self.mesh, P(*(None for _ in lead), *spec))
+            sharding = self._sharding(P(*(None for _ in lead), *spec))
             return jax.make_array_from_process_local_data(sharding, np.asarray(local), (*lead, *np.shape(leaf)))
 
         return jax.tree.map(one, specs, batches[0], own, is_leaf=is_spec)
@@ -166,8 +166,11 @@ class Devices:
         put = lambda spec, tree: jax.tree.map(lambda leaf: self._put(leaf, spec), tree)  # noqa: E731
         return jax.tree.map(put, specs, values, is_leaf=is_spec)
 
+    def _sharding(self, spec: P) -> Any:
+        return None if self.mesh is None else NamedSharding(self.mesh, spec)
+
     def _put(self, leaf: Any, spec: P) -> Any:
-        sharding = NamedSharding(self.mesh, spec)
+        sharding = self._sharding(spec)
         if processes.count() == 1:
             return jax.device_put(leaf, sharding)
         if getattr(leaf, "sharding", None) == sharding:
@@ -215,8 +218,7 @@ class Devices:
 
         def abstract(spec: P, leaf: Any) -> Any:
             shape = np.shape(leaf) if stacked is None else (stacked, *np.shape(leaf))
-            sharding = None if self.mesh is None else NamedSharding(self.mesh, spec)
-            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
+            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=self._sharding(spec))
 
         shapes = jax.tree.map(abstract, specs, batch, is_leaf=is_spec)
         if self.mesh is not None:

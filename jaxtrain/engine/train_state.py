@@ -22,16 +22,21 @@ class TrainState:
     Args:
         binding: The States that the values belong to.
         devices: Where the values are placed.
-        seed: The seed of the run; with several seeds, the first.
-        seed_axis: The seeds that are trained side by side, or None.
-        initial: Initial values; with several seeds, stacked.
+        seed: The seed of the run, or a tuple of the seeds that are trained side by side.
+        initial: Initial values of each seed.
     """
 
-    def __init__(self, binding: Binding, devices: Devices, seed: int, seed_axis: SeedAxis | None,
-                 initial: dict[str, Any]):  # fmt: skip
-        self.binding, self.devices, self.seed, self.seed_axis = binding, devices, seed, seed_axis
-        self.root = devices.place(jax.random.key(seed) if seed_axis is None else seed_axis.root())
-        self.values: dict[str, Any] = devices.place(initial)
+    def __init__(self, binding: Binding, devices: Devices, seed: int | tuple[int, ...], initial: list[dict[str, Any]]):
+        self.binding, self.devices = binding, devices
+        self.seed_axis = SeedAxis(seed) if isinstance(seed, tuple) else None
+        self.seed = seed[0] if isinstance(seed, tuple) else seed
+        """The seed of the run; with several, the first."""
+        root, values = (
+            (jax.random.key(self.seed), initial[0])
+            if self.seed_axis is None
+            else (self.seed_axis.root(), self.seed_axis.stacked(initial))
+        )
+        self.root, self.values = devices.place(root), devices.place(values)
 
     @property
     def state_ids(self) -> set[int]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..callbacks.run import Run
-from ..engine.nonfinite import Unscored, judged
+from ..engine.nonfinite import Unscored, finite_steps
 from ..engine.steps import NONFINITE_INDEX, ZERO_GRADIENT
 from ..utils.logging import log
 from .pipeline import Chunk
@@ -38,7 +38,7 @@ class Delivery:
         run, workload = self.run, self.workload
         arrays, first, n = chunk.metrics.fetch(), run.step, len(chunk.batches)
         bad, dead = arrays.pop(NONFINITE_INDEX)[:n], arrays.pop(ZERO_GRADIENT)[:n]
-        n, error = judged(
+        n, error = finite_steps(
             bad, first, chunk.batches, workload.settings.nonfinite, workload.program, workload.batch_first
         )
         nums = {name: mean.num[:n] for name, mean in arrays.items()}

@@ -549,7 +549,7 @@ TRAINED: dict[str, tuple[Any, ...]] = {
               strategy="readout_only"),
     ),
     "several seeds of one model": (
-        lambda: jt.Fit("bptt", max_steps=1, seeds=2).run(built(), [line(0)]), "give a new module",
+        lambda: jt.Fit("bptt", max_steps=1, seeds=2).run(built(), [line(0)]), "pass a new module",
         train(seeds=2),
     ),
     "a plain attribute drawn at random": (

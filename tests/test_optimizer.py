@@ -359,7 +359,7 @@ def test_an_optimizer_that_is_registered_in_part():
 
 
 def test_what_is_no_optimizer_is_refused():
-    with pytest.raises(TypeError, match=r"^configure_optimizer returned float; expected a gradient-based braintools.optim"):
+    with pytest.raises(TypeError, match=r"^configure_optimizer returned float; expected a gradient-based braintools"):
         Bench(0.1)
     with pytest.raises(TypeError, match=r"^configure_optimizer of group 'a' returned str; expected"):
         Bench({"a": "adam"}, group=lambda name: "a")

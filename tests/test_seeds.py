@@ -396,9 +396,9 @@ def test_a_model_that_is_there_already_is_refused():
 def test_a_checkpoint_of_several_seeds_is_read_one_by_one(tmp_path):
     fit, module = jt.Fit("bptt", seeds=2, max_steps=2, run_dir=tmp_path), Random()
     fit.run(module, lines())
-    with pytest.raises(ValueError, match=r"holds the seeds \[0, 1\]: take one with jaxtrain.load"):
+    with pytest.raises(ValueError, match=r"holds the seeds \[0, 1\]: load one with jaxtrain.load"):
         fit.validate(module, lines(), checkpoint="last")
-    with pytest.raises(ValueError, match=r"holds the seeds \[0, 1\]: take one with jaxtrain.load"):
+    with pytest.raises(ValueError, match=r"holds the seeds \[0, 1\]: load one with jaxtrain.load"):
         jt.load(tmp_path, Random())
     with pytest.raises(ValueError, match=r"seed=5: .* holds \[0, 1\]"):
         jt.load(tmp_path, Random(), seed=5)

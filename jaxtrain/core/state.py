@@ -33,9 +33,8 @@ def parameters(model) -> dict[str, brainstate.ParamState]:
 
 def long_term_states(model) -> dict[str, State]:
     """States other than parameters that outlive a sequence: running statistics, a model's own random states."""
-    return {
-        name: state for name, state in states_of(model).items() if not isinstance(state, (brainstate.ParamState, SHORT))
-    }
+    others = (brainstate.ParamState, SHORT)
+    return {name: state for name, state in states_of(model).items() if not isinstance(state, others)}
 
 
 def short_term(model) -> dict[str, State]:
@@ -54,10 +53,9 @@ def differentiable(value: Any) -> bool:
 def with_strong_types(value: Any) -> Any:
     """Copy values to device arrays with strong types; weak types and Python numbers would recompile the second step."""
 
-    def one(leaf):
-        if is_key(leaf):  # also a copy: donated buffers are not always marked as deleted
-            data = jnp.array(np.asarray(jax.random.key_data(leaf)))
-            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    def one(leaf):  # always a copy: donated buffers are not always marked as deleted
+        if is_key(leaf):
+            return jax.random.wrap_key_data(one(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
         array = jnp.asarray(leaf)
         return jnp.array(np.asarray(array), dtype=array.dtype)
 
@@ -69,8 +67,7 @@ def stack(values: list[Any]) -> Any:
 
     def one(*leaves):
         if is_key(leaves[0]):
-            data = np.stack([np.asarray(jax.random.key_data(leaf)) for leaf in leaves])
-            return jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(leaves[0]))
+            return jax.random.wrap_key_data(one(*map(jax.random.key_data, leaves)), impl=jax.random.key_impl(leaves[0]))
         return jnp.asarray(np.stack([np.asarray(leaf) for leaf in leaves]))
 
     return jax.tree.map(one, *values)
@@ -145,12 +142,8 @@ def _alike(a: Any, b: Any) -> bool:
 
 def _init_states(model, batch_size: int, vmapped: bool) -> None:
     if vmapped:
-
-        @brainstate.transform.vmap_new_states(state_tag="new", axis_size=batch_size)
-        def init():
-            brainstate.nn.init_all_states(model)
-
-        init()
+        init = lambda: brainstate.nn.init_all_states(model)  # noqa: E731
+        brainstate.transform.vmap_new_states(init, state_tag="new", axis_size=batch_size)()
     else:
         brainstate.nn.init_all_states(model, batch_size=batch_size)
 
@@ -174,17 +167,19 @@ def restore_objects(nodes: list[tuple[Any, dict[str, State]]]) -> None:
 
 def state_objects(model) -> list[tuple[Any, dict[str, State]]]:
     """The nodes of a model, each with its attributes that are States."""
+    only_states = lambda held: {name: value for name, value in held.items() if isinstance(value, State)}  # noqa: E731
+    return [(node, only_states(vars(node))) for node in _nodes(model)]
+
+
+def _nodes(model) -> list[Any]:
     found: Any = brainstate.graph.nodes(model)
-    nodes = {id(node): node for node in found.values()}.values()
-    return [(node, {name: value for name, value in vars(node).items() if isinstance(value, State)}) for node in nodes]
+    return list({id(node): node for node in found.values()}.values())
 
 
 @contextmanager
 def attributes_kept(model) -> Iterator[None]:
     """Context after which the attributes of every node of a model are restored, State objects included."""
-    found: Any = brainstate.graph.nodes(model)
-    nodes = list({id(node): node for node in found.values()}.values())
-    kept = [(node, dict(vars(node))) for node in nodes]
+    kept = [(node, dict(vars(node))) for node in _nodes(model)]
     try:
         yield
     finally:
@@ -223,7 +218,7 @@ def flatten(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def unflatten(template: dict[str, Any], flat: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of ``flatten``; ``template`` provides trees and units, and tells which leaves are random keys."""
+    """The inverse of ``flatten``; ``template`` provides the trees, the units, and which leaves are random keys."""
     result = {}
     for name, value in template.items():
         leaves = []

@@ -15,8 +15,8 @@ from ..core.state import State, drop_weak_types, states_of
 
 UNJITTED = {
     "ReduceLROnPlateau": (
-        "optax.contrib.reduce_on_plateau, chained after the optimizer, which receives the train loss of every update (its "
-        "accumulation_size averages that many losses)"
+        "optax.contrib.reduce_on_plateau, chained after the optimizer, which receives the train loss of every update "
+        "(its accumulation_size averages that many losses)"
     ),
     "SequentialLR": "optax.join_schedules",
     "ChainedScheduler": "one optax schedule that multiplies the factors",
@@ -44,8 +44,8 @@ class Braintools:
         missing = [name for name, state in params.items() if id(state) not in {id(s) for s in registered.values()}]
         if missing:
             raise ValueError(
-                f"the optimizer {where}misses {missing}: register every trained parameter, or none (jaxtrain then does it), "
-                "or exclude them with Module.trainable"
+                f"the optimizer {where}misses {missing}: register every trained parameter, or none (jaxtrain then "
+                "does it), or exclude them with Module.trainable"
             )
         extra = [str(key) for key, state in registered.items() if id(state) not in known]
         if extra:

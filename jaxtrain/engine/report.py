@@ -106,7 +106,7 @@ def _meminfo(name: str) -> int:
 
 
 def val_sizes(module: Module, val: EvalLoader | None) -> tuple[int, int, int] | None:
-    """Warm-up time steps, scored time steps and sequences of the first validation batch, or None without validation."""
+    """Warm-up time steps, scored time steps and sequences of the first validation batch; None without validation."""
     if val is None:
         return None
     with environ(module, fit=False):

@@ -103,12 +103,12 @@ class BatchSplit:
             wanted = take_share(whole, of_phases, number, self.count)
             if jax.tree.structure(part) != jax.tree.structure(wanted):
                 return "another structure"
-            leaves = zip(jax.tree_util.tree_leaves_with_path(part), jax.tree.leaves(wanted), strict=True)
-            for (path, ours), theirs in leaves:
+            paths, ours = zip(*jax.tree_util.tree_leaves_with_path(part), strict=True)
+            for path, mine, theirs in zip(paths, ours, jax.tree.leaves(wanted), strict=True):
                 name = jax.tree_util.keystr(path).lstrip(".")
-                if np.shape(ours) != np.shape(theirs):
-                    return f"{name} has shape {np.shape(ours)} instead of {np.shape(theirs)}"
-                if not random and not np.allclose(ours, theirs, rtol=1e-5, atol=1e-6, equal_nan=True):
+                if np.shape(mine) != np.shape(theirs):
+                    return f"{name} has shape {np.shape(mine)} instead of {np.shape(theirs)}"
+                if not random and not np.allclose(mine, theirs, rtol=1e-5, atol=1e-6, equal_nan=True):
                     return f"{name} has other values"
         return ""
 

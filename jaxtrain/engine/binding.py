@@ -106,21 +106,12 @@ def bind(module: Module, strategy: Strategy, encode: Callable, example: Any, spl
                 whole = strategy.bind(objective, phases).states()
                 specs = split.state_specs(own, whole, strategy.name)
                 values |= {f"learner/{name}": state.value for name, state in whole.items()}
+        specs = {f"learner/{name}": spec for name, spec in specs.items()}
         binding = Binding(
-            module=module,
-            strategy=strategy,
-            objective=objective,
-            phases=phases,
-            share=share,
-            learner=learner,
-            parameter_reports=reports,
-            optimizer=optimizer,
-            parameters=list(parameters(model)),
-            long_term=long_term,
-            states=states,
-            specs={f"learner/{name}": spec for name, spec in specs.items()},
-            objects=state_objects(model),
-        )
+            module=module, strategy=strategy, objective=objective, phases=phases, share=share, learner=learner,
+            parameter_reports=reports, optimizer=optimizer, parameters=list(parameters(model)), long_term=long_term,
+            states=states, specs=specs, objects=state_objects(model),
+        )  # fmt: skip
         return binding, {name: with_strong_types(value) for name, value in values.items()}
 
 

@@ -82,8 +82,8 @@ def refuse_beyond_memory(report: dict[str, Any]) -> None:
         of_traces = f", of which traces are {_bytes(traces)}" if traces > needed / 10 else ""
         raise MemoryError(
             f"a train step of strategy {report['strategy']['name']!r} needs {_bytes(needed)} at once{of_traces}, and "
-            f"this {'machine' if kind == 'cpu' else 'device'} has {_bytes(available)}: use a smaller batch or model, or "
-            "another strategy"
+            f"this {'machine' if kind == 'cpu' else 'device'} has {_bytes(available)}: use a smaller batch or model, "
+            "or another strategy"
         )
 
 

@@ -31,11 +31,10 @@ class TrainState:
         self.seed_axis = SeedAxis(seed) if isinstance(seed, tuple) else None
         self.seed = seed[0] if isinstance(seed, tuple) else seed
         """The seed of the run; with several, the first."""
-        root, values = (
-            (jax.random.key(self.seed), initial[0])
-            if self.seed_axis is None
-            else (self.seed_axis.root(), self.seed_axis.stacked(initial))
-        )
+        if self.seed_axis is None:
+            root, values = jax.random.key(self.seed), initial[0]
+        else:
+            root, values = self.seed_axis.root(), self.seed_axis.stacked(initial)
         self.root, self.values = devices.place(root), devices.place(values)
 
     @property

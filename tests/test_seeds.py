@@ -1,4 +1,4 @@
-"""Seeds side by side: each lane is the run of its seed alone, and what is not finite stays in its lane."""
+"""Seeds side by side: each equals the run of its seed alone, and nonfinite numbers stay within their seed."""
 
 import json
 import math
@@ -59,7 +59,7 @@ def mapped(request, monkeypatch):
 
     def init(self, seeds):
         make(self, seeds)
-        assert self.one_by_one  # what CPUs have by themselves
+        assert self.one_by_one  # the default on CPU
         self.one_by_one = request.param
 
     monkeypatch.setattr(SeedAxis, "__init__", init)

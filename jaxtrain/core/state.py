@@ -142,8 +142,12 @@ def _alike(a: Any, b: Any) -> bool:
 
 def _init_states(model, batch_size: int, vmapped: bool) -> None:
     if vmapped:
-        init = lambda: brainstate.nn.init_all_states(model)  # noqa: E731
-        brainstate.transform.vmap_new_states(init, state_tag="new", axis_size=batch_size)()
+
+        @brainstate.transform.vmap_new_states(state_tag="new", axis_size=batch_size)
+        def init():
+            brainstate.nn.init_all_states(model)
+
+        init()
     else:
         brainstate.nn.init_all_states(model, batch_size=batch_size)
 

@@ -86,7 +86,7 @@ MADE: dict[str, tuple[Any, ...]] = {
         lambda: jt.Fit("bptt", seeds=[1, 2]),
     ),
     "seeds": (
-        lambda: jt.Fit("bptt", seeds="two"), "expected how many, counted from seed=0, or a list",
+        lambda: jt.Fit("bptt", seeds="two"), "expected the number of seeds, counted from seed=0, or a list",
         lambda: jt.Fit("bptt", seeds=2), lambda: jt.Fit("bptt", seeds=[4, 7]),
     ),
     "strategy class": (

@@ -554,7 +554,7 @@ TRAINED: dict[str, tuple[Any, ...]] = {
     ),
     "a plain attribute drawn at random": (
         train(lambda: Of(lambda: masked(lambda mask: mask)), seeds=2),
-        "Make it a brainstate.State of the model, or train one seed a run",
+        "Make it a brainstate.State of the model, or train one seed per run",
         train(lambda: Of(lambda: masked(brainstate.LongTermState)), seeds=2),
         train(lambda: Of(lambda: masked(lambda mask: mask))),
     ),

@@ -14,8 +14,10 @@ from jax.sharding import PartitionSpec as P
 import jaxtrain as jt
 from jaxtrain.checkpoint.load import build_each
 from jaxtrain.core.state import is_key
-from jaxtrain.engine.program import ALL_FINITE, NONFINITE_INDEX, Program
-from jaxtrain.engine.sharding import Devices, as_devices
+from jaxtrain.engine.collectives import Collectives
+from jaxtrain.engine.program import Program
+from jaxtrain.engine.sharding import as_devices
+from jaxtrain.engine.steps import ALL_FINITE, NONFINITE_INDEX
 from tests.small import CopyGRU, Linear, copies, line, lines
 
 STEPS = 20
@@ -30,8 +32,8 @@ STRATEGIES = {
 }
 
 
-def pieces(step: int, time: int = 5, batch: int = 4) -> jt.Phases:
-    """Of a stream: lanes begin anew at times of their own, and weigh as much as they like."""
+def stream_batch(step: int, time: int = 5, batch: int = 4) -> jt.Phases:
+    """A batch of a stream, in which each sequence has resets and weights of its own."""
     rng = np.random.default_rng((3, step))
     return jt.Phases(
         warmup=None,
@@ -60,7 +62,7 @@ def trained(made: Program, batches: list[Any]) -> np.ndarray:
 
 
 def alike(made: Program) -> None:
-    """What is said to be whole on every device is the same there, bit for bit."""
+    """Replicated values are equal on all devices, bit for bit."""
     for name, value in made.values.items():
         for leaf in jax.tree.leaves(value):
             if not is_key(leaf) and leaf.sharding.is_fully_replicated:
@@ -69,7 +71,7 @@ def alike(made: Program) -> None:
 
 
 def collectives(text: str) -> list[tuple[str, int]]:
-    """Of a compiled program: each collective, and how many loops it lies within."""
+    """Each collective of a compiled program, and the number of loops around it."""
     within: dict[str, tuple[str, int]] = {}
     found, block = [], ""
     for row in text.splitlines():
@@ -108,7 +110,7 @@ def test_the_reader_of_programs_sees_loops():
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_losses_are_those_of_one_device_by_one_all_reduce_an_update(name):
     carried = name.startswith("stream")
-    batches = [pieces(i) if carried else copies().train_data().batch(i) for i in range(STEPS)]
+    batches = [stream_batch(i) if carried else copies().train_data().batch(i) for i in range(STEPS)]
     truth = trained(program(CopyGRU(), STRATEGIES[name], batches[0], 1), batches)
     assert truth[-1] != truth[0]
     for devices in (2, 4):
@@ -137,7 +139,7 @@ def test_shares_that_weigh_differently_count_by_their_weight():
 
 
 class Noisy(Linear):
-    """Draws a number a lane from the step's random numbers, and one from a random state of the model's own."""
+    """Draws one number per sequence from the step's random numbers, and one from the model's own random state."""
 
     class Net(Linear.Net):
         def __init__(self):
@@ -153,7 +155,7 @@ class Noisy(Linear):
 @pytest.mark.parametrize("folded", [True, False])
 def test_random_numbers_differ_between_devices(folded, monkeypatch):
     if not folded:  # without the mechanism the test would see it
-        monkeypatch.setattr(Devices, "fold", lambda self, key: key)
+        monkeypatch.setattr(Collectives, "fold", lambda self, key: key)
     batch = line(0, time=1)
     made = program(Noisy(), jt.BPTT(), batch, 2)
     metrics = made.train([batch] * 2, 0).fetch()
@@ -189,7 +191,7 @@ def test_running_statistics_are_averaged():
     np.testing.assert_allclose(four.values["model/mean"], one.values["model/mean"], rtol=1e-5, atol=1e-6)
     assert int(four.values["model/count"]) == int(one.values["model/count"]) == 9
     first = max(int(1000 * x[:, 0].max()) for x, _ in batches) - 2**20
-    assert int(four.values["model/most"]) == first  # whole numbers: as the first device has them
+    assert int(four.values["model/most"]) == first  # integers: the first device's
     alike(four)
 
 
@@ -233,7 +235,7 @@ def test_accumulated_batches():
 
 def test_validation_is_split_where_it_divides():
     batches = [copies().train_data().batch(0), copies(batch_size=3).train_data().batch(0)]
-    made = [program(CopyGRU(), STREAM, pieces(0), n) for n in (1, 4)]
+    made = [program(CopyGRU(), STREAM, stream_batch(0), n) for n in (1, 4)]
     for batch in batches:
         one, four = (p.evaluate(batch, 0).fetch()["loss"] for p in made)
         np.testing.assert_allclose(four.num / four.weight, one.num / one.weight, rtol=1e-5)
@@ -362,7 +364,7 @@ def test_seeds_of_a_fit():
 
 
 def test_a_batch_of_vectors():
-    """A vector of lanes is split, one of as many time steps is not."""
+    """A vector of sequences is split, a vector of as many time steps is not."""
 
     class Timed(Linear):
         def phases(self, batch):
@@ -371,8 +373,8 @@ def test_a_batch_of_vectors():
 
     x, y = line(0, time=4, batch=4)
     batch = x, y, np.arange(1, 5, dtype=np.float32), np.array([0, 1, 2, 3], np.float32)
-    with pytest.raises(ValueError, match="devices=2.*Timed.phases makes of a share.*hang on their own lanes"):
-        program(Timed(), jt.BPTT(), batch, 2)  # one is of lanes, the other of time steps, and both are vectors of four
+    with pytest.raises(ValueError, match="devices=2.*Timed.phases of a share.*depends on its own data only"):
+        program(Timed(), jt.BPTT(), batch, 2)  # one is over sequences, the other over time steps
     x, y = line(0, time=3, batch=4)
     batch = x, y, batch[2], batch[3][1:]
     one, two = (trained(program(Timed(), jt.BPTT(), batch, n), [batch]) for n in (1, 2))
@@ -380,7 +382,7 @@ def test_a_batch_of_vectors():
 
 
 class Coupled(Linear):
-    """Weights that hang on the whole batch."""
+    """Weights that depend on the whole batch."""
 
     def phases(self, batch):
         x, y = batch
@@ -398,8 +400,8 @@ def test_refusals():
         run(Linear(), devices=2, seeds=3)
     with pytest.raises(ValueError, match=r"devices=5\): JAX has 4 on cpu; ask for at most 4"):
         run(Linear(), devices=5)
-    with pytest.raises(ValueError, match=r"Coupled.phases makes of a share of the batch.*weights has other values"):
+    with pytest.raises(ValueError, match=r"Coupled.phases of a share of the batch.*weights has other values"):
         run(Coupled(), devices=2)
-    with pytest.raises(ValueError, match="'uoro' carries etrace_.*for all lanes together"):
+    with pytest.raises(ValueError, match="'uoro' keeps one etrace_.* for all sequences"):
         run(CopyGRU(), jt.strategies.UORO(update_every=1, stateful=True), copies(), devices=2)
     assert as_devices("all") == 4

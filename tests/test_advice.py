@@ -82,11 +82,11 @@ def without_default():
 
 MADE: dict[str, tuple[Any, ...]] = {
     "seed beside a list": (
-        lambda: jt.Fit("bptt", seed=3, seeds=[1, 2]), "a list says all the seeds; leave seed out",
+        lambda: jt.Fit("bptt", seed=3, seeds=[1, 2]), "the list contains all seeds; do not also pass seed",
         lambda: jt.Fit("bptt", seeds=[1, 2]),
     ),
     "seeds": (
-        lambda: jt.Fit("bptt", seeds="two"), "expected how many, counted from seed=0, or a list",
+        lambda: jt.Fit("bptt", seeds="two"), "expected the number of seeds, counted from seed=0, or a list",
         lambda: jt.Fit("bptt", seeds=2), lambda: jt.Fit("bptt", seeds=[4, 7]),
     ),
     "strategy class": (
@@ -433,7 +433,7 @@ def masked(hold: Callable) -> Net:
 TRAINED: dict[str, tuple[Any, ...]] = {
     "a scheduler on a plateau": (
         optimizer(lambda: bo.Adam(bo.ReduceLROnPlateau(1e-3))),
-        "use optax with optax.contrib.reduce_on_plateau, chained behind the optimizer, which sees the train loss",
+        "use optax with optax.contrib.reduce_on_plateau, chained after the optimizer, which receives the train loss",
         optimizer(lambda: optax.chain(
             optax.adam(1e-3), optax.contrib.reduce_on_plateau(patience=2, accumulation_size=4))),
     ),
@@ -454,7 +454,7 @@ TRAINED: dict[str, tuple[Any, ...]] = {
             [dict(init_value=0.0, peak_value=0.1, decay_steps=5, warmup_steps=1)]))),
     ),
     "an optimizer that searches along a line": (
-        optimizer(optax.lbfgs), "use another one, as optax.adam of optax", optimizer(lambda: optax.adam(1e-3)),
+        optimizer(optax.lbfgs), "use another one, for example optax.adam of optax", optimizer(lambda: optax.adam(1e-3)),
     ),
     "no optimizer": (
         optimizer(lambda: 0.1), "an optax transformation, or a dict of them",
@@ -549,12 +549,12 @@ TRAINED: dict[str, tuple[Any, ...]] = {
               strategy="readout_only"),
     ),
     "several seeds of one model": (
-        lambda: jt.Fit("bptt", max_steps=1, seeds=2).run(built(), [line(0)]), "give a new module",
+        lambda: jt.Fit("bptt", max_steps=1, seeds=2).run(built(), [line(0)]), "pass a new module",
         train(seeds=2),
     ),
     "a plain attribute drawn at random": (
         train(lambda: Of(lambda: masked(lambda mask: mask)), seeds=2),
-        "Make it a brainstate.State of the model, or train one seed a run",
+        "Make it a brainstate.State of the model, or train one seed per run",
         train(lambda: Of(lambda: masked(brainstate.LongTermState)), seeds=2),
         train(lambda: Of(lambda: masked(lambda mask: mask))),
     ),

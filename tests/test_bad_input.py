@@ -189,7 +189,7 @@ RUNS = {
     "no learning_step": (NoStep, Lines(), {}, TypeError, r"NoStep defines no learning_step\(forward, x, y\)"),
     "not a module": (Linear.Net, Lines(), {}, TypeError, "expected a jaxtrain.Module object, got"),
     "a module's class": (lambda: Linear, Lines(), {}, TypeError, "expected a jaxtrain.Module object, got"),
-    "no optimizer": (NoOptimizer, Lines(), {}, TypeError, "configure_optimizer gave str; expected"),
+    "no optimizer": (NoOptimizer, Lines(), {}, TypeError, "configure_optimizer returned str; expected"),
     "no configure_optimizer": (
         WithoutOptimizer,
         Lines(),

@@ -50,7 +50,7 @@ def test_a_recipe_makes_its_devices(tmp_path):
     recipe += ["2", "--max-steps", "2", "--no-progress", "--run-dir", tmp_path, "--warmup", "0"]
     done = process(*recipe, "--batch-size", "4", "--devices", "2")
     assert done.returncode == 0, done.stderr
-    assert "devices    2, 2 lanes each" in done.stdout + done.stderr
+    assert "devices    2, 2 sequences each" in done.stdout + done.stderr
     assert json.loads((tmp_path / "config.json").read_text())["fit"]["devices"] == 2
     done = process(*recipe, "--batch-size", "3", "--devices", "2", "--run-dir", tmp_path / "odd")
     assert done.returncode == 1

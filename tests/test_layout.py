@@ -192,7 +192,7 @@ def test_the_report_shows_validation_batches_of_another_layout(caplog):
     other = [tuple(np.concatenate([leaf] * 3) for leaf in batch) for batch in TIME_MAJOR]
     report = fit().run(Linear(), jt.DataModule(TIME_MAJOR, other, batch_first=False), dry_run=True).report
     time, lanes = other[0][0].shape[:2]
-    assert f"validation 0 warm-up + {time} scored time steps, {lanes} lanes" in preflight.lines(report)
+    assert f"validation 0 warm-up + {time} scored time steps, {lanes} sequences" in preflight.lines(report)
     assert time == 3 * report["learning"]
 
 

@@ -58,7 +58,7 @@ def test_another_models_checkpoint_changes_nothing(running):
 
     module = Wider()
     module.model = module.build()
-    with pytest.raises(ValueError, match=r"of another model: model/mean: 'float32\[2\]' in .*give the module of that"):
+    with pytest.raises(ValueError, match=r"of another model: model/mean: 'float32\[2\]' in .*pass the module of that"):
         jt.load(running[2].run_dir, module)
     assert (np.asarray(module.model.w.value) == np.float32(0.1)).all(), "the parameters fit, and were left alone"
 

@@ -374,7 +374,7 @@ def test_data_that_is_not_finite_is_named(leaf):
         return batch
 
     where = rf"train data: batch 4: leaf batch\[{leaf}\] holds 1 values that are not finite, the first at \[2, 1, 1\]"
-    with pytest.raises(jt.errors.NonFiniteError, match=rf"^step 5: train/loss is not finite; {where}: mend the data"):
+    with pytest.raises(jt.errors.NonFiniteError, match=rf"^step 5: train/loss is not finite; {where}: fix the data"):
         jt.Fit("bptt", max_steps=8, chunk=4).run(Linear(), Lines(change=spoil))
 
 
@@ -387,7 +387,7 @@ def test_a_place_in_the_data_is_that_of_the_users_layout():
         jt.errors.NonFiniteError, match=r"holds 1 values that are not finite, the first at \[3, 4, 0\]"
     ) as told:
         jt.Fit("bptt", max_steps=1).run(Linear(), [(x, y)], batch_first=True)
-    assert all(str(told.value).count(way) == 1 for way in ("mend the data", "nonfinite=", "weight 0", "lower the"))
+    assert all(str(told.value).count(way) == 1 for way in ("fix the data", "nonfinite=", "weight 0", "lower the"))
 
 
 class Weighted(Linear):
@@ -412,9 +412,9 @@ def test_steps_without_any_weight_are_warned_of(caplog):
     assert [line.partition(": ")[0] for line in said] == [
         "steps 1 to 8",
         "val/loss is not finite",
-        "no update was made in all 20 steps, and the parameters are as before",
+        "no update in all 20 steps; the parameters are unchanged",
     ]
-    assert "no time step has a weight above 0" in said[0] and "has a time step a weight above 0" in said[1]
+    assert "no time step has a weight above 0" in said[0] and "all time steps of the val data have weight 0" in said[1]
     caplog.clear()
     jt.Fit("bptt", max_steps=6, log_every=8).run(Weighted(), weighted(0, 1, 0), batch_first=False)
     jt.Fit("bptt", max_steps=6, log_every=8, accumulate=4).run(Weighted(), weighted(0, 1, 0), batch_first=False)
@@ -448,7 +448,7 @@ def test_a_validation_that_is_not_finite_says_why(caplog):
     ]
     val = [tuple(a.swapaxes(0, 1) for a in batch) for batch in (good, bad)]
     assert said(Linear(), val, batch_first=True)[0].endswith("the first at [1, 2, 0]")
-    outputs = "val/loss is not finite; val data: batch 0: all of its arrays are finite, so the outputs of the model, or"
+    outputs = "val/loss is not finite; val data: batch 0: all of its arrays are finite, so the model's outputs, or"
     assert said(Outputs(), [good])[0].startswith(outputs)
     assert said(Linear(), [good]) == []
     caplog.clear()

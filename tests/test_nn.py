@@ -157,10 +157,10 @@ def test_learned_states_come_back_at_a_reset(cell):
         ({"cell": "lru", "orthogonal": True}, "so orthogonal does not apply"),
         ({"cell": "vanilla", "chrono": 9.0}, "'vanilla' has no gates"),
         ({"cell": "rnn"}, "cell 'rnn' is unknown; expected one of gru,"),
-        ({"cell": "gru", "chrono": 1.0}, "chrono: 1.0 is too short"),
+        ({"cell": "gru", "chrono": 1.0}, "chrono=1.0: expected a number of time steps above 2"),
         ({"cell": "lru", "r_min": 0.9, "r_max": 0.8}, "expected 0 <= r_min < r_max < 1"),
         ({"cell": "lru", "max_phase": 0.0}, "expected a positive angle"),
-        ({"nonlinear": True}, "nonlinear is for the encoder, and there is none"),
+        ({"nonlinear": True}, "nonlinear=True applies to the encoder, which needs a width"),
     ],
 )
 def test_what_has_no_effect_is_refused(options, message):

@@ -12,7 +12,7 @@ import optax
 import pytest
 import saiunit as u
 
-from jaxtrain.core.state import Functional
+from jaxtrain.core.functional import Functional
 from jaxtrain.engine.optimizer import Optimizer
 
 RNG = np.random.default_rng(0)
@@ -359,9 +359,9 @@ def test_an_optimizer_that_is_registered_in_part():
 
 
 def test_what_is_no_optimizer_is_refused():
-    with pytest.raises(TypeError, match=r"^configure_optimizer gave float; expected a gradient-based braintools.optim"):
+    with pytest.raises(TypeError, match=r"^configure_optimizer returned float; expected a gradient-based braintools"):
         Bench(0.1)
-    with pytest.raises(TypeError, match=r"^configure_optimizer of group 'a' gave str; expected"):
+    with pytest.raises(TypeError, match=r"^configure_optimizer of group 'a' returned str; expected"):
         Bench({"a": "adam"}, group=lambda name: "a")
     with pytest.raises(
         ValueError, match=r"^the optimizer of SimpleNamespace cannot run in a compiled program .*optax$"

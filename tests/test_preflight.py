@@ -81,7 +81,7 @@ def test_the_report_names_what_drtrl_cannot_train(vjp, word):
         "segment=auto, readout_memory=False)"
     )
     assert report["trace_bytes"] and any(line.startswith("traces ") for line in text)
-    assert text[1] == "sequence   5 warm-up + 2 scored time steps, 4 lanes"
+    assert text[1] == "sequence   5 warm-up + 2 scored time steps, 4 sequences"
     assert text[2] == "parameters 376 (1.5 KiB)"
     assert any(line.startswith("resolved   chunk=50, batching=batched") for line in text)
     assert report["flops"] > 0 and report["memory"]["peak_bytes"] > 0 and report["compile_seconds"] > 0

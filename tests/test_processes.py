@@ -271,7 +271,7 @@ DISAGREE = "the processes disagree: run directory: "
              "process 0 failed: the processes disagree: config.lr: 0.1 in process 0, 0.2 in process 1"],
         ),
         *longer(
-            ([["--seeds", "2"]] * 2, ["Fit(seeds=...) in 2 processes: seeds have nothing to tell each other"] * 2),
+            ([["--seeds", "2"]] * 2, ["Fit(seeds=...) in 2 processes: seeds exchange nothing"] * 2),
             (
                 [["--run-dir", "a"], ["--run-dir", "b"]],
                 [DISAGREE, f"process 0 failed: {DISAGREE}"],

@@ -11,7 +11,9 @@ import jaxtrain as jt
 from jaxtrain.core.metrics import Pending
 from jaxtrain.core.state import long_term_states
 from jaxtrain.engine import chunks
+from jaxtrain.engine.binding import environ
 from jaxtrain.engine.program import Program
+from jaxtrain.engine.steps import Steps
 from jaxtrain.strategies.registry import make_strategy
 from tests.small import CopyGRU, Linear, Lines, copies, leaves, line
 
@@ -153,3 +155,24 @@ def test_only_pending_fetches_and_it_counts():
     tree = Pending({"a": jnp.arange(3), "b": (jnp.float32(1),)}).fetch()
     assert Pending.fetches == before + 1
     assert all(isinstance(leaf, np.ndarray | np.generic) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("strategy", ["bptt", "drtrl", "pp_prop"])
+def test_tracing_changes_no_object_of_the_trainer(strategy):
+    """A trace may be made again, or not at all if its program is cached: nothing may depend on when it happens."""
+    module, data = CopyGRU(), copies()
+    batch = data.train_data().batch(0)
+    program = make(module, batch, strategy, encode=data.encode)
+    program.prepare(evaluate=[batch])
+    binding = program.binding
+    objects = [program, program.devices, binding, program.learner, program.learner.network, binding.optimizer,
+               binding.objective, module]  # fmt: skip
+    before = [dict(vars(each)) for each in objects]
+    steps = Steps(binding, program.devices.collectives)
+    for step, fit in ((steps.train, True), (steps.evaluate, False)):
+        with environ(module, fit=fit):
+            steps.functional(step, jnp.int32(0), batch, fresh=not fit)
+    program._compile_train()
+    for each, held in zip(objects, before, strict=True):
+        now = vars(each)
+        assert now.keys() == held.keys() and all(now[name] is held[name] for name in held), type(each).__name__

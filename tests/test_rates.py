@@ -18,7 +18,7 @@ def test_warm_up_then_cosine():
     flat = schedule(2.0, 110, warmup=10)
     assert [float(flat(i)) for i in (5, 10, 110)] == pytest.approx([1, 2, 2])
     assert schedule(2.0, 110) == 2.0
-    with pytest.raises(ValueError, match="warmup=110: expected 0 or more updates, and fewer than all 110"):
+    with pytest.raises(ValueError, match="warmup=110: expected at least 0 and fewer than all 110 updates"):
         schedule(2.0, 110, warmup=110)
 
 

@@ -1,4 +1,4 @@
-"""Seeds side by side: each lane is the run of its seed alone, and what is not finite stays in its lane."""
+"""Seeds side by side: each equals the run of its seed alone, and nonfinite numbers stay within their seed."""
 
 import json
 import math
@@ -59,7 +59,7 @@ def mapped(request, monkeypatch):
 
     def init(self, seeds):
         make(self, seeds)
-        assert self.one_by_one  # what CPUs have by themselves
+        assert self.one_by_one  # the default on CPU
         self.one_by_one = request.param
 
     monkeypatch.setattr(SeedAxis, "__init__", init)
@@ -285,6 +285,47 @@ def test_attributes_that_build_sets_are_those_of_the_first_seed():
     assert module.notes == "made 1"
 
 
+class Guarded(dict):
+    """The attributes of a module, which may be set one by one but not replaced as a whole."""
+
+    def clear(self):
+        raise AssertionError("cleared")
+
+    def update(self, *args, **kwargs):
+        raise AssertionError("updated")
+
+
+def test_the_attributes_of_the_users_module_are_never_swapped():
+    class Watch(jt.Callback):
+        reads_model = True
+
+        def see(self, module):
+            assert vars(module) is attributes and module.kept is kept
+            assert {*attributes} == {"optimizer", "kept", "model"}
+
+        def on_fit_start(self, run):
+            self.see(run.module)
+
+        def on_chunk_end(self, run, metrics):
+            self.see(run.module)
+
+        def on_fit_end(self, run, status):
+            self.see(run.module)
+
+    class Records(Random):
+        def build(self):
+            built_in.append(self)
+            return super().build()
+
+    module, kept, built_in, watch = Records(), object(), [], Watch()
+    module.kept = kept
+    attributes = module.__dict__ = Guarded(vars(module))
+    jt.Fit("bptt", seeds=3, max_steps=2, chunk=1, callbacks=[watch]).run(module, lines())
+    watch.see(module)
+    assert built_in[0] is module and len({id(each) for each in built_in}) == 3
+    assert isinstance(module.model, brainstate.nn.Module)
+
+
 def test_a_frozen_seed_stays_frozen_under_another_policy(tmp_path):
     tops = [max(weights(seed)) for seed in range(2)]
     high, limit = int(np.argmax(tops)), sum(tops) / 2
@@ -355,9 +396,9 @@ def test_a_model_that_is_there_already_is_refused():
 def test_a_checkpoint_of_several_seeds_is_read_one_by_one(tmp_path):
     fit, module = jt.Fit("bptt", seeds=2, max_steps=2, run_dir=tmp_path), Random()
     fit.run(module, lines())
-    with pytest.raises(ValueError, match=r"holds the seeds \[0, 1\]: take one with jaxtrain.load"):
+    with pytest.raises(ValueError, match=r"holds the seeds \[0, 1\]: load one with jaxtrain.load"):
         fit.validate(module, lines(), checkpoint="last")
-    with pytest.raises(ValueError, match=r"holds the seeds \[0, 1\]: take one with jaxtrain.load"):
+    with pytest.raises(ValueError, match=r"holds the seeds \[0, 1\]: load one with jaxtrain.load"):
         jt.load(tmp_path, Random())
     with pytest.raises(ValueError, match=r"seed=5: .* holds \[0, 1\]"):
         jt.load(tmp_path, Random(), seed=5)
@@ -375,5 +416,5 @@ def test_seeds_are_counted_from_seed():
     assert as_seeds(1, 2**32 - 1) == (2**32 - 1,)
     with pytest.raises(ValueError, match="counted from seed=4294967295"):
         as_seeds(2, 2**32 - 1)
-    with pytest.raises(ValueError, match="leave seed out"):
+    with pytest.raises(ValueError, match="do not also pass seed"):
         as_seeds([1, 2], 5)

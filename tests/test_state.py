@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxtrain.core import state as js
+from jaxtrain.core.functional import Functional, draws_random
 from jaxtrain.strategies.axes import where_sequences
 
 DTYPES = (np.float32, np.int32, np.int8, np.uint32, np.bool_, np.complex64)
@@ -132,7 +133,7 @@ def test_draws_random():
     for noise, draws in ((0.0, False), (0.1, True)):
         net = Net(noise)
         js.create_hidden(net, 4, False)
-        assert js.draws_random(net, x) is draws
+        assert draws_random(net, x) is draws
 
 
 def test_strong_drops_weak_types_and_keeps_keys():
@@ -183,7 +184,7 @@ def test_functional_is_pure():
         count.value = count.value + 1
         return scratch.value.sum() + count.value
 
-    functional = js.Functional(step, {"count": count}, [scratch], jnp.zeros(2))
+    functional = Functional(step, {"count": count}, [scratch], jnp.zeros(2))
     values = {"count": jnp.int32(5), "unread": jnp.float32(1)}
     new, result = jax.jit(functional)(values, jnp.ones(2))
     assert (int(new["count"]), float(new["unread"]), float(result)) == (6, 1.0, 10.0)
@@ -199,7 +200,7 @@ def test_functional_refuses_states_of_nobody():
         other.value = other.value + mine.value[0]
 
     with pytest.raises(ValueError, match=r"touches a LongTermState that .* \(value \(3, 1\)\): make it an attribute"):
-        js.Functional(step, {"mine": mine}, [])
+        Functional(step, {"mine": mine}, [])
 
 
 def grown(value):
@@ -219,7 +220,7 @@ def test_functional_names_a_state_that_changes(change, message):
     def step():
         state.value = change(state.value)
 
-    functional = js.Functional(step, {"w": state}, [])
+    functional = Functional(step, {"w": state}, [])
     with pytest.raises(ValueError, match=message):
         functional({"w": jnp.ones(2)})
 
@@ -229,6 +230,6 @@ def test_functional_draws_from_the_key_that_is_set():
         js.set_key(key)
         return brainstate.random.rand(3)
 
-    functional = js.Functional(step, {}, [], jax.random.key(0))
+    functional = Functional(step, {}, [], jax.random.key(0))
     one, two, again = (functional({}, jax.random.key(seed))[1] for seed in (1, 2, 1))
     assert (one == again).all() and (one != two).all()

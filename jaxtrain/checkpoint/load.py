@@ -1,4 +1,4 @@
-"""Builds a module's model under a seed, or gives it the values of a checkpoint."""
+"""Build a module's model under a seed, and load the values of a checkpoint into it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .reading import Saved
 from .run_directory import read_checkpoint
 
 MODEL_PREFIX = "model/"
-"""Prefix of the names of lasting states in a checkpoint."""
+"""Prefix of the names of a model's long-term states in a checkpoint."""
 
 
 @alone("jaxtrain.load")
@@ -62,7 +62,7 @@ def load(path: str | Path, module: Module, *, seed: int | None = None) -> Module
 
 
 def create_long_term_states(module: Module, saved: Saved) -> None:
-    """Run the model's ``init_state`` if the checkpoint holds lasting states that only ``init_state`` creates."""
+    """Run the model's ``init_state`` if the checkpoint holds long-term states that only ``init_state`` creates."""
     if {name for name in saved.train if name.startswith(MODEL_PREFIX)} - _flat(_long_term_states(module)).keys():
         with brainstate.environ.context(**module.environ, fit=True), seeded(0):
             create_hidden(module.model, 1, False)
@@ -73,35 +73,36 @@ def _of_seed(saved: Saved, seed: int | None) -> Saved:
         return saved
     seeds = saved.meta.get("seeds") or []
     if seed not in seeds:
-        raise ValueError(f"seed={seed}: the checkpoint of step {saved.step} holds {seeds or 'one run; leave seed out'}")
+        content = seeds or "one seed; leave seed out"
+        raise ValueError(f"seed={seed}: the checkpoint of step {saved.step} holds {content}")
     index = seeds.index(seed)
     params, train = ({n: leaf[index] for n, leaf in flat.items()} for flat in (saved.params, saved.train))
     return replace(saved, params=params, train=train, meta={**saved.meta, "seeds": None})
 
 
 def load_into(module: Module, saved: Saved) -> None:
-    """Load parameters and lasting states into a module; change nothing if any of them belongs to another model."""
+    """Load parameters and long-term states into a module; change nothing if any of them belongs to another model."""
     refuse_other_parameters(module, saved)
-    kept = {name: leaf for name, leaf in saved.train.items() if name.startswith(MODEL_PREFIX)}
+    values = {name: leaf for name, leaf in saved.train.items() if name.startswith(MODEL_PREFIX)}
     states = _long_term_states(module)
-    _refuse(saved, kept, states)
+    _refuse(saved, values, states)
     _assign(parameters(module.model), saved.params)
-    _assign(states, kept)
+    _assign(states, values)
 
 
 def refuse_other_parameters(module: Module, saved: Saved) -> None:
     """Raise ValueError if a checkpoint's parameters have other names, shapes or dtypes, or belong to several seeds."""
     if seeds := saved.meta.get("seeds"):
         raise ValueError(
-            f"the checkpoint of step {saved.step} holds the seeds {seeds}: take one with "
-            f"jaxtrain.load(path, module, seed={seeds[0]}), and go on with that module and no checkpoint"
+            f"the checkpoint of step {saved.step} holds the seeds {seeds}: load one with "
+            f"jaxtrain.load(path, module, seed={seeds[0]}), and use that module without a checkpoint"
         )
     _refuse(saved, saved.params, parameters(module.model))
 
 
 def _refuse(saved: Saved, flat: dict[str, Any], states: Any) -> None:
     recorded = {"step": saved.step, "model": signature(flat)}
-    refuse_differences(recorded, {"model": signature(_flat(states))}, ("model",), "give the module of that run")
+    refuse_differences(recorded, {"model": signature(_flat(states))}, ("model",), "pass the module of that run")
 
 
 def _long_term_states(module: Module) -> dict[str, State]:
@@ -130,14 +131,14 @@ def build(module: Module, seed: int) -> None:
         )
 
 
-def build_each(module: Module, seeds: Sequence[int], *, several: bool, resumed: bool) -> list[dict[str, Any]]:
-    """The module's attributes, including its model, as built under each seed.
+def build_each(module: Module, seeds: Sequence[int], *, several: bool, resumed: bool) -> list[Module]:
+    """A module with a model for each seed: ``module`` itself for the first, shallow copies of it for the others.
 
     A model that the module already has is kept. With one seed, training starts from it. When a run of several seeds is
     resumed, it serves all seeds, because their values come from the checkpoint.
 
     Args:
-        module: The module; its attributes are those of the last seed afterwards.
+        module: The module.
         seeds: The seeds to build under.
         several: Whether the run trains several seeds.
         resumed: Whether the values will come from a checkpoint.
@@ -149,17 +150,21 @@ def build_each(module: Module, seeds: Sequence[int], *, several: bool, resumed: 
         if several and not resumed:
             raise ValueError(
                 f"Fit(seeds=...): {type(module).__name__} has a model already, whose values every seed would start "
-                "from; give a new module"
+                "from; pass a new module"
             )
-        build(module, seeds[0])  # checks it
-        return [dict(vars(module))] * len(seeds)
-    before, each = dict(vars(module)), []
-    for seed in seeds:
-        vars(module).clear()
-        vars(module).update(before)
-        build(module, seed)
-        each.append(dict(vars(module)))
+        each = [module] * len(seeds)
+    else:
+        each = [module, *(_shallow_copy(module) for _ in seeds[1:])]
+    for one, seed in zip(each, seeds, strict=True):
+        build(one, seed)
     return each
+
+
+def _shallow_copy(module: Module) -> Module:
+    """Unlike ``copy.copy``, it does not depend on methods that a user may have written for pickling."""
+    twin = object.__new__(type(module))
+    vars(twin).update(vars(module))
+    return twin
 
 
 def require_module(module: Any) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
 from brainstate import State
-from brainstate.transform import StatefulFunction
-from jax.extend.core import jaxpr_as_fun
-from jax.interpreters import partial_eval
 
 SHORT = brainstate.ShortTermState
 """States that are recreated for every sequence; all other States outlive it."""
@@ -36,9 +33,8 @@ def parameters(model) -> dict[str, brainstate.ParamState]:
 
 def long_term_states(model) -> dict[str, State]:
     """States other than parameters that outlive a sequence: running statistics, a model's own random states."""
-    return {
-        name: state for name, state in states_of(model).items() if not isinstance(state, (brainstate.ParamState, SHORT))
-    }
+    others = (brainstate.ParamState, SHORT)
+    return {name: state for name, state in states_of(model).items() if not isinstance(state, others)}
 
 
 def short_term(model) -> dict[str, State]:
@@ -57,10 +53,9 @@ def differentiable(value: Any) -> bool:
 def with_strong_types(value: Any) -> Any:
     """Copy values to device arrays with strong types; weak types and Python numbers would recompile the second step."""
 
-    def one(leaf):
-        if is_key(leaf):  # also a copy: donated buffers are not always marked as deleted
-            data = jnp.array(np.asarray(jax.random.key_data(leaf)))
-            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    def one(leaf):  # always a copy: donated buffers are not always marked as deleted
+        if is_key(leaf):
+            return jax.random.wrap_key_data(one(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
         array = jnp.asarray(leaf)
         return jnp.array(np.asarray(array), dtype=array.dtype)
 
@@ -72,8 +67,7 @@ def stack(values: list[Any]) -> Any:
 
     def one(*leaves):
         if is_key(leaves[0]):
-            data = np.stack([np.asarray(jax.random.key_data(leaf)) for leaf in leaves])
-            return jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(leaves[0]))
+            return jax.random.wrap_key_data(one(*map(jax.random.key_data, leaves)), impl=jax.random.key_impl(leaves[0]))
         return jnp.asarray(np.stack([np.asarray(leaf) for leaf in leaves]))
 
     return jax.tree.map(one, *values)
@@ -177,152 +171,25 @@ def restore_objects(nodes: list[tuple[Any, dict[str, State]]]) -> None:
 
 def state_objects(model) -> list[tuple[Any, dict[str, State]]]:
     """The nodes of a model, each with its attributes that are States."""
+    only_states = lambda held: {name: value for name, value in held.items() if isinstance(value, State)}  # noqa: E731
+    return [(node, only_states(vars(node))) for node in _nodes(model)]
+
+
+def _nodes(model) -> list[Any]:
     found: Any = brainstate.graph.nodes(model)
-    nodes = {id(node): node for node in found.values()}.values()
-    return [(node, {name: value for name, value in vars(node).items() if isinstance(value, State)}) for node in nodes]
+    return list({id(node): node for node in found.values()}.values())
 
 
 @contextmanager
 def attributes_kept(model) -> Iterator[None]:
     """Context after which the attributes of every node of a model are restored, State objects included."""
-    found: Any = brainstate.graph.nodes(model)
-    nodes = list({id(node): node for node in found.values()}.values())
-    kept = [(node, dict(vars(node))) for node in nodes]
+    kept = [(node, dict(vars(node))) for node in _nodes(model)]
     try:
         yield
     finally:
         for node, attributes in kept:
             vars(node).clear()
             vars(node).update(attributes)
-
-
-def draws_random(model: Callable, x: Any) -> bool:
-    """Return True if one call of the model draws random numbers."""
-    touched = StatefulFunction(model).make_jaxpr(x).get_states(x)
-    return any(isinstance(state, brainstate.random.RandomState) for state in touched)
-
-
-def traced(call: Callable, *args: Any) -> Any:
-    """The closed jaxpr of a call that may read and write States."""
-    return StatefulFunction(call, return_only_write=False).make_jaxpr(*args).get_jaxpr(*args)
-
-
-def parameters_behind(call: Callable, model, x: Any) -> set[str]:
-    """Names of the parameters that the new short-term states depend on, after one call of the model."""
-    stateful = StatefulFunction(call, return_only_write=False).make_jaxpr(x)
-    closed: Any = stateful.get_jaxpr(x)
-    states = stateful.get_states(x)
-    sizes = [len(jax.tree.leaves(state.value)) for state in states]
-    wanted = [False] * (len(closed.jaxpr.outvars) - sum(sizes))
-    for state, size in zip(states, sizes, strict=True):
-        wanted += [isinstance(state, SHORT)] * size
-    used = _used(closed, wanted)
-    names = {id(state): name for name, state in parameters(model).items()}
-    first, found = len(closed.jaxpr.invars) - sum(sizes), set()
-    for state, size in zip(states, sizes, strict=True):
-        if id(state) in names and any(used[first : first + size]):
-            found.add(names[id(state)])
-        first += size
-    return found
-
-
-def reaches_states(call: Callable, *args: Any) -> list[bool]:
-    """For each leaf of the arguments: whether the value of any State after the call depends on it."""
-    stateful = StatefulFunction(call, return_only_write=False).make_jaxpr(*args)
-    closed: Any = stateful.get_jaxpr(*args)
-    after = sum(len(jax.tree.leaves(state.value)) for state in stateful.get_states(*args))
-    wanted = [False] * (len(closed.jaxpr.outvars) - after) + [True] * after
-    return _used(closed, wanted)[: len(jax.tree.leaves(args))]
-
-
-def _used(closed: Any, wanted: list[bool]) -> list[bool]:
-    """For each argument of a closed jaxpr: whether any wanted result depends on it."""
-    # Traced again, since brainstate's jaxpr does not name its arguments as dead-code elimination expects.
-    shapes = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in closed.jaxpr.invars]
-    plain = jax.make_jaxpr(jaxpr_as_fun(closed))(*shapes)
-    return partial_eval.dce_jaxpr(plain.jaxpr, wanted)[1]
-
-
-# ------------------------------------------------------------------------------------------ pure functions
-
-
-def gradient(function: Callable, states: Any) -> Callable[..., tuple[Any, Any]]:
-    """Turn a function that returns ``(loss, auxiliary)`` into one that returns ``(gradients, auxiliary)``.
-
-    Gradients have the tree of ``states``, which holds the States to differentiate with respect to.
-    """
-    # A parameter that the loss does not use gets zeros; the report and the audit of the first update name it.
-    return cast(Any, brainstate.transform.grad(function, states, has_aux=True, check_states=False))
-
-
-def pure(function: Callable, *args: Any) -> tuple[list[State], Callable]:
-    """The States that ``function(*args)`` uses, and a pure ``call(values, *args) -> (new values, result)``."""
-    stateful = StatefulFunction(function, return_only_write=False)
-    stateful.make_jaxpr(*args)
-    return list(stateful.get_states(*args)), stateful.jaxpr_call
-
-
-class Functional:
-    """A function that reads and writes States, as a pure function of a dict of their values.
-
-    ``functional(values, *args) -> (new values, result)``.
-
-    Args:
-        function: The function.
-        named: States that outlive the call, by name.
-        scratch: States that the function sets before it reads them, so their previous values do not matter.
-        *example: Example arguments, for tracing.
-        axes: ``(name, size)`` of the mesh axes under which the function will run.
-
-    Raises:
-        ValueError: The function uses a State that is neither named nor scratch.
-    """
-
-    def __init__(self, function: Callable, named: dict[str, State], short_term_states: Iterable[State], *example: Any,
-                 axes: Sequence[tuple[str, int]] | None = None):  # fmt: skip
-        self._stateful = StatefulFunction(function, return_only_write=False, axis_env=axes)
-        self._stateful.make_jaxpr(*example)
-        names = {id(state): name for name, state in named.items()}
-        free = {id(state) for state in short_term_states} | {id(brainstate.random.DEFAULT)}
-        self._order: list[str | None] = []
-        self._base: list[Any] = []
-        for state in self._stateful.get_states(*example):
-            if id(state) not in names and id(state) not in free:
-                raise ValueError(
-                    f"the step touches a {type(state).__name__} that belongs neither to the model nor to the optimizer "
-                    f"(value {jax.tree.map(jnp.shape, state.value)}): make it an attribute of the module's model"
-                )
-            self._order.append(names.get(id(state)))
-            self._base.append(state.value)
-        self.jaxpr = self._stateful.get_jaxpr(*example)
-
-    def __call__(self, values: dict[str, Any], *args: Any) -> tuple[dict[str, Any], Any]:
-        given = [base if name is None else values[name] for name, base in zip(self._order, self._base, strict=True)]
-        returned, result = self._stateful.jaxpr_call(given, *args)
-        new = dict(values)
-        for name, value in zip(self._order, returned, strict=True):
-            if name is not None:
-                new[name] = _same_type(name, values[name], value)
-        return new, result
-
-
-def _same_type(name: str, before: Any, after: Any) -> Any:
-    """Return ``after`` if its tree, shapes and dtypes equal those of ``before``, else raise ValueError.
-
-    A State that changes them would make the next step another program.
-    """
-    old, new = jax.tree.map(jax.typeof, before), jax.tree.map(jax.typeof, after)
-    if jax.tree.structure(before) != jax.tree.structure(after):
-        raise ValueError(
-            f"state {name!r} changes its structure within a step; a State keeps its tree, shapes and dtypes"
-        )
-    for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
-        if a.shape != b.shape or a.dtype != b.dtype:
-            raise ValueError(
-                f"state {name!r} changes from {a.str_short()} to {b.str_short()} within a step; "
-                "a State keeps its shapes and dtypes (cast what is assigned to it)"
-            )
-    return after
 
 
 # ---------------------------------------------------------------------------------------------- flat arrays
@@ -355,7 +222,7 @@ def flatten(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def unflatten(template: dict[str, Any], flat: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of ``flatten``; ``template`` provides trees and units, and tells which leaves are random keys."""
+    """The inverse of ``flatten``; ``template`` provides the trees, the units, and which leaves are random keys."""
     result = {}
     for name, value in template.items():
         leaves = []

@@ -15,8 +15,8 @@ from ..core.state import State, drop_weak_types, states_of
 
 UNJITTED = {
     "ReduceLROnPlateau": (
-        "optax.contrib.reduce_on_plateau, chained behind the optimizer, which sees the train loss of every update (its "
-        "accumulation_size averages so many of them)"
+        "optax.contrib.reduce_on_plateau, chained after the optimizer, which receives the train loss of every update "
+        "(its accumulation_size averages that many losses)"
     ),
     "SequentialLR": "optax.join_schedules",
     "ChainedScheduler": "one optax schedule that multiplies the factors",
@@ -34,7 +34,7 @@ class Braintools:
         self.optimizer = optimizer
         if optimizer.opt_state is not None and int(optimizer.step_count.value) > 0:
             raise ValueError(
-                f"the optimizer {where}has made {int(optimizer.step_count.value)} updates already: "
+                f"the optimizer {where}has already made {int(optimizer.step_count.value)} updates: "
                 "configure_optimizer must return a new one each time"
             )
         if optimizer.opt_state is None:
@@ -44,8 +44,8 @@ class Braintools:
         missing = [name for name, state in params.items() if id(state) not in {id(s) for s in registered.values()}]
         if missing:
             raise ValueError(
-                f"the optimizer {where}misses {missing}: register every trained parameter, or none (jaxtrain does it), "
-                "or exclude them with Module.trainable"
+                f"the optimizer {where}misses {missing}: register every trained parameter, or none (jaxtrain then "
+                "does it), or exclude them with Module.trainable"
             )
         extra = [str(key) for key, state in registered.items() if id(state) not in known]
         if extra:
@@ -70,11 +70,8 @@ class Braintools:
         return self.optimizer.lr_scheduler.current_lrs.value[0]
 
     def states(self) -> dict[str, State]:
-        own = {
-            name: state
-            for name, state in states_of(self.optimizer).items()
-            if not isinstance(state, brainstate.ParamState)
-        }
+        own = states_of(self.optimizer)
+        own = {name: state for name, state in own.items() if not isinstance(state, brainstate.ParamState)}
         # The scheduler is a plain object, so states_of(optimizer) does not find its States.
         scheduler = vars(self.optimizer.lr_scheduler)
         own |= {f"scheduler.{name.lstrip('_')}": state for name, state in scheduler.items() if isinstance(state, State)}
@@ -125,7 +122,7 @@ class Optax:
 
     def rate(self) -> Any:
         """The learning rate if the transformation is wrapped in ``optax.inject_hyperparams``, else None."""
-        rates = [value for path, value in self._injected() if path.endswith("learning_rate")]
+        rates = [value for path, value in self._injected().items() if path.endswith("['learning_rate']")]
         return rates[0] if len(rates) == 1 else None
 
     def states(self) -> dict[str, State]:
@@ -145,19 +142,14 @@ class Optax:
             ]
             self._state.value = jax.tree.unflatten(tree, new)
 
-    def _injected(self):
-        return [
-            (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(self._state.value)
-            if ".hyperparams[" in jax.tree_util.keystr(path)
-        ]
+    def _injected(self) -> dict[str, Any]:
+        """Hyperparameters that ``optax.inject_hyperparams`` keeps in the state, by path."""
+        leaves = jax.tree_util.tree_leaves_with_path(self._state.value)
+        paths = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+        return {path: leaf for path, leaf in paths.items() if ".hyperparams[" in path}
 
     def _hyperparameters(self) -> dict[str, float]:
-        return {
-            jax.tree_util.keystr(path): float(leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(self._state.value)
-            if ".hyperparams[" in jax.tree_util.keystr(path) and np.ndim(leaf) == 0
-        }
+        return {path: float(leaf) for path, leaf in self._injected().items() if np.ndim(leaf) == 0}
 
 
 def cast(grad: Any, value: Any) -> Any:

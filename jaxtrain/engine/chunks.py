@@ -48,9 +48,8 @@ def stacked(batches: list[Any], length: int) -> Any:
     """
 
     def one(*leaves: Any) -> np.ndarray:
-        made = np.zeros((length, *np.shape(leaves[0])), leaves[0].dtype)
-        for i, leaf in enumerate(leaves):
-            made[i] = leaf
-        return made
+        stack = np.zeros((length, *np.shape(leaves[0])), leaves[0].dtype)
+        np.stack(leaves, out=stack[: len(leaves)])
+        return stack
 
     return jax.tree.map(one, *batches)

@@ -18,7 +18,7 @@ from ..utils.logging import one_line
 from .backends import UNJITTED, Braintools, Optax, cast
 
 LIGHTNING = {"optimizer", "lr_scheduler", "lr_scheduler_config", "monitor"}
-"""Keys of what Lightning's configure_optimizers may return."""
+"""Keys of the dict that Lightning's configure_optimizers may return."""
 
 
 class Optimizer:
@@ -82,24 +82,24 @@ class Optimizer:
         Returns:
             ``grad_norm`` (before clipping) and ``lr``. ``grad_norm`` has weight 0 if there was no update.
         """
-        seen = (jnp.asarray(loss, jnp.float32),) if self.wants_loss else ()
+        losses = (jnp.asarray(loss, jnp.float32),) if self.wants_loss else ()
         if self._accumulate == 1:
             if isinstance(weight, float):
-                return self._apply(grads, weight, *seen)
-            return brainstate.transform.cond(weight > 0, self._apply, self._skip, grads, weight, *seen)
+                return self._apply(grads, weight, *losses)
+            return brainstate.transform.cond(weight > 0, self._apply, self._skip, grads, weight, *losses)
         for name, value in self.accumulated(grads).items():
             self._total[name].value = value
         self._weight.value = self._weight.value + weight
         self._count.value = self._count.value + 1
-        if seen:
-            self._loss.value = self._loss.value + seen[0]
-            seen = (self._loss.value,)
+        if losses:
+            self._loss.value = self._loss.value + losses[0]
+            losses = (self._loss.value,)
         total = {name: state.value for name, state in self._total.items()}
         full = self._count.value >= self._accumulate
         metrics = brainstate.transform.cond(
-            full & (self._weight.value > 0), self._apply, self._skip, total, self._weight.value, *seen
+            full & (self._weight.value > 0), self._apply, self._skip, total, self._weight.value, *losses
         )
-        for state in (*self._total.values(), self._weight, self._count, *([self._loss] if seen else [])):
+        for state in (*self._total.values(), self._weight, self._count, *([self._loss] if losses else [])):
             state.value = jax.tree.map(lambda leaf: jnp.where(full, jnp.zeros_like(leaf), leaf), state.value)
         return metrics
 
@@ -143,7 +143,7 @@ class Optimizer:
             given = ", given gradients, parameters and the loss as value" if loss else ""
             raise ValueError(
                 f"the optimizer of {type(module).__name__} cannot run in a compiled program{given} "
-                f"({one_line(error)}): use another one, as optax.adam of optax"
+                f"({one_line(error)}): use another one, for example optax.adam of optax"
             ) from error
 
 
@@ -153,22 +153,24 @@ def _bind(module, params: dict[str, State], idle: dict[str, State]) -> dict[str,
         return {"": _one(configured, params, idle, "")}
     if "optimizer" in configured and configured.keys() <= LIGHTNING and type(module).group is Module.group:
         raise TypeError(
-            f"{type(module).__name__}.configure_optimizer gave a dict {list(configured)}, as Lightning has it; return "
-            "the optimizer alone, and a schedule as its learning rate: "
+            f"{type(module).__name__}.configure_optimizer returned a dict {list(configured)} in Lightning's format; "
+            "return the optimizer alone, with a schedule as its learning rate: "
             "optax.adam(optax.cosine_decay_schedule(1e-3, 1000))"
         )
     labels = {name: module.group(name) for name in (*params, *idle)}
-    of = lambda label, states: {name: states[name] for name in states if labels[name] == label}  # noqa: E731
+    within = lambda label, states: {name: states[name] for name in states if labels[name] == label}  # noqa: E731
     unknown = {name: label for name, label in labels.items() if label not in configured}
     if unknown:
-        raise ValueError(f"Module.group gives labels without an optimizer: {unknown}; there are {list(configured)}")
+        raise ValueError(
+            f"Module.group gives labels without an optimizer: {unknown}; expected one of {list(configured)}"
+        )
     unused = [label for label in configured if label not in labels.values()]
     if unused:
         raise ValueError(f"no parameter belongs to the optimizer(s) {unused}; Module.group gives {labels}")
     return {
-        label: _one(part, of(label, params), of(label, idle), f"of group {label!r} ")
+        label: _one(part, within(label, params), within(label, idle), f"of group {label!r} ")
         for label, part in configured.items()
-        if of(label, params)  # the rule may train no parameter of a group
+        if within(label, params)  # the rule may train no parameter of a group
     }
 
 
@@ -183,7 +185,7 @@ def _one(optimizer: Any, params: dict[str, State], idle: dict[str, State], where
     if isinstance(optimizer, optax.GradientTransformation):
         return Optax(optimizer, params)
     raise TypeError(
-        f"configure_optimizer {where}gave {type(optimizer).__name__}; expected a gradient-based braintools.optim "
+        f"configure_optimizer {where}returned {type(optimizer).__name__}; expected a gradient-based braintools.optim "
         "optimizer (an OptaxOptimizer), an optax transformation, or a dict of them"
     )
 

@@ -1,4 +1,4 @@
-"""What is known before step 0: parameters and what the rule does to them, memory, work, and what every auto became."""
+"""The report before step 0: parameters and how the rule trains them, memory, work, and resolved options."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import brainstate
 import jax
 
 from ..core.module import Module, Phases
@@ -17,12 +16,13 @@ from ..core.objective import phases_of
 from ..core.state import State
 from ..data.eval_loader import EvalLoader
 from ..strategies.base import Learner, ParameterReport, scored
+from .binding import environ
 
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 
 
 def time_steps(learner: Learner, phases: Phases) -> Any:
-    """Traced: a time step as it is warmed up with, scored, and evaluated."""
+    """One time step as it runs in the warm-up, in training and in an evaluation. Called while tracing."""
     objective, network, first = learner.objective, learner.network, _first(scored(phases)[:4])
     if phases.warmup is not None:
         objective.warmup(network, _first(phases.warmup))
@@ -34,11 +34,12 @@ def _first(sequences: Any) -> Any:
 
 
 def flops(jaxpr: Any) -> float:
-    """Floating-point operations of a jaxpr: products by their contraction, everything else one a result element.
+    """Floating-point operations of a jaxpr.
 
-    Bodies of scans count once a time step. (XLA's own estimate takes a loop's body once, whatever its length.)
+    Products count by their contraction, everything else counts one per element of the result. The body of a scan counts
+    once per time step, unlike in XLA's estimate, which counts the body of a loop once whatever its length.
     """
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # without the constants it is closed over
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # without the constants of a closed jaxpr
     return sum(_equation_flops(equation) for equation in jaxpr.eqns)
 
 
@@ -64,7 +65,7 @@ def _is_jaxpr(value: Any) -> bool:
 
 
 def compiled_memory(compiled: Any) -> dict[str, int]:
-    """The compiler's own account of a program's memory, in bytes; empty where the backend gives none."""
+    """The compiler's report of a program's memory, in bytes; empty if the backend has none."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         return {}
@@ -73,28 +74,30 @@ def compiled_memory(compiled: Any) -> dict[str, int]:
 
 
 def refuse_beyond_memory(report: dict[str, Any]) -> None:
-    """Raise MemoryError where the compiled train step alone needs more than there is, whatever else runs."""
-    there, kind = device_memory(), jax.default_backend()
+    """Raise MemoryError if the compiled train step alone needs more memory than the device has."""
+    available, kind = device_memory(), jax.default_backend()
     shares = report["devices"] if kind == "cpu" else 1  # devices on CPU share the memory of the machine
     needed = report["memory"].get("peak_bytes", 0) * shares
-    if there is not None and needed > there:
+    if available is not None and needed > available:
         traces = report["trace_bytes"]
         of_traces = f", of which traces are {_bytes(traces)}" if traces > needed / 10 else ""
         raise MemoryError(
             f"a train step of strategy {report['strategy']['name']!r} needs {_bytes(needed)} at once{of_traces}, and "
-            f"this {'machine' if kind == 'cpu' else 'device'} has {_bytes(there)}: use a smaller batch or model, or "
-            "another strategy"
+            f"this {'machine' if kind == 'cpu' else 'device'} has {_bytes(available)}: use a smaller batch or model, "
+            "or another strategy"
         )
 
 
 def device_memory() -> int | None:
-    """Bytes that a program on a device can have at most: of a CPU, the machine's memory, swap included, or the limit
-    of its control group; None where it is not known."""
+    """Bytes available to a program on one device, or None if unknown.
+
+    On CPU, this is the machine's memory including swap, or the limit of the control group if that is lower.
+    """
     stats = jax.local_devices()[0].memory_stats()
     if stats is not None:
         return stats.get("bytes_limit")
     limits = [_meminfo("MemTotal") + _meminfo("SwapTotal")] if MEMINFO.exists() else []
-    with suppress(OSError, ValueError):  # there is no such group, or "max", no limit
+    with suppress(OSError, ValueError):  # no control group, or "max": no limit
         limits.append(int(CGROUP.read_text()))
     return min(limits, default=None)
 
@@ -104,54 +107,56 @@ def _meminfo(name: str) -> int:
 
 
 def val_sizes(module: Module, val: EvalLoader | None) -> tuple[int, int, int] | None:
-    """Time steps of the warm-up, scored time steps and sequences of the first validation batch."""
+    """Warm-up time steps, scored time steps and sequences of the first validation batch; None without validation."""
     if val is None:
         return None
-    with brainstate.environ.context(**module.environ, fit=False):
+    with environ(module, fit=False):
         return phases_of(module, val.examples[0]).sizes
 
 
-def describe_parameters(params: Mapping[str, State], rows: list[ParameterReport]) -> dict[str, dict[str, Any]]:
-    """One entry a parameter: sizes, whether the rule trains it, why not, and bytes of trace."""
-    by_name = {row.name: row for row in rows}
+def describe_parameters(params: Mapping[str, State], reports: list[ParameterReport]) -> dict[str, dict[str, Any]]:
+    """For each parameter: its size, whether the rule trains it, why not, and the bytes of its trace."""
+    by_name = {report.name: report for report in reports}
     table = {}
     for name, state in params.items():
         leaves = jax.tree.leaves(state.value)
-        row = by_name.get(name) or ParameterReport(name, "no", "excluded by Module.trainable")
+        report = by_name.get(name) or ParameterReport(name, "no", "excluded by Module.trainable")
         table[name] = {
             "count": sum(leaf.size for leaf in leaves),
             "bytes": sum(leaf.nbytes for leaf in leaves),
-            "trains": row.trains,
-            "why": row.why,
-            "trace_bytes": row.bytes,
+            "trains": report.trains,
+            "why": report.why,
+            "trace_bytes": report.bytes,
         }
     return table
 
 
 def lines(report: dict[str, Any]) -> list[str]:
-    """The report for the terminal."""
+    """The report as lines for the terminal."""
     table = report["parameters"]
     total = sum(entry["count"] for entry in table.values())
     strategy = report["strategy"]
     fields = ", ".join(f"{key}={value}" for key, value in strategy.items() if key != "name")
     out = [
         f"strategy   {strategy['name']}" + (f" ({fields})" if fields else ""),
-        f"sequence   {report['warmup']} warm-up + {report['learning']} scored time steps, {report['batch']} lanes",
+        f"sequence   {report['warmup']} warm-up + {report['learning']} scored time steps, {report['batch']} sequences",
         f"parameters {total:,} ({_bytes(sum(entry['bytes'] for entry in table.values()))})",
     ]
-    if "batch_first" in report:  # of a run
+    if "batch_first" in report:  # absent from the report of a program without a run
         axes = "axis 0 is the batch, axis 1 time" if report["batch_first"] else "axis 0 is time, axis 1 the batch"
-        said = "not stated" if report["batch_first"] is None else f"batch_first={report['batch_first']}"
-        out.append(f"layout     {axes} ({said})")
+        source = "not stated" if report["batch_first"] is None else f"batch_first={report['batch_first']}"
+        out.append(f"layout     {axes} ({source})")
     if report.get("val"):
         warm, time, sequences = report["val"]
-        out.append(f"validation {warm} warm-up + {time} scored time steps, {sequences} lanes")
+        out.append(f"validation {warm} warm-up + {time} scored time steps, {sequences} sequences")
     if report["seeds"] is not None:
-        out.append(f"seeds      {', '.join(map(str, report['seeds']))}, side by side; parameters are counted for one")
+        out.append(
+            f"seeds      {', '.join(map(str, report['seeds']))}, side by side; parameters are counted for one seed"
+        )
     if report["devices"] > 1:
         seeds, count = report["seeds"], report["devices"]
-        share = f"{report['batch'] // count} lanes" if seeds is None else f"{len(seeds) // count} seeds"
-        out.append(f"devices    {count}, {share} each; memory is that of one")
+        share = f"{report['batch'] // count} sequences" if seeds is None else f"{len(seeds) // count} seeds"
+        out.append(f"devices    {count}, {share} each; memory is per device")
     width = max(len(name) for name in table)
     for name, entry in table.items():
         trace = f"  trace {_bytes(entry['trace_bytes'])}" if entry["trace_bytes"] else ""
@@ -166,7 +171,7 @@ def lines(report: dict[str, Any]) -> list[str]:
         out.append(
             f"memory     {_bytes(memory['peak_bytes'])} peak, {_bytes(memory['temporary_bytes'])} of it temporary"
         )
-    out.append(f"work       {report['flops'] / 1e6:,.1f} MFLOP a step")
+    out.append(f"work       {report['flops'] / 1e6:,.1f} MFLOP per step")
     out.append("resolved   " + ", ".join(f"{key}={value}" for key, value in report["auto"].items()))
     out.append(f"compiled   in {report['compile_seconds']:.1f} s")
     out += [f"note       {note}" for note in report["notes"]]

@@ -37,11 +37,11 @@ def as_seeds(seeds: Any, first: int) -> tuple[int, ...] | None:
     each = tuple(range(first, first + seeds) if counted else seeds if isinstance(seeds, list | tuple | range) else ())
     if not each or not all(map(is_seed, each)) or len(set(each)) < len(each):
         raise ValueError(
-            f"Fit(seeds={seeds!r}): expected how many, counted from seed={first}, or a list of different whole "
-            "numbers, each from 0 to 2**32 - 1"
+            f"Fit(seeds={seeds!r}): expected the number of seeds, counted from seed={first}, or a list of different "
+            "whole numbers, each from 0 to 2**32 - 1"
         )
     if not counted and first != 0:
-        raise ValueError(f"Fit(seed={first}, seeds={seeds!r}): a list says all the seeds; leave seed out")
+        raise ValueError(f"Fit(seed={first}, seeds={seeds!r}): the list contains all seeds; do not also pass seed")
     return each
 
 
@@ -69,6 +69,26 @@ def _bytes(constant: Any) -> bytes:
     return f"{array.dtype}{array.shape}".encode() + array.tobytes()
 
 
+def require_one_step(seeds: Sequence[int], steps: Sequence[Any], module: str) -> None:
+    """Check that all seeds have the same traced time step.
+
+    Args:
+        seeds: The seeds.
+        steps: The closed jaxpr of the time steps of each seed's module.
+        module: Name of the module's class, for the message.
+
+    Raises:
+        ValueError: The jaxprs differ in more than the values of States.
+    """
+    for seed, step in zip(seeds, steps, strict=True):
+        if _text(step) != _text(steps[0]) or _constants(step) != _constants(steps[0]):
+            raise ValueError(
+                f"Fit(seeds=...): the model that {module}.build returns under seed {seed} differs from that of seed "
+                f"{seeds[0]} in more than the values of the model's States: a plain attribute holds random numbers, "
+                "for example a mask. Make it a brainstate.State of the model, or train one seed per run"
+            )
+
+
 class SeedAxis:
     """Maps the values, steps and metrics of a program over S seeds.
 
@@ -90,24 +110,6 @@ class SeedAxis:
     def stacked(self, values: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Stack the values of each seed into the values of a program."""
         return {**stack(list(values)), LIVE: jnp.ones(len(self.seeds), bool)}
-
-    def require_one_step(self, steps: Sequence[Any], name: str) -> None:
-        """Check that all seeds have the same traced time step.
-
-        Args:
-            steps: The closed jaxpr of the time steps of each seed's module, in the order of the seeds.
-            name: Name of the module's class, for the message.
-
-        Raises:
-            ValueError: The jaxprs differ in more than the values of States.
-        """
-        for seed, step in zip(self.seeds, steps, strict=True):
-            if _text(step) != _text(steps[0]) or _constants(step) != _constants(steps[0]):
-                raise ValueError(
-                    f"Fit(seeds=...): what {name}.build makes under seed {seed} differs from that of seed "
-                    f"{self.seeds[0]} in more than the values of the model's States: something drawn at random, as a "
-                    "mask, is a plain attribute. Make it a brainstate.State of the model, or train one seed a run"
-                )
 
     def map(self, step: Callable) -> Callable:
         """Map ``step(values, root, index, batch)`` over all seeds."""

@@ -70,7 +70,7 @@ def chrono_bias(rng: np.random.Generator, units: int, longest: float) -> np.ndar
         ValueError: ``longest`` is not above 2.
     """
     if not longest > 2:
-        raise ValueError(f"chrono: {longest} is too short; expected a number of time steps above 2")
+        raise ValueError(f"chrono={longest}: expected a number of time steps above 2")
     return np.log(rng.uniform(1.0, longest - 1.0, units)).astype(np.float32)
 
 
@@ -182,7 +182,7 @@ class Network(brainstate.nn.Module):
                  max_phase: float = 2 * math.pi):  # fmt: skip
         super().__init__()
         if nonlinear and width is None:
-            raise ValueError("nonlinear is for the encoder, and there is none; give it a width")
+            raise ValueError("nonlinear=True applies to the encoder, which needs a width; set width or drop nonlinear")
         self.encoder = None if width is None else braintrace.nn.Linear(n_in, width)
         self._shape = jax.nn.gelu if nonlinear else lambda x: x
         size, cells = n_in if width is None else width, []

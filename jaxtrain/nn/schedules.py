@@ -34,7 +34,7 @@ def schedule(lr: float, updates: int, *, warmup: int = 0, decay: Decay = "consta
         ValueError: ``warmup`` is negative or not smaller than ``updates``.
     """
     if not 0 <= warmup < updates:
-        raise ValueError(f"warmup={warmup}: expected 0 or more updates, and fewer than all {updates}")
+        raise ValueError(f"warmup={warmup}: expected at least 0 and fewer than all {updates} updates")
     if decay == "constant" and not warmup:
         return lr
     after = optax.cosine_decay_schedule(lr, updates - warmup) if decay == "cosine" else optax.constant_schedule(lr)

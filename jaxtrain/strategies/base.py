@@ -10,10 +10,11 @@ from typing import Any, Literal
 import brainstate
 import jax
 
+from ..core.functional import gradient
 from ..core.metrics import Metrics, sum_over_time
 from ..core.module import Phases
 from ..core.objective import Objective, weights_of
-from ..core.state import State, add_to, gradient, parameters, wide_zeros
+from ..core.state import State, add_to, parameters, wide_zeros
 from .batching import choose_batching as choose_batching
 from .network import Network as Network
 from .specs.base import Batching as Batching

@@ -7,10 +7,11 @@ from functools import cached_property
 import brainstate
 import jax
 
+from ..core.functional import gradient
 from ..core.metrics import Metrics
 from ..core.module import Phases
 from ..core.objective import Objective, total_weight
-from ..core.state import State, gradient
+from ..core.state import State
 from .base import Learner, Network, ParameterReport, Update, choose_batching, input_of, score, scored, trained, warm_up
 from .flow import Flow
 from .parameter_report import describe_window

@@ -10,9 +10,10 @@ import braintrace
 import jax
 import jax.numpy as jnp
 
+from ..core.functional import Functional, gradient
 from ..core.module import Phases
 from ..core.objective import Objective
-from ..core.state import Functional, gradient, long_term_states, parameters, set_key
+from ..core.state import long_term_states, parameters, set_key
 from ..utils.logging import log
 from .base import Learner, scored, warm_up
 from .online import OnlineLearner

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..core.functional import draws_random
 from ..core.module import Phases
 from ..core.objective import Objective
-from ..core.state import draws_random
 from ..utils.logging import one_line
 from .base import Learner, Network, choose_batching, input_of, trained
 from .equations import ELEMENTWISE, Irreversible

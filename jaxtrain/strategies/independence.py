@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from brainstate.transform import StatefulFunction
 
+from ..core.functional import draws_random, pure
 from ..core.module import Phases
 from ..core.objective import Objective
-from ..core.state import SHORT, create_hidden, draws_random, fresh_hidden, is_key, pure, seeded, states_of
+from ..core.state import SHORT, create_hidden, fresh_hidden, is_key, seeded, states_of
 from ..utils.logging import one_line
 from .network import Network
 

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import saiunit as u
 
+from ..core.functional import gradient
 from ..core.metrics import Metrics
 from ..core.module import Phases
 from ..core.objective import Objective
-from ..core.state import SHORT, State, differentiable, gradient, is_key, name_of, states_of
+from ..core.state import SHORT, State, differentiable, is_key, name_of, states_of
 from .axes import where_sequences
 from .base import Learner, ParameterReport, Update, score, score_by_step, trained, warm_up, zeros_like_parameters
 from .flow import Flow

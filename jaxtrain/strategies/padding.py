@@ -13,8 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.functional import reaches_states
 from ..core.module import Phases
-from ..core.state import is_key, reaches_states
+from ..core.state import is_key
 from .base import Network, scored
 
 

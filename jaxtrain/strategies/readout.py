@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..core.functional import parameters_behind
 from ..core.metrics import Metrics
 from ..core.module import Phases
 from ..core.objective import Objective
-from ..core.state import State, parameters_behind
+from ..core.state import State
 from .base import Learner, ParameterReport, Update, input_of, score_by_step, trained, warm_up, zeros_like_parameters
 from .batching import choose_batching
 from .flow import Flow

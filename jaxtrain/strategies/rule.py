@@ -7,9 +7,10 @@ from typing import Any
 import brainstate
 import jax
 
+from ..core.functional import draws_random
 from ..core.module import Phases
 from ..core.objective import Objective
-from ..core.state import draws_random, long_term_states, parameters, states_of
+from ..core.state import long_term_states, parameters, states_of
 from ..utils.logging import one_line
 from .base import Learner, choose_batching, input_of
 from .independence import dependence

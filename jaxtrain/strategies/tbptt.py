@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.functional import gradient
 from ..core.metrics import Metrics, add
 from ..core.module import Phases
 from ..core.objective import Objective, total_weight
-from ..core.state import gradient
 from .base import (
     Learner,
     Network,

@@ -18,9 +18,9 @@ from ..core.module import Module
 from ..core.ownership import alone, refuse_in_use, under_way
 from ..data.datamodule import as_data, begin_task, set_up
 from ..engine import report as preflight
-from ..engine.program import NonFinite
 from ..engine.seeds import as_seeds
 from ..engine.sharding import as_devices
+from ..engine.steps import NonFinite
 from ..period import Period
 from ..strategies import Strategy
 from ..utils.coerce import as_count

@@ -15,8 +15,9 @@ from ..core.metrics import Pending
 from ..core.objective import phases_of
 from ..core.ownership import alone, runs
 from ..core.state import fold_in, seeded, set_key, states_of, with_strong_types
-from ..engine.program import PREDICT, Program
+from ..engine.program import Program
 from ..engine.seeds import LIVE
+from ..engine.steps import PREDICT
 from ..errors import DataError
 from .progress import Progress
 from .workload import Workload

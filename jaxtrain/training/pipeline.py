@@ -11,8 +11,8 @@ import numpy as np
 
 from ..callbacks.run import Run
 from ..core.metrics import Pending
-from ..engine.nonfinite import Unscored, judged
-from ..engine.program import NONFINITE_INDEX, ZERO_GRADIENT
+from ..engine.nonfinite import Unscored, finite_steps
+from ..engine.steps import NONFINITE_INDEX, ZERO_GRADIENT
 from ..utils.logging import log
 from .progress import Progress
 from .workload import Workload
@@ -97,7 +97,7 @@ class Delivery:
         arrays, first, n = chunk.metrics.fetch(), run.step, len(chunk.batches)
         nonfinite, zero_gradient = arrays.pop(NONFINITE_INDEX)[:n], arrays.pop(ZERO_GRADIENT)[:n]
         policy = workload.settings.nonfinite
-        n, error = judged(nonfinite, first, chunk.batches, policy, workload.program, workload.batch_first)
+        n, error = finite_steps(nonfinite, first, chunk.batches, policy, workload.program, workload.batch_first)
         nums = {name: mean.num[:n] for name, mean in arrays.items()}
         weights = {name: mean.weight[:n] for name, mean in arrays.items()}
         self._unscored.add(first, weights["loss"], nonfinite)

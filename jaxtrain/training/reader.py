@@ -19,13 +19,13 @@ import numpy as np
 
 from ..checkpoint.load import build, load_into, refuse_other_parameters, require_module
 from ..checkpoint.store import Saved
+from ..core.functional import Functional
 from ..core.metrics import Pending
 from ..core.module import Module, Phases
 from ..core.objective import Objective, phases_of
 from ..core.ownership import refuse_in_use, run_of
 from ..core.snapshots import snapshot
 from ..core.state import (
-    Functional,
     State,
     drop_weak_types,
     fold_in,
@@ -38,7 +38,7 @@ from ..core.state import (
 from ..data.batch import stated_layout, time_major
 from ..data.datamodule import DataModule, as_data, encodes, set_up, warn_of_layout
 from ..data.eval_loader import alike, one_pass
-from ..engine.program import EVALUATE, PREDICT
+from ..engine.steps import EVALUATE, PREDICT
 from ..strategies import Strategy
 from ..strategies.base import Network, choose_batching, input_of
 from ..strategies.bptt import BPTTLearner

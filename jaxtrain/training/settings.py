@@ -12,8 +12,8 @@ import numpy as np
 from ..callbacks.base import Callbacks
 from ..callbacks.checkpoint import Checkpoint, kept_by
 from ..callbacks.periods import optional_period
-from ..engine.program import NonFinite
 from ..engine.seeds import is_seed
+from ..engine.steps import NonFinite
 from ..period import Period
 from ..strategies import Strategy
 from ..strategies.registry import make_strategy

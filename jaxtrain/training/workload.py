@@ -28,7 +28,7 @@ OTHER_DATA = (
 
 
 def make_program(
-    settings: FitSettings, module: Module, data: DataModule, example: Any, models: Sequence[Any] = ()
+    settings: FitSettings, module: Module, data: DataModule, example: Any, models: Sequence[Module] = ()
 ) -> Program:
     """The programs of a module that is built, for batches like ``example``. Nothing is compiled yet.
 
@@ -37,7 +37,7 @@ def make_program(
         module: A module whose model is built.
         data: The data that encodes the inputs.
         example: A batch on the host.
-        models: The module's attributes for each seed (default: its current attributes for all seeds).
+        models: A module built under each seed, the first of which is ``module``; default: ``module`` for all seeds.
     """
     return Program(
         module,
@@ -49,7 +49,7 @@ def make_program(
         accumulate=settings.accumulate,
         nonfinite=settings.nonfinite,
         chunk=settings.chunk,
-        models=models or [dict(vars(module))] * len(settings.seeds or ()),
+        models=models,
         devices=settings.devices,
     )
 

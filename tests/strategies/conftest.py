@@ -14,10 +14,10 @@ import pytest
 import saiunit as u
 
 import jaxtrain
+from jaxtrain.core.functional import Functional
 from jaxtrain.core.module import Phases
 from jaxtrain.core.objective import Objective, check_phases
 from jaxtrain.core.state import (
-    Functional,
     drop_weak_types,
     long_term_states,
     name_of,

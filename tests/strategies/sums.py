@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxtrain.core.functional import Functional
 from jaxtrain.core.metrics import Metrics
 from jaxtrain.core.objective import Objective, check_phases
-from jaxtrain.core.state import Functional, drop_weak_types, long_term_states, parameters, set_key, with_strong_types
+from jaxtrain.core.state import drop_weak_types, long_term_states, parameters, set_key, with_strong_types
 from jaxtrain.strategies.base import trained, zeros_like_parameters
 
 

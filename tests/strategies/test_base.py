@@ -14,9 +14,10 @@ import saiunit as u
 
 import jaxtrain
 from jaxtrain import BPTT, DRTRL
+from jaxtrain.core.functional import Functional
 from jaxtrain.core.module import Phases
 from jaxtrain.core.objective import Objective
-from jaxtrain.core.state import Functional, parameters
+from jaxtrain.core.state import parameters
 from jaxtrain.strategies import rule as rules_of
 from jaxtrain.strategies.base import choose_batching
 from tests.kit.tiers import longer

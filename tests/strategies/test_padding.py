@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import jaxtrain as jt
 from jaxtrain.checkpoint.load import build, build_each
-from jaxtrain.engine.program import ALL_FINITE, NONFINITE_INDEX
+from jaxtrain.engine.steps import ALL_FINITE, NONFINITE_INDEX
 from jaxtrain.strategies.padding import inert
 from jaxtrain.training.workload import make_program
 from tests.kit.tiers import longer
@@ -383,7 +383,7 @@ def lines(bad: int | None = None, masked: bool = False) -> jt.Phases:
 def test_the_advice_about_data_that_is_not_finite_works():
     named = (
         r"^step 2: train/loss is not finite; train data: batch 1: Phases.targets holds 1 values that are not finite, "
-        r"the first at \[1, 1, 0\]: mend the data, or give it weight 0 \(Phases.weights\); or lower the learning rate"
+        r"the first at \[1, 1, 0\]: fix the data, or give it weight 0 \(Phases.weights\); or lower the learning rate"
     )
     batches = [lines(), lines(1)]
     with pytest.raises(jt.errors.NonFiniteError, match=named):
@@ -457,7 +457,7 @@ def test_the_advice_about_padding_that_is_not_finite_works(stateful):
 
     at, why = {
         False: (1, "a weighted time step of its sequence follows: replace these values"),
-        True: (2, "with stateful=True hidden states go on from it: replace these values, or let Phases.reset begin"),
+        True: (2, "with stateful=True the hidden state continues from it: replace these values, or let Phases.reset"),
     }[stateful]
     advice = rf"values that are not finite, the first at \[{at}, 1, 0\]: it has weight 0, but {why}"
     fit = jt.Fit(jt.TBPTT(window=2, stateful=stateful), max_steps=2)

@@ -258,7 +258,8 @@ def test_noise_and_running_statistics(lab, strategy):
 
 def updates(lab, strategy, batches, cell="gru"):
     """Every gradient and weight handed to ``update``, the parameters moved a little each time."""
-    from jaxtrain.core.state import Functional, drop_weak_types, long_term_states, set_key
+    from jaxtrain.core.functional import Functional
+    from jaxtrain.core.state import drop_weak_types, long_term_states, set_key
 
     module = lab.task(cell)
     drop_weak_types(parameters(module.model).values())

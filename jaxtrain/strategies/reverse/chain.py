@@ -8,7 +8,8 @@ import brainstate
 import jax
 import jax.numpy as jnp
 
-from ...core.state import State, pure
+from ...core.functional import pure
+from ...core.state import State
 from .influence import Influence
 
 if TYPE_CHECKING:

@@ -11,10 +11,11 @@ import brainstate
 import jax
 import jax.numpy as jnp
 
+from ...core.functional import pure
 from ...core.metrics import Metrics, sum_over_time
 from ...core.module import Phases
 from ...core.objective import Objective, total_weight
-from ...core.state import add_to, differentiable, long_term_states, parameters, pure
+from ...core.state import add_to, differentiable, long_term_states, parameters
 from ..base import Learner, Network, ParameterReport, Update, score, scored, split_reset, trained, zeros_like_parameters
 from ..flow import Flow, initial_values
 from ..parameter_report import WHOLE, Traces, describe

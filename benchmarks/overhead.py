@@ -226,7 +226,7 @@ def run_fit(setting: Setting, strategy: str, steps: int, run_dir: Path, every: i
         jt.loggers.TensorBoard(),
         jt.callbacks.ProgressBar(),
     ]
-    callbacks += [jt.Checkpoint(every=every, best=("val/loss", 2), last=2), *([extra] if extra else [])]
+    callbacks += [jt.Checkpoint(every=every, keep_best=2, keep_last=2), *([extra] if extra else [])]
     fit = jt.Fit(strategy, max_steps=steps, clip=CLIP, log_every=LOG_EVERY, run_dir=run_dir, callbacks=callbacks)
     return fit.run(Copy(setting), data_of(setting))
 

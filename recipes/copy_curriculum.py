@@ -116,8 +116,8 @@ def make(config: Config):
             stages[0]["time_lag"], stages[0]["num_digits"], config.batch_size, config.seed, config.val_batches,
             lengths=_sizes(2 * stages[0]["num_digits"], longest), digits=_sizes(1, most),
         )  # fmt: skip
-    callbacks = [curriculum, *config.callbacks(config.run_dir, config.progress, validates=not binary)]
-    fit = jt.Fit(strategy, callbacks=callbacks, run_dir=config.run_dir, **config.fit_options())
+    callbacks = [curriculum, *config.callbacks(validates=not binary)]
+    fit = jt.Fit(strategy, callbacks=callbacks, **config.fit_options())
     return fit, Copy(), data
 
 

@@ -82,10 +82,10 @@ def make(config: Config):
         def group(self, name):
             return config.group(name)
 
-    callbacks = config.callbacks(config.run_dir, config.progress)
+    callbacks = config.callbacks()
     if config.run_dir is not None and config.validate_every is not None:
         callbacks.append(jt.callbacks.CopyFigure(every=config.validate_every))
-    fit = jt.Fit(config.make_strategy(), callbacks=callbacks, run_dir=config.run_dir, **config.fit_options())
+    fit = jt.Fit(config.make_strategy(), callbacks=callbacks, **config.fit_options())
     data = jt.datasets.CopyDataModule(config.time_lag, config.digits, config.batch_size, config.seed)
     return fit, CopyGRU(), data
 

@@ -75,10 +75,10 @@ def make(config: Config):
         def group(self, name):
             return config.group(name)
 
-    callbacks = config.callbacks(config.run_dir, config.progress)
+    callbacks = config.callbacks()
     if config.stop_at is not None:
         callbacks.append(jt.EarlyStopping("val/accuracy", patience=config.max_steps, threshold=config.stop_at))
-    fit = jt.Fit(config.make_strategy(), callbacks=callbacks, run_dir=config.run_dir, **config.fit_options())
+    fit = jt.Fit(config.make_strategy(), callbacks=callbacks, **config.fit_options())
     data = jt.datasets.CopyDataModule(
         config.time_lag, config.digits, config.batch_size, config.seed, config.val_batches
     )

@@ -113,8 +113,8 @@ def make(config: Config):
             return config.group(name)
 
     validates = config.val_steps > 0
-    callbacks = config.callbacks(config.run_dir, config.progress, validates)
-    fit = jt.Fit(strategy, callbacks=callbacks, run_dir=config.run_dir, **config.fit_options())
+    callbacks = config.callbacks(validates)
+    fit = jt.Fit(strategy, callbacks=callbacks, **config.fit_options())
     data = jt.datasets.StreamDataModule(
         episodes, config.batch_size, config.unroll, config.seed, config.spread, config.val_steps
     )

@@ -79,8 +79,8 @@ def make(config: Config):
         def group(self, name):
             return config.group(name)
 
-    callbacks = config.callbacks(config.run_dir, config.progress)
-    fit = jt.Fit(config.make_strategy(), callbacks=callbacks, run_dir=config.run_dir, **config.fit_options())
+    callbacks = config.callbacks()
+    fit = jt.Fit(config.make_strategy(), callbacks=callbacks, **config.fit_options())
     return fit, Integrator(), jt.DataModule(Noise(0), Noise(1, 4), batch_first=False)
 
 

@@ -93,8 +93,8 @@ MADE: dict[str, tuple[Any, ...]] = {
         lambda: jt.Fit(jt.BPTT), r"did you mean BPTT\(\)", lambda: jt.Fit(jt.BPTT()),  # pyright: ignore
     ),
     "checkpoint mode": (
-        lambda: jt.Checkpoint(best=None, mode="max"), r"give best=\(tag, how many\) or no mode",
-        lambda: jt.Checkpoint(best=("val/accuracy", 2), mode="max"), lambda: jt.Checkpoint(best=None),
+        lambda: jt.Checkpoint(monitor=None, mode="max"), r"give a monitor, or neither of them",
+        lambda: jt.Checkpoint(monitor="val/accuracy", keep_best=2, mode="max"), lambda: jt.Checkpoint(monitor=None),
     ),
     "curriculum ema": (
         lambda: jt.callbacks.Curriculum([{"a": 1}], "val/x", 1.0, mode="max", ema=0.9, restart=0.0),

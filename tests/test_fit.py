@@ -98,7 +98,7 @@ def test_retask_recompiles_openly_and_resumes_exactly(tmp_path, caplog):
     def run(name, *more, steps=10):
         data = copies()
         grow = At("on_chunk_end", 4, lambda run: run.set_task(time_lag=5))
-        callbacks = [grow, jt.loggers.JSONL(), jt.Checkpoint(every=8, best=None), *more]
+        callbacks = [grow, jt.loggers.JSONL(), jt.Checkpoint(every=8, monitor=None), *more]
         fit = jt.Fit(
             "bptt",
             max_steps=steps,
@@ -182,7 +182,7 @@ def test_a_changed_shape_names_the_leaf_and_both_shapes():
 def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("trained") / "run"
     module = CopyGRU()
-    callbacks = [jt.loggers.JSONL(), jt.Checkpoint(every=4, best=("val/loss", 2), last=2)]
+    callbacks = [jt.loggers.JSONL(), jt.Checkpoint(every=4, keep_best=2, keep_last=2)]
     fit = jt.Fit("drtrl", max_steps=6, validate_every=3, log_every=2, callbacks=callbacks, run_dir=path)
     return fit, module, fit.run(module, copies(), config={"lr": 0.01, "time_lag": 3})
 

@@ -102,6 +102,6 @@ def test_describe_run_spells_nested_lists(tmp_path):
 
 def test_a_run_of_the_api_shows_its_fit(tmp_path):
     """It has no recipe's configuration."""
-    begin(tmp_path, config=None, fit={"max_steps": 300, "clip": None, "chunk": "auto", "checkpoint": {"last": 2}})
+    begin(tmp_path, config=None, fit={"max_steps": 300, "clip": None, "chunk": "auto", "checkpoint": {"keep_last": 2}})
     (line,) = [line for line in describe_run(tmp_path).splitlines() if line.startswith("fit ")]
-    assert line.split() == ["fit", "max_steps=300", "chunk=auto", "checkpoint.last=2"]
+    assert line.split() == ["fit", "max_steps=300", "chunk=auto", "checkpoint.keep_last=2"]

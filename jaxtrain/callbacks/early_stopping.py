@@ -40,11 +40,12 @@ class Monitor:
             raise ValueError(f"{owner}: mode is {mode!r}; expected 'min', 'max' or None (by the monitor's name)")
         return Monitor(tag, mode or ("max" if tag.endswith(MAX) else "min"))
 
-    def require(self, run: Run, owner: str) -> None:
+    def require(self, run: Run, owner: str, alternative: str) -> None:
+        """Raise ValueError if the run has no validation data."""
         if not run.has_validation:
             raise ValueError(
                 f"{owner} monitors {self.tag!r}, but the data has no validation data: give DataModule(val=...) or "
-                f"define val_data(), or leave {owner} out"
+                f"define val_data(), or {alternative}"
             )
 
     def read(self, metrics: dict[str, float], owner: str) -> float:
@@ -101,7 +102,7 @@ class EarlyStopping(Callback):
         self.waited = 0
 
     def on_fit_start(self, run: Run) -> None:
-        self.monitor.require(run, "EarlyStopping")
+        self.monitor.require(run, "EarlyStopping", "leave EarlyStopping out")
         if run.config["fit"]["validate_every"] is None:
             log.warning(
                 "EarlyStopping looks at validations, and there is one at the end alone: set Fit(validate_every=...)"

@@ -132,20 +132,24 @@ class TrainingOptions(Options):
         return "poles" if is_pole(name) else "rest"
 
     def fit_options(self) -> dict[str, Any]:
-        """What ``Fit`` takes from here."""
-        names = ("max_steps", "clip", "seed", "seeds", "devices", "chunk", "log_every", "validate_every")
+        """Arguments of ``Fit``."""
+        names = (
+            "max_steps", "clip", "seed", "seeds", "devices", "chunk", "log_every", "validate_every", "run_dir", "progress",
+        )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
-    def callbacks(self, run_dir: str | None, progress: bool, validates: bool = True) -> list[Callback]:
-        """Rates, speed, and with a run directory logs and checkpoints; a progress bar where one is wanted."""
-        from ..callbacks import Checkpoint, LearningRateMonitor, ProgressBar, Throughput
-        from ..loggers import JSONL, TensorBoard
+    def callbacks(self, validates: bool = True) -> list[Callback]:
+        """The callbacks that differ from the defaults of ``Fit``: with a run directory, when checkpoints are saved.
 
-        made: list[Callback] = [LearningRateMonitor(), Throughput()]
-        if run_dir is not None:
-            best = ("val/loss", 2) if validates else None
-            made += [JSONL(), TensorBoard(), Checkpoint(every=self.checkpoint_every, best=best, last=2)]
-        return [*made, ProgressBar()] if progress else made
+        Args:
+            validates: Whether the run has validation data, by which the best checkpoints are chosen.
+        """
+        from ..callbacks import Checkpoint
+
+        if self.run_dir is None:
+            return []
+        best: dict[str, Any] = {"keep_best": 2} if validates else {"monitor": None}
+        return [Checkpoint(every=self.checkpoint_every, keep_last=2, **best)]
 
 
 def check_options(config: Options, counts: Sequence[str] = (), updates: int | None = None) -> None:

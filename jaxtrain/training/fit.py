@@ -24,6 +24,7 @@ from ..period import Period
 from ..strategies import Strategy
 from ..utils.coerce import as_count
 from ..utils.logging import log
+from .defaults import Loggers, Progress, with_defaults
 from .evaluate import Kind, Readers, evaluate, predict, read
 from .prepare import prepare
 from .result import Result
@@ -75,8 +76,11 @@ class Fit:
         log_every: int = 50,
         nonfinite: NonFinite = "raise",
         callbacks: Iterable[Callback] = (),
+        loggers: Loggers = "default",
+        progress: Progress = "auto",
         run_dir: str | Path | None = None,
     ):
+        folder = None if run_dir is None else readable(absolute(run_dir))
         self.settings = FitSettings(
             strategy=as_strategy(strategy),
             max_steps=as_count(max_steps, "max_steps"),
@@ -91,8 +95,8 @@ class Fit:
             seed=as_seed(seed),
             seeds=as_seeds(seeds, seed),
             devices=as_devices(devices),
-            callbacks=Callbacks(callbacks),
-            run_dir=None if run_dir is None else readable(absolute(run_dir)),
+            callbacks=with_defaults(callbacks, loggers, progress, folder),
+            run_dir=folder,
         )
         self._readers = Readers(self.settings.seeds[0] if self.settings.seeds else seed)
         self._latest = self.run_dir  # where the last run wrote: a fork has a directory of its own

@@ -64,7 +64,7 @@ class Session(ExitStack):
         workload, run, progress = prepared.workload, prepared.run, prepared.progress
         kept, store = kept_by(workload.settings.checkpoint), None
         if run_dir is not None:
-            store = Store(run_dir / CHECKPOINTS, last=kept["last"], best=kept["best"], mode=kept["mode"])
+            store = Store(run_dir / CHECKPOINTS, last=kept["keep_last"], best=kept["keep_best"], mode=kept["mode"])
             if processes.is_first() and (self._trains or not (run_dir / "config.json").exists()):
                 write_json(run_dir / "config.json", run.config)
         self._signals = Signals()

@@ -203,7 +203,7 @@ def curriculum(run_dir, *more, monitor, threshold, stages=(1, 2, 5), max_steps=4
     callback = Curriculum([{"time": time} for time in stages], monitor, threshold, then="stay", **options)
     fit = jt.Fit(
         "bptt", max_steps=max_steps, chunk=5, validate_every=4, log_every=2, run_dir=run_dir,
-        callbacks=[callback, jt.loggers.JSONL(), jt.Checkpoint(every=5, best=None, last=99), *more],
+        callbacks=[callback, jt.loggers.JSONL(), jt.Checkpoint(every=5, monitor=None, keep_last=99), *more],
     )  # fmt: skip
     module = Linear()
     return fit.run(module, Noise(), resume="last"), leaves(module), callback.advances

@@ -116,7 +116,7 @@ def test_a_run_that_validates_at_its_end_alone_is_warned_of(caplog):
     "callback",
     [
         jt.EarlyStopping("val/los"),
-        jt.Checkpoint(best=("val/los", 1)),
+        jt.Checkpoint(monitor="val/los"),
         jt.callbacks.Curriculum([{"size": 1}], "val/los", 0.1),
         jt.EarlyStopping("train/los"),
     ],

@@ -23,9 +23,9 @@ def part(
     options = {"chunk": 3, "validate_every": 4, "log_every": 2, **options}
 
     def run(folder: Path, events: list[str]) -> jt.Result:
-        kept = jt.Checkpoint(every=4, last=10, best=None)
+        kept = jt.Checkpoint(every=4, keep_last=10, monitor=None)
         callbacks = [*more, kept, jt.loggers.JSONL(), jt.loggers.TensorBoard(), Trace(events)]
-        fit = jt.Fit(strategy, max_steps=steps, callbacks=callbacks, run_dir=folder, **options)
+        fit = jt.Fit(strategy, max_steps=steps, callbacks=callbacks, loggers=(), progress=False, run_dir=folder, **options)
         return fit.run(module(), data(), resume=resume)
 
     return run

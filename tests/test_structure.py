@@ -28,12 +28,12 @@ LONGEST_FILE, LONGEST_FUNCTION, MOST_ATTRIBUTES, MOST_CODE = 300, 40, 12, 12_420
 
 # Older code that is still longer. Remove an entry when it fits; never add one.
 LONG_FILES = {
-    "callbacks/base.py", "checkpoint/locate.py", "checkpoint/store.py", "cli/recipe.py", "commands/compare/runner.py",
+    "checkpoint/locate.py", "checkpoint/store.py", "cli/recipe.py", "commands/compare/runner.py",
     "core/module.py", "core/state.py", "engine/program.py", "engine/sharding.py", "strategies/reverse/detached_step.py",
 }  # fmt: skip
 LONG_FUNCTIONS = {"commands/main.py:_tool", "commands/main.py:_compare"}
 LARGE_CLASSES = {
-    "callbacks/curriculum.py:Curriculum", "callbacks/run.py:Run", "data/iterator.py:DataIterator",
+    "data/iterator.py:DataIterator",
     "data/sources.py:SequentialReader",
     "engine/program.py:Program", "strategies/reverse/chain.py:Chain", "strategies/reverse/detached_step.py:Cut",
     "strategies/reverse/learner.py:ReverseLearner",

@@ -1,4 +1,4 @@
-"""Periods as arguments of callbacks: errors say which argument of which callback is meant."""
+"""Periods as arguments. Errors name the class and the argument."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ..period import Period
 
 
 def optional_period(every: int | str | Period | None, owner: str, name: str = "every") -> Period | None:
-    """The argument ``every`` of a callback, or another that is called ``name``; None stays None."""
+    """Convert the argument ``name`` of the class ``owner`` to a Period; None stays None."""
     try:
         return Period.of(every)
     except ValueError as error:
@@ -14,7 +14,7 @@ def optional_period(every: int | str | Period | None, owner: str, name: str = "e
 
 
 def steps_or_epochs(every: int | str | Period, owner: str) -> Period:
-    """The argument ``every`` of a callback whose turn comes at a step; a time never does."""
+    """Convert the argument ``every`` of a callback that runs at certain steps, which cannot be a time."""
     period = optional_period(every, owner)
     if period is None or period.unit == "time":
         raise ValueError(f'{owner}(every={every!r}): expected steps (500) or epochs ("1ep")')

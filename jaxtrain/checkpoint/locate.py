@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..callbacks.base import Callbacks
+from ..callbacks.dispatch import Callbacks
 from ..core.state import flatten, signature
 from ..data.eval_loader import EvalLoader
 from ..data.iterator import DataIterator, DataModule, identity_of

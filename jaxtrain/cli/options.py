@@ -134,7 +134,8 @@ class TrainingOptions(Options):
     def fit_options(self) -> dict[str, Any]:
         """Arguments of ``Fit``."""
         names = (
-            "max_steps", "clip", "seed", "seeds", "devices", "chunk", "log_every", "validate_every", "run_dir", "progress",
+            "max_steps", "clip", "seed", "seeds", "devices", "chunk", "log_every", "validate_every", "run_dir",
+            "progress",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 

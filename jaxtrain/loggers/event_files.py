@@ -43,7 +43,7 @@ def events(path: Path) -> Iterator[tuple[int, Any]]:
                 return
 
 
-def cut(path: Path, step: int | None) -> None:
+def truncate(path: Path, step: int | None) -> None:
     """Truncate an event file after its last event up to ``step``; None removes all events."""
     end = 0
     for after, event in events(path):

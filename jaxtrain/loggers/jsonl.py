@@ -41,16 +41,16 @@ class JSONL(Callback):
 
     def __init__(self) -> None:
         self._file: Appender | None = None
-        self._waiting: list[dict[str, Any]] = []
-        """Log entries that may not be on disk."""
         self._restored: list[dict[str, Any]] = []
         """Log entries from the checkpoint that the run continues from."""
 
     def reset(self) -> None:
-        self._waiting, self._restored = [], []
+        self._restored = []
 
     def state(self) -> dict[str, Any]:
-        return {"waiting": self._waiting} if self._waiting else {}
+        """The log entries that may not be on disk."""
+        unsynced = b"" if self._file is None else self._file.unsynced
+        return {"waiting": [json.loads(line) for line in unsynced.splitlines()]} if unsynced else {}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self._restored = list(state.get("waiting", ()))
@@ -65,36 +65,37 @@ class JSONL(Callback):
         assert run.run_dir is not None
         path = run.run_dir / FILE
         self._open(path, step=run.step, keep=lambda step: step <= run.log_limit)
-        for row in past(run)[len(read_log(path)) :]:
+        for row in restored_entries(run)[len(read_log(path)) :]:
             self._append(row)
 
     def on_log(self, run: Run, row: dict[str, Any]) -> None:
-        self._append(json.loads(encode(row)))
+        self._append(row)
 
     def _append(self, row: dict[str, Any]) -> None:
         if self._file is None:
-            raise RuntimeError(f"JSONL: a row for step {row['step']} after the end of the run; rows end at on_fit_end")
-        self._waiting.append(row)
+            raise RuntimeError(f"JSONL: a log entry for step {row['step']} after on_fit_end; the file is closed")
         self._file.write(encode(row))
         self.flush(sync=False)
 
     def flush(self, sync: bool = True) -> None:
         if self._file is not None:
             self._file.flush(sync)
-            if self._file.on_disk:
-                self._waiting = []
 
     def on_fit_end(self, run: Run, status: str) -> None:
         self._close()
 
     def _open(self, path: Path, step: int, keep: Callable[[int], bool]) -> None:
         self._close()
-        self._waiting = []
         if path.exists():
             rows = read_log(path)
             kept = [row for row in rows if keep(row["step"])]
             if len(kept) < len(rows):
-                log.info("%s: the run goes on from step %d, %d rows are cut", path, step, len(rows) - len(kept))
+                log.info(
+                    "%s: the run continues from step %d; %d later log entries are removed",
+                    path,
+                    step,
+                    len(rows) - len(kept),
+                )
             write_atomic(path, b"".join(map(encode, kept)))
         self._file = Appender(path)
 
@@ -106,10 +107,9 @@ class JSONL(Callback):
         file, self._file = self._file, None
         if file is not None:
             file.close()
-            self._waiting = []
 
 
-def past(run: Run) -> list[dict[str, Any]]:
+def restored_entries(run: Run) -> list[dict[str, Any]]:
     """The log entries that a resumed run continues from. Valid during ``on_restore``.
 
     These are the entries of the file, then those that only the checkpoint holds. The result is the same before and
@@ -177,5 +177,7 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
         elif number < len(lines):
-            log.warning('%s: line %d is no row; expected a JSON object with a "step"; it is left out', path, number)
+            log.warning(
+                '%s: line %d is not a log entry; expected a JSON object with a "step"; it is skipped', path, number
+            )
     return rows

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from ..callbacks.base import Callback, Callbacks
+from ..callbacks.base import Callback
 from ..callbacks.checkpoint import Checkpoint
+from ..callbacks.dispatch import Callbacks
 from ..callbacks.lr_monitor import LearningRateMonitor
 from ..callbacks.progress import ProgressBar
 from ..callbacks.throughput import Throughput
@@ -51,7 +52,9 @@ def _loggers(loggers: Any) -> list[Callback] | None:
     if isinstance(loggers, str) and loggers == "default":
         return None
     if isinstance(loggers, str) or not isinstance(loggers, Iterable):
-        raise ValueError(f"Fit(loggers={loggers!r}): expected 'default', or a list of loggers, as [JSONL()]; () is none")
+        raise ValueError(
+            f"Fit(loggers={loggers!r}): expected 'default', or a list of loggers, as [JSONL()]; () is none"
+        )
     return list(Callbacks(loggers))
 
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..callbacks.base import Callbacks
 from ..callbacks.checkpoint import Checkpoint, kept_by
+from ..callbacks.dispatch import Callbacks
 from ..callbacks.periods import optional_period
 from ..engine.program import NonFinite
 from ..engine.seeds import is_seed

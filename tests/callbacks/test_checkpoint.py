@@ -148,7 +148,9 @@ def test_a_monitor_that_was_asked_for_needs_validation_data(make_run):
     Checkpoint(every=5, keep_last=3).on_fit_start(run)
     Checkpoint(monitor=None).on_fit_start(run)
     for asked in (dict(keep_best=2), dict(mode="min"), dict(monitor="val/accuracy")):
-        with pytest.raises(ValueError, match="Checkpoint monitors 'val/.*', but the data has no validation data: .*None"):
+        with pytest.raises(
+            ValueError, match="Checkpoint monitors 'val/.*', but the data has no validation data: .*None"
+        ):
             Checkpoint(**asked).on_fit_start(run)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxtrain
-from jaxtrain.callbacks.base import Callbacks
+from jaxtrain.callbacks.dispatch import Callbacks
 from jaxtrain.commands.fidelity import load_recipe
 from jaxtrain.core.state import parameters
 from tests.kit.tiers import longer

@@ -125,7 +125,8 @@ def test_a_log_after_the_row_is_written_is_refused(tmp_path):
     fit = jt.Fit(
         "bptt", max_steps=4, callbacks=[At("on_checkpoint", 4, lambda run: run.log({"x": 1.0}))], run_dir=tmp_path
     )
-    with pytest.raises(RuntimeError, match=r"run.log\(\['x'\]\) in on_checkpoint or on_fit_end: the log entry of"):
+    message = r"run.log\(\['x'\]\) in on_checkpoint or on_fit_end: the log entry of step 4"
+    with pytest.raises(RuntimeError, match=message):
         fit.run(Linear(), Lines())
 
 

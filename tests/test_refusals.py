@@ -12,7 +12,7 @@ from tests.small import Linear, lines
 
 
 def test_no_update_would_be_made():
-    with pytest.raises(ValueError, match=r"Fit\(accumulate=10, max_steps=3\): no update would be made"):
+    with pytest.raises(ValueError, match=r"Fit\(accumulate=10, max_steps=3\): there would be no update"):
         jt.Fit("bptt", accumulate=10, max_steps=3)
 
 

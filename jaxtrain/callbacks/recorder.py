@@ -33,7 +33,7 @@ class Recorder:
         self.entries: list[dict[str, Any]] = []
 
     def add(self, first_step: int, metrics: dict[str, np.ndarray], weights: dict[str, np.ndarray]) -> None:
-        """Add the metrics of the steps after ``first_step``: numerators and weights, ``(n,)``, or ``(n, S)`` for seeds."""
+        """Add the metrics of the steps after ``first_step``: numerators and weights ``(n,)``, of seeds ``(n, S)``."""
         n = len(next(iter(metrics.values())))
         for i in range(n):
             for name, values in metrics.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ..callbacks.base import Callback
 from ..callbacks.checkpoint import Checkpoint
@@ -22,10 +22,10 @@ Progress = Literal["auto"] | bool
 def with_defaults(
     callbacks: Iterable[Callback], loggers: Loggers, progress: Progress, run_dir: Path | None
 ) -> Callbacks:
-    """Return the callbacks of a run: the defaults, then those given by hand, sorted by rank.
+    """Return the callbacks of a run: the defaults, then ``loggers``, then ``callbacks``, sorted by rank.
 
-    In order, the defaults are LearningRateMonitor and Throughput (if there is a logger), the loggers, ProgressBar, and
-    Checkpoint. A callback given by hand replaces the default of its class.
+    The defaults are, in order, LearningRateMonitor and Throughput (if there is a logger), JSONL and TensorBoard,
+    ProgressBar, and Checkpoint. A callback in ``callbacks`` replaces the default of its class.
 
     Args:
         callbacks: The callbacks given by hand.
@@ -38,29 +38,17 @@ def with_defaults(
         ValueError: ``loggers`` or ``progress`` is a word that is not known, or a callback is invalid.
     """
     given = list(Callbacks(callbacks))
-    chosen = _loggers(loggers)
-    writing: list[Callback] = [JSONL(), TensorBoard()] if chosen is None and run_dir is not None else []
-    measuring: list[Callback] = [LearningRateMonitor(quiet=True), Throughput()] if chosen or writing else []
-    saving: list[Callback] = [] if run_dir is None else [Checkpoint()]
-    defaults = [*measuring, *writing, *_progress(progress), *saving]
-    kept = [default for default in defaults if not any(isinstance(callback, type(default)) for callback in given)]
-    return Callbacks([*kept, *(chosen or ()), *given])
-
-
-def _loggers(loggers: Any) -> list[Callback] | None:
-    """The loggers given by hand; None for the default ones."""
-    if isinstance(loggers, str) and loggers == "default":
-        return None
-    if isinstance(loggers, str) or not isinstance(loggers, Iterable):
-        raise ValueError(
-            f"Fit(loggers={loggers!r}): expected 'default', or a list of loggers, as [JSONL()]; () is none"
-        )
-    return list(Callbacks(loggers))
-
-
-def _progress(progress: Any) -> list[Callback]:
-    if isinstance(progress, str) and progress == "auto":
-        return [ProgressBar(every_seconds=None)]  # part of every run, so that a resume elsewhere finds the same list
-    if not isinstance(progress, bool):
+    by_default = isinstance(loggers, str) and loggers == "default"
+    if not by_default and (isinstance(loggers, str) or not isinstance(loggers, Iterable)):
+        raise ValueError(f"Fit(loggers={loggers!r}): expected 'default', or a list of loggers; () turns them off")
+    if not isinstance(progress, bool) and progress != "auto":
         raise ValueError(f"Fit(progress={progress!r}): expected 'auto', True or False")
-    return [ProgressBar()] if progress else []
+    chosen = [] if by_default else list(Callbacks(loggers))
+    writing = [JSONL(), TensorBoard()] if by_default and run_dir is not None else []
+    measuring = [LearningRateMonitor(quiet=True), Throughput()] if chosen or writing else []
+    # "auto" adds the bar to every run, on a terminal or not, so that a resumed run has the same list of callbacks.
+    bar = [ProgressBar(every_seconds=None if progress == "auto" else 30)] if progress else []
+    saving = [] if run_dir is None else [Checkpoint()]
+    defaults: list[Callback] = [*measuring, *writing, *bar, *saving]
+    kept = [default for default in defaults if not any(isinstance(callback, type(default)) for callback in given)]
+    return Callbacks([*kept, *chosen, *given])

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..period import Period
+from .arguments import COUNT, expect, is_count, optional_period
 from .base import Callback
 from .early_stopping import EarlyStopping, Mode, Monitor, pack, same_monitor
-from .periods import optional_period
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +56,9 @@ class Checkpoint(Callback):
     ):
         self.every = optional_period(every, "Checkpoint")
         self._default = (monitor, mode, keep_best) == DEFAULT
-        self.keep_best, self.keep_last = _count(keep_best, "keep_best"), _count(keep_last, "keep_last")
+        for name, value in (("keep_best", keep_best), ("keep_last", keep_last)):
+            expect(is_count(value), "Checkpoint", name, value, COUNT)
+        self.keep_best, self.keep_last = keep_best, keep_last
         if monitor is None and (mode, keep_best) != DEFAULT[1:]:
             raise ValueError(
                 f"Checkpoint: mode is {mode!r} and keep_best is {keep_best}, but monitor is None; give a monitor, or "
@@ -148,9 +150,3 @@ def require_metrics(callbacks: Iterable[Callback], metrics: Iterable[str]) -> No
         of_validation = isinstance(callback, Checkpoint | EarlyStopping)  # others may monitor training as well
         if isinstance(monitor, Monitor) and (of_validation or monitor.tag.startswith("val/")):
             monitor.read(given, type(callback).__name__)
-
-
-def _count(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"Checkpoint: {name} is {value!r}; expected a whole number, 1 or more")
-    return value

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..period import Period
+from .arguments import COUNT, expect, is_count, steps_or_epochs
 from .base import Callback
-from .periods import steps_or_epochs
 
 if TYPE_CHECKING:
     from ..core.module import Module, Phases
@@ -38,8 +38,7 @@ class CopyFigure(Callback):
 
     def __init__(self, every: int | str | Period, sequences: int = 4):
         self.probe_every = steps_or_epochs(every, "CopyFigure")
-        if isinstance(sequences, bool) or not isinstance(sequences, int) or sequences < 1:
-            raise ValueError(f"CopyFigure: sequences is {sequences!r}; expected a whole number, 1 or more")
+        expect(is_count(sequences), "CopyFigure", "sequences", sequences, COUNT)
         self.sequences = sequences
 
     def probe(self, module: Module, learner: Learner, phases: Phases) -> dict[str, Any]:

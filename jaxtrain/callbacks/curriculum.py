@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..utils.files import as_json
+from .arguments import COUNT, expect, is_count, is_number
 from .base import Callback
-from .early_stopping import Mode, Monitor, is_number, pack
+from .early_stopping import Mode, Monitor, pack
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,23 +78,19 @@ class Curriculum(Callback):
         if not self.stages or any(set(stage) != set(self.stages[0]) or not stage for stage in self.stages):
             raise ValueError(f"Curriculum: stages={self.stages!r}; expected dicts that all set the same parameters")
         part, _, name = monitor.partition("/") if isinstance(monitor, str) else ("", "", "")
-        if part not in ("train", "val") or not name:
-            raise ValueError(f"Curriculum: monitor is {monitor!r}; expected a tag as 'val/accuracy' or 'train/loss'")
+        known = part in ("train", "val") and name != ""
+        expect(known, "Curriculum", "monitor", monitor, "a tag such as 'val/accuracy' or 'train/loss'")
         self.monitor = Monitor.of(monitor, mode, "Curriculum")
-        if not is_number(threshold) or not math.isfinite(threshold):
-            raise ValueError(f"Curriculum: threshold is {threshold!r}; expected a number")
-        if isinstance(over, bool) or not isinstance(over, int) or over < 1:
-            raise ValueError(f"Curriculum: over is {over!r}; expected a number of values, 1 or more")
-        if ema is not None and not 0 < ema < 1:
-            raise ValueError(f"Curriculum: ema is {ema!r}; expected a number between 0 and 1, or None")
+        finite = is_number(threshold) and math.isfinite(threshold)
+        expect(finite, "Curriculum", "threshold", threshold, "a finite number")
+        expect(is_count(over), "Curriculum", "over", over, COUNT)
+        expect(ema is None or 0 < ema < 1, "Curriculum", "ema", ema, "a number between 0 and 1, or None")
+        expect(then in ("stop", "stay"), "Curriculum", "then", then, "'stop' or 'stay'")
         if (ema is None) != (restart is None):
-            raise ValueError(f"Curriculum: ema={ema!r}, restart={restart!r}; a running mean needs both")
+            raise ValueError(f"Curriculum: ema={ema!r}, restart={restart!r}; a moving average needs both")
         if ema is not None and (part == "val" or over != 1):
             raise ValueError("Curriculum: ema is for a metric of training, and instead of over; drop one")
-        if then not in ("stop", "stay"):
-            raise ValueError(f"Curriculum: then is {then!r}; expected 'stop' or 'stay'")
-        self.threshold = threshold
-        self.over, self.ema, self.restart, self.then = over, ema, restart, then
+        self.threshold, self.over, self.ema, self.restart, self.then = threshold, over, ema, restart, then
         self.reset()
 
     def reset(self) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.metrics import SEEDS
 from ..utils.coerce import did_you_mean
+from .arguments import COUNT, expect, is_count, is_number
 from .base import Callback
 
 if TYPE_CHECKING:
@@ -30,15 +31,14 @@ class Monitor:
     @staticmethod
     def of(tag: str, mode: Mode | None, owner: str) -> Monitor:
         """A checked monitor. ``owner``: name of the callback, for messages."""
-        if not isinstance(tag, str) or not tag:
-            raise ValueError(f"{owner}: monitor is {tag!r}; expected the tag of a validation metric, as 'val/loss'")
+        known = isinstance(tag, str) and tag != ""
+        expect(known, owner, "monitor", tag, "the tag of a validation metric, such as 'val/loss'")
         if tag.startswith(SEEDS):
             raise ValueError(
                 f"{owner}: monitor is {tag!r}, which has one number per seed; expected one number, such as their mean "
                 f"{tag.removeprefix(SEEDS)!r}"
             )
-        if mode not in (None, "min", "max"):
-            raise ValueError(f"{owner}: mode is {mode!r}; expected 'min', 'max' or None (by the monitor's name)")
+        expect(mode in (None, "min", "max"), owner, "mode", mode, "'min', 'max' or None (by the monitor's name)")
         return Monitor(tag, mode or ("max" if tag.endswith(MAX) else "min"))
 
     def require(self, run: Run, owner: str, alternative: str) -> None:
@@ -67,10 +67,6 @@ class Monitor:
         if math.isnan(score):
             return True, 0.0
         return False, score if self.mode == "min" else -score
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class EarlyStopping(Callback):
@@ -102,12 +98,11 @@ class EarlyStopping(Callback):
         threshold: float | None = None,
     ):
         self.monitor = Monitor.of(monitor, mode, "EarlyStopping")
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise ValueError(f"EarlyStopping: patience is {patience!r}; expected a number of validations, 1 or more")
-        if not (is_number(min_delta) and min_delta >= 0 and math.isfinite(min_delta)):
-            raise ValueError(f"EarlyStopping: min_delta is {min_delta!r}; expected 0 or more")
-        if threshold is not None and (not is_number(threshold) or math.isnan(threshold)):
-            raise ValueError(f"EarlyStopping: threshold is {threshold!r}; expected a number or None")
+        expect(is_count(patience), "EarlyStopping", "patience", patience, COUNT)
+        finite = is_number(min_delta) and 0 <= min_delta < math.inf
+        expect(finite, "EarlyStopping", "min_delta", min_delta, "a finite number, 0 or more")
+        known = threshold is None or is_number(threshold)
+        expect(known, "EarlyStopping", "threshold", threshold, "a number or None")
         self.patience, self.min_delta, self.threshold = patience, min_delta, threshold
         self.reset()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..period import Period
+from .arguments import steps_or_epochs
 from .base import Callback
-from .periods import steps_or_epochs
 
 if TYPE_CHECKING:
     from ..core.module import Module, Phases

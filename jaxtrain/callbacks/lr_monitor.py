@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..core.metrics import is_rate
@@ -53,26 +52,21 @@ class LearningRateMonitor(Callback):
             last, rates = self._chunks[0]
             for name, values in rates.items():
                 index = len(values) - 1 - (last - step)
-                if index >= 0 and not math.isnan(values[index]):
-                    row[name] = float(values[index])
+                if index >= 0 and (rate := _unless_nan(values[index])) is not None:
+                    row[name] = rate
 
     def state(self) -> dict[str, Any]:
         """The rates of the last chunk, because a signal may end a run before the entries of a boundary are written."""
-        chunks = [[last, _mapped(_pack, rates)] for last, rates in self._chunks[-1:]]
+        chunks = [
+            [last, {name: [_unless_nan(rate) for rate in values] for name, values in rates.items()}]
+            for last, rates in self._chunks[-1:]
+        ]
         return {"chunks": chunks} if chunks else {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self._chunks = [(last, _mapped(_unpack, rates)) for last, rates in state.get("chunks", ())]
+        self._chunks = [(last, rates) for last, rates in state.get("chunks", ())]
 
 
-def _mapped(change: Callable[[Any], Any], rates: dict[str, Any]) -> dict[str, list[Any]]:
-    return {name: [change(value) for value in values] for name, values in rates.items()}
-
-
-def _pack(rate: Any) -> float | None:
-    """A rate as strict JSON, which has no NaN."""
-    return None if math.isnan(rate) else float(rate)
-
-
-def _unpack(rate: float | None) -> float:
-    return math.nan if rate is None else rate
+def _unless_nan(rate: Any) -> float | None:
+    """A rate; None for the NaN of a skipped step, because strict JSON has no NaN."""
+    return None if rate is None or math.isnan(rate) else float(rate)

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..core.metrics import SEEDS
+from .arguments import expect, is_number
 from .base import Callback
 
 if TYPE_CHECKING:
@@ -36,9 +37,8 @@ class ProgressBar(Callback):
     rank = "record"
 
     def __init__(self, every_seconds: float | None = 30):
-        number = isinstance(every_seconds, int | float) and not isinstance(every_seconds, bool) and every_seconds > 0
-        if every_seconds is not None and not number:
-            raise ValueError(f"ProgressBar: every_seconds is {every_seconds!r}; expected a number above 0, or None")
+        known = every_seconds is None or (is_number(every_seconds) and every_seconds > 0)
+        expect(known, "ProgressBar", "every_seconds", every_seconds, "a number above 0, or None")
         self.every_seconds = every_seconds
         self._bar: Any = None
 

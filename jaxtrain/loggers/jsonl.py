@@ -65,8 +65,8 @@ class JSONL(Callback):
         assert run.run_dir is not None
         path = run.run_dir / FILE
         self._open(path, step=run.step, keep=lambda step: step <= run.log_limit)
-        for row in restored_entries(run)[len(read_log(path)) :]:
-            self._append(row)
+        for entry in restored_entries(run)[len(read_log(path)) :]:
+            self._append(entry)
 
     def on_log(self, run: Run, row: dict[str, Any]) -> None:
         self._append(row)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
+from ..callbacks.arguments import expect, is_number
 from ..callbacks.base import Callback
 from ..utils.files import jsonable, write_atomic
 from .appender import Appender
@@ -57,8 +58,8 @@ class TensorBoard(Callback):
     rank = "record"
 
     def __init__(self, flush_secs: float = 10):
-        if isinstance(flush_secs, bool) or not isinstance(flush_secs, int | float) or not flush_secs > 0:
-            raise ValueError(f"TensorBoard: flush_secs is {flush_secs!r}; expected a number of seconds above 0")
+        known = is_number(flush_secs) and flush_secs > 0
+        expect(known, "TensorBoard", "flush_secs", flush_secs, "a number of seconds above 0")
         self.flush_secs = flush_secs
         self._writer: Appender | None = None
         self._flushed = 0.0
@@ -79,7 +80,7 @@ class TensorBoard(Callback):
 
     def on_restore(self, run: Run) -> None:
         assert run.run_dir is not None
-        rows = restored_entries(run)
+        entries = restored_entries(run)
         figures = []
         for path, tag, step in _figures(run.run_dir):
             if step > run.step:
@@ -87,20 +88,20 @@ class TensorBoard(Callback):
             else:
                 figures.append((path, tag, step))
         before = event_files(run.run_dir)
-        histograms = _histograms(before, run.step) if rows else {}
+        histograms = _histograms(before, run.step) if entries else {}
         self._open(run)
         # Without log entries, what older event files show up to this step is kept.
-        self._write_config(run, step=0 if rows else run.step)
-        if rows:
-            for row in rows:
-                self._add(scalars(row), row["step"])
+        self._write_config(run, step=0 if entries else run.step)
+        if entries:
+            for entry in entries:
+                self._add(scalars(entry), entry["step"])
             for path, tag, step in figures:
                 self._add(image(tag, path.read_bytes()), step)
             for event in histograms.values():
                 self._write(event)
         self.flush()
         for path in before:  # only now: the new file holds what they show
-            truncate(path, None if rows else run.step)
+            truncate(path, None if entries else run.step)
 
     def on_log(self, run: Run, row: dict[str, Any]) -> None:
         self._add(scalars(row), row["step"])

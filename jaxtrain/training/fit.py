@@ -9,9 +9,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
+from ..callbacks.arguments import optional_period
 from ..callbacks.base import Callback
 from ..callbacks.dispatch import Callbacks
-from ..callbacks.periods import optional_period
 from ..checkpoint.locate import absolute, chosen, opened
 from ..checkpoint.store import readable
 from ..core.module import Module

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..callbacks.checkpoint import Checkpoint, kept_by
 from ..callbacks.dispatch import Callbacks
-from ..callbacks.periods import optional_period
+from ..callbacks.arguments import optional_period
 from ..engine.program import NonFinite
 from ..engine.seeds import is_seed
 from ..period import Period

@@ -1,8 +1,29 @@
-"""Periods as arguments. Errors name the class and the argument."""
+"""Checks of arguments. Errors name the class and the argument."""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from ..period import Period
+
+COUNT = "a whole number, 1 or more"
+
+
+def expect(ok: bool, owner: str, name: str, value: Any, expected: str) -> None:
+    """Raise ValueError, which names the argument ``name`` of the class ``owner``, unless ``ok``."""
+    if not ok:
+        raise ValueError(f"{owner}: {name} is {value!r}; expected {expected}")
+
+
+def is_count(value: Any) -> bool:
+    """Whether this is a whole number, 1 or more."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is a number other than NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
 def optional_period(every: int | str | Period | None, owner: str, name: str = "every") -> Period | None:

@@ -32,7 +32,7 @@ def test_trainable_says_yes_or_no():
 
 def test_a_callback_that_is_given_twice():
     watch = jt.callbacks.Throughput()
-    with pytest.raises(ValueError, match="callbacks holds one object twice"):
+    with pytest.raises(ValueError, match="callbacks contains one object twice"):
         jt.Fit("bptt", max_steps=1, callbacks=[watch, watch])
 
 

@@ -139,11 +139,8 @@ class TrainingOptions(Options):
 
     def fit_options(self) -> dict[str, Any]:
         """Arguments of ``Fit``."""
-        names = (
-            "max_steps", "clip", "seed", "seeds", "devices", "chunk", "log_every", "validate_every", "run_dir",
-            "progress",
-        )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        names = "max_steps clip seed seeds devices chunk log_every validate_every run_dir progress"
+        return {name: getattr(self, name) for name in names.split()}
 
     def callbacks(self, validates: bool = True) -> list[Callback]:
         """The callbacks that differ from the defaults of ``Fit``: with a run directory, when checkpoints are saved.

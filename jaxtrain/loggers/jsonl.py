@@ -7,7 +7,6 @@ import logging
 import math
 import numbers
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,19 +58,14 @@ class JSONL(Callback):
         if run.run_dir is None:
             raise ValueError("JSONL needs a run directory: Fit(run_dir=...)")
         if run.restored_step is None:
-            self._open(run.run_dir / FILE, step=0, keep=lambda step: False)
+            self._open(run, last=-1)
 
     def on_restore(self, run: Run) -> None:
-        assert run.run_dir is not None
-        path = run.run_dir / FILE
-        self._open(path, step=run.step, keep=lambda step: step <= run.log_limit)
-        for entry in restored_entries(run)[len(read_log(path)) :]:
-            self._append(entry)
+        kept = self._open(run, last=run.log_limit)
+        for entry in restored_entries(run)[kept:]:
+            self.on_log(run, entry)
 
     def on_log(self, run: Run, row: dict[str, Any]) -> None:
-        self._append(row)
-
-    def _append(self, row: dict[str, Any]) -> None:
         if self._file is None:
             raise RuntimeError(f"JSONL: a log entry for step {row['step']} after on_fit_end; the file is closed")
         self._file.write(encode(row))
@@ -84,20 +78,19 @@ class JSONL(Callback):
     def on_fit_end(self, run: Run, status: str) -> None:
         self._close()
 
-    def _open(self, path: Path, step: int, keep: Callable[[int], bool]) -> None:
+    def _open(self, run: Run, last: int) -> int:
+        """Open the file, and remove entries after step ``last``. Returns the number of entries that were kept."""
+        assert run.run_dir is not None
+        path = run.run_dir / FILE
         self._close()
+        entries = read_log(path) if path.exists() else []
+        kept = [entry for entry in entries if entry["step"] <= last]
+        if removed := len(entries) - len(kept):
+            log.info("%s: the run continues from step %d; %d later log entries are removed", path, run.step, removed)
         if path.exists():
-            rows = read_log(path)
-            kept = [row for row in rows if keep(row["step"])]
-            if len(kept) < len(rows):
-                log.info(
-                    "%s: the run continues from step %d; %d later log entries are removed",
-                    path,
-                    step,
-                    len(rows) - len(kept),
-                )
             write_atomic(path, b"".join(map(encode, kept)))
         self._file = Appender(path)
+        return len(kept)
 
     def restored(self, run: Run) -> list[dict[str, Any]]:
         """Log entries that the checkpoint holds because the file may lack them."""

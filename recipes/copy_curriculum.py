@@ -95,7 +95,7 @@ def make(config: Config):
 
     if binary:
         stages = [{"length": length} for length in range(1, 201)]
-        # A value of the record is a mean over a piece: it stands for each of its time steps.
+        # A logged value is the mean over a segment and stands for each of its time steps.
         keep = 0.999**config.unroll
         curriculum = jt.callbacks.Curriculum(stages, "train/bits", config.bits, ema=keep, restart=0.3, then="stay")
         data = stream = jt.datasets.StreamDataModule(

@@ -110,18 +110,18 @@ def restored_entries(run: Run) -> list[dict[str, Any]]:
     """
     assert run.run_dir is not None
     path = run.run_dir / FILE
-    rows = read_log(path) if path.exists() else []
+    entries = read_log(path) if path.exists() else []
     for logger in run.callbacks:
         if isinstance(logger, JSONL):
-            there = {row["step"] for row in rows}
-            rows += [row for row in logger.restored(run) if row["step"] not in there]
-    return [row for row in rows if row["step"] <= run.log_limit]
+            there = {entry["step"] for entry in entries}
+            entries += [entry for entry in logger.restored(run) if entry["step"] not in there]
+    return [entry for entry in entries if entry["step"] <= run.log_limit]
 
 
-def encode(row: dict[str, Any]) -> bytes:
+def encode(entry: dict[str, Any]) -> bytes:
     """One line of the file: strict JSON, with floats as the shortest text that reads back exactly."""
-    line, nonfinite = {}, list(row.get("nonfinite", ()))
-    for tag, value in row.items():
+    line, nonfinite = {}, list(entry.get("nonfinite", ()))
+    for tag, value in entry.items():
         if tag == "nonfinite":
             continue
         if isinstance(value, numbers.Integral) and not isinstance(value, bool):
@@ -147,7 +147,7 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     An incomplete last line (the process died while writing it) is skipped. Any other line that is not a log entry is
     skipped with a warning that names it.
 
-    >>> rows = read_log("checkpoints/demo/metrics.jsonl")  # doctest: +SKIP
+    >>> entries = read_log("checkpoints/demo/metrics.jsonl")  # doctest: +SKIP
 
     Args:
         path: The file.
@@ -159,18 +159,18 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         FileNotFoundError: There is no such file.
     """
     lines = Path(path).read_bytes().split(b"\n")
-    rows = []
+    entries = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            entry = json.loads(line)
         except ValueError:
-            row = None
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
+            entry = None
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            entries.append(entry)
         elif number < len(lines):
             log.warning(
                 '%s: line %d is not a log entry; expected a JSON object with a "step"; it is skipped', path, number
             )
-    return rows
+    return entries

@@ -38,12 +38,12 @@ def with_defaults(
         ValueError: ``loggers`` or ``progress`` is a word that is not known, or a callback is invalid.
     """
     given = list(Callbacks(callbacks))
-    by_default = isinstance(loggers, str) and loggers == "default"
-    if not by_default and (isinstance(loggers, str) or not isinstance(loggers, Iterable)):
+    by_default = isinstance(loggers, str)
+    if not isinstance(loggers, Iterable) or (by_default and loggers != "default"):
         raise ValueError(f"Fit(loggers={loggers!r}): expected 'default', or a list of loggers; () turns them off")
     if not isinstance(progress, bool) and progress != "auto":
         raise ValueError(f"Fit(progress={progress!r}): expected 'auto', True or False")
-    chosen = [] if by_default else list(Callbacks(loggers))
+    chosen = [] if isinstance(loggers, str) else list(Callbacks(loggers))
     writing = [JSONL(), TensorBoard()] if by_default and run_dir is not None else []
     measuring = [LearningRateMonitor(quiet=True), Throughput()] if chosen or writing else []
     # "auto" adds the bar to every run, on a terminal or not, so that a resumed run has the same list of callbacks.

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..callbacks.arguments import optional_period
 from ..callbacks.checkpoint import Checkpoint, kept_by
 from ..callbacks.dispatch import Callbacks
-from ..callbacks.arguments import optional_period
 from ..engine.program import NonFinite
 from ..engine.seeds import is_seed
 from ..period import Period

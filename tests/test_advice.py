@@ -595,7 +595,7 @@ def test_advice_on_what_is_trained(name):
 
 
 def test_a_validation_at_the_end_alone_stops_nothing(caplog):
-    advice = "there is one at the end alone: set Fit(validate_every=...)"
+    advice = "the only one is at the end: set Fit(validate_every=...)"
     train(Linear, data=lines, callbacks=stopping)()
     assert advice in caplog.text
     caplog.clear()

@@ -560,7 +560,7 @@ TRAINED: dict[str, tuple[Any, ...]] = {
     ),
     "a metric of each seed": (
         train(Linear, seeds=2, data=lines, callbacks=lambda: stopping("seeds/val/loss"), validate_every=1),
-        "expected one number, as their mean",
+        "expected one number, such as their mean",
         train(Linear, seeds=2, data=lines, callbacks=stopping, validate_every=1),
     ),
     "a metric that validation does not give": (

@@ -218,16 +218,11 @@ class Rounds(jt.Callback):
 
 def run_fit(setting: Setting, strategy: str, steps: int, run_dir: Path, every: int,
             extra: jt.Callback | None = None) -> jt.Result:  # fmt: skip
-    """Fit with its defaults on, as the recipe has them, but for the figure, which is an event."""
-    callbacks = [
-        jt.callbacks.LearningRateMonitor(),
-        jt.callbacks.Throughput(),
-        jt.loggers.JSONL(),
-        jt.loggers.TensorBoard(),
-        jt.callbacks.ProgressBar(),
-    ]
-    callbacks += [jt.Checkpoint(every=every, best=("val/loss", 2), last=2), *([extra] if extra else [])]
-    fit = jt.Fit(strategy, max_steps=steps, clip=CLIP, log_every=LOG_EVERY, run_dir=run_dir, callbacks=callbacks)
+    """Fit with its default callbacks, as in the recipe but without the figure."""
+    callbacks = [jt.Checkpoint(every=every, keep_best=2, keep_last=2), *([extra] if extra else [])]
+    fit = jt.Fit(
+        strategy, max_steps=steps, clip=CLIP, log_every=LOG_EVERY, run_dir=run_dir, callbacks=callbacks, progress=True
+    )
     return fit.run(Copy(setting), data_of(setting))
 
 

@@ -1,14 +1,14 @@
-"""Copying that gets longer once it has been learned: blanks, digits, or bits from an endless stream.
+"""Copying that gets longer once it is learned: blanks, digits, or bits from an endless stream.
 
 python recipes/copy_curriculum.py                                # 3 digits over blanks of 0 to 120
 python recipes/copy_curriculum.py --task digits                  # 1 to 10 digits, without a blank
 python recipes/copy_curriculum.py --task binary --preset lru     # bits, with an update at every time step
 python recipes/copy_curriculum.py --task binary --preset gru
 
-Sequences are padded to a few lengths, so that a curriculum compiles a few programs. The binary task is that of Benzing
-et al. (2019): an endless stream of episodes of T bits, T = max(1, L - 0 ... 4), scored and learned from at every time
-step; L grows by one when a running mean (0.999 a time step) of the bits of loss a time step falls under 0.15, and that
-mean then begins again at 0.3. The record shows L as task/length.
+Sequences are padded to a few lengths, so a curriculum compiles only a few programs. The binary task is that of Benzing
+et al. (2019): an endless stream of episodes of T bits, T = max(1, L - 0 ... 4), with a loss and an update at every time
+step. L grows by one when a moving average (decay 0.999 per time step) of the loss, in bits per time step, falls below
+0.15; the average then restarts at 0.3. The log shows L as task/length.
 """
 
 import math
@@ -24,30 +24,30 @@ LAGS = (0, 2, 5, 10, 20, 40, 80, 120)
 
 @dataclass(frozen=True)
 class Config(TrainingOptions, NetworkOptions):
-    """Copying that gets longer once it has been learned."""
+    """Copying that gets longer once it is learned."""
 
     task: Literal["lag", "digits", "binary"] = "lag"
-    """what grows: the blank, the digits, or the bits of a stream"""
+    """what grows: the blank, the number of digits, or the number of bits in a stream"""
     lags: tuple[int, ...] = LAGS
-    """lag: blanks, one stage each"""
+    """lag: blank time steps of each stage"""
     digits: int = 3
     """lag: digits to recall"""
     most_digits: int = 10
-    """digits: how many there are in the last stage"""
+    """digits: number of digits in the last stage"""
     threshold: float = 0.98
-    """lag, digits: recall over --over steps at which a stage is passed"""
+    """lag, digits: accuracy over --over steps at which a stage is completed"""
     over: int = 25
-    """lag, digits: steps whose recall is averaged"""
+    """lag, digits: number of steps over which accuracy is averaged"""
     bits: float = 0.15
-    """binary: the running mean of bits a time step at which L grows"""
+    """binary: moving average of bits per time step at which L grows"""
     unroll: int = 10
-    """binary: time steps of a segment of the stream, which is a step of the record"""
+    """binary: time steps per segment of the stream; one segment is one train step"""
     chunk: Literal["auto"] | int = 25
-    """steps run in one dispatch: a task changes at the end of one"""
+    """steps per dispatch; a task changes at the end of a dispatch"""
     max_steps: int = 6000
-    """steps to train; binary: segments of the stream"""
+    """train steps; binary: segments of the stream"""
     val_batches: int = 4
-    """lag, digits: batches of a validation"""
+    """lag, digits: batches per validation"""
 
     def __post_init__(self):
         most = self.max_steps * self.unroll if self.task == "binary" else None
@@ -67,7 +67,7 @@ CHANCE = {"accuracy": 1 / 8}  # guessing among the eight digits
 
 
 def make(config: Config):
-    """Fit, module and data of a run. JAX is imported here, so that --help does not wait for it."""
+    """Create Fit, module and data. JAX is imported here, so that --help does not load it."""
     import braintools
 
     import jaxtrain as jt
@@ -95,7 +95,7 @@ def make(config: Config):
 
     if binary:
         stages = [{"length": length} for length in range(1, 201)]
-        # A value of the record is a mean over a piece: it stands for each of its time steps.
+        # A logged value is the mean over a segment and stands for each of its time steps.
         keep = 0.999**config.unroll
         curriculum = jt.callbacks.Curriculum(stages, "train/bits", config.bits, ema=keep, restart=0.3, then="stay")
         data = stream = jt.datasets.StreamDataModule(
@@ -116,13 +116,13 @@ def make(config: Config):
             stages[0]["time_lag"], stages[0]["num_digits"], config.batch_size, config.seed, config.val_batches,
             lengths=_sizes(2 * stages[0]["num_digits"], longest), digits=_sizes(1, most),
         )  # fmt: skip
-    callbacks = [curriculum, *config.callbacks(config.run_dir, config.progress, validates=not binary)]
-    fit = jt.Fit(strategy, callbacks=callbacks, run_dir=config.run_dir, **config.fit_options())
+    callbacks = [curriculum, *config.callbacks(validates=not binary)]
+    fit = jt.Fit(strategy, callbacks=callbacks, **config.fit_options())
     return fit, Copy(), data
 
 
 def _sizes(least: int, most: int) -> tuple[int, ...]:
-    """Sizes to pad to, each three times the one before."""
+    """Sizes to pad to. Each is three times the previous one."""
     sizes = [least]
     while sizes[-1] < most:
         sizes.append(min(3 * sizes[-1], most))

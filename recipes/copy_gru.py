@@ -1,4 +1,4 @@
-"""The copying task with a GRU, or another cell: recall ten digits after a long blank, with gradients made by any rule.
+"""The copying task with a GRU, or another cell: recall ten digits after a long blank, with gradients of any rule.
 
 python recipes/copy_gru.py --strategy drtrl                       # nine minutes on two cores
 python recipes/copy_gru.py --strategy drtrl --preset short        # half a minute
@@ -7,7 +7,7 @@ python recipes/copy_gru.py --strategy pp_prop --cell mini_gru
 python recipes/copy_gru.py --preset tutorial
 python recipes/copy_gru.py --resume last
 
-D-RTRL differentiates the recall as one window, in which it is exact; what comes before is the rule's.
+D-RTRL differentiates the recall as one window, in which it is exact. Before it, the rule's trace is used.
 """
 
 import math
@@ -32,17 +32,17 @@ class Config(TrainingOptions, NetworkOptions):
     lr: float = 2.5e-3
     """learning rate of Adam"""
     warmup: float = 0.025
-    """updates over which the rate rises from zero; below 1 a part of all of them"""
+    """updates over which the learning rate rises from zero; below 1: fraction of all updates"""
     decay: Literal["constant", "cosine"] = "cosine"
-    """the rate after the warm-up: cosine goes to zero at max_steps"""
+    """learning rate after the warm-up: cosine decays to zero at max_steps"""
     max_steps: int = 40_000
-    """steps to train, one batch each"""
+    """train steps, one batch each"""
     log_every: int = 100
-    """steps between rows of the record"""
+    """steps between log entries"""
     validate_every: int | str | None = 1000
     """steps between validations and figures"""
     checkpoint_every: int | str = 2000
-    """steps between checkpoints, or a time such as 10min; the best two by val/loss are kept besides"""
+    """steps between checkpoints, or a time such as 10min; the best two by val/loss are kept as well"""
 
     def __post_init__(self):
         check_options(self)
@@ -60,7 +60,7 @@ CHANCE = {"accuracy": 1 / 8, "loss": math.log(8)}  # guessing among the eight di
 
 
 def make(config: Config):
-    """Fit, module and data of a run. JAX is imported here, so that --help does not wait for it."""
+    """Create Fit, module and data. JAX is imported here, so that --help does not load it."""
     import braintools
 
     import jaxtrain as jt
@@ -82,10 +82,10 @@ def make(config: Config):
         def group(self, name):
             return config.group(name)
 
-    callbacks = config.callbacks(config.run_dir, config.progress)
+    callbacks = config.callbacks()
     if config.run_dir is not None and config.validate_every is not None:
         callbacks.append(jt.callbacks.CopyFigure(every=config.validate_every))
-    fit = jt.Fit(config.make_strategy(), callbacks=callbacks, run_dir=config.run_dir, **config.fit_options())
+    fit = jt.Fit(config.make_strategy(), callbacks=callbacks, **config.fit_options())
     data = jt.datasets.CopyDataModule(config.time_lag, config.digits, config.batch_size, config.seed)
     return fit, CopyGRU(), data
 

@@ -1,4 +1,4 @@
-"""The copying task with a linear recurrent unit (LRU), on which D-RTRL is exact: recalls digits after any blank.
+"""The copying task with a linear recurrent unit (LRU), on which D-RTRL is exact: recall digits after any blank.
 
 python recipes/copy_lru.py --strategy drtrl
 python recipes/copy_lru.py --strategy readout_only --max-steps 2000
@@ -18,30 +18,30 @@ from jaxtrain.nn.cells import CellName
 
 @dataclass(frozen=True)
 class Config(TrainingOptions, NetworkOptions):
-    """The copying task with a linear recurrent unit: D-RTRL is exact there, and solves it."""
+    """The copying task with a linear recurrent unit, on which D-RTRL is exact. It solves the task."""
 
     time_lag: int = 50
     """blank time steps between the digits and the recall"""
     digits: int = 10
     """digits to recall"""
     val_batches: int = 4
-    """batches of a validation"""
+    """batches per validation"""
     stop_at: float | None = 0.99
-    """recall in validation at which the run ends; none: it goes on to max_steps"""
+    """validation accuracy at which the run ends; none: train to max_steps"""
     cell: CellName = "lru"
-    """the recurrent layer"""
+    """type of the recurrent layer"""
     hidden: int = 32
-    """units of a layer; with many, a random recurrence that does not learn (readout_only) does nearly as well"""
+    """units per layer; with many units, a fixed random recurrence (readout_only) is nearly as good"""
     lr: float = 2e-2
     """learning rate of Adam"""
     max_steps: int = 400
-    """steps to train, one batch each"""
+    """train steps, one batch each"""
     log_every: int = 25
-    """steps between rows of the record"""
+    """steps between log entries"""
     validate_every: int | str | None = 25
     """steps between validations"""
     checkpoint_every: int | str = 100
-    """steps between checkpoints, or a time such as 10min; the best two by val/loss are kept besides"""
+    """steps between checkpoints, or a time such as 10min; the best two by val/loss are kept as well"""
 
     def __post_init__(self):
         check_options(self, counts=("digits", "val_batches"))
@@ -53,7 +53,7 @@ CHANCE = {"accuracy": 1 / 8, "loss": math.log(8)}  # guessing among the eight di
 
 
 def make(config: Config):
-    """Fit, module and data of a run. JAX is imported here, so that --help does not wait for it."""
+    """Create Fit, module and data. JAX is imported here, so that --help does not load it."""
     import braintools
 
     import jaxtrain as jt
@@ -75,10 +75,10 @@ def make(config: Config):
         def group(self, name):
             return config.group(name)
 
-    callbacks = config.callbacks(config.run_dir, config.progress)
+    callbacks = config.callbacks()
     if config.stop_at is not None:
         callbacks.append(jt.EarlyStopping("val/accuracy", patience=config.max_steps, threshold=config.stop_at))
-    fit = jt.Fit(config.make_strategy(), callbacks=callbacks, run_dir=config.run_dir, **config.fit_options())
+    fit = jt.Fit(config.make_strategy(), callbacks=callbacks, **config.fit_options())
     data = jt.datasets.CopyDataModule(
         config.time_lag, config.digits, config.batch_size, config.seed, config.val_batches
     )

@@ -6,11 +6,11 @@ python recipes/copy_stream.py --preset adding
 python recipes/copy_stream.py --preset anbn
 python recipes/copy_stream.py --cell gru --hidden 64 --width none --mlp 0
 
-A step of the record is a segment of the stream: 20 time steps, with as many updates where time steps are scored. Lanes
-are not aligned (--no-spread aligns them, as in the protocol of SK-RTRL, whose tasks these are); hidden states and
-traces go on from piece to piece and are cleared where an episode begins. What is shown is measured on scored time steps
-alone, before each was learned from: accuracy of the recall in copy, mse of the sum in adding, in a^n b^n "next", how
-often the next character was right.
+A train step is a segment of the stream: 20 time steps, with an update at every scored one. Sequences are not aligned;
+--no-spread aligns them, as in the protocol of SK-RTRL, which introduced these tasks. Hidden states and traces continue
+between segments and are cleared at the start of an episode. Metrics cover scored time steps only and are computed
+before the update: accuracy of the recall in copy, mse of the sum in adding, and in a^n b^n "next", the fraction of
+correctly predicted characters.
 """
 
 import sys
@@ -27,7 +27,7 @@ class Config(TrainingOptions, NetworkOptions):
     """Learning from one endless stream, with an update at every time step."""
 
     task: Literal["copy", "adding", "anbn"] = "copy"
-    """what the stream holds"""
+    """task of the stream"""
     digits: int = 5
     """copy: symbols to recall"""
     delay: int = 40
@@ -37,31 +37,31 @@ class Config(TrainingOptions, NetworkOptions):
     most: int = 16
     """anbn: the largest n"""
     unroll: int = 20
-    """time steps of a segment of the stream, which is a step of the record"""
+    """time steps per segment of the stream; one segment is one train step"""
     spread: bool = True
-    """lanes begin at places of their own; --no-spread: all with an episode"""
+    """sequences start at different positions of an episode; --no-spread: all at its beginning"""
     val_steps: int = 0
-    """time steps of a held-out stream to validate with, from fresh hidden states; 0: no validation"""
+    """time steps of a held-out stream for validation, from fresh hidden states; 0: no validation"""
     cell: CellName = "lru"
-    """the recurrent layer"""
+    """type of the recurrent layer"""
     hidden: int = 64
-    """units of a layer"""
+    """units per layer"""
     width: int | None = 32
-    """units of a linear encoder in front, and of an LRU's output; none: no encoder"""
+    """units of a linear encoder before the first layer, and of an LRU's output; none: no encoder"""
     mlp: int = 64
-    """units of a residual MLP behind every recurrent layer; 0: none"""
+    """units of a residual MLP after every recurrent layer; 0: none"""
     r_min: float | None = 0.9
-    """least modulus of an LRU's poles at the beginning; none: by the memory that the task asks for"""
+    """smallest initial modulus of an LRU's poles; none: from the memory that the task needs"""
     r_max: float | None = 0.999
-    """largest modulus of an LRU's poles at the beginning; none: by the memory that the task asks for"""
+    """largest initial modulus of an LRU's poles; none: from the memory that the task needs"""
     batch_size: int = 8
-    """lanes of the stream"""
+    """parallel sequences of the stream"""
     lr: float = 1e-3
     """learning rate of Adam"""
     max_steps: int = 1000
     """segments of the stream to train on"""
     validate_every: int | str | None = None
-    """pieces between validations, with --val-steps"""
+    """segments between validations, with --val-steps"""
 
     def __post_init__(self):
         check_options(self, counts=("unroll", "digits", "most"), updates=self.max_steps * self.unroll)
@@ -72,13 +72,13 @@ PRESETS = {
     "adding": {"task": "adding", **GATED, "lr": 1e-2},
     "anbn": {"task": "anbn", "lr": 3e-3, "decay": "cosine"},
 }
-# Guessing among eight symbols; always saying 1. Of a^n b^n the best that can be done is 0.948: that the last a is
-# followed by b, nothing can know before n = 16.
+# Guessing among eight symbols; always predicting 1. The best possible score in a^n b^n is 0.948, because the change
+# from a to b cannot be predicted before n = 16.
 CHANCE = {"accuracy": 1 / 8, "mse": 1 / 6}
 
 
 def make(config: Config):
-    """Fit, module and data of a run. JAX is imported here, so that --help does not wait for it."""
+    """Create Fit, module and data. JAX is imported here, so that --help does not load it."""
     import braintools
     import jax.numpy as jnp
 
@@ -113,8 +113,8 @@ def make(config: Config):
             return config.group(name)
 
     validates = config.val_steps > 0
-    callbacks = config.callbacks(config.run_dir, config.progress, validates)
-    fit = jt.Fit(strategy, callbacks=callbacks, run_dir=config.run_dir, **config.fit_options())
+    callbacks = config.callbacks(validates)
+    fit = jt.Fit(strategy, callbacks=callbacks, **config.fit_options())
     data = jt.datasets.StreamDataModule(
         episodes, config.batch_size, config.unroll, config.seed, config.spread, config.val_steps
     )

@@ -19,19 +19,19 @@ class Config(TrainingOptions, NetworkOptions):
     """Integrating noise: a regression that is scored at every time step."""
 
     time: int = 100
-    """time steps of a sequence"""
+    """time steps per sequence"""
     scale: float = 0.1
-    """of the noise: the integral has this times the square root of the time as its standard deviation"""
+    """standard deviation of the noise; that of the integral is larger by the square root of the time"""
     cell: CellName = "lru"
-    """the recurrent layer"""
+    """type of the recurrent layer"""
     width: int | None = 16
-    """units of a linear encoder in front, and of an LRU's output; none: no encoder"""
+    """units of a linear encoder before the first layer, and of an LRU's output; none: no encoder"""
     hidden: int = 64
-    """units of a layer"""
+    """units per layer"""
     decay: Literal["constant", "cosine"] = "cosine"
-    """the rate after the warm-up: cosine goes to zero at max_steps"""
+    """learning rate after the warm-up: cosine decays to zero at max_steps"""
     max_steps: int = 500
-    """steps to train, one batch each"""
+    """train steps, one batch each"""
 
     def __post_init__(self):
         check_options(self, counts=("time",))
@@ -41,14 +41,14 @@ CHANCE = {"loss": 1.0}  # guessing zero
 
 
 def make(config: Config):
-    """Fit, module and data of a run. JAX is imported here, so that --help does not wait for it."""
+    """Create Fit, module and data. JAX is imported here, so that --help does not load it."""
     import jax.numpy as jnp
     import numpy as np
 
     import jaxtrain as jt
 
     class Noise:
-        """Batches of (noise, its integral), each a function of the step alone."""
+        """Batches of (noise, its integral). Each depends only on the step."""
 
         def __init__(self, split: int, length: int | None = None):
             self.split, self.length = split, length
@@ -69,7 +69,7 @@ def make(config: Config):
 
         def learning_step(self, forward, x, y):
             error = forward(x) - y  # (B, 1)
-            # Of the target's variance, which grows with the time: 1 is guessing zero.
+            # Relative to the target's variance, which grows with time: guessing zero gives 1.
             relative = jnp.square(error).mean(-1) / (config.scale**2 * (config.time + 1) / 2)
             return relative, {"mae": jnp.abs(error).mean(-1)}
 
@@ -79,8 +79,8 @@ def make(config: Config):
         def group(self, name):
             return config.group(name)
 
-    callbacks = config.callbacks(config.run_dir, config.progress)
-    fit = jt.Fit(config.make_strategy(), callbacks=callbacks, run_dir=config.run_dir, **config.fit_options())
+    callbacks = config.callbacks()
+    fit = jt.Fit(config.make_strategy(), callbacks=callbacks, **config.fit_options())
     return fit, Integrator(), jt.DataModule(Noise(0), Noise(1, 4), batch_first=False)
 
 

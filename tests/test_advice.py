@@ -93,8 +93,8 @@ MADE: dict[str, tuple[Any, ...]] = {
         lambda: jt.Fit(jt.BPTT), r"did you mean BPTT\(\)", lambda: jt.Fit(jt.BPTT()),  # pyright: ignore
     ),
     "checkpoint mode": (
-        lambda: jt.Checkpoint(best=None, mode="max"), r"give best=\(tag, how many\) or no mode",
-        lambda: jt.Checkpoint(best=("val/accuracy", 2), mode="max"), lambda: jt.Checkpoint(best=None),
+        lambda: jt.Checkpoint(monitor=None, mode="max"), r"give a monitor, or neither of them",
+        lambda: jt.Checkpoint(monitor="val/accuracy", keep_best=2, mode="max"), lambda: jt.Checkpoint(monitor=None),
     ),
     "curriculum ema": (
         lambda: jt.callbacks.Curriculum([{"a": 1}], "val/x", 1.0, mode="max", ema=0.9, restart=0.0),
@@ -560,7 +560,7 @@ TRAINED: dict[str, tuple[Any, ...]] = {
     ),
     "a metric of each seed": (
         train(Linear, seeds=2, data=lines, callbacks=lambda: stopping("seeds/val/loss"), validate_every=1),
-        "expected one number, as their mean",
+        "expected one number, such as their mean",
         train(Linear, seeds=2, data=lines, callbacks=stopping, validate_every=1),
     ),
     "a metric that validation does not give": (
@@ -595,7 +595,7 @@ def test_advice_on_what_is_trained(name):
 
 
 def test_a_validation_at_the_end_alone_stops_nothing(caplog):
-    advice = "there is one at the end alone: set Fit(validate_every=...)"
+    advice = "the only one is at the end: set Fit(validate_every=...)"
     train(Linear, data=lines, callbacks=stopping)()
     assert advice in caplog.text
     caplog.clear()

@@ -147,7 +147,7 @@ RUNS = {
     "checkpoint epochs": (
         Linear,
         Lines(),
-        dict(callbacks=[jt.Checkpoint(every="1ep", best=None)]),
+        dict(callbacks=[jt.Checkpoint(every="1ep", monitor=None)]),
         ValueError,
         "counts epochs",
     ),

@@ -12,7 +12,9 @@ from typing import ClassVar
 
 import pytest
 
-from jaxtrain.callbacks.base import EVENTS, LIGHTNING_METHODS, Callback, Callbacks
+from jaxtrain.callbacks.base import EVENTS, Callback
+from jaxtrain.callbacks.dispatch import Callbacks
+from jaxtrain.callbacks.foreign_names import FOREIGN_NAMES
 from jaxtrain.period import Period
 
 
@@ -42,7 +44,7 @@ class Notes(Callback):
     ("name", "hint"),
     [
         ("on_train_end", "use on_fit_end"),
-        ("on_train_batch_end", "use on_chunk_end, which gets an array with a value a step"),
+        ("on_train_batch_end", "use on_chunk_end, which gets an array with one value per step"),
         ("on_test_begin", "use on_validation_start"),
         ("state_dict", r"define state\(\)"),
         ("on_chunk_ends", "did you mean on_chunk_end"),
@@ -59,7 +61,7 @@ def test_events_and_helpers_are_no_mistake():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         type("Mine", (Callback,), dict.fromkeys([*EVENTS, "helper", "_on_its_own", "setup"], lambda self: None))
-    assert not set(LIGHTNING_METHODS) & set(EVENTS)
+    assert not set(FOREIGN_NAMES) & set(EVENTS)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +167,7 @@ def test_a_logger_that_raises_is_dropped_with_one_warning(caplog):
     tell(callbacks, 1, 2, 3)
     callbacks("on_fit_end", None, "finished")
     assert [r.getMessage() for r in caplog.records] == [
-        "Logger.0.on_log failed, and gets no more of this run: ValueError: no such column"
+        "Logger.0.on_log failed and is disabled for the rest of this run: ValueError: no such column"
     ]
     assert callbacks.dropped == {"Logger.0": "ValueError: no such column"}
     assert whole.rows == [1, 2, 3] and broken.ended == 1, "it may still close what it opened"
@@ -179,7 +181,7 @@ def test_rows_wait_for_a_logger_whose_disk_is_full(caplog):
     logger = Logger(OSError(28, "No space left on device"))
     callbacks = Callbacks([logger])
     tell(callbacks, 1, 2, 3)
-    assert len(caplog.records) == 1 and "what it is told waits" in caplog.text and callbacks.dropped == {}
+    assert len(caplog.records) == 1 and "pending events are queued" in caplog.text and callbacks.dropped == {}
     logger.error = None
     tell(callbacks, 4)
     assert logger.rows == [1, 2, 3, 4]
@@ -194,7 +196,7 @@ def test_rows_wait_for_a_logger_whose_disk_is_full(caplog):
 
 
 def test_no_more_rows_wait_than_may(caplog, monkeypatch):
-    monkeypatch.setattr("jaxtrain.callbacks.base.MOST_LATE", 2)
+    monkeypatch.setattr("jaxtrain.callbacks.late.MOST_LATE", 2)
     logger = Logger(OSError(28, "No space left on device"))
     callbacks = Callbacks([logger])
     tell(callbacks, 1, 2)
@@ -285,8 +287,8 @@ def test_every_event_waits_for_a_full_disk_with_one_warning_a_run(caplog):
         callbacks("flush")
     assert logger.heard == [] and callbacks.dropped == {}
     assert [r.getMessage() for r in caplog.records] == [
-        "Everything.0.on_chunk_end failed: OSError: [Errno 28] No space left on device; what it is told waits, and is "
-        "tried again"
+        "Everything.0.on_chunk_end failed: OSError: [Errno 28] No space left on device; pending events are queued and "
+        "will be retried"
     ]
     logger.full = False
     callbacks("flush")
@@ -398,7 +400,7 @@ def test_a_logger_whose_network_stays_away_is_dropped_at_once(error, caplog):
     remote.on_log = lambda run, row: calls.append(row) or Remote.on_log(remote, run, row)
     callbacks = Callbacks([remote])
     tell(callbacks, 1, 2, 3)
-    assert len(calls) == 1 and [*callbacks.dropped] == ["Remote.0"] and "tried again" not in caplog.text
+    assert len(calls) == 1 and [*callbacks.dropped] == ["Remote.0"] and "retried" not in caplog.text
     callbacks("on_fit_end", at(3), "finished")
     assert remote.ended == 1 and len(caplog.records) == 2
 

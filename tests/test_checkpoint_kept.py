@@ -10,6 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from jaxtrain.checkpoint.migration import upgrade_config
 from jaxtrain.errors import SaveFailed
 from tests.stores import put, same, scored, spoil, tree
 
@@ -120,3 +121,11 @@ def test_an_old_step_that_cannot_be_moved_aside_stays(tmp_path, opened, monkeypa
     same(tree(99), store.restore(2).params)
     put(store, 3)
     assert store.steps() == [1, 2, 3]
+
+
+def test_what_an_older_release_kept_is_read():
+    old = {"last": 2, "best": 1, "mode": "min", "monitor": "val/loss"}
+    config = {"fit": {"seed": 0, "checkpoint": old}, "strategy": {"name": "bptt"}, "data": {}}
+    kept = {"keep_last": 2, "keep_best": 1, "mode": "min", "monitor": "val/loss"}
+    assert upgrade_config(config) == {**config, "fit": {"seed": 0, "checkpoint": kept}}
+    assert upgrade_config(upgrade_config(config)) == upgrade_config(config) and old["last"] == 2

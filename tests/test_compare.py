@@ -300,7 +300,7 @@ def test_a_trial_that_is_given_up_is_a_row(tmp_path, capsys):
         "import sys, time\n"
         f"sys.path.insert(0, {str(Path(RECIPE).parent)!r})\n"
         "import copy_lru\n"
-        "from jaxtrain.callbacks.base import Callback, Callbacks\n"
+        "from jaxtrain.callbacks.base import Callback\nfrom jaxtrain.callbacks.dispatch import Callbacks\n"
         "class Hangs(Callback):\n"
         "    rank = 'persist'\n"
         "    def on_chunk_start(self, run):\n"

@@ -98,7 +98,7 @@ def test_retask_recompiles_openly_and_resumes_exactly(tmp_path, caplog):
     def run(name, *more, steps=10):
         data = copies()
         grow = At("on_chunk_end", 4, lambda run: run.set_task(time_lag=5))
-        callbacks = [grow, jt.loggers.JSONL(), jt.Checkpoint(every=8, best=None), *more]
+        callbacks = [grow, jt.loggers.JSONL(), jt.Checkpoint(every=8, monitor=None), *more]
         fit = jt.Fit(
             "bptt",
             max_steps=steps,
@@ -125,7 +125,8 @@ def test_a_log_after_the_row_is_written_is_refused(tmp_path):
     fit = jt.Fit(
         "bptt", max_steps=4, callbacks=[At("on_checkpoint", 4, lambda run: run.log({"x": 1.0}))], run_dir=tmp_path
     )
-    with pytest.raises(RuntimeError, match=r"run.log\(\['x'\]\) in on_checkpoint or on_fit_end: the row of step 4"):
+    message = r"run.log\(\['x'\]\) in on_checkpoint or on_fit_end: the log entry of step 4"
+    with pytest.raises(RuntimeError, match=message):
         fit.run(Linear(), Lines())
 
 
@@ -182,7 +183,7 @@ def test_a_changed_shape_names_the_leaf_and_both_shapes():
 def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("trained") / "run"
     module = CopyGRU()
-    callbacks = [jt.loggers.JSONL(), jt.Checkpoint(every=4, best=("val/loss", 2), last=2)]
+    callbacks = [jt.loggers.JSONL(), jt.Checkpoint(every=4, keep_best=2, keep_last=2)]
     fit = jt.Fit("drtrl", max_steps=6, validate_every=3, log_every=2, callbacks=callbacks, run_dir=path)
     return fit, module, fit.run(module, copies(), config={"lr": 0.01, "time_lag": 3})
 

@@ -113,7 +113,7 @@ def test_describe_run_spells_nested_lists(tmp_path):
 
 def test_a_run_of_the_api_shows_its_fit(tmp_path):
     """It has no recipe's configuration."""
-    begin(tmp_path, config=None, fit={"max_steps": 300, "clip": None, "chunk": "auto", "checkpoint": {"last": 2}})
+    begin(tmp_path, config=None, fit={"max_steps": 300, "clip": None, "chunk": "auto", "checkpoint": {"keep_last": 2}})
     lines = describe_run(tmp_path).splitlines()
     fit = [line.split() for line in lines[lines.index("fit") + 1 :]]
-    assert fit == [["max_steps", "300"], ["chunk", "auto"], ["checkpoint.last", "2"]] and "config" not in lines
+    assert fit == [["max_steps", "300"], ["chunk", "auto"], ["checkpoint.keep_last", "2"]] and "config" not in lines

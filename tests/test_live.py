@@ -354,7 +354,7 @@ def test_an_event_that_waited_has_no_values(monkeypatch):
                 told.append("full")
                 raise OSError(28, "No space left on device")
             if len(told) == 1:
-                with pytest.raises(RuntimeError, match="of an event of step 2 that waited until step 4"):
+                with pytest.raises(RuntimeError, match="in an event of step 2 that was delivered at step 4"):
                     run.params()
             told.append(run.step)
 

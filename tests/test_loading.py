@@ -36,7 +36,7 @@ def mean(module):
 def running(tmp_path_factory):
     path = tmp_path_factory.mktemp("running") / "run"
     module = Running()
-    kept = jt.Checkpoint(every=2, best=None, last=9)
+    kept = jt.Checkpoint(every=2, monitor=None, keep_last=9)
     fit = jt.Fit("bptt", max_steps=4, chunk=2, callbacks=[kept], run_dir=path)
     return fit, module, fit.run(module, lines())
 
@@ -87,7 +87,7 @@ class Made(Running):
 
 def test_what_lasts_may_be_made_in_init_state(tmp_path):
     """It is trained, saved, loaded and kept as one made in ``__init__`` is."""
-    kept = jt.Checkpoint(every=4, best=None, last=1)
+    kept = jt.Checkpoint(every=4, monitor=None, keep_last=1)
     means = {}
     for make in (Running, Made):
         module, path = make(), tmp_path / make.__name__
@@ -115,7 +115,7 @@ def test_lanes_would_share_what_lasts_wherever_it_is_made():
 
 
 def plain(run_dir, steps=6, data=None, more=(), module=None, **options):
-    kept = jt.Checkpoint(every=3, best=None, last=5)
+    kept = jt.Checkpoint(every=3, monitor=None, keep_last=5)
     fit = jt.Fit(
         "bptt", max_steps=steps, chunk=3, log_every=3, callbacks=[jt.loggers.JSONL(), kept, *more], run_dir=run_dir
     )

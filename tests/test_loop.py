@@ -42,7 +42,7 @@ class Probing(Trace):
 def test_the_trace_of_a_run(tmp_path):
     events = []
     data = jt.DataModule(LinesOf(4), LinesOf(2))
-    callbacks = [Probing(events), jt.Checkpoint(every=4, best=None)]
+    callbacks = [Probing(events), jt.Checkpoint(every=4, monitor=None)]
     fit = jt.Fit(
         "bptt", max_steps=6, chunk=3, validate_every=6, log_every=2, callbacks=callbacks, run_dir=tmp_path / "a"
     )
@@ -69,7 +69,7 @@ def test_the_trace_of_a_run(tmp_path):
         "fit_end 6",
     ]
     events.clear()
-    callbacks = [Probing(events), jt.Checkpoint(every=4, best=None)]
+    callbacks = [Probing(events), jt.Checkpoint(every=4, monitor=None)]
     fit = jt.Fit(
         "bptt", max_steps=8, chunk=3, validate_every=6, log_every=2, callbacks=callbacks, run_dir=tmp_path / "a"
     )
@@ -246,7 +246,7 @@ def test_observers_change_nothing(tmp_path):
         jt.callbacks.CopyFigure(every=4, sequences=1), Figure(), jt.callbacks.LearningRateMonitor(),
         jt.callbacks.Throughput(), jt.loggers.JSONL(),
         jt.loggers.TensorBoard(), jt.callbacks.ProgressBar(), jt.EarlyStopping(patience=100),
-        jt.Checkpoint(every=3, best=("val/loss", 2)),
+        jt.Checkpoint(every=3, keep_best=2),
     ]  # fmt: skip
     watched = run(callbacks, run_dir=tmp_path, validate_every=5, log_every=1, chunk=4)
     assert watched[0].digest == plain[0].digest and same(plain[1], watched[1])
@@ -265,7 +265,7 @@ def spoil(*steps):
 
 
 def test_nonfinite_raise_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
-    callbacks = [jt.loggers.JSONL(), jt.Checkpoint(every=4, best=None)]
+    callbacks = [jt.loggers.JSONL(), jt.Checkpoint(every=4, monitor=None)]
     fit = jt.Fit("bptt", max_steps=12, chunk=4, log_every=2, callbacks=callbacks, run_dir=tmp_path)
     named = r"^step 7: train/loss is not finite; train data: batch 6: leaf batch\[1\] holds 18 .*nonfinite='skip'"
     with pytest.raises(jt.errors.NonFiniteError, match=named):
@@ -354,7 +354,7 @@ def test_a_nan_validation_never_is_the_best(tmp_path):
             x, y = line(step)
             return x, np.full_like(y, sign)
 
-    checkpoint = jt.Checkpoint(every=2, best=("val/loss", 1), last=1)
+    checkpoint = jt.Checkpoint(every=2, keep_last=1)
     fit = jt.Fit("bptt", max_steps=6, validate_every=2, callbacks=[checkpoint], run_dir=tmp_path)
     result = fit.run(Score(), jt.DataModule(Lines(), Val(1)))
     assert any(math.isnan(row["val/loss"]) for row in result.history), "one of the three was NaN"

@@ -12,7 +12,7 @@ from tests.small import Linear, lines
 
 
 def test_no_update_would_be_made():
-    with pytest.raises(ValueError, match=r"Fit\(accumulate=10, max_steps=3\): no update would be made"):
+    with pytest.raises(ValueError, match=r"Fit\(accumulate=10, max_steps=3\): there would be no update"):
         jt.Fit("bptt", accumulate=10, max_steps=3)
 
 
@@ -32,7 +32,7 @@ def test_trainable_says_yes_or_no():
 
 def test_a_callback_that_is_given_twice():
     watch = jt.callbacks.Throughput()
-    with pytest.raises(ValueError, match="callbacks holds one object twice"):
+    with pytest.raises(ValueError, match="callbacks contains one object twice"):
         jt.Fit("bptt", max_steps=1, callbacks=[watch, watch])
 
 

@@ -23,7 +23,7 @@ from tests.small import At, Linear, Lines, kill, leaves, line, lines, result_of,
 
 def plain(run_dir, steps=6, module=None, data=None, resume="never", more=(), **options):
     options = {**dict(chunk=3, log_every=2), **options}
-    kept = options.pop("checkpoint", jt.Checkpoint(every=3, best=None, last=5))
+    kept = options.pop("checkpoint", jt.Checkpoint(every=3, monitor=None, keep_last=5))
     fit = jt.Fit("bptt", max_steps=steps, callbacks=[jt.loggers.JSONL(), kept, *more], run_dir=run_dir, **options)
     return fit.run(module or Linear(), data or Lines(), resume=resume)
 
@@ -133,7 +133,7 @@ def test_the_last_step_continues_in_place(run_dir, caplog):
 
 def test_best_is_forked(tmp_path):
     def run(**options):
-        kept = jt.Checkpoint(every=3, best=("val/loss", 1), last=1)
+        kept = jt.Checkpoint(every=3, keep_last=1)
         module = Linear(lambda: braintools.optim.SGD(20.0))
         more = dict(validate_every=3, checkpoint=kept, nonfinite="warn", **options)
         return plain(tmp_path / "run", 9, module, lines(), **more)

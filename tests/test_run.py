@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from jaxtrain.callbacks.base import Callback, Callbacks
+from jaxtrain.callbacks.base import Callback
+from jaxtrain.callbacks.dispatch import Callbacks
 from jaxtrain.callbacks.recorder import Recorder
 from jaxtrain.callbacks.run import Requests, Run
 from jaxtrain.training.result import Result
@@ -14,8 +16,8 @@ from jaxtrain.training.result import Result
 @pytest.fixture
 def run(tmp_path):
     return Run(
-        module=None, callbacks=Callbacks([]), recorder=Recorder(10), config={}, run_dir=tmp_path, max_steps=9,
-        epoch_length=None, batch_size=4, params=lambda: {"w": 1},
+        own_module=None, callbacks=Callbacks([]), recorder=Recorder(10), config={}, run_dir=tmp_path, max_steps=9,
+        epoch_length=None, batch_size=4, live=SimpleNamespace(params=lambda: {"w": 1}),
     )  # fmt: skip
 
 

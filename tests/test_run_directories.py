@@ -25,9 +25,8 @@ class Data(jt.DataModule):
 
 
 def run(folder, steps=4, *, seed=0, kind="plain", resume="never"):
-    fit = jt.Fit(
-        "bptt", max_steps=steps, seed=seed, run_dir=folder, callbacks=[jt.loggers.JSONL(), jt.Checkpoint(every=2)]
-    )
+    callbacks = [jt.loggers.JSONL(), jt.Checkpoint(every=2)]
+    fit = jt.Fit("bptt", max_steps=steps, seed=seed, run_dir=folder, callbacks=callbacks, loggers=())
     return fit.run(Linear(), Data(kind), resume=resume)
 
 

@@ -58,7 +58,7 @@ def curriculum(run_dir, *more, data=None, **task):
     callbacks = [Held(), At("on_chunk_end", 4, lambda run: run.set_task(**task)), look, jt.loggers.JSONL(), *more]
     fit = jt.Fit(
         "bptt", max_epochs=3, chunk=1, validate_every="1ep", log_every=2, run_dir=run_dir,
-        callbacks=[*callbacks, jt.Checkpoint(every=6, best=None, last=9)],
+        callbacks=[*callbacks, jt.Checkpoint(every=6, monitor=None, keep_last=9)],
     )  # fmt: skip
     return fit.run(Linear(), data or Scaled(), resume="last"), seen
 
@@ -144,7 +144,7 @@ def test_the_copying_task_follows_in_all_its_splits():
 def test_what_is_asked_for_at_the_last_step_is_what_a_longer_run_goes_on_with(tmp_path):
     def run(steps, name):
         ask = At("on_chunk_end", 4, lambda run: run.set_task(scale=2.0, time=5))
-        kept = jt.Checkpoint(every=4, best=None, last=9)
+        kept = jt.Checkpoint(every=4, monitor=None, keep_last=9)
         fit = jt.Fit("bptt", max_steps=steps, chunk=4, validate_every=4, log_every=1, run_dir=tmp_path / name,
                      callbacks=[ask, jt.loggers.JSONL(), kept])  # fmt: skip
         return fit.run(Linear(), Scaled(), resume="last").digest

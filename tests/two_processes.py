@@ -78,7 +78,7 @@ def fit(folder: Path | None, *callbacks: jt.Callback, **settings) -> jt.Fit:
 
 def main(folder: Path) -> int:
     rank, module = processes.index(), Linear()
-    first = fit(folder / "run", Watches(), Asks(), jt.Checkpoint(every=3, last=9))
+    first = fit(folder / "run", Watches(), Asks(), jt.Checkpoint(every=3, keep_last=9))
     config = {"sizes": (1, 2), "where": Path("x"), "nothing": float("nan")}
     result = first.run(module, Lines(), config=config)
     assert (result.status, result.step, result.exit_code) == ("finished", 8, 0)
@@ -93,7 +93,7 @@ def main(folder: Path) -> int:
     # A caught error does not affect later runs.
     with pytest.raises((FileExistsError, processes.ProcessError), match="holds a run"):
         fit(folder / "run").run(Linear(), Lines())
-    again = fit(folder / "run", Watches(), Asks(), jt.Checkpoint(every=3, last=9), max_epochs=3)
+    again = fit(folder / "run", Watches(), Asks(), jt.Checkpoint(every=3, keep_last=9), max_epochs=3)
     assert again.run(Linear(), Lines(), resume="last", config=config).step == 12
     fork = fit(folder / "run", Watches(), max_epochs=3).run(Linear(), Lines(), resume=8, config=config)
     assert fork.run_dir is not None and fork.run_dir.name == "run-from-8" and fork.step == 12

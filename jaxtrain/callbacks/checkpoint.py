@@ -7,55 +7,72 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..period import Period
+from .arguments import COUNT, expect, is_count, optional_period
 from .base import Callback
 from .early_stopping import EarlyStopping, Mode, Monitor, pack, same_monitor
-from .periods import optional_period
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from .run import Run
 
-
-# Made here and now, so that no tuple that somebody writes down is this object.
-DEFAULT_BEST = tuple[str, int](["val/loss", 1])
-"""Of a run without validation data nothing is best, unless a best was asked for."""
+DEFAULT = "val/loss", None, 1
+"""Default of monitor, mode and keep_best: the best checkpoint is kept if there is validation data."""
 
 
 class Checkpoint(Callback):
-    """Saves every so often, and whenever a validation enters the best ``k``.
+    """Saves a run periodically and after each validation whose score is among the best.
 
-    ``every``: steps, epochs or time (``500``, ``"1ep"``, ``"10min"``); a time is looked at when a chunk ends.
-    ``best``: ``(tag of a validation metric, k)`` or None; a fork counts its own scores. ``last``: how many of the
-    newest are kept besides these.
-    ``mode``: "min" or "max"; None takes "max" for names that end in accuracy, acc, r2 or score.
-    A score counts only at the step where it was measured; NaN is the worst one.
-    Raises ValueError for bad arguments and for a ``best`` without validation data, and before the first step KeyError
-    where validation gives no such metric.
+    A score belongs to the step at which it was measured. NaN is worse than any number. A fork starts without the
+    scores of its parent. A run with a run directory has a ``Checkpoint()`` by default.
 
-    >>> callbacks = [Checkpoint(every=500, best=("val/accuracy", 2), last=2)]
+    >>> callbacks = [Checkpoint(every=500, monitor="val/accuracy", keep_best=2, keep_last=2)]
+
+    Args:
+        every: Period between saves in steps, epochs or time (``500``, ``"1ep"``, ``"10min"``). A time is checked at
+            the end of each chunk. None: save only at a new best score and at the end of the run.
+        monitor: Tag of a validation metric that ranks checkpoints; None keeps only the newest ones. Without validation
+            data, the default has no effect.
+        mode: Whether a lower ("min") or a higher ("max") score is better. None selects "max" for tags that end in
+            accuracy, acc, r2 or score.
+        keep_best: Number of checkpoints with the best scores to keep.
+        keep_last: Number of newest checkpoints to keep in addition.
+
+    Raises:
+        ValueError: An argument is invalid, or ``monitor``, ``mode`` or ``keep_best`` is given but the run has no
+            validation data.
+        KeyError: Validation gives no such metric. Raised before the first step.
     """
 
     rank = "persist"
 
-    def __init__(self, every: int | str | Period | None = None, best: tuple[str, int] | None = DEFAULT_BEST,
-                 last: int = 1, mode: Mode | None = None):  # fmt: skip
+    def __init__(
+        self,
+        every: int | str | Period | None = None,
+        monitor: str | None = "val/loss",
+        mode: Mode | None = None,
+        keep_best: int = 1,
+        keep_last: int = 1,
+    ):
         self.every = optional_period(every, "Checkpoint")
-        self._asked = best is not DEFAULT_BEST
-        self.last = _count(last, "last")
-        self.monitor: Monitor | None = None
-        if best is not None:
-            if not (isinstance(best, tuple | list) and len(best) == 2):
-                raise ValueError(f"Checkpoint: best is {best!r}; expected (tag, how many), as ('val/loss', 1), or None")
-            best = (best[0], _count(best[1], "the number in best"))
-            self.monitor = Monitor.of(best[0], mode, "Checkpoint")
-        elif mode is not None:
-            raise ValueError(f"Checkpoint: mode is {mode!r}, but best is None; give best=(tag, how many) or no mode")
-        self.best = best
-        self.mode: Mode = self.monitor.mode if self.monitor else "min"
+        self._default = (monitor, mode, keep_best) == DEFAULT
+        for name, value in (("keep_best", keep_best), ("keep_last", keep_last)):
+            expect(is_count(value), "Checkpoint", name, value, COUNT)
+        self.keep_best, self.keep_last = keep_best, keep_last
+        if monitor is None and (mode, keep_best) != DEFAULT[1:]:
+            raise ValueError(
+                f"Checkpoint: mode is {mode!r} and keep_best is {keep_best}, but monitor is None; give a monitor, or "
+                "neither of them"
+            )
+        self.monitor = None if monitor is None else Monitor.of(monitor, mode, "Checkpoint")
         self.scores: list[list[Any]] = []
-        """The best so far, best first: ``[score, step]``."""
+        """The best scores so far, best first: ``[score, step]``."""
         self._saved_at = time.monotonic()
+
+    @property
+    def mode(self) -> Mode:
+        """Which scores are better."""
+        return "min" if self.monitor is None else self.monitor.mode
 
     def reset(self) -> None:
         self.scores = []
@@ -65,11 +82,11 @@ class Checkpoint(Callback):
 
     def on_fit_start(self, run: Run) -> None:
         self._saved_at = time.monotonic()
-        if self.monitor is not None and self._asked:
-            self.monitor.require(run, f"Checkpoint(best={self.best})")
+        if self.monitor is not None and not self._default:
+            self.monitor.require(run, "Checkpoint", "pass monitor=None")
 
     def on_restore(self, run: Run) -> None:
-        if run.forked:  # the parent's best checkpoints are not in this directory
+        if run.forked:  # this directory does not contain the parent's best checkpoints
             self.scores = []
 
     def on_chunk_end(self, run: Run, metrics: dict[str, Any]) -> None:
@@ -82,56 +99,50 @@ class Checkpoint(Callback):
         if due:
             run.save()
 
-    def on_validation_end(self, run: Run, metrics: dict[str, float]) -> None:
-        if self.monitor is None or self.best is None:
+    def on_validation_end(self, run: Run, metrics: dict[str, Any]) -> None:
+        if self.monitor is None:
             return
         score = self.monitor.read(metrics, "Checkpoint")
         run.score = score  # also for a save that is due at this step for another reason
         others = [entry for entry in self.scores if entry[1] != run.step]
-        # A stable sort: of two equal scores the earlier stays, so an equal one does not enter.
-        ranked = sorted([*others, [score, run.step]], key=lambda entry: self._key(entry[0]))[: self.best[1]]
-        if any(step == run.step for _, step in ranked):
+        # The sort is stable: of two equal scores the earlier one stays, so an equal score does not enter.
+        key = self.monitor.key
+        self.scores = sorted([*others, [score, run.step]], key=lambda entry: key(entry[0]))[: self.keep_best]
+        if any(step == run.step for _, step in self.scores):
             run.save()
-        self.scores = ranked
 
     def on_checkpoint(self, run: Run, path: Path) -> None:
         self._saved_at = time.monotonic()
 
-    def _key(self, score: float) -> tuple[bool, float]:
-        assert self.monitor is not None
-        return self.monitor.key(score)
-
     def state(self) -> dict[str, Any]:
-        if self.monitor is None:
+        if self.monitor is None or not self.scores:
             return {}
         scores = [[pack(score), step] for score, step in self.scores]
         return {"monitor": self.monitor.tag, "mode": self.monitor.mode, "scores": scores}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.scores = []
-        if self.monitor is None or self.best is None or not state:
-            return
-        if same_monitor(self.monitor, state, "Checkpoint"):
-            self.scores = [[float(score), step] for score, step in state["scores"]][: self.best[1]]
+        if self.monitor is not None and state and same_monitor(self.monitor, state, "Checkpoint"):
+            self.scores = [[float(score), step] for score, step in state["scores"]][: self.keep_best]
 
 
 def kept_by(callback: Checkpoint | None) -> dict[str, Any]:
-    """What a run keeps; without this callback its newest state alone."""
-    if callback is None:
-        return {"last": 1, "best": 0, "mode": "min", "monitor": None}
-    monitor, best = callback.best or (None, 0)
-    return {"last": callback.last, "best": best, "mode": callback.mode, "monitor": monitor}
+    """Which checkpoints a run keeps; only the newest one without this callback."""
+    callback = callback or Checkpoint(monitor=None)
+    tag, best = (None, 0) if callback.monitor is None else (callback.monitor.tag, callback.keep_best)
+    return {"keep_last": callback.keep_last, "keep_best": best, "mode": callback.mode, "monitor": tag}
 
 
 def best_of(callback: Checkpoint | None) -> dict[str, Any] | None:
     """Tag, score and step of the best validation so far."""
-    if callback is None or callback.best is None or not callback.scores:
+    if callback is None or callback.monitor is None or not callback.scores:
         return None
-    return {"monitor": callback.best[0], "score": callback.scores[0][0], "step": callback.scores[0][1]}
+    score, step = callback.scores[0]
+    return {"monitor": callback.monitor.tag, "score": score, "step": step}
 
 
 def require_metrics(callbacks: Iterable[Callback], metrics: Iterable[str]) -> None:
-    """Raise KeyError where a callback monitors a metric that is not among these, of a validation."""
+    """Raise KeyError if a callback monitors a validation metric that is not in ``metrics``."""
     given = {f"val/{name}": 0.0 for name in metrics}
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
@@ -139,9 +150,3 @@ def require_metrics(callbacks: Iterable[Callback], metrics: Iterable[str]) -> No
         of_validation = isinstance(callback, Checkpoint | EarlyStopping)  # others may monitor training as well
         if isinstance(monitor, Monitor) and (of_validation or monitor.tag.startswith("val/")):
             monitor.read(given, type(callback).__name__)
-
-
-def _count(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"Checkpoint: {name} is {value!r}; expected a whole number, 1 or more")
-    return value

@@ -1,40 +1,47 @@
-"""CopyFigure: target against prediction of a few sequences, as a figure."""
+"""CopyFigure: a figure of targets and predictions."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from ..period import Period
+from .arguments import COUNT, expect, is_count, steps_or_epochs
 from .base import Callback
-from .periods import steps_or_epochs
 
 if TYPE_CHECKING:
+    from ..core.module import Module, Phases
+    from ..strategies.base import Learner
     from .run import Run
 
 COLUMNS = 40
-"""Time steps a figure shows at most; more would be too small to read."""
+"""Largest number of time steps in a figure. More would be too small to read."""
 INK, WRONG = "#1a1a1a", "#c1121f"
 
 
 class CopyFigure(Callback):
-    """Draws what a model recalls: digits of ``sequences`` lanes of one training batch, target above prediction.
+    """Draws the targets and the predictions of a few sequences of one training batch, one above the other.
 
-    ``every``: steps or epochs between figures. For tasks with integer targets ``(T, B)`` and predictions that are
-    scores of classes, ``(T, B, classes)``, or classes, ``(T, B)``. The figure reaches loggers under ``recall``.
-    Raises ValueError for bad arguments and for batches whose targets are not such.
+    For tasks with integer targets ``(T, B)``, and predictions that are class scores ``(T, B, classes)`` or classes
+    ``(T, B)``. The figure has the tag ``recall``.
 
     >>> callbacks = [CopyFigure(every=500), TensorBoard()]
+
+    Args:
+        every: Steps or epochs between figures.
+        sequences: Number of sequences of the batch to draw.
+
+    Raises:
+        ValueError: An argument is invalid, or targets and predictions do not have these shapes.
     """
 
     rank = "produce"
 
     def __init__(self, every: int | str | Period, sequences: int = 4):
         self.probe_every = steps_or_epochs(every, "CopyFigure")
-        if isinstance(sequences, bool) or not isinstance(sequences, int) or sequences < 1:
-            raise ValueError(f"CopyFigure: sequences is {sequences!r}; expected a whole number, 1 or more")
+        expect(is_count(sequences), "CopyFigure", "sequences", sequences, COUNT)
         self.sequences = sequences
 
-    def probe(self, module, learner, phases) -> dict[str, Any]:
+    def probe(self, module: Module, learner: Learner, phases: Phases) -> dict[str, Any]:
         targets = phases.targets
         if getattr(targets, "ndim", None) != 2 or targets.dtype.kind not in "iu":
             has = getattr(targets, "shape", type(targets).__name__), getattr(targets, "dtype", "no dtype")
@@ -52,7 +59,7 @@ class CopyFigure(Callback):
 
 
 def draw(target: Any, prediction: Any, step: int) -> Any:
-    """A matplotlib figure of two integer arrays ``(T, n)``: a pair of aligned rows a sequence, errors framed."""
+    """A matplotlib figure of two integer arrays ``(T, n)``: two lines per sequence, with frames around errors."""
     import matplotlib
     import numpy as np
     from matplotlib.figure import Figure
@@ -63,14 +70,14 @@ def draw(target: Any, prediction: Any, step: int) -> Any:
     time, n = target.shape
     shown = min(time, COLUMNS)
     colours = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
-    # An opaque background of its own, so that the figure reads the same on a light and on a dark page.
+    # An opaque background makes the figure readable on light and dark pages.
     figure = Figure(figsize=(1.6 + 0.4 * max(shown, 10), 0.9 + 1.1 * n), dpi=100, facecolor="white", layout="tight")
     axes = figure.subplots(n, 1, squeeze=False)[:, 0]
-    for lane, ax in enumerate(axes):
-        wrong = target[:, lane] != prediction[:, lane]
-        for row, digits in enumerate((target[:shown, lane], prediction[:shown, lane])):
+    for index, ax in enumerate(axes):
+        wrong = target[:, index] != prediction[:, index]
+        for row, digits in enumerate((target[:shown, index], prediction[:shown, index])):
             for t, digit in enumerate(digits):
-                # tab20 alternates strong and light tones: the light ones carry dark text well.
+                # tab20 alternates strong and light tones. Dark text is readable on the light ones.
                 colour = colours[(2 * int(digit) + 1) % 20]
                 ax.add_patch(Rectangle((t, row), 1, 1, facecolor=colour, edgecolor="white", linewidth=1.5))
                 bad = row == 1 and wrong[t]
@@ -83,7 +90,7 @@ def draw(target: Any, prediction: Any, step: int) -> Any:
         ax.set_yticks([0.5, 1.5], ["target", "prediction"], fontsize=9, color=INK)
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
-        ax.set_title(f"sequence {lane}: {int(wrong.sum())} wrong", loc="left", fontsize=9, color=INK)
-    cut = f", first {shown} of {time} time steps" if shown < time else ""
-    figure.suptitle(f"recall at step {step}: {right} of {total} right{cut}", fontsize=11, color=INK)
+        ax.set_title(f"sequence {index}: {int(wrong.sum())} wrong", loc="left", fontsize=9, color=INK)
+    extent = f", first {shown} of {time} time steps" if shown < time else ""
+    figure.suptitle(f"recall at step {step}: {right} of {total} right{extent}", fontsize=11, color=INK)
     return figure

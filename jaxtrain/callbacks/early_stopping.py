@@ -1,4 +1,4 @@
-"""EarlyStopping, and Monitor: which of two validation scores is better."""
+"""EarlyStopping, and Monitor, which compares the values of a metric."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.metrics import SEEDS
 from ..utils.coerce import did_you_mean
+from .arguments import COUNT, expect, is_count, is_number
 from .base import Callback
 
 if TYPE_CHECKING:
@@ -17,37 +18,39 @@ if TYPE_CHECKING:
 log = logging.getLogger("jaxtrain")
 Mode = Literal["min", "max"]
 MAX = ("accuracy", "acc", "r2", "score")
-"""Ends of names for which more is better where no mode is given."""
+"""Ends of tags whose default mode is "max"."""
 
 
 @dataclass(frozen=True)
 class Monitor:
-    """A tag of the validation metrics and whether less or more of it is better; NaN is worse than any number."""
+    """The tag of a metric, and whether lower or higher values are better. NaN is worse than any number."""
 
     tag: str
     mode: Mode
 
     @staticmethod
     def of(tag: str, mode: Mode | None, owner: str) -> Monitor:
-        if not isinstance(tag, str) or not tag:
-            raise ValueError(f"{owner}: monitor is {tag!r}; expected the tag of a validation metric, as 'val/loss'")
+        """A checked monitor. ``owner``: name of the callback, for messages."""
+        known = isinstance(tag, str) and tag != ""
+        expect(known, owner, "monitor", tag, "the tag of a validation metric, such as 'val/loss'")
         if tag.startswith(SEEDS):
             raise ValueError(
-                f"{owner}: monitor is {tag!r}, which holds a number of each seed; expected one number, as their mean "
+                f"{owner}: monitor is {tag!r}, which has one number per seed; expected one number, such as their mean "
                 f"{tag.removeprefix(SEEDS)!r}"
             )
-        if mode not in (None, "min", "max"):
-            raise ValueError(f"{owner}: mode is {mode!r}; expected 'min', 'max' or None (by the monitor's name)")
+        expect(mode in (None, "min", "max"), owner, "mode", mode, "'min', 'max' or None (by the monitor's name)")
         return Monitor(tag, mode or ("max" if tag.endswith(MAX) else "min"))
 
-    def require(self, run: Run, owner: str) -> None:
+    def require(self, run: Run, owner: str, alternative: str) -> None:
+        """Raise ValueError if the run has no validation data."""
         if not run.has_validation:
             raise ValueError(
                 f"{owner} monitors {self.tag!r}, but the data has no validation data: give DataModule(val=...) or "
-                f"define val_data(), or leave {owner} out"
+                f"define val_data(), or {alternative}"
             )
 
-    def read(self, metrics: dict[str, float], owner: str) -> float:
+    def read(self, metrics: dict[str, Any], owner: str) -> float:
+        """The value of the metric. Raises KeyError if it is missing."""
         if self.tag not in metrics:
             known = sorted(tag for tag in metrics if not tag.startswith(SEEDS))
             raise KeyError(
@@ -56,42 +59,50 @@ class Monitor:
         return float(metrics[self.tag])
 
     def reaches(self, score: float, target: float) -> bool:
-        """Whether a score is at the target or better."""
+        """Whether a score equals the target or is better."""
         return score <= target if self.mode == "min" else score >= target
 
     def key(self, score: float) -> tuple[bool, float]:
-        """Sorts scores from best to worst."""
+        """Sort key: best scores first."""
         if math.isnan(score):
             return True, 0.0
         return False, score if self.mode == "min" else -score
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 class EarlyStopping(Callback):
-    """Stops a run when a validation metric has not got better for ``patience`` validations.
-
-    Better means by more than ``min_delta``; NaN never is. ``threshold``: stops as soon as the metric is there.
-    ``mode``: "min" or "max"; None takes "max" for names that end in accuracy, acc, r2 or score.
-    Raises ValueError for bad arguments and without validation data, and before the first step KeyError where validation
-    gives no such metric.
+    """Stops a run when a validation metric has not improved for ``patience`` validations.
 
     >>> callbacks = [EarlyStopping("val/accuracy", patience=5, threshold=0.99)]
+
+    Args:
+        monitor: Tag of a validation metric.
+        patience: Number of validations in a row without improvement after which the run stops.
+        min_delta: Smallest change that counts as an improvement. NaN is never an improvement.
+        mode: Whether a lower ("min") or a higher ("max") value is better. None selects "max" for tags that end in
+            accuracy, acc, r2 or score.
+        threshold: Stop as soon as the metric equals this value or is better.
+
+    Raises:
+        ValueError: An argument is invalid, or there is no validation data.
+        KeyError: Validation gives no such metric. Raised before the first step.
     """
 
     rank = "decide"
 
-    def __init__(self, monitor: str = "val/loss", patience: int = 3, min_delta: float = 0.0, mode: Mode | None = None,
-                 threshold: float | None = None):  # fmt: skip
+    def __init__(
+        self,
+        monitor: str = "val/loss",
+        patience: int = 3,
+        min_delta: float = 0.0,
+        mode: Mode | None = None,
+        threshold: float | None = None,
+    ):
         self.monitor = Monitor.of(monitor, mode, "EarlyStopping")
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise ValueError(f"EarlyStopping: patience is {patience!r}; expected a number of validations, 1 or more")
-        if not (_is_number(min_delta) and min_delta >= 0 and math.isfinite(min_delta)):
-            raise ValueError(f"EarlyStopping: min_delta is {min_delta!r}; expected 0 or more")
-        if threshold is not None and (not _is_number(threshold) or math.isnan(threshold)):
-            raise ValueError(f"EarlyStopping: threshold is {threshold!r}; expected a number or None")
+        expect(is_count(patience), "EarlyStopping", "patience", patience, COUNT)
+        finite = is_number(min_delta) and 0 <= min_delta < math.inf
+        expect(finite, "EarlyStopping", "min_delta", min_delta, "a finite number, 0 or more")
+        known = threshold is None or is_number(threshold)
+        expect(known, "EarlyStopping", "threshold", threshold, "a number or None")
         self.patience, self.min_delta, self.threshold = patience, min_delta, threshold
         self.reset()
 
@@ -101,13 +112,11 @@ class EarlyStopping(Callback):
         self.waited = 0
 
     def on_fit_start(self, run: Run) -> None:
-        self.monitor.require(run, "EarlyStopping")
+        self.monitor.require(run, "EarlyStopping", "leave EarlyStopping out")
         if run.config["fit"]["validate_every"] is None:
-            log.warning(
-                "EarlyStopping looks at validations, and there is one at the end alone: set Fit(validate_every=...)"
-            )
+            log.warning("EarlyStopping reads validations, but the only one is at the end: set Fit(validate_every=...)")
 
-    def on_validation_end(self, run: Run, metrics: dict[str, float]) -> None:
+    def on_validation_end(self, run: Run, metrics: dict[str, Any]) -> None:
         score = self.monitor.read(metrics, "EarlyStopping")
         tag, sign = self.monitor.tag, 1 if self.monitor.mode == "min" else -1
         if self._improves(score, sign):
@@ -117,7 +126,11 @@ class EarlyStopping(Callback):
         if self.threshold is not None and self.monitor.reaches(score, self.threshold):
             run.stop(f"{tag} is {score:.6g} and has reached {self.threshold:.6g}")
         elif self.waited >= self.patience:
-            best = "it never was a number" if self.best is None else f"best {self.best:.6g} at step {self.best_step}"
+            best = (
+                "it was NaN at every validation"
+                if self.best is None
+                else f"best {self.best:.6g} at step {self.best_step}"
+            )
             run.stop(f"{tag} is {score:.6g} and has not improved for {self.waited} validations ({best})")
 
     def _improves(self, score: float, sign: int) -> bool:
@@ -139,14 +152,14 @@ class EarlyStopping(Callback):
 
 
 def pack(score: float) -> float | str:
-    """A score as strict JSON; ``float`` reads it back exactly."""
+    """A score as strict JSON, which ``float`` reads back exactly."""
     return score if math.isfinite(score) else repr(score)
 
 
 def same_monitor(monitor: Monitor, state: dict[str, Any], owner: str) -> bool:
-    """Whether saved scores are of this monitor; says so where they are not."""
+    """Whether saved scores belong to this monitor; logs a warning if they do not."""
     saved = Monitor(state["monitor"], state["mode"])
     if saved != monitor:
-        log.warning("%s monitored %s (%s) and now %s (%s): it starts anew, without the scores so far",
+        log.warning("%s monitored %s (%s) and now %s (%s): earlier scores are discarded",
                     owner, saved.tag, saved.mode, monitor.tag, monitor.mode)  # fmt: skip
     return saved == monitor

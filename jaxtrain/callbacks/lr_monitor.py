@@ -1,12 +1,12 @@
-"""LearningRateMonitor: the learning rate in every row."""
+"""LearningRateMonitor: the learning rate in every log entry."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..core.metrics import is_rate
 from .base import Callback
 
 if TYPE_CHECKING:
@@ -16,29 +16,34 @@ log = logging.getLogger("jaxtrain")
 
 
 class LearningRateMonitor(Callback):
-    """Puts the rate that a step used into the row of that step: ``lr``, or ``lr/<label>`` with several optimizers.
+    """Adds the learning rate of a step to its log entry: ``lr``, or ``lr/<label>`` with several optimizers.
 
-    The row of a step that was skipped has none. Where the optimizer exposes no rate it says so once and adds nothing.
+    An optimizer of braintools exposes its rate, and one of optax does inside ``optax.inject_hyperparams``. The entry of
+    a skipped step has no rate. A run that writes logs has this callback by default.
 
     >>> callbacks = [LearningRateMonitor(), TensorBoard()]
+
+    Args:
+        quiet: Whether to say nothing if the optimizer exposes no rate. False logs it once a run.
     """
 
     rank = "produce"
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False):
+        self.quiet = quiet
         self.reset()
 
     def reset(self) -> None:
-        self._chunks: list[tuple[int, dict[str, Any]]] = []  # (last step, rates), since the last row
-        self._told = False
+        self._chunks: list[tuple[int, dict[str, Any]]] = []  # (last step, rates) of the chunks since the last entry
+        self._silent = self.quiet
 
     def on_chunk_end(self, run: Run, metrics: dict[str, Any]) -> None:
-        rates = {name: values for name, values in metrics.items() if name == "lr" or name.startswith("lr/")}
+        rates = {name: values for name, values in metrics.items() if is_rate(name)}
         if rates:
             self._chunks.append((run.step, rates))
-        elif not self._told:
-            self._told = True
-            log.info("LearningRateMonitor: the optimizer exposes no learning rate; rows carry no lr")
+        elif not self._silent:
+            self._silent = True
+            log.info("LearningRateMonitor: the optimizer exposes no learning rate; log entries contain no lr")
 
     def on_log(self, run: Run, row: dict[str, Any]) -> None:
         step = row["step"]
@@ -47,25 +52,21 @@ class LearningRateMonitor(Callback):
             last, rates = self._chunks[0]
             for name, values in rates.items():
                 index = len(values) - 1 - (last - step)
-                if index >= 0 and not math.isnan(values[index]):
-                    row[name] = float(values[index])
+                if index >= 0 and (rate := _unless_nan(values[index])) is not None:
+                    row[name] = rate
 
     def state(self) -> dict[str, Any]:
-        """The rates of the last chunk: a signal may end a run before the rows of an edge are made."""
-        return {"chunks": [[last, _mapped(_pack, rates)] for last, rates in self._chunks[-1:]]}
+        """The rates of the last chunk, because a signal may end a run before the entries of a boundary are written."""
+        chunks = [
+            [last, {name: [_unless_nan(rate) for rate in values] for name, values in rates.items()}]
+            for last, rates in self._chunks[-1:]
+        ]
+        return {"chunks": chunks} if chunks else {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self._chunks = [(last, _mapped(_unpack, rates)) for last, rates in state["chunks"]]
+        self._chunks = [(last, rates) for last, rates in state.get("chunks", ())]
 
 
-def _mapped(change: Callable[[Any], Any], rates: dict[str, Any]) -> dict[str, list[Any]]:
-    return {name: [change(value) for value in values] for name, values in rates.items()}
-
-
-def _pack(rate: Any) -> float | None:
-    """As strict JSON, which has no NaN."""
-    return None if math.isnan(rate) else float(rate)
-
-
-def _unpack(rate: float | None) -> float:
-    return math.nan if rate is None else rate
+def _unless_nan(rate: Any) -> float | None:
+    """A rate; None for the NaN of a skipped step, because strict JSON has no NaN."""
+    return None if rate is None or math.isnan(rate) else float(rate)

@@ -1,4 +1,4 @@
-"""ProgressBar: a bar on a terminal, a line now and then anywhere else."""
+"""ProgressBar: a bar on a terminal, periodic log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..core.metrics import SEEDS
+from .arguments import expect, is_number
 from .base import Callback
 
 if TYPE_CHECKING:
@@ -18,19 +19,26 @@ log = logging.getLogger("jaxtrain")
 
 
 class ProgressBar(Callback):
-    """Shows where a run is: a tqdm bar where stderr is a terminal, else a log line every ``every_seconds``.
+    """Shows the progress of a run: a tqdm bar if stderr is a terminal, else a log line every ``every_seconds``.
 
-    Both show steps, their rate since the start of training (compiling does not count), the loss averaged over the
-    last chunk and the last validation. Nothing here waits for the device: it shows what has arrived.
+    Both show the step, the steps per second since the start of training (without compilation), the mean loss of the
+    last chunk, and the last validation. The bar never waits for the device; it shows metrics that have arrived.
+    ``Fit`` adds this callback by default, see its argument ``progress``.
 
     >>> callbacks = [ProgressBar(every_seconds=60)]
+
+    Args:
+        every_seconds: Seconds between log lines if stderr is no terminal; None: no lines.
+
+    Raises:
+        ValueError: ``every_seconds`` is not a positive number.
     """
 
     rank = "record"
 
-    def __init__(self, every_seconds: float = 30):
-        if isinstance(every_seconds, bool) or not isinstance(every_seconds, int | float) or not every_seconds > 0:
-            raise ValueError(f"ProgressBar: every_seconds is {every_seconds!r}; expected a number above 0")
+    def __init__(self, every_seconds: float | None = 30):
+        known = every_seconds is None or (is_number(every_seconds) and every_seconds > 0)
+        expect(known, "ProgressBar", "every_seconds", every_seconds, "a number above 0, or None")
         self.every_seconds = every_seconds
         self._bar: Any = None
 
@@ -38,7 +46,7 @@ class ProgressBar(Callback):
         self._close()
         self._loss: float | None = None
         self._val: dict[str, float] = {}
-        self._start = self._told = time.perf_counter()
+        self._start = self._logged = time.perf_counter()
         self._first = run.restored_step or 0
         if sys.stderr.isatty():
             from tqdm import tqdm
@@ -52,8 +60,8 @@ class ProgressBar(Callback):
         if self._bar is not None:
             self._bar.set_postfix_str(self._numbers(), refresh=False)
             self._bar.update(run.step - self._bar.n)
-        elif time.perf_counter() - self._told >= self.every_seconds:
-            self._told = time.perf_counter()
+        elif self.every_seconds is not None and time.perf_counter() - self._logged >= self.every_seconds:
+            self._logged = time.perf_counter()
             log.info(self._line(run, eta=True))
 
     def on_validation_end(self, run: Run, metrics: dict[str, float]) -> None:
@@ -65,7 +73,7 @@ class ProgressBar(Callback):
         self._close()
 
     def on_fit_end(self, run: Run, status: str) -> None:
-        if self._bar is None and not sys.stderr.isatty():
+        if self.every_seconds is not None and self._bar is None and not sys.stderr.isatty():
             log.info("%s, %s", self._line(run, eta=False), status)
         self._close()
 

@@ -1,4 +1,4 @@
-"""From per-step metrics to the rows of the record: sums that merge, held until a row is complete."""
+"""Recorder: combines the metrics of single steps into log entries."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from ..core.metrics import SEEDS, is_rate, plain
 from ..core.metrics import tag as prefixed
 
 PLAIN = ("grad_norm", "param_norm", "skipped_fraction")
-"""Metrics that keep their own name; all others are logged under ``train/``."""
-
-
+"""Metrics logged under their own name; all others are logged under ``train/``."""
 RESERVED = ("step", "nonfinite")
 
 
 def tag(name: str) -> str:
+    """The tag under which a training metric is logged."""
     return name if name.removeprefix(SEEDS) in PLAIN else prefixed("train", name)
 
 
 class Recorder:
-    """Turns metrics of single steps into rows ``{"step", "train/loss", ...}``: means since the row before.
+    """Averages metrics since the previous log entry into entries ``{"step": 50, "train/loss": 0.7, ...}``.
 
-    A row is made at every multiple of ``log_every``, at every validation and at the end. Sums are float64 and are
-    added in step order, so a row does not depend on how steps were grouped into chunks.
+    There is an entry at every multiple of ``log_every``, at every validation and at the end. Sums are float64 and are
+    accumulated in step order, so entries do not depend on how steps are grouped into chunks.
     """
 
     def __init__(self, log_every: int):
@@ -34,7 +33,7 @@ class Recorder:
         self.entries: list[dict[str, Any]] = []
 
     def add(self, first_step: int, metrics: dict[str, np.ndarray], weights: dict[str, np.ndarray]) -> None:
-        """Metrics of the steps ``first_step + 1 ...``: numerators and weights, ``(n,)`` each, of lanes ``(n, S)``."""
+        """Add the metrics of the steps after ``first_step``: numerators and weights ``(n,)``, of seeds ``(n, S)``."""
         n = len(next(iter(metrics.values())))
         for i in range(n):
             for name, values in metrics.items():
@@ -43,40 +42,40 @@ class Recorder:
                     total[0] = total[0] + values[i].astype(np.float64)
                     total[1] = total[1] + weights[name][i].astype(np.float64)
             if (first_step + i + 1) % self.log_every == 0:
-                self._row(first_step + i + 1)
+                self._complete(first_step + i + 1)
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Values that join the row of this step, or where there is none the next one."""
+        """Add values to the entry of this step, or to the next one if there is none."""
         for name, value in values.items():
             if name in RESERVED or np.ndim(value) or np.asarray(value).dtype.kind not in "biuf":
                 raise ValueError(f"run.log({name!r}: {value!r}): expected one number under a tag other than {RESERVED}")
-        row = self.entries[-1] if self.entries and self.entries[-1]["step"] == step else self.logged
-        row.update({name: float(value) for name, value in values.items()})
+        entry = self.entries[-1] if self.entries and self.entries[-1]["step"] == step else self.logged
+        entry.update({name: float(value) for name, value in values.items()})
 
     def measured(self, step: int, values: dict[str, float]) -> None:
-        """A row at ``step`` where none is due: it holds these values alone, and leaves the means to the next one."""
+        """Make an entry with only these values, at a step where none is due; means continue to the next entry."""
         self.entries.append({"step": step, **values})
 
     def force(self, step: int, values: dict[str, Any]) -> None:
-        """A row at ``step`` with these values, whether or not one is due there."""
+        """Make an entry at ``step`` with these values, even if none is due there."""
         if not self.entries or self.entries[-1]["step"] != step:
-            self._row(step)
-        elif self.sums:  # one that holds nothing but what was measured there
+            self._complete(step)
+        elif self.sums:  # the entry has only the values of a probe
             measured = self.entries.pop()
-            self._row(step)
+            self._complete(step)
             self.entries[-1].update(measured)
         self.entries[-1].update({name: plain(value) for name, value in values.items()})
 
-    def _row(self, step: int) -> None:
-        with np.errstate(invalid="ignore"):  # a lane that weighs nothing is NaN
+    def _complete(self, step: int) -> None:
+        with np.errstate(invalid="ignore"):  # a seed of weight 0 gives NaN
             means = {tag(name): plain(num / weight) for name, (num, weight) in self.sums.items() if np.any(weight)}
         self.entries.append({"step": step, **means, **self.logged})
         self.sums, self.logged = {}, {}
 
     def take(self) -> list[dict[str, Any]]:
-        """The rows that are complete now."""
-        rows, self.entries = self.entries, []
-        return rows
+        """Return the complete entries, and remove them here."""
+        entries, self.entries = self.entries, []
+        return entries
 
     def state(self) -> dict[str, Any]:
         sums = {name: [plain(num), plain(weight)] for name, (num, weight) in self.sums.items()}

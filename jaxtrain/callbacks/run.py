@@ -1,10 +1,10 @@
-"""A run: what callbacks see of it, what they ask of it, and what it returns."""
+"""Run: what callbacks see of a run, and what they ask of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
@@ -13,17 +13,16 @@ import numpy as np
 from ..utils.logging import log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ..core.module import Module
-    from .base import Callbacks
+    from .dispatch import Callbacks
     from .recorder import Recorder
 
 
 class LiveModel(Protocol):
-    """Gives the module the values of the present step."""
+    """Gives access to the model's values at the current step."""
 
     def show(self) -> None: ...
+    def params(self) -> dict[str, Any]: ...
 
 
 class Reads(Protocol):
@@ -35,7 +34,7 @@ class Reads(Protocol):
 
 @dataclass
 class Requests:
-    """What callbacks asked for; the loop reads and clears it at the next event edge."""
+    """What callbacks asked for. The loop reads and clears it at the next boundary."""
 
     save: bool = False
     validate: bool = False
@@ -46,77 +45,107 @@ class Requests:
         return self.save or self.validate or self.stop is not None or self.task is not None
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Run:
-    """A callback's view of a run.
+    """A run as its callbacks see it.
 
-    ``module``, ``params``, ``predict`` and ``validate`` have the values of ``step``. They are there in every event at
-    an event edge, in ``on_fit_start``, ``on_restore`` and, unless the run failed within a chunk, ``on_fit_end``; in
-    ``on_chunk_start``, ``on_chunk_end`` and the ``on_log`` of steps within a chunk the program may hold those of a
-    later step, which is a RuntimeError unless a callback sets ``reads_model``.
+    ``module``, ``params``, ``predict`` and ``validate`` have the model's values at ``step``. The values are available
+    in every event at a boundary, in ``on_fit_start`` and ``on_restore``, and in ``on_fit_end`` unless the run failed
+    within a chunk. In ``on_chunk_start``, ``on_chunk_end`` and the ``on_log`` of steps within a chunk, the program may
+    already hold the values of a later step; reading them is then a RuntimeError unless the callback sets
+    ``reads_model``.
 
-    ``step``: train batches completed whose metrics have been delivered. ``metrics``: the last value of every tag, below
-    ``seeds/`` a list, a number of each seed. ``run_dir``: None without one. ``restored_step``: the step a resumed run
-    started from, else None. ``config``: what config.json holds. ``last_validation``: the step of the last complete
-    validation. ``task``: the data module's, as it is now; ``set_task`` changes it.
+    Attributes:
+        step: Number of completed train batches whose metrics have been delivered.
+        metrics: The last value of every tag. Below ``seeds/`` a value is a list with one number per seed.
+        run_dir: The run directory, or None.
+        config: The content of config.json.
+        max_steps: Steps of the whole run, or None if only its time is limited.
+        epoch_length: Batches of an epoch, or None if the train data has no length.
+        batch_size: Sequences of a batch.
+        restored_step: The step that a resumed run started from, else None.
+        forked: Whether the run continues another one in a new directory.
+        has_validation: Whether the run has validation data.
+        last_validation: The step of the last complete validation, or None.
+        task: The data module's task; ``set_task`` changes it.
+        score: The value that ranks a checkpoint saved at this step, or None.
     """
 
-    def __init__(self, *, module: Module, callbacks: Callbacks, recorder: Recorder, config: dict[str, Any],
-                 run_dir: Path | None, max_steps: int | None, epoch_length: int | None, batch_size: int,
-                 params: Callable[[], dict[str, Any]], fit: Reads | None = None):  # fmt: skip
-        self.own_module, self._fit = module, fit
-        self.live: LiveModel | None = None
-        self.callbacks = callbacks
-        self.recorder = recorder
-        self.config = config
-        self.run_dir = run_dir
-        self.max_steps = max_steps
-        self.epoch_length = epoch_length
-        self.batch_size = batch_size
-        self.step = 0
-        self.restored_step: int | None = None
-        self.first_open_entry: int | None = None
-        """After a restore: the step of the first row that the checkpoint still holds, to be written later."""
-        self.last_validation: int | None = None
-        self.metrics: dict[str, Any] = {}
-        self.requests = Requests()
-        self.score: float | None = None
-        self.has_validation = True
-        self.forked = False
-        self.task: dict[str, Any] = {}
-        self._params = params
-        self._open_entries = True
+    own_module: Module
+    callbacks: Callbacks
+    recorder: Recorder
+    config: dict[str, Any]
+    run_dir: Path | None
+    max_steps: int | None
+    epoch_length: int | None
+    batch_size: int
+    reader: Reads | None = None
+    live: LiveModel | None = None
+    step: int = 0
+    restored_step: int | None = None
+    first_open_entry: int | None = None
+    """After a restore: the step of the first log entry that the checkpoint holds because it is still to be written."""
+    last_validation: int | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    requests: Requests = field(default_factory=Requests)
+    score: float | None = None
+    has_validation: bool = True
+    forked: bool = False
+    task: dict[str, Any] = field(default_factory=dict)
+    accepts_values: bool = True
+    """Whether the log entry of this step is still open."""
 
     @property
     def log_limit(self) -> int:
-        """At the time of ``on_restore``: the last step whose rows the record may hold."""
+        """Valid during ``on_restore``: log entries after this step must be dropped."""
         return self.step if self.first_open_entry is None else self.first_open_entry - 1
 
     def log(self, values: dict[str, float]) -> None:
-        """Put values into the next row of the record (tag -> number)."""
-        if not self._open_entries:
+        """Add values to the next log entry.
+
+        Args:
+            values: One number per tag.
+
+        Raises:
+            ValueError: A value is not one number, or a tag is reserved.
+            RuntimeError: The log entry of this step is already written.
+        """
+        if not self.accepts_values:
             raise RuntimeError(
-                f"run.log({list(values)}) in on_checkpoint or on_fit_end: the row of step {self.step} is written; "
-                "log in on_validation_end or on_chunk_end"
+                f"run.log({list(values)}) in on_checkpoint or on_fit_end: the log entry of step {self.step} is already "
+                "written; log in on_validation_end or on_chunk_end"
             )
         self.recorder.log(self.step, values)
         self.metrics.update({name: float(value) for name, value in values.items()})
 
     @contextmanager
     def closed(self) -> Iterator[None]:
-        """While the rows of this step are already written."""
-        self._open_entries = False
+        """Refuse ``log``, because the log entries of this step are already written."""
+        self.accepts_values = False
         try:
             yield
         finally:
-            self._open_entries = True
+            self.accepts_values = True
 
     def figure(self, tag: str, figure: Any) -> None:
-        """Hand a matplotlib figure to the loggers under ``tag`` at this step."""
+        """Pass a matplotlib figure of this step to the loggers.
+
+        Args:
+            tag: Name of the figure.
+            figure: The figure. It is closed after it was written.
+        """
         self.callbacks("on_figure", self, tag, figure)
 
     def histogram(self, tag: str, values: Any) -> None:
-        """Hand an array of numbers to the loggers under ``tag`` at this step: how its values are distributed. Those
-        that are not finite are left out, with a warning."""
+        """Pass the distribution of an array at this step to the loggers.
+
+        Args:
+            tag: Name of the histogram.
+            values: An array of any shape. Values that are not finite are left out, with a warning.
+
+        Raises:
+            TypeError: The values are not real numbers.
+        """
         array = np.ravel(np.asarray(values))
         if array.dtype.kind in "cOUSmM":
             raise TypeError(f"run.histogram({tag!r}): got {array.dtype}; expected an array of real numbers")
@@ -128,11 +157,11 @@ class Run:
             self.callbacks("on_histogram", self, tag, finite)
 
     def stop(self, reason: str) -> None:
-        """End the run at the next event edge, after a validation and a save."""
+        """End the run at the next boundary, after a validation and a save."""
         self.requests.stop = self.requests.stop or reason
 
     def save(self) -> None:
-        """Save a checkpoint at the next event edge; ``run.score``, if set at that step, ranks it."""
+        """Save a checkpoint at the next boundary; ``score``, if set at that step, ranks it."""
         self.requests.save = True
 
     @overload
@@ -140,20 +169,28 @@ class Run:
     @overload
     def validate(self, data: Any, *, batch_first: bool | None = None) -> dict[str, Any]: ...
     def validate(self, data: Any = None, *, batch_first: bool | None = None) -> dict[str, Any] | None:
-        """Validate at the next event edge. Given ``data``, do it now and return the metrics, as ``Fit.validate`` with
-        the values of ``step``; see ``predict``. Of several seeds these are means, and under ``seeds/`` each."""
+        """Validate at the next boundary, or now if data is given.
+
+        Args:
+            data: None, or what ``Fit.validate`` takes.
+            batch_first: Layout of bare batches (default: that of the run's data).
+
+        Returns:
+            With ``data``, the metrics at ``step``; for several seeds their means, and each seed's values below
+            ``seeds/``.
+        """
         if data is None:
             self.requests.validate = True
             return None
-        assert self._fit is not None
-        return self._fit.validate(self.own_module, data, batch_first=batch_first)
+        assert self.reader is not None
+        return self.reader.validate(self.own_module, data, batch_first=batch_first)
 
     def set_task(self, **params: Any) -> None:
-        """Change the data module's ``task`` at the next event edge (a curriculum)."""
+        """Change parameters of the data module's ``task`` at the next boundary, as a curriculum does."""
         self.requests.task = {**(self.requests.task or {}), **params}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint's metadata holds of the run as callbacks see it."""
+        """What a checkpoint's metadata holds of the run."""
         return {
             "step": self.step,
             "callbacks": self.callbacks.states(),
@@ -164,12 +201,12 @@ class Run:
         }
 
     def load_state(self, meta: dict[str, Any]) -> None:
-        """Go on from a checkpoint's metadata."""
+        """Continue from a checkpoint's metadata."""
         self.step = self.restored_step = meta["step"]
         self.metrics, self.last_validation = dict(meta["metrics"]), meta["last_validation"]
         self.requests = Requests(**meta["requests"])
         self.recorder.load_state(meta["recorder"])
-        unwritten = self.recorder.entries  # of a step whose validation a signal ended
+        unwritten = self.recorder.entries  # of a step whose validation was interrupted by a signal
         self.first_open_entry = unwritten[0]["step"] if unwritten else None
         keys = self.callbacks.keys()
         for key, state in meta["callbacks"].items():
@@ -179,29 +216,40 @@ class Run:
                 log.warning("resume: the checkpoint holds the state of a callback that this run lacks: %s", key)
         for key in keys:
             if key not in meta["callbacks"] and keys[key].state():
-                log.warning("resume: %s was not part of the saved run and starts anew", key)
+                log.warning("resume: %s was not part of the saved run and starts from scratch", key)
 
     @property
     def module(self) -> Module:
-        """The module, its model given the values of ``step``; of several seeds, those of the first that is not frozen.
+        """The module, with the model's values at ``step``; for several seeds those of the first that is not frozen.
 
-        Ask for it anew in every event: a handle from an earlier one has that one's values, until it is handed to
-        ``Fit.predict``, ``validate`` or ``test``, which read it as ``run.predict`` does.
+        Read it again in every event. A module kept from an earlier event has the values of that time, unless it is
+        passed to ``Fit.predict``, ``validate`` or ``test``, which read it as ``run.predict`` does.
         """
         if self.live is not None:
             self.live.show()
         return self.own_module
 
     def params(self) -> dict[str, Any]:
-        """A host copy of the parameters at ``step``, name -> pytree of numpy arrays; of several seeds with an axis of
-        seeds first."""
-        return self._params()
+        """Copy the parameters at ``step`` to the host.
+
+        Returns:
+            A pytree of numpy arrays by parameter name; for several seeds with a leading seed axis.
+        """
+        assert self.live is not None
+        return self.live.params()
 
     def predict(self, data: Any, *, batch_first: bool | None = None) -> Any:
-        """As ``Fit.predict`` with the values of ``step``; of several seeds, by the first that is not frozen.
+        """Predict as ``Fit.predict``, with the values at ``step``; for several seeds by the first that is not frozen.
 
-        The run's own compiled programs do it, made once for each shape of batch. Bare batches have the layout of the
-        run's own data unless ``batch_first`` states another. Of several processes each may call this by itself.
+        Uses the run's compiled programs, which are compiled once for each shape of batch. With several processes, each
+        may call this alone.
+
+        Args:
+            data: What ``Fit.predict`` takes.
+            batch_first: Layout of bare batches (default: that of the run's data).
+
+        Returns:
+            The outputs of ``predict_step``, joined along the sequences.
         """
-        assert self._fit is not None
-        return self._fit.predict(self.own_module, data, batch_first=batch_first)
+        assert self.reader is not None
+        return self.reader.predict(self.own_module, data, batch_first=batch_first)

@@ -1,4 +1,4 @@
-"""Throughput: steps and sequences a second, and peak memory, in every row."""
+"""Throughput: steps and sequences per second, and peak memory, in every log entry."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 
 class Throughput(Callback):
-    """Puts speed and memory into every row, measured since the row before; validation does not count.
+    """Adds speed and memory to every log entry, measured since the previous entry without validations.
 
-    ``throughput/steps_per_s``, ``throughput/sequences_per_s``, ``time/step_ms`` (milliseconds a step) and
-    ``memory/peak_rss_mb`` (MiB of the process, its peak so far). Rows within one chunk share their values. What the
-    clock says differs from run to run, so these tags are not part of exact resume.
+    ``throughput/steps_per_s``: train steps per second. ``throughput/sequences_per_s``: sequences per second.
+    ``time/step_ms``: milliseconds per step. ``memory/peak_rss_mb``: peak memory of the process so far, in MiB. Entries
+    within one chunk share their values. The values differ between runs, so exact resume does not cover these tags. A
+    run that writes logs has this callback by default.
 
     >>> callbacks = [Throughput(), JSONL()]
     """
@@ -26,26 +27,26 @@ class Throughput(Callback):
     rank = "produce"
 
     def on_fit_start(self, run: Run) -> None:
-        self._away = 0.0  # seconds spent in validation
-        self._since = self._mark = (run.step, self._clock())
+        self._excluded = 0.0  # seconds spent in validation
+        self._since = self._last = (run.step, self._clock())
         self._values: dict[str, float] = {}
 
     def on_restore(self, run: Run) -> None:
-        self._since = self._mark = (run.step, self._clock())
+        self._since = self._last = (run.step, self._clock())
 
     def on_chunk_end(self, run: Run, metrics: dict[str, Any]) -> None:
-        self._mark = (run.step, self._clock())
+        self._last = (run.step, self._clock())
 
     def on_validation_start(self, run: Run) -> None:
-        self._left = time.perf_counter()
+        self._validation_start = time.perf_counter()
 
-    def on_validation_end(self, run: Run, metrics: dict[str, float]) -> None:
-        self._away += time.perf_counter() - self._left
+    def on_validation_end(self, run: Run, metrics: dict[str, Any]) -> None:
+        self._excluded += time.perf_counter() - self._validation_start
 
     def on_log(self, run: Run, row: dict[str, Any]) -> None:
-        steps, seconds = (now - then for now, then in zip(self._mark, self._since, strict=True))
+        steps, seconds = (now - then for now, then in zip(self._last, self._since, strict=True))
         if steps > 0 and seconds > 0:
-            self._since = self._mark
+            self._since = self._last
             self._values = {
                 "throughput/steps_per_s": steps / seconds,
                 "throughput/sequences_per_s": steps * run.batch_size / seconds,
@@ -55,10 +56,10 @@ class Throughput(Callback):
         row["memory/peak_rss_mb"] = peak_rss_mb()
 
     def _clock(self) -> float:
-        return time.perf_counter() - self._away
+        return time.perf_counter() - self._excluded
 
 
 def peak_rss_mb() -> float:
-    """The largest resident set of this process so far, in MiB."""
+    """Peak resident set size of this process, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB on Linux
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, Linux KiB

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-from ..callbacks.base import Callbacks
+from ..callbacks.dispatch import Callbacks
 from ..core.state import flatten, signature
 from ..data.datamodule import DataModule, identity_of
 from ..data.eval_loader import EvalLoader

@@ -1,4 +1,4 @@
-"""Options that recipes share: of a network and of training. Free of JAX until they are used."""
+"""Options that recipes share, for a network and for training. JAX is imported only when they are used."""
 
 from __future__ import annotations
 
@@ -19,38 +19,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NetworkOptions(Options):
-    """Which cell, and what it begins with; a recipe's Config extends this and sets defaults of its own."""
+    """The recurrent cell and its initial values. A recipe's Config extends this and may change the defaults."""
 
     cell: CellName = "gru"
-    """the recurrent layer: which rules are exact, and how biased the others are, depends on it"""
+    """type of the recurrent layer; determines which rules are exact and how biased the others are"""
     hidden: int = 128
-    """units of a layer"""
+    """units per layer"""
     layers: int = 1
-    """recurrent layers"""
+    """number of recurrent layers"""
     width: int | None = None
-    """units of a linear encoder in front, and of an LRU's output; none: no encoder"""
+    """units of a linear encoder before the first layer, and of an LRU's output; none: no encoder"""
     nonlinear: bool = False
-    """a GELU behind the encoder"""
+    """apply a GELU after the encoder"""
     mlp: int = 0
-    """units of a residual MLP behind every recurrent layer; 0: none"""
+    """units of a residual MLP after every recurrent layer; 0: none"""
     chrono: float | None = None
-    """longest memory, in time steps, that the gates' biases begin with (chrono initialisation)"""
+    """longest memory, in time steps, of the initial gate biases (chrono initialisation)"""
     orthogonal: bool = False
-    """recurrent weights begin orthogonal, input weights Xavier-normal"""
+    """initialise recurrent weights as orthogonal and input weights as Xavier-normal"""
     learned_state: bool = False
-    """hidden states begin with learned values"""
+    """learn the initial hidden states"""
     r_min: float | None = None
-    """least modulus of an LRU's poles at the beginning; none: by the memory that the task asks for"""
+    """smallest initial modulus of an LRU's poles; none: from the memory that the task needs"""
     r_max: float | None = None
-    """largest modulus of an LRU's poles at the beginning; none: by the memory that the task asks for"""
+    """largest initial modulus of an LRU's poles; none: from the memory that the task needs"""
     max_phase: float = 2 * math.pi
-    """largest phase of an LRU's poles at the beginning"""
+    """largest initial phase of an LRU's poles"""
 
     def network(self, n_in: int, n_out: int, memory: float) -> Any:
-        """The network, one time step ``(B, n_in) -> (B, n_out)``; see ``jaxtrain.nn.Network``.
+        """Create the network, which computes one time step ``(B, n_in) -> (B, n_out)``; see ``jaxtrain.nn.Network``.
 
-        ``memory``: time steps that the task asks to bridge. Of these an LRU keeps a third at the least modulus that is
-        chosen for it and nine tenths at the largest.
+        Args:
+            n_in: Number of inputs.
+            n_out: Number of outputs.
+            memory: Time steps that the task must bridge. By default, an LRU keeps a third of a value over this time at
+                the smallest modulus, and nine tenths at the largest.
         """
         from ..nn.networks import Network, radii
 
@@ -67,50 +70,53 @@ class NetworkOptions(Options):
 
 @dataclass(frozen=True)
 class TrainingOptions(Options):
-    """Batches, rates, budget and periods; a recipe's Config extends this and sets defaults of its own."""
+    """Batches, learning rate, budget and periods. A recipe's Config extends this and may change the defaults."""
 
     batch_size: int = 64
-    """sequences in a batch"""
+    """sequences per batch"""
     lr: float = 3e-3
     """learning rate of Adam"""
     decay: Literal["constant", "cosine"] = "constant"
-    """the rate after the warm-up: cosine goes to zero at max_steps"""
+    """learning rate after the warm-up: cosine decays to zero at max_steps"""
     warmup: float = 0.0
-    """updates over which the rate rises from zero; below 1 a part of all of them"""
+    """updates over which the learning rate rises from zero; below 1: fraction of all updates"""
     weight_decay: float = 0.0
     """decoupled weight decay of matrices (AdamW)"""
     pole_rate: float | None = None
-    """learning rate of an LRU's poles, as a part of lr; none: the less the longer the memory"""
+    """learning rate of an LRU's poles as a fraction of lr; none: smaller for a longer memory"""
     clip: float | None = 1.0
     """largest global norm of the gradient"""
     max_steps: int = 2000
-    """steps to train, one batch each"""
+    """train steps, one batch each"""
     seed: int = 0
-    """of initial values, of randomness in the model, and of the data"""
+    """seed of initial values, of random numbers in the model, and of the data"""
     seeds: int | None = None
-    """train so many seeds side by side, --seed and the next ones, on the batches of --seed"""
+    """number of seeds to train side by side, counted from --seed, on the batches of --seed"""
     devices: Literal["all"] | int = 1
-    """devices that share each batch (or the seeds); on CPU so many are made, or of all one a core"""
+    """number of devices that share each batch (or the seeds); on CPU they are created, for all one per core"""
     chunk: Literal["auto"] | int = "auto"
-    """steps run in one dispatch"""
+    """steps per dispatch"""
     log_every: int = 50
-    """steps between rows of the record"""
+    """steps between log entries"""
     validate_every: int | str | None = 200
     """steps between validations and figures"""
     checkpoint_every: int | str = 500
-    """steps between checkpoints, or a time such as 10min; the best two by val/loss are kept besides"""
+    """steps between checkpoints, or a time such as 10min; the best two by val/loss are kept as well"""
 
     def optimizer(self, memory: float, updates: Callable[[], int] | None = None) -> Any:
-        """For ``Module.configure_optimizer``, beside ``group``: Adam as these options have it, of an LRU's poles apart.
+        """Create Adam for ``Module.configure_optimizer``, with a second optimizer for an LRU's poles (see ``group``).
 
-        ``memory``: time steps that the task asks to bridge; over them a phase turns as many times as far as a step
-        moves it. ``updates``: counts those of all steps, where the rate hangs on it; None: one a step.
+        Args:
+            memory: Time steps that the task must bridge. A change of a pole's phase is multiplied by this number, so
+                the default rate of poles falls with it.
+            updates: Returns the number of updates in all steps; None: one update per step. It is called only if the
+                learning rate depends on it.
         """
         from ..nn.schedules import adam, schedule
 
         scheduled = self.warmup > 0 or self.decay != "constant"
         total = updates() if updates is not None and scheduled else self.max_steps
-        # A part of all is one update at least, and never all of them.
+        # A fraction means at least one update, and never all of them.
         warmup = int(self.warmup) if not 0 < self.warmup < 1 else min(max(1, round(self.warmup * total)), total - 1)
 
         def at(lr: float) -> Any:
@@ -122,37 +128,44 @@ class TrainingOptions(Options):
         return both if self.has_poles() else both["rest"]
 
     def has_poles(self) -> bool:
-        """Whether the network that is trained has poles, which then have an optimizer of their own."""
+        """Whether the network has poles, which are trained by a separate optimizer."""
         return getattr(self, "cell", None) == "lru"
 
     def group(self, name: str) -> str:
-        """For ``Module.group``: which of the two optimizers trains a parameter."""
+        """The optimizer that trains a parameter, for ``Module.group``."""
         from ..nn.networks import is_pole
 
         return "poles" if is_pole(name) else "rest"
 
     def fit_options(self) -> dict[str, Any]:
-        """What ``Fit`` takes from here."""
-        names = ("max_steps", "clip", "seed", "seeds", "devices", "chunk", "log_every", "validate_every")
-        return {name: getattr(self, name) for name in names}
+        """Arguments of ``Fit``."""
+        names = "max_steps clip seed seeds devices chunk log_every validate_every run_dir progress"
+        return {name: getattr(self, name) for name in names.split()}
 
-    def callbacks(self, run_dir: str | None, progress: bool, validates: bool = True) -> list[Callback]:
-        """Rates, speed, and with a run directory logs and checkpoints; a progress bar where one is wanted."""
-        from ..callbacks import Checkpoint, LearningRateMonitor, ProgressBar, Throughput
-        from ..loggers import JSONL, TensorBoard
+    def callbacks(self, validates: bool = True) -> list[Callback]:
+        """The callbacks that differ from the defaults of ``Fit``: with a run directory, when checkpoints are saved.
 
-        made: list[Callback] = [LearningRateMonitor(), Throughput()]
-        if run_dir is not None:
-            best = ("val/loss", 2) if validates else None
-            made += [JSONL(), TensorBoard(), Checkpoint(every=self.checkpoint_every, best=best, last=2)]
-        return [*made, ProgressBar()] if progress else made
+        Args:
+            validates: Whether the run has validation data, by which the best checkpoints are chosen.
+        """
+        from ..callbacks import Checkpoint
+
+        if self.run_dir is None:
+            return []
+        best: dict[str, Any] = {"keep_best": 2} if validates else {"monitor": None}
+        return [Checkpoint(every=self.checkpoint_every, keep_last=2, **best)]
 
 
 def check_options(config: Options, counts: Sequence[str] = (), updates: int | None = None) -> None:
-    """For a Config's ``__post_init__``: ConfigError with one line for values of these options that make no sense.
+    """Check the values of these options, in a Config's ``__post_init__``.
 
-    ``counts``: further ones of the recipe's own that count something. ``updates``: the most that there are in
-    ``max_steps``; None: one a step.
+    Args:
+        config: The options.
+        counts: Names of the recipe's own options that must be 1 or more.
+        updates: Largest number of updates in ``max_steps`` steps; None: one update per step.
+
+    Raises:
+        ConfigError: A value is out of range, or has no effect.
     """
     periods = []
     if isinstance(config, NetworkOptions):
@@ -170,13 +183,13 @@ def check_options(config: Options, counts: Sequence[str] = (), updates: int | No
         if config.warmup >= 1 and not (config.warmup < most and config.warmup.is_integer()):
             bound = f"--max-steps {most}" if updates is None else f"the {most} updates of --max-steps"
             raise ConfigError(
-                f"--warmup {config.warmup:g}: expected a whole number below {bound}, or a part of it, as 0.1"
+                f"--warmup {config.warmup:g}: expected a whole number below {bound}, or a fraction of it such as 0.1"
             )
     check(config, counts=counts, periods=periods)
 
 
 def _refuse_gates(config: NetworkOptions) -> None:
-    """What gates, or a recurrent matrix, begin with has no effect where there is none."""
+    """Raise ConfigError for initial values of gates or of a recurrent matrix if the cell has none."""
     if config.cell == "lru" and (config.chrono is not None or config.orthogonal):
         name = "orthogonal" if config.chrono is None else "chrono"
         raise ConfigError(
@@ -185,19 +198,19 @@ def _refuse_gates(config: NetworkOptions) -> None:
 
 
 def _refuse_poles(config: NetworkOptions) -> None:
-    """What places poles, or is their rate, has no effect on other cells."""
+    """Raise ConfigError for options of an LRU's poles with another cell."""
     if config.cell == "lru":
         return
     for field in dataclasses.fields(config):
         if field.name in ("r_min", "r_max", "max_phase", "pole_rate") and getattr(config, field.name) != field.default:
             raise ConfigError(
-                f"--{field.name.replace('_', '-')} is of an LRU's poles, and has no effect with --cell {config.cell}: "
+                f"--{field.name.replace('_', '-')} sets an LRU's poles and has no effect with --cell {config.cell}: "
                 "leave it out"
             )
 
 
 def _not_below(config: Options, least: float | None, *names: str) -> None:
-    """``least=None``: above zero."""
+    """Raise ConfigError if an option is below ``least``; None: not above zero."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not (math.isfinite(value) and (value > 0 if least is None else value >= least)):
@@ -206,10 +219,13 @@ def _not_below(config: Options, least: float | None, *names: str) -> None:
 
 
 def streamed(strategy: Strategy) -> Strategy:
-    """A strategy for an endless stream: hidden states and traces go on from piece to piece, and unless it says
-    otherwise it makes an update at every time step, or at the end of every window.
+    """Return the strategy for an endless stream.
 
-    Raises ConfigError for one that begins anew with every piece, as BPTT does.
+    Hidden states and traces continue between segments. By default there is an update at every time step, or at the end
+    of every window.
+
+    Raises:
+        ConfigError: The strategy starts from fresh states in every segment, as BPTT does.
     """
     own = {field.name for field in dataclasses.fields(strategy)}
     if "stateful" not in own:
@@ -223,6 +239,6 @@ def streamed(strategy: Strategy) -> Strategy:
 
 
 def time_steps_of(strategy: Strategy, unroll: int) -> int:
-    """Time steps of an update that a strategy makes in a piece of a stream: all of them, unless it says otherwise."""
+    """Number of time steps per update in a segment of a stream (default: all ``unroll`` time steps)."""
     every = getattr(strategy, "update_every", "sequence")
     return unroll if every == "sequence" else int(every)

@@ -20,7 +20,7 @@ class Appender:
     retried at every ``flush``. Bytes that a failed fsync leaves uncertain are buffered and written again, because the
     system may have dropped them and would report the next fsync as successful.
 
-    ``waiting`` holds the bytes that are not in the file.
+    ``waiting`` holds the bytes that are not in the file, and ``unsynced`` all bytes that may not be on disk.
 
     Raises:
         OSError: The file cannot be opened, or at ``close`` if bytes are still waiting.
@@ -36,14 +36,14 @@ class Appender:
         self._warned: str | None = None
 
     @property
-    def on_disk(self) -> bool:
-        """Whether everything written is on disk."""
-        return not self.waiting and not self._unsafe
+    def unsynced(self) -> bytes:
+        """The bytes that may not be on disk. They begin where a ``write`` began."""
+        return bytes(self._unsafe + self.waiting)
 
     def write(self, data: bytes) -> None:
         """Buffer ``data`` for the next flush. Raises RuntimeError if more than LIMIT bytes would wait."""
         if self._warned is not None and len(self.waiting) + len(data) > LIMIT:
-            raise RuntimeError(f"{self.path}: {self._warned}, and more than {LIMIT >> 20} MiB wait: no more is taken")
+            raise RuntimeError(f"{self.path}: {self._warned}, and more than {LIMIT >> 20} MiB wait to be written")
         self.waiting += data
 
     def flush(self, sync: bool = False) -> bool:
@@ -62,11 +62,11 @@ class Appender:
                 self._sync(self._file)
         except OSError as error:
             if self._warned is None:
-                log.warning("%s: %s; what is to be written waits, and is tried again", self.path, error.strerror)
+                log.warning("%s: %s; writes are buffered and will be retried", self.path, error.strerror)
             self._warned = error.strerror or str(error)
             return False
         if self._warned is not None:
-            log.info("%s: can be written again, and nothing is missing", self.path)
+            log.info("%s: can be written again; nothing was lost", self.path)
             self._warned = None
         return True
 

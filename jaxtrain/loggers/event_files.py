@@ -43,7 +43,7 @@ def events(path: Path) -> Iterator[tuple[int, Any]]:
                 return
 
 
-def cut(path: Path, step: int | None) -> None:
+def truncate(path: Path, step: int | None) -> None:
     """Truncate an event file after its last event up to ``step``; None removes all events."""
     end = 0
     for after, event in events(path):
@@ -70,11 +70,11 @@ def summary_proto() -> Any:
     return summary_pb2.Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def scalars(row: dict[str, Any]) -> Any:
+def scalars(entry: dict[str, Any]) -> Any:
     """One event summary with all numbers of a log entry."""
     proto = summary_proto()
     values = []
-    for tag, value in row.items():
+    for tag, value in entry.items():
         if tag == "nonfinite":
             continue
         if isinstance(value, list):  # one number per seed; their mean has its own curve
@@ -82,7 +82,7 @@ def scalars(row: dict[str, Any]) -> Any:
             ends = {"min": min(finite), "max": max(finite)} if finite else {}
             values += [proto.Value(tag=f"{tag}/{end}", simple_value=number) for end, number in ends.items()]
             continue
-        if tag in row.get("nonfinite", ()):
+        if tag in entry.get("nonfinite", ()):
             value = math.nan
         if tag == "step" or isinstance(value, bool) or not isinstance(value, numbers.Real):
             continue

@@ -7,7 +7,6 @@ import logging
 import math
 import numbers
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,16 +40,16 @@ class JSONL(Callback):
 
     def __init__(self) -> None:
         self._file: Appender | None = None
-        self._waiting: list[dict[str, Any]] = []
-        """Log entries that may not be on disk."""
         self._restored: list[dict[str, Any]] = []
         """Log entries from the checkpoint that the run continues from."""
 
     def reset(self) -> None:
-        self._waiting, self._restored = [], []
+        self._restored = []
 
     def state(self) -> dict[str, Any]:
-        return {"waiting": self._waiting} if self._waiting else {}
+        """The log entries that may not be on disk."""
+        unsynced = b"" if self._file is None else self._file.unsynced
+        return {"waiting": [json.loads(line) for line in unsynced.splitlines()]} if unsynced else {}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self._restored = list(state.get("waiting", ()))
@@ -59,44 +58,39 @@ class JSONL(Callback):
         if run.run_dir is None:
             raise ValueError("JSONL needs a run directory: Fit(run_dir=...)")
         if run.restored_step is None:
-            self._open(run.run_dir / FILE, step=0, keep=lambda step: False)
+            self._open(run, last=-1)
 
     def on_restore(self, run: Run) -> None:
-        assert run.run_dir is not None
-        path = run.run_dir / FILE
-        self._open(path, step=run.step, keep=lambda step: step <= run.log_limit)
-        for row in past(run)[len(read_log(path)) :]:
-            self._append(row)
+        kept = self._open(run, last=run.log_limit)
+        for entry in restored_entries(run)[kept:]:
+            self.on_log(run, entry)
 
     def on_log(self, run: Run, row: dict[str, Any]) -> None:
-        self._append(json.loads(encode(row)))
-
-    def _append(self, row: dict[str, Any]) -> None:
         if self._file is None:
-            raise RuntimeError(f"JSONL: a row for step {row['step']} after the end of the run; rows end at on_fit_end")
-        self._waiting.append(row)
+            raise RuntimeError(f"JSONL: a log entry for step {row['step']} after on_fit_end; the file is closed")
         self._file.write(encode(row))
         self.flush(sync=False)
 
     def flush(self, sync: bool = True) -> None:
         if self._file is not None:
             self._file.flush(sync)
-            if self._file.on_disk:
-                self._waiting = []
 
     def on_fit_end(self, run: Run, status: str) -> None:
         self._close()
 
-    def _open(self, path: Path, step: int, keep: Callable[[int], bool]) -> None:
+    def _open(self, run: Run, last: int) -> int:
+        """Open the file, and remove entries after step ``last``. Returns the number of entries that were kept."""
+        assert run.run_dir is not None
+        path = run.run_dir / FILE
         self._close()
-        self._waiting = []
+        entries = read_log(path) if path.exists() else []
+        kept = [entry for entry in entries if entry["step"] <= last]
+        if removed := len(entries) - len(kept):
+            log.info("%s: the run continues from step %d; %d later log entries are removed", path, run.step, removed)
         if path.exists():
-            rows = read_log(path)
-            kept = [row for row in rows if keep(row["step"])]
-            if len(kept) < len(rows):
-                log.info("%s: the run goes on from step %d, %d rows are cut", path, step, len(rows) - len(kept))
             write_atomic(path, b"".join(map(encode, kept)))
         self._file = Appender(path)
+        return len(kept)
 
     def restored(self, run: Run) -> list[dict[str, Any]]:
         """Log entries that the checkpoint holds because the file may lack them."""
@@ -106,10 +100,9 @@ class JSONL(Callback):
         file, self._file = self._file, None
         if file is not None:
             file.close()
-            self._waiting = []
 
 
-def past(run: Run) -> list[dict[str, Any]]:
+def restored_entries(run: Run) -> list[dict[str, Any]]:
     """The log entries that a resumed run continues from. Valid during ``on_restore``.
 
     These are the entries of the file, then those that only the checkpoint holds. The result is the same before and
@@ -117,18 +110,18 @@ def past(run: Run) -> list[dict[str, Any]]:
     """
     assert run.run_dir is not None
     path = run.run_dir / FILE
-    rows = read_log(path) if path.exists() else []
+    entries = read_log(path) if path.exists() else []
     for logger in run.callbacks:
         if isinstance(logger, JSONL):
-            there = {row["step"] for row in rows}
-            rows += [row for row in logger.restored(run) if row["step"] not in there]
-    return [row for row in rows if row["step"] <= run.log_limit]
+            there = {entry["step"] for entry in entries}
+            entries += [entry for entry in logger.restored(run) if entry["step"] not in there]
+    return [entry for entry in entries if entry["step"] <= run.log_limit]
 
 
-def encode(row: dict[str, Any]) -> bytes:
+def encode(entry: dict[str, Any]) -> bytes:
     """One line of the file: strict JSON, with floats as the shortest text that reads back exactly."""
-    line, nonfinite = {}, list(row.get("nonfinite", ()))
-    for tag, value in row.items():
+    line, nonfinite = {}, list(entry.get("nonfinite", ()))
+    for tag, value in entry.items():
         if tag == "nonfinite":
             continue
         if isinstance(value, numbers.Integral) and not isinstance(value, bool):
@@ -154,7 +147,7 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     An incomplete last line (the process died while writing it) is skipped. Any other line that is not a log entry is
     skipped with a warning that names it.
 
-    >>> rows = read_log("checkpoints/demo/metrics.jsonl")  # doctest: +SKIP
+    >>> entries = read_log("checkpoints/demo/metrics.jsonl")  # doctest: +SKIP
 
     Args:
         path: The file.
@@ -166,16 +159,18 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         FileNotFoundError: There is no such file.
     """
     lines = Path(path).read_bytes().split(b"\n")
-    rows = []
+    entries = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            entry = json.loads(line)
         except ValueError:
-            row = None
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
+            entry = None
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            entries.append(entry)
         elif number < len(lines):
-            log.warning('%s: line %d is no row; expected a JSON object with a "step"; it is left out', path, number)
-    return rows
+            log.warning(
+                '%s: line %d is not a log entry; expected a JSON object with a "step"; it is skipped', path, number
+            )
+    return entries

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
+from ..callbacks.arguments import expect, is_number
 from ..callbacks.base import Callback
 from ..utils.files import jsonable, write_atomic
-from .appender import LIMIT, Appender
-from .event_files import cut, event_files, event_proto, events, histogram, image, scalars
+from .appender import Appender
+from .event_files import event_files, event_proto, events, histogram, image, scalars, truncate
 from .hparams import hparams
-from .jsonl import past
+from .jsonl import restored_entries
 
 if TYPE_CHECKING:
     from ..callbacks.run import Run
@@ -42,7 +43,7 @@ class TensorBoard(Callback):
 
     A nonfinite number is shown as NaN, because metrics.jsonl does not record which one it was. Figures are kept as
     ``run_dir/figures/<tag>-<step>.png``, with each ``/`` of the tag as ``%2F``. Points and figures that the disk does
-    not accept are buffered and retried.
+    not accept are retried until the end of the run.
 
     >>> callbacks = [JSONL(), TensorBoard()]    # then: tensorboard --logdir run_dir
 
@@ -57,13 +58,11 @@ class TensorBoard(Callback):
     rank = "record"
 
     def __init__(self, flush_secs: float = 10):
-        if isinstance(flush_secs, bool) or not isinstance(flush_secs, int | float) or not flush_secs > 0:
-            raise ValueError(f"TensorBoard: flush_secs is {flush_secs!r}; expected a number of seconds above 0")
+        known = is_number(flush_secs) and flush_secs > 0
+        expect(known, "TensorBoard", "flush_secs", flush_secs, "a number of seconds above 0")
         self.flush_secs = flush_secs
         self._writer: Appender | None = None
         self._flushed = 0.0
-        self._figures: dict[Path, bytes] = {}
-        """Figures that are not on disk yet."""
 
     def on_fit_start(self, run: Run) -> None:
         if run.run_dir is None:
@@ -77,11 +76,11 @@ class TensorBoard(Callback):
             self._write_config(run, step=0)
             self.flush()
             for path in before:
-                cut(path, None)
+                truncate(path, None)
 
     def on_restore(self, run: Run) -> None:
         assert run.run_dir is not None
-        rows = past(run)
+        entries = restored_entries(run)
         figures = []
         for path, tag, step in _figures(run.run_dir):
             if step > run.step:
@@ -89,20 +88,20 @@ class TensorBoard(Callback):
             else:
                 figures.append((path, tag, step))
         before = event_files(run.run_dir)
-        histograms = _histograms(before, run.step) if rows else {}
+        histograms = _histograms(before, run.step) if entries else {}
         self._open(run)
         # Without log entries, what older event files show up to this step is kept.
-        self._write_config(run, step=0 if rows else run.step)
-        if rows:
-            for row in rows:
-                self._add(scalars(row), row["step"])
+        self._write_config(run, step=0 if entries else run.step)
+        if entries:
+            for entry in entries:
+                self._add(scalars(entry), entry["step"])
             for path, tag, step in figures:
                 self._add(image(tag, path.read_bytes()), step)
             for event in histograms.values():
                 self._write(event)
         self.flush()
         for path in before:  # only now: the new file holds what they show
-            cut(path, None if rows else run.step)
+            truncate(path, None if entries else run.step)
 
     def on_log(self, run: Run, row: dict[str, Any]) -> None:
         self._add(scalars(row), row["step"])
@@ -114,8 +113,9 @@ class TensorBoard(Callback):
     def on_figure(self, run: Run, tag: str, figure: Any) -> None:
         assert run.run_dir is not None
         png = _render(figure)
-        self._figures[run.run_dir / "figures" / f"{quote(tag, safe='')}-{run.step:08d}.png"] = png
-        self._write_figures()
+        path = run.run_dir / "figures" / f"{quote(tag, safe='')}-{run.step:08d}.png"
+        path.parent.mkdir(exist_ok=True)
+        write_atomic(path, png)  # before the event: if this fails, the whole call is repeated later
         self._add(image(tag, png), run.step)
 
     def on_histogram(self, run: Run, tag: str, values: Any) -> None:
@@ -125,38 +125,14 @@ class TensorBoard(Callback):
         if self._writer is not None:
             self._writer.flush(sync=True)
             self._flushed = time.monotonic()
-            self._write_figures()
 
     def on_fit_end(self, run: Run, status: str) -> None:
         self._close()
 
-    def _write_figures(self) -> None:
-        warned = len(self._figures) > 1
-        for path, png in [*self._figures.items()]:
-            try:
-                path.parent.mkdir(exist_ok=True)
-                write_atomic(path, png)
-            except OSError as error:
-                if not warned:
-                    log.warning("%s: %s; figures wait, and are tried again", path, error.strerror)
-                while sum(map(len, self._figures.values())) > LIMIT:  # the event file still has them
-                    log.warning("%s: is given up", oldest := next(iter(self._figures)))
-                    del self._figures[oldest]
-                return
-            del self._figures[path]
-
     def _close(self) -> None:
         writer, self._writer = self._writer, None
-        if writer is None:
-            return
-        try:
+        if writer is not None:
             writer.close()
-        finally:
-            self._write_figures()
-            if self._figures:
-                path = next(iter(self._figures))
-                self._figures = {}
-                raise OSError(None, "this figure is not written", str(path))
 
     def _flush_if_due(self) -> None:
         if time.monotonic() - self._flushed >= self.flush_secs:
@@ -178,7 +154,7 @@ class TensorBoard(Callback):
 
     def _add(self, summary: Any, step: int) -> None:
         if self._writer is None:
-            raise RuntimeError(f"TensorBoard: values for step {step} after the end of the run; rows end at on_fit_end")
+            raise RuntimeError(f"TensorBoard: values for step {step} after on_fit_end; the file is closed")
         self._write(event_proto().Event(wall_time=time.time(), step=step, summary=summary))
 
     def _write(self, event: Any) -> None:

@@ -1,4 +1,4 @@
-"""Fit: what a user configures and calls."""
+"""Fit: the entry point. It trains, validates, tests and predicts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from ..callbacks.base import Callback, Callbacks
-from ..callbacks.periods import optional_period
+from ..callbacks.arguments import optional_period
+from ..callbacks.base import Callback
+from ..callbacks.dispatch import Callbacks
 from ..checkpoint.locate import open_run
 from ..checkpoint.run_directory import absolute, read_chosen
 from ..checkpoint.step_folders import readable
@@ -26,6 +27,7 @@ from ..strategies import Strategy
 from ..utils.coerce import as_count
 from ..utils.logging import log
 from .control import in_all_processes
+from .defaults import Loggers, Progress, with_defaults
 from .evaluate import evaluate, predict
 from .prepare import prepare
 from .reader import Kind, Readers, read
@@ -35,25 +37,45 @@ from .settings import FitSettings, as_norm, as_seed, as_strategy, as_time
 
 
 class Fit:
-    """Trains a ``Module`` on data, under a strategy that says how gradients are made.
+    """Trains a ``Module`` on data under a strategy, which determines how gradients are computed.
 
-    ``strategy``: a name ("bptt", "drtrl") or a strategy object. The budget is ``max_steps`` (train batches), or
-    ``max_epochs`` where the data has a length, or ``max_time`` ("30min"); the first reached ends the run.
-    ``clip``: largest global norm of a gradient, in its own units. ``accumulate``: batches an update; those left over at
-    the end make none, which is reported before and after.
-    ``seed``: initial values and random numbers inside the model; data has a seed of its own. ``seeds``: a number of
-    seeds, counted from ``seed``, or a list of them, trained side by side in one program on the same batches: rows hold
-    means over them and under ``seeds/`` each, a checkpoint holds all, and the module ends with the model of the first.
-    Under ``nonfinite="raise"`` a seed whose numbers are no longer finite is frozen as it was before.
-    ``devices``: how many, or "all" that JAX has: they share the lanes of each batch, which must divide, or of several
-    seeds the seeds. On CPU they are made if JAX has not started. Results of other numbers agree to rounding. Of several
-    processes (``jax.distributed.initialize``) each has so many.
-    ``chunk``: steps run in one dispatch; "auto" is a rule over the work of a step.
-    ``validate_every``: steps, "1ep" or "10min"; a run with validation data always ends with a validation.
-    ``log_every``: steps between rows of the record. ``nonfinite``: "raise", "skip" the step, or "warn".
-    ``run_dir``: where config, checkpoints, logs and the result go; None keeps everything in memory.
+    The budget is ``max_steps``, ``max_epochs`` or ``max_time``; the first one that is reached ends the run.
 
-    Raises ValueError or TypeError with one line that says what is wrong, before anything is computed or written.
+    With a run directory, a run writes metrics.jsonl and TensorBoard files with learning rate and speed, its newest
+    checkpoint, and with validation data the one with the best ``val/loss``. Without one it writes nothing. A callback
+    in ``callbacks`` replaces the default callback of its class.
+
+    Args:
+        strategy: A name ("bptt", "drtrl") or a strategy object.
+        max_steps: Train batches of the whole run.
+        max_epochs: Passes over the train data, which must have a length.
+        max_time: Time of the run, such as ``"30min"``.
+        clip: Largest global norm of a gradient; None: no clipping.
+        accumulate: Train batches per update. Batches that are left over at the end make no update, which is reported
+            before and after the run.
+        seed: Seed of the initial values and of random numbers in the model. Data has its own seed.
+        seeds: A number of seeds, counted from ``seed``, or a list of seeds. They are trained side by side in one
+            program on the same batches. Log entries hold means over the seeds, and each seed's values below ``seeds/``;
+            a checkpoint holds all seeds; the module ends with the model of the first. With ``nonfinite="raise"``, a
+            seed whose numbers are no longer finite is frozen with its last finite values.
+        devices: Number of devices, or "all". The batch (or, with ``seeds``, the seeds) is split evenly over them. CPU
+            devices are created if JAX has not started. Results with different numbers of devices agree up to rounding.
+            With several processes (``jax.distributed.initialize``), the number for each process.
+        chunk: Steps per dispatch; "auto" chooses it by the work of one step.
+        validate_every: Steps, ``"1ep"`` or ``"10min"`` between validations. A run with validation data always ends with
+            a validation.
+        log_every: Steps between log entries.
+        nonfinite: What to do about a step that is not finite: "raise", "skip" the step, or "warn".
+        callbacks: Callbacks, see ``jaxtrain.Callback``.
+        loggers: The loggers of the run. "default" means ``JSONL()`` and ``TensorBoard()`` if there is a run directory;
+            ``()`` turns them off. ``LearningRateMonitor`` and ``Throughput`` are added if there are loggers.
+        progress: Whether to show a progress bar: "auto" on a terminal only; True also logs a line every 30 seconds if
+            there is no terminal.
+        run_dir: Directory for configuration, checkpoints, logs and result; None keeps everything in memory.
+
+    Raises:
+        ValueError: An argument is invalid. Raised before anything is computed or written.
+        TypeError: An argument has the wrong type.
 
     Example::
 
@@ -78,8 +100,11 @@ class Fit:
         log_every: int = 50,
         nonfinite: NonFinite = "raise",
         callbacks: Iterable[Callback] = (),
+        loggers: Loggers = "default",
+        progress: Progress = "auto",
         run_dir: str | Path | None = None,
     ):
+        folder = None if run_dir is None else readable(absolute(run_dir))
         self.settings = FitSettings(
             strategy=as_strategy(strategy),
             max_steps=as_count(max_steps, "max_steps"),
@@ -94,15 +119,15 @@ class Fit:
             seed=as_seed(seed),
             seeds=as_seeds(seeds, seed),
             devices=as_devices(devices),
-            callbacks=Callbacks(callbacks),
-            run_dir=None if run_dir is None else readable(absolute(run_dir)),
+            callbacks=with_defaults(callbacks, loggers, progress, folder),
+            run_dir=folder,
         )
         self._readers = Readers(self.settings.seeds[0] if self.settings.seeds else seed)
-        self._latest = self.run_dir  # where the last run wrote: a fork has a directory of its own
+        self._latest = self.run_dir  # where the last run wrote; a fork writes to a new directory
 
     @property
     def callbacks(self) -> Callbacks:
-        """The callbacks, in their order."""
+        """All callbacks of a run, with the defaults, in the order in which they are called."""
         return self.settings.callbacks
 
     @callbacks.setter
@@ -137,13 +162,24 @@ class Fit:
         dry_run: bool = False,
         batch_first: bool | None = None,
     ) -> Result:
-        """Train, and return a ``Result``; never exits the process.
+        """Train. Never exits the process.
 
-        ``resume``: "never" (a directory that holds a run is refused); "last" goes on where the run directory stopped
-        and starts fresh where it is empty; "best", a step, or a path ``<run>/checkpoints/<step>`` fork the run into a
-        directory of its own unless that step is its last. ``config``: a JSON dict recorded with the run.
-        ``dry_run``: compile, report, and return without training or writing anything. ``batch_first``: the layout of
-        bare batches, as ``DataModule`` has it: True for ``(B, T, ...)``, False for ``(T, B, ...)``.
+        Args:
+            module: The module to train.
+            data: A ``DataModule``, or the train batches.
+            resume: "never" refuses a directory that holds a run. "last" continues where the run directory stopped, and
+                starts from scratch if it is empty. "best", a step, or a path ``<run>/checkpoints/<step>`` continue from
+                that checkpoint in a new directory, or in the same one if it is the last checkpoint.
+            config: A JSON dict that is stored in config.json.
+            dry_run: Compile and report, without training or writing anything.
+            batch_first: Layout of bare batches: True for ``(B, T, ...)``, False for ``(T, B, ...)``.
+
+        Returns:
+            The result of the run.
+
+        Raises:
+            ValueError: The data, the module or ``resume`` does not fit, or there is no budget.
+            NonFiniteError: A step was not finite and ``nonfinite`` is "raise".
         """
         started = time.perf_counter()
         refuse_in_use(module, "Fit.run", self.callbacks)
@@ -169,11 +205,17 @@ class Fit:
     def validate(
         self, module: Module, data: Any, *, checkpoint: str | int | Path | None = None, batch_first: bool | None = None
     ) -> dict[str, float]:
-        """Metrics over the validation data, ``{"val/loss": ...}``, weighted as in training.
+        """Compute metrics over validation data, weighted as in training.
 
-        ``data``: a DataModule (its ``val_data``), or the batches themselves; a smaller last one counts too.
-        ``checkpoint``: None uses the module's values as they are; "last", "best", a step (of this Fit's last run, or
-        of its run directory), or a path load them first. ``batch_first``: the layout of bare batches, as for ``run``.
+        Args:
+            module: The module.
+            data: A DataModule (its ``val_data`` is used), or batches. A smaller last batch is included.
+            checkpoint: The values to load first: "last", "best", a step (of this Fit's last run, or of its run
+                directory) or a path. None uses the module's current values.
+            batch_first: Layout of bare batches, as in ``run``.
+
+        Returns:
+            One number per metric, ``{"val/loss": ...}``.
         """
         return self._evaluate(module, data, "val", checkpoint, batch_first)
 
@@ -181,25 +223,34 @@ class Fit:
     def test(
         self, module: Module, data: Any, *, checkpoint: str | int | Path | None = None, batch_first: bool | None = None
     ) -> dict[str, float]:
-        """Metrics over the test data, ``{"test/loss": ...}``; see ``validate``."""
+        """Compute metrics over test data, ``{"test/loss": ...}``; see ``validate`` for the arguments."""
         return self._evaluate(module, data, "test", checkpoint, batch_first)
 
     @alone("Fit.predict")
     def predict(
         self, module: Module, data: Any, *, checkpoint: str | int | Path | None = None, batch_first: bool | None = None
     ) -> Any:
-        """Outputs of ``predict_step`` over the learning phase of all batches, joined along the sequences.
+        """Compute ``predict_step`` over the learning phase of all batches.
 
-        They are laid out as the data: ``(T_l, N, ...)``, or ``(N, T_l, ...)`` where it puts the batch first.
-        ``data``: a DataModule (its ``predict_data``) or batches, of any number of sequences and of one length; targets
-        are not needed. Compiled programs are kept as long as the module lives, so one batch a call is no slower.
+        Compiled programs are kept as long as the module exists, so one batch per call is no slower.
+
+        Args:
+            module: The module.
+            data: A DataModule (its ``predict_data`` is used), or batches of any number of sequences, all of one length.
+                Targets are not needed.
+            checkpoint: As in ``validate``.
+            batch_first: Layout of bare batches, as in ``run``.
+
+        Returns:
+            The outputs, joined along the sequences, in the layout of the data: ``(T_l, N, ...)``, or ``(N, T_l, ...)``
+            for batch-first data.
         """
         return predict(*self._read(module, data, "predict", checkpoint, batch_first, "predict"))
 
     def _evaluate(self, module: Module, data: Any, name: str, checkpoint: Any, batch_first: Any) -> dict[str, float]:
         reader, batches, layout = self._read(module, data, name, checkpoint, batch_first, "evaluate")
         metrics = evaluate(reader, batches, name, batch_first=layout)
-        assert metrics is not None  # nothing interrupts it
+        assert metrics is not None  # only a signal handler of a run interrupts it
         return metrics
 
     def _read(self, module: Module, data: Any, name: str, checkpoint: Any, batch_first: Any, kind: Kind):

@@ -149,7 +149,7 @@ def restore(
     """Create the run that callbacks see, and restore its state and theirs from the checkpoint."""
     settings, program, progress = workload.settings, workload.program, Progress()
     run = Run(
-        module=program.module,
+        own_module=program.module,
         callbacks=settings.callbacks,
         recorder=Recorder(settings.log_every),
         config=config,
@@ -157,8 +157,7 @@ def restore(
         max_steps=schedule.total,
         epoch_length=workload.iterator.length,
         batch_size=program.phases.sizes[2],
-        params=lambda: live.params(),
-        fit=reader,
+        reader=reader,
     )
     run.forked, run.task, run.has_validation = origin.forked, workload.data.task, workload.val is not None
     run.live = live = Live(workload, run, progress)

@@ -52,7 +52,7 @@ class Session(ExitStack):
         self._control = Control(schedule, Signals(), run)
         if run_dir is not None:
             kept = kept_by(workload.settings.checkpoint)
-            store = Store(run_dir / CHECKPOINTS, last=kept["last"], best=kept["best"], mode=kept["mode"])
+            store = Store(run_dir / CHECKPOINTS, last=kept["keep_last"], best=kept["keep_best"], mode=kept["mode"])
             if self._control.writes and (self._trains or not (run_dir / "config.json").exists()):
                 write_json(run_dir / "config.json", run.config)
         self._checkpointer = Checkpointer(store, workload, run, progress)

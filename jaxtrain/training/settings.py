@@ -1,4 +1,4 @@
-"""FitSettings: the arguments of ``Fit``, checked."""
+"""FitSettings: the checked arguments of ``Fit``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..callbacks.base import Callbacks
+from ..callbacks.arguments import optional_period
 from ..callbacks.checkpoint import Checkpoint, kept_by
-from ..callbacks.periods import optional_period
+from ..callbacks.dispatch import Callbacks
 from ..engine.seeds import is_seed
 from ..engine.steps import NonFinite
 from ..period import Period
@@ -24,7 +24,7 @@ PLAIN = ("max_steps", "max_epochs", "clip", "accumulate", "seed", "devices", "ch
 
 @dataclass(frozen=True)
 class FitSettings:
-    """What ``Fit`` was given, in final types.
+    """The arguments of ``Fit`` in their final types, with the default callbacks.
 
     Raises:
         ValueError: Two of the settings contradict each other, or one is out of its range.
@@ -50,7 +50,7 @@ class FitSettings:
         if self.nonfinite not in ("raise", "skip", "warn"):
             raise ValueError(f"Fit(nonfinite={self.nonfinite!r}): expected 'raise', 'skip' or 'warn'")
         if self.max_steps is not None and self.max_steps < self.accumulate:
-            raise ValueError(f"Fit(accumulate={self.accumulate}, max_steps={self.max_steps}): no update would be made")
+            raise ValueError(f"Fit(accumulate={self.accumulate}, max_steps={self.max_steps}): there would be no update")
         if len(self._checkpoints) > 1:
             raise ValueError("Fit takes one Checkpoint callback: it decides which checkpoints are kept")
         if self._checkpoints and self.run_dir is None:
@@ -58,7 +58,7 @@ class FitSettings:
 
     @property
     def checkpoint(self) -> Checkpoint | None:
-        """The callback that decides which checkpoints are kept."""
+        """The callback that decides which checkpoints are kept, or None."""
         return next(iter(self._checkpoints), None)
 
     @property
@@ -66,16 +66,16 @@ class FitSettings:
         return [callback for callback in self.callbacks if isinstance(callback, Checkpoint)]
 
     def resolved(self, auto: dict[str, Any]) -> FitSettings:
-        """The settings with what each "auto" became when the run was started."""
+        """The settings with the values that each "auto" had when the run was started."""
         chunk = auto.get("chunk", "auto") if self.chunk == "auto" else self.chunk
         return replace(self, strategy=self.strategy.resolve(auto), chunk=chunk)
 
     def total(self, epoch_length: int | None) -> int | None:
-        """The steps of a whole run."""
+        """The number of steps of the whole run."""
         return total_steps(self.max_steps, self.max_epochs, epoch_length)
 
     def schedule(self, chunk: int, epoch_length: int | None) -> Schedule:
-        """A schedule whose clock starts now."""
+        """Create a schedule. Its clock starts now."""
         boundaries = [period for callback in self.callbacks for period in callback.boundaries()]
         boundaries += [every for every in (Period.of(callback.probe_every) for callback in self.callbacks) if every]
         return Schedule(
@@ -89,7 +89,7 @@ class FitSettings:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """What config.json holds of the settings."""
+        """The settings as config.json holds them."""
         periods = {"max_time": self.max_time, "validate_every": self.validate_every}
         return {
             **{name: getattr(self, name) for name in PLAIN},
@@ -101,7 +101,7 @@ class FitSettings:
 
 
 def as_strategy(strategy: Any) -> Strategy:
-    """A strategy by its name, or as it is.
+    """Convert the name of a strategy, or a strategy object, to a strategy object.
 
     Raises:
         TypeError: It is neither.
@@ -114,7 +114,7 @@ def as_strategy(strategy: Any) -> Strategy:
 
 
 def as_norm(clip: Any) -> float | None:
-    """The largest norm of a gradient, or None.
+    """Convert the argument ``clip``.
 
     Raises:
         ValueError: It is not a positive number.
@@ -125,7 +125,7 @@ def as_norm(clip: Any) -> float | None:
 
 
 def as_time(max_time: Any) -> Period | None:
-    """A period of time, or None.
+    """Convert the argument ``max_time``.
 
     Raises:
         ValueError: It is a number of steps or epochs.
@@ -137,7 +137,7 @@ def as_time(max_time: Any) -> Period | None:
 
 
 def as_seed(seed: Any) -> int:
-    """A seed.
+    """Check the argument ``seed``.
 
     Raises:
         ValueError: It is out of range, or not a whole number.

@@ -55,7 +55,7 @@ def test_a_time_period_runs_from_the_last_save(make_run, monkeypatch):
 
 
 def test_entering_the_best_k_saves_with_its_score(make_run):
-    callback = Checkpoint(best=("val/loss", 2))
+    callback = Checkpoint(keep_best=2)
     run = make_run(callback)
     scores = [(10, 0.5), (20, 0.7), (30, 0.6), (40, 0.65), (50, 0.6), (60, 0.1)]
     assert [step for step, score in scores if validate(callback, run, step, score)] == [10, 20, 30, 60]
@@ -65,7 +65,7 @@ def test_entering_the_best_k_saves_with_its_score(make_run):
 
 
 def test_nan_enters_only_while_there_is_room(make_run):
-    callback = Checkpoint(best=("val/loss", 2))
+    callback = Checkpoint(keep_best=2)
     run = make_run(callback)
     scores = [(10, math.nan), (20, math.inf), (30, math.nan), (40, 0.5), (50, 0.4), (60, math.nan)]
     assert [step for step, score in scores if validate(callback, run, step, score)] == [10, 20, 40, 50]
@@ -78,7 +78,7 @@ def test_nan_enters_only_while_there_is_room(make_run):
      ("val/accuracy", "min", "min"), ("val/loss", "max", "max")],
 )  # fmt: skip
 def test_the_mode_follows_the_name_unless_given(make_run, tag, mode, expected):
-    callback = Checkpoint(best=(tag, 1), mode=mode)
+    callback = Checkpoint(monitor=tag, mode=mode)
     run = make_run(callback)
     validate(callback, run, 10, 0.5, tag)
     assert callback.mode == expected
@@ -86,7 +86,7 @@ def test_the_mode_follows_the_name_unless_given(make_run, tag, mode, expected):
 
 
 def test_a_validation_that_is_run_again_at_its_step_counts_once(make_run):
-    callback = Checkpoint(best=("val/loss", 2))
+    callback = Checkpoint(keep_best=2)
     run = make_run(callback)
     validate(callback, run, 10, 0.5)
     assert validate(callback, run, 10, 0.5)
@@ -94,25 +94,25 @@ def test_a_validation_that_is_run_again_at_its_step_counts_once(make_run):
 
 
 def test_state_is_exact_through_strict_json(make_run):
-    callback = Checkpoint(best=("val/loss", 3))
+    callback = Checkpoint(keep_best=3)
     run = make_run(callback)
     for step, score in ((10, 0.1 + 0.2), (20, math.nan), (30, math.inf)):
         validate(callback, run, step, score)
     text = json.dumps(callback.state(), allow_nan=False)
-    again = Checkpoint(best=("val/loss", 3))
+    again = Checkpoint(keep_best=3)
     again.load_state(json.loads(text))
     assert again.scores[:2] == [[0.1 + 0.2, 10], [math.inf, 30]]
     assert math.isnan(again.scores[2][0]) and again.scores[2][1] == 20
     assert json.dumps(again.state()) == text
-    fewer = Checkpoint(best=("val/loss", 1))
+    fewer = Checkpoint()
     fewer.load_state(json.loads(text))
     assert fewer.scores == [[0.1 + 0.2, 10]]
 
 
 def test_another_monitor_starts_anew_and_says_so(make_run, caplog):
-    callback = Checkpoint(best=("val/loss", 1))
+    callback = Checkpoint()
     validate(callback, make_run(callback), 10, 0.5)
-    again = Checkpoint(best=("val/accuracy", 1))
+    again = Checkpoint(monitor="val/accuracy")
     again.load_state(callback.state())
     assert again.scores == []
     assert "Checkpoint monitored val/loss (min) and now val/accuracy (max)" in caplog.text
@@ -129,10 +129,10 @@ def test_a_fresh_run_forgets_the_scores_of_the_run_before(make_run):
 
 
 def test_a_fork_drops_its_parents_scores_and_counts_its_own(make_run):
-    parent = Checkpoint(best=("val/loss", 1))
+    parent = Checkpoint()
     validate(parent, make_run(parent), 10, 0.5)
     for forked, kept in ((False, [[0.5, 10]]), (True, [])):
-        callback = Checkpoint(best=("val/loss", 1))
+        callback = Checkpoint()
         run = make_run(callback, restored=20)
         run.forked = forked
         callback.load_state(parent.state())
@@ -141,26 +141,28 @@ def test_a_fork_drops_its_parents_scores_and_counts_its_own(make_run):
     assert validate(callback, run, 30, 0.7) and callback.scores == [[0.7, 30]]
 
 
-def test_a_best_that_was_asked_for_needs_validation_data(make_run):
+def test_a_monitor_that_was_asked_for_needs_validation_data(make_run):
     run = make_run()
     run.has_validation = False
     Checkpoint().on_fit_start(run)
-    Checkpoint(best=None).on_fit_start(run)
-    with pytest.raises(
-        ValueError, match=r"Checkpoint\(best=\('val/loss', 1\)\) monitors 'val/loss', but the data has no"
-    ):
-        Checkpoint(best=("val/loss", 1)).on_fit_start(run)
+    Checkpoint(every=5, keep_last=3).on_fit_start(run)
+    Checkpoint(monitor=None).on_fit_start(run)
+    for asked in (dict(keep_best=2), dict(mode="min"), dict(monitor="val/accuracy")):
+        with pytest.raises(
+            ValueError, match="Checkpoint monitors 'val/.*', but the data has no validation data: .*None"
+        ):
+            Checkpoint(**asked).on_fit_start(run)
 
 
-def test_best_none_has_no_scores(make_run):
-    callback = Checkpoint(every=5, best=None)
+def test_without_a_monitor_there_are_no_scores(make_run):
+    callback = Checkpoint(every=5, monitor=None)
     run = make_run(callback)
     assert not validate(callback, run, 10, 0.5)
     assert run.score is None and callback.state() == {} and callback.mode == "min"
 
 
 def test_a_missing_monitor_names_the_tags_there_are(make_run):
-    callback = Checkpoint(best=("val/acc", 1))
+    callback = Checkpoint(monitor="val/acc")
     with pytest.raises(KeyError, match="Checkpoint monitors 'val/acc', which validation does not give; expected"):
         callback.on_validation_end(make_run(callback), {"val/loss": 1.0, "val/accuracy": 0.5})
 
@@ -168,13 +170,14 @@ def test_a_missing_monitor_names_the_tags_there_are(make_run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"best": ("val/loss", 0)}, "the number in best is 0"),
-        ({"best": "val/loss"}, "best is 'val/loss'"),
-        ({"best": (3, 1)}, "monitor is 3"),
-        ({"last": 0}, "last is 0"),
-        ({"last": True}, "last is True"),
+        ({"keep_best": 0}, "keep_best is 0"),
+        ({"keep_best": "val/loss"}, "keep_best is 'val/loss'"),
+        ({"monitor": 3}, "monitor is 3"),
+        ({"keep_last": 0}, "keep_last is 0"),
+        ({"keep_last": True}, "keep_last is True"),
         ({"mode": "least"}, "mode is 'least'"),
-        ({"best": None, "mode": "min"}, "best is None"),
+        ({"monitor": None, "mode": "min"}, "monitor is None"),
+        ({"monitor": None, "keep_best": 2}, "monitor is None"),
         ({"every": "soon"}, r"Checkpoint\(every='soon'\): period: 'soon' is not understood"),
         ({"every": 0}, r"Checkpoint\(every=0\): period: 0 is not positive"),
     ],
@@ -185,7 +188,7 @@ def test_bad_arguments_are_one_clear_line(arguments, message):
 
 
 def train(run_dir, lr, steps, kept=None, resume="never", data=None, more=()):
-    kept = kept or Checkpoint(every=3, best=("val/loss", 1), last=1)
+    kept = kept or Checkpoint(every=3, keep_last=1)
     fit = jt.Fit(
         "bptt", max_steps=steps, validate_every=3, nonfinite="warn", callbacks=[kept, *more], run_dir=run_dir, chunk=3
     )
@@ -203,7 +206,7 @@ def test_the_best_of_a_fork_is_one_of_its_own(tmp_path):
 
 def test_an_object_that_serves_a_second_run_starts_anew(tmp_path):
     callbacks = [
-        Checkpoint(every=3, best=("val/loss", 1)),
+        Checkpoint(every=3),
         jt.EarlyStopping(patience=2),
         jt.callbacks.LearningRateMonitor(),
     ]

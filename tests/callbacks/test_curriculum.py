@@ -98,7 +98,7 @@ def test_validation(started):
     assert callback.advances == [(20, 0.9), (40, 0.95), (50, 0.99)]
     assert run.requests.stop == "val/accuracy is 0.99 at the curriculum's last stage, time_lag=3"
     run = started(Curriculum(LAGS, "val/loss", 0.1))
-    with pytest.raises(KeyError, match="monitors 'val/loss', but validation gave"):
+    with pytest.raises(KeyError, match="monitors 'val/loss', which validation does not give"):
         run.callbacks.all[0].on_validation_end(run, {"val/accuracy": 1.0})
     with pytest.raises(KeyError, match="monitors 'train/speed', but training gives"):
         Curriculum(LAGS, "train/speed", 0.1).on_chunk_end(run, {"accuracy": np.zeros(1)})
@@ -141,12 +141,12 @@ def test_a_restored_state_decides_as_if_never_interrupted(started, cut, options)
     [
         (([], "val/loss", 1), "expected dicts that all set the same parameters"),
         (([{"a": 1}, {"b": 1}], "val/loss", 1), "expected dicts that all set the same parameters"),
-        ((LAGS, "loss", 1), "expected a tag as 'val/accuracy' or 'train/loss'"),
+        ((LAGS, "loss", 1), "expected a tag such as 'val/accuracy' or 'train/loss'"),
         ((LAGS, "val/loss", math.nan), "threshold is nan"),
         ((LAGS, "val/loss", 1, {"mode": "down"}), "mode is 'down'"),
         ((LAGS, "val/loss", 1, {"over": 0}), "over is 0"),
         ((LAGS, "train/loss", 1, {"ema": 1.0, "restart": 1}), "ema is 1.0"),
-        ((LAGS, "train/loss", 1, {"ema": 0.9}), "a running mean needs both"),
+        ((LAGS, "train/loss", 1, {"ema": 0.9}), "a moving average needs both"),
         ((LAGS, "val/loss", 1, {"ema": 0.9, "restart": 1}), "ema is for a metric of training"),
         ((LAGS, "val/loss", 1, {"then": "on"}), "then is 'on'"),
     ],
@@ -203,7 +203,7 @@ def curriculum(run_dir, *more, monitor, threshold, stages=(1, 2, 5), max_steps=4
     callback = Curriculum([{"time": time} for time in stages], monitor, threshold, then="stay", **options)
     fit = jt.Fit(
         "bptt", max_steps=max_steps, chunk=5, validate_every=4, log_every=2, run_dir=run_dir,
-        callbacks=[callback, jt.loggers.JSONL(), jt.Checkpoint(every=5, best=None, last=99), *more],
+        callbacks=[callback, jt.loggers.JSONL(), jt.Checkpoint(every=5, monitor=None, keep_last=99), *more],
     )  # fmt: skip
     module = Linear()
     return fit.run(module, Noise(), resume="last"), leaves(module), callback.advances

@@ -37,7 +37,7 @@ def test_an_improvement_must_exceed_min_delta(make_run):
 def test_nan_is_never_better_and_any_number_is_better_than_it(make_run):
     run = make_run()
     assert iterator(EarlyStopping(patience=2), run, [math.nan, math.nan]) == 2
-    assert "it never was a number" in run.requests.stop
+    assert "it was NaN at every validation" in run.requests.stop
     assert iterator(EarlyStopping(patience=2), make_run(), [math.nan, math.inf, 5.0, math.nan, 4.0]) is None
 
 
@@ -96,7 +96,7 @@ def test_a_missing_monitor_names_the_tags_there_are(make_run):
     [({"patience": 0}, "patience is 0"), ({"patience": 1.5}, "patience is 1.5"), ({"min_delta": -1}, "min_delta is -1"),
      ({"mode": "up"}, "mode is 'up'"), ({"threshold": math.nan}, "threshold is nan"),
      ({"monitor": ""}, "monitor is ''"),
-     ({"monitor": "seeds/val/loss"}, "holds a number of each seed; expected one number, as their mean 'val/loss'")],
+     ({"monitor": "seeds/val/loss"}, "has one number per seed; expected one number, such as their mean 'val/loss'")],
 )  # fmt: skip
 def test_bad_arguments_are_one_clear_line(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -106,7 +106,7 @@ def test_bad_arguments_are_one_clear_line(arguments, message):
 def test_a_run_that_validates_at_its_end_alone_is_warned_of(caplog):
     fit = jt.Fit("bptt", max_steps=2, callbacks=[jt.EarlyStopping()])
     fit.run(Linear(), lines())
-    assert "EarlyStopping looks at validations" in caplog.text
+    assert "EarlyStopping reads validations" in caplog.text
     caplog.clear()
     jt.Fit("bptt", max_steps=2, validate_every=1, callbacks=[jt.EarlyStopping()]).run(Linear(), lines())
     assert "EarlyStopping looks" not in caplog.text
@@ -116,7 +116,7 @@ def test_a_run_that_validates_at_its_end_alone_is_warned_of(caplog):
     "callback",
     [
         jt.EarlyStopping("val/los"),
-        jt.Checkpoint(best=("val/los", 1)),
+        jt.Checkpoint(monitor="val/los"),
         jt.callbacks.Curriculum([{"size": 1}], "val/los", 0.1),
         jt.EarlyStopping("train/los"),
     ],

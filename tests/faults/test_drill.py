@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def callbacks(*more, every=4, best=2):
-    checkpoint = jt.Checkpoint(every=every, best=("val/loss", best))
+    checkpoint = jt.Checkpoint(every=every, keep_best=best)
     return [jt.callbacks.LearningRateMonitor(), jt.callbacks.Throughput(), jt.loggers.JSONL(), checkpoint, *more]
 
 

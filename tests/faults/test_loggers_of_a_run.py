@@ -32,7 +32,7 @@ def test_a_logger_that_raises_ends_no_run(tmp_path, caplog):
     result = fit(tmp_path / "run", 8, broken).run(Noisy(), lines())
     assert (result.status, result.exit_code, result.digest) == ("finished", 0, whole.digest)
     assert rows(tmp_path / "run") == rows(tmp_path / "whole") and broken.heard == 2
-    assert caplog.text.count("Breaks.0.on_log failed, and gets no more of this run: KeyError: 'column'") == 1
+    assert caplog.text.count("Breaks.0.on_log failed and is disabled for the rest of this run: KeyError: 'column'") == 1
     again = fit(tmp_path / "again", 8, Breaks(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space left"):  # its row waits to the end, and is lost there
         again.run(Noisy(), lines())
@@ -98,7 +98,7 @@ def test_a_state_that_cannot_be_told_ends_no_run(tmp_path, caplog):
             return {}
 
     assert fit(tmp_path / "run", 8, Broken()).run(Noisy(), lines()).saved
-    assert caplog.text.count("Broken.0.state failed, and gets no more of this run") == 1
+    assert caplog.text.count("Broken.0.state failed and is disabled for the rest of this run") == 1
 
 
 @pytest.mark.parametrize("where", ["save", "_save_step_metadata"])

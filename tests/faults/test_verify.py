@@ -46,7 +46,7 @@ def make(config):
             self.count += 1
             return line(self.count if config.forgetful else step)
 
-    callbacks = [jt.loggers.JSONL(), jt.loggers.TensorBoard(), jt.Checkpoint(every=20, best=None)]
+    callbacks = [jt.loggers.JSONL(), jt.loggers.TensorBoard(), jt.Checkpoint(every=20, monitor=None)]
     fit = jt.Fit("bptt", max_steps=200, chunk=5, log_every=2, validate_every=50, callbacks=callbacks,
                  run_dir=config.run_dir)
     return fit, Noisy(), jt.DataModule(Slow(), LinesOf(2))

@@ -48,7 +48,7 @@ def fit(run_dir: Path, steps: int = STEPS, *more: jt.Callback) -> jt.Fit:
     callbacks = [
         jt.callbacks.LearningRateMonitor(), jt.callbacks.Throughput(), jt.EarlyStopping("val/loss", patience=9),
         Figure(), jt.loggers.JSONL(),
-        jt.loggers.TensorBoard(), jt.Checkpoint(every=4, best=("val/loss", 1), mode="max"), *more,
+        jt.loggers.TensorBoard(), jt.Checkpoint(every=4, mode="max"), *more,
          # step 8 replaces step 4
     ]  # fmt: skip
     return jt.Fit("bptt", max_steps=steps, chunk=2, log_every=1, validate_every=4, callbacks=callbacks, run_dir=run_dir)

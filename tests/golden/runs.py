@@ -20,10 +20,10 @@ def part(
     strategy: Any, data: Callable[[], Any], steps: int, *more: Any, module=CopyGRU, resume="never", **options: Any
 ) -> Part:
     """One call of ``Fit.run``."""
-    options = {"chunk": 3, "validate_every": 4, "log_every": 2, **options}
+    options = {"chunk": 3, "validate_every": 4, "log_every": 2, "loggers": (), "progress": False, **options}
 
     def run(folder: Path, events: list[str]) -> jt.Result:
-        kept = jt.Checkpoint(every=4, last=10, best=None)
+        kept = jt.Checkpoint(every=4, keep_last=10, monitor=None)
         callbacks = [*more, kept, jt.loggers.JSONL(), jt.loggers.TensorBoard(), Trace(events)]
         fit = jt.Fit(strategy, max_steps=steps, callbacks=callbacks, run_dir=folder, **options)
         return fit.run(module(), data(), resume=resume)

@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 
-from jaxtrain.callbacks.base import Callback, Callbacks
+from jaxtrain.callbacks.base import Callback
+from jaxtrain.callbacks.dispatch import Callbacks
 from jaxtrain.callbacks.recorder import Recorder
 from jaxtrain.callbacks.run import Run
 
@@ -25,8 +26,8 @@ def make_run(tmp_path):
 
     def make(*callbacks: Callback, restored: int | None = None, **changes: Any) -> Run:
         options: dict[str, Any] = dict(
-            module=SimpleNamespace(), callbacks=Callbacks(callbacks), recorder=Recorder(10), config=CONFIG,
-            run_dir=tmp_path, max_steps=100, epoch_length=None, batch_size=4, params=dict,
+            own_module=SimpleNamespace(), callbacks=Callbacks(callbacks), recorder=Recorder(10), config=CONFIG,
+            run_dir=tmp_path, max_steps=100, epoch_length=None, batch_size=4,
         )  # fmt: skip
         run = Run(**{**options, **changes})
         run.restored_step = restored

@@ -46,7 +46,7 @@ def test_what_does_not_fit_waits_and_is_written_once(tmp_path, disk, caplog):
     file.close()
     assert (tmp_path / "file").read_bytes() == expected
     first, second = said(caplog)
-    assert "No space left on device; what is to be written waits" in first and "nothing is missing" in second
+    assert "No space left on device; writes are buffered" in first and "nothing was lost" in second
 
 
 def test_what_waits_is_bounded(tmp_path, disk, monkeypatch):
@@ -109,16 +109,16 @@ def test_what_a_failed_fsync_let_go_of_is_written_again(tmp_path, failing, caplo
     path.write_bytes(b"older;")
     file = Appender(path)
     file.write(b"one;")
-    assert file.flush() and not file.on_disk, "in the file is not on the disk"
+    assert file.flush() and file.unsynced == b"one;", "in the file is not on the disk"
     failing.now = True
-    assert file.flush(sync=True) is False and not file.on_disk and file.waiting == b"one;"
+    assert file.flush(sync=True) is False and file.unsynced == file.waiting == b"one;"
     file.write(b"two;")
     assert file.flush() is False, "no success while nothing can be synced"
-    assert said(caplog) == ["Input/output error; what is to be written waits, and is tried again"]
+    assert said(caplog) == ["Input/output error; writes are buffered and will be retried"]
     failing.now = False
     file.write(b"three;")
-    assert file.flush() and file.on_disk, "the flush after a failure is a barrier"
-    assert said(caplog)[1:] == ["can be written again, and nothing is missing"]
+    assert file.flush() and not file.unsynced, "the flush after a failure is a barrier"
+    assert said(caplog)[1:] == ["can be written again; nothing was lost"]
     assert path.read_bytes() == b"older;one;two;three;" and failing.holds(path)[6:] == b"one;two;three;"
     failing.now = True
     file.write(b"four;")
@@ -131,9 +131,9 @@ def test_what_is_not_on_the_disk_is_bounded(tmp_path, monkeypatch):
     file = Appender(tmp_path / "file")
     for on_disk in (False, False, True, False):
         file.write(b"1234;")
-        assert file.flush() and file.on_disk is on_disk
+        assert file.flush() and (not file.unsynced) is on_disk
     file.close()
-    assert file.on_disk
+    assert not file.unsynced
 
 
 def test_rows_that_were_not_synced_are_in_the_checkpoint(make_run, tmp_path, failing):

@@ -41,7 +41,7 @@ def test_a_fresh_start_cuts_an_old_file_to_nothing_and_says_so(make_run, tmp_pat
         run = make_run(second := JSONL())
         second.on_fit_start(run)
     assert (tmp_path / "metrics.jsonl").read_bytes() == b""
-    assert "2 rows are cut" in caplog.text
+    assert "2 later log entries are removed" in caplog.text
 
 
 def test_a_resume_keeps_the_very_bytes_up_to_its_step_and_goes_on(make_run, tmp_path):
@@ -102,5 +102,5 @@ def test_a_row_after_the_end_is_refused(make_run):
     run.callbacks("on_fit_start", run)
     run.callbacks("on_fit_end", run, "finished")
     logger.flush()
-    with pytest.raises(RuntimeError, match="step 10 after the end"):
+    with pytest.raises(RuntimeError, match="step 10 after on_fit_end"):
         write(run, 10)

@@ -183,7 +183,7 @@ def test_the_end_closes_the_file_and_later_rows_are_refused(make_run, tmp_path):
     rows(run, 10)
     run.callbacks("on_fit_end", run, "finished")
     before = sorted((tmp_path / "tensorboard").iterdir())
-    with pytest.raises(RuntimeError, match="step 20 after the end of the run"):
+    with pytest.raises(RuntimeError, match="step 20 after on_fit_end"):
         rows(run, 20)
     assert sorted((tmp_path / "tensorboard").iterdir()) == before
     assert points(tmp_path) == expected(10)

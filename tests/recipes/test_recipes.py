@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxtrain
-from jaxtrain.callbacks.base import Callbacks
+from jaxtrain.callbacks.dispatch import Callbacks
 from jaxtrain.commands.recipes import load_recipe
 from jaxtrain.core.state import parameters
 from tests.kit.tiers import longer
@@ -128,11 +128,11 @@ def test_an_lru_gets_its_poles_by_the_lag(call):
         ("copy_lru", "--pole-rate -1", "--pole-rate -1.0: expected a positive number"),
         ("copy_lru", "--stop-at 99", "--stop-at 99: expected a part of 1, as 0.99 for 99 %, or none"),
         ("copy_lru", "--preset short", "unknown preset 'short'; this recipe has none"),
-        ("copy_lru", "--cell gru --r-min 0.5", "--r-min is of an LRU's poles, and has no effect with --cell gru"),
+        ("copy_lru", "--cell gru --r-min 0.5", "--r-min sets an LRU's poles and has no effect with --cell gru"),
         ("copy_stream", "--warmup 20000", "--warmup 20000: expected a whole number below the 20000 updates of"),
         ("copy_lru", "--weight-decay -1", "--weight-decay -1.0: expected 0 or more"),
         ("copy_lru", "--warmup 9 --max-steps 9", "--warmup 9: expected a whole number below --max-steps 9"),
-        ("copy_lru", "--warmup 1.5", "--warmup 1.5: expected a whole number below --max-steps 400, or a part of it"),
+        ("copy_lru", "--warmup 1.5", "--warmup 1.5: expected a whole number below --max-steps 400, or a fraction"),
         ("copy_lru", "--batch-size 0", "--batch-size 0: expected a whole number, 1 or more"),
         ("copy_lru", "--validate-every soon", "--validate-every soon"),
         ("copy_lru", "--chrono 20", "cell 'lru' has no gates and no recurrent matrix, so chrono does not apply"),

@@ -141,7 +141,7 @@ STREAMS = {
 
 def stream(lab, strategy, path, steps, *more, resume="never"):
     task = scheduled(lab)
-    kept = jt.Checkpoint(every=2, best=None, last=5)
+    kept = jt.Checkpoint(every=2, monitor=None, keep_last=5)
     fit = jt.Fit(
         strategy, max_steps=steps, chunk=2, log_every=1, callbacks=[kept, jt.loggers.JSONL(), *more], run_dir=path
     )

@@ -86,7 +86,7 @@ class Learner(jt.Module):
 
 def train(strategy, steps=STEPS, path=None, resume="never", log_every=50, more=(), data=None, seed=0):
     module = Learner()
-    kept = [] if path is None else [jt.Checkpoint(every=200, best=None, last=9), jt.loggers.JSONL()]
+    kept = [] if path is None else [jt.Checkpoint(every=200, monitor=None, keep_last=9), jt.loggers.JSONL()]
     fit = jt.Fit(strategy, max_steps=steps, chunk=50, log_every=log_every, callbacks=[*kept, *more], run_dir=path,
                  seed=seed)  # fmt: skip
     return fit.run(module, jt.DataModule(data or Recall()), resume=resume), module

@@ -242,7 +242,7 @@ class Stream:
 )
 def test_resumed_in_the_middle_of_a_stream_bit_for_bit(lab, tmp_path, strategy):
     def run(path, steps, resume="never"):
-        task, kept = trained_task(lab), jt.Checkpoint(every=1, best=None, last=5)
+        task, kept = trained_task(lab), jt.Checkpoint(every=1, monitor=None, keep_last=5)
         fit = jt.Fit(strategy, max_steps=steps, chunk=2, callbacks=[kept], run_dir=path)
         fit.run(task, jt.DataModule(Stream(lab)), resume=resume)
         return leaves(task)

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ...callbacks import Checkpoint
-from ...callbacks.base import Callback, Callbacks
+from ...callbacks.base import Callback
+from ...callbacks.dispatch import Callbacks
 from ...callbacks.early_stopping import Monitor
 from ...callbacks.run import Run
 from ...callbacks.throughput import peak_rss_mb

@@ -106,7 +106,7 @@ def test_ranks_order_the_callbacks_of_an_event(tmp_path):
     callbacks = [ranked(*kind) for kind in kinds]
     fit = jt.Fit("bptt", max_steps=2, callbacks=callbacks, run_dir=tmp_path)
     fit.run(Linear(), lines())
-    assert len(events) == 6 * len(set(event[2:] for event in events)), "everyone hears everything"
+    assert len(events) == 6 * len({event[2:] for event in events}), "everyone hears everything"
     for i in range(0, len(events), 6):
         assert [event[0] for event in events[i : i + 6]] == ["m", "n", "d", "r", "s", "p"]
         assert len({event[2:] for event in events[i : i + 6]}) == 1

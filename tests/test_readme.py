@@ -64,10 +64,8 @@ def test_the_strategies_page_runs(capsys, monkeypatch):
         execute(program, "docs/strategies.md")
     rewarded, stream, perturbed = map(float, capsys.readouterr().out.split()[-3:])
     assert rewarded < -20 and stream < 0.02 and perturbed > 0
-    assert (
-        summary(registry.lookup("weight_perturbation"))
-        == "how the loss responds to a random perturbation of all weights"  # fmt: skip
-    )
+    text = summary(registry.lookup("weight_perturbation"))
+    assert text == "how the loss responds to a random perturbation of all weights"
 
 
 def test_the_recipe_of_the_page_is_a_recipe(capsys):

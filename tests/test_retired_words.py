@@ -51,8 +51,8 @@ EXCEPTIONS = {
     ("jaxtrain/loggers/event_files.py", "edges"): "of the bins of a histogram",
     ("jaxtrain/engine/sharding.py", "pieces"): "of a vector",
 }
-OLD_FILES = {"jaxtrain/checkpoint/migration.py"}
-"""Code that reads the names in checkpoints of earlier versions."""
+OLD_FILES = {"jaxtrain/checkpoint/migration.py", "jaxtrain/callbacks/foreign_names.py"}
+"""Code that reads the names in checkpoints of earlier versions, and that answers to names of events elsewhere."""
 
 
 def _whole_words(pattern: str) -> re.Pattern[str]:

@@ -220,7 +220,7 @@ def test_curves_show_the_spread(tmp_path):
         assert low.value == pytest.approx(min(row["seeds/train/loss"]))
         assert high.value == pytest.approx(max(row["seeds/train/loss"]))
     summary = json.loads((tmp_path / "result.json").read_text())
-    assert summary["seeds"] == [0, 1, 2, 3] and len(summary["lanes"]["val/loss"]) == 4
+    assert summary["seeds"] == [0, 1, 2, 3] and len(summary["per_seed"]["val/loss"]) == 4
 
 
 class Masked(Random):

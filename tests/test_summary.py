@@ -32,10 +32,10 @@ def test_summary_of_several_seeds(fit, call):
         "val/accuracy": [0.75, math.nan],
         "val/z": [math.nan] * 2,
     }
-    fit.result.summary = {"seeds": [3, 4], "frozen": [], "lanes": lanes}
+    fit.result.summary = {"seeds": [3, 4], "frozen": [], "per_seed": lanes}
     lines = call()[1].strip().splitlines()
     assert lines[3:5] == ["seeds   3, 4", "spread  loss 0.25 to 0.5, accuracy 0.75 to 0.75"]
-    fit.result.summary = {"seeds": [3, 4], "frozen": [4], "lanes": {"train/loss": [1.0, 2.0]}}
+    fit.result.summary = {"seeds": [3, 4], "frozen": [4], "per_seed": {"train/loss": [1.0, 2.0]}}
     lines = call()[1].strip().splitlines()
     assert lines[3] == "seeds   3, 4; frozen after a nonfinite value: 4" and lines[4].startswith("run ")
 
@@ -48,7 +48,7 @@ def test_the_summary_of_a_recipe_with_several_seeds(fit, capsys):
     assert cli.main(recipe.Config, recipe.make, argv=argv.split()) == 0
     out = capsys.readouterr().out.splitlines()
     result = json.loads(Path("r/result.json").read_text())
-    loss, accuracy = (result["lanes"][f"val/{name}"] for name in ("loss", "accuracy"))
+    loss, accuracy = (result["per_seed"][f"val/{name}"] for name in ("loss", "accuracy"))
     assert len(set(loss)) == 2 and result["seeds"] == [5, 6]
     at = out.index("seeds   5, 6")
     (said,) = [line for line in out if line.startswith("val ")]

@@ -145,7 +145,7 @@ def test_a_spiking_network():
 
 
 def notes_of(mistake):
-    with pytest.raises(Exception) as caught:  # noqa: B017, PT011
+    with pytest.raises(Exception) as caught:
         mistake()
     return "; ".join(note for note in caught.value.__notes__ if note.startswith("jaxtrain: "))
 

@@ -18,8 +18,9 @@ log = logging.getLogger("jaxtrain")
 class LearningRateMonitor(Callback):
     """Adds the learning rate of a step to its log entry: ``lr``, or ``lr/<label>`` with several optimizers.
 
-    An optimizer of braintools exposes its rate, and one of optax does inside ``optax.inject_hyperparams``. The entry of
-    a skipped step has no rate. A run that writes logs has this callback by default.
+    An optimizer of braintools exposes its rate. For one of optax, ``configure_optimizer`` returns the pair
+    ``(optimizer, rate)``, or wraps the optimizer in ``optax.inject_hyperparams``. The entry of a skipped step has no
+    rate. A run that writes logs has this callback by default.
 
     >>> callbacks = [LearningRateMonitor(), TensorBoard()]
 

@@ -259,7 +259,7 @@ class Store:
     def _close_manager(self) -> None:
         manager, self._manager = self._manager, None
         if manager is None:
-            return
+            return None
         for _ in range(5):  # each part of Orbax raises the failure again, which is already handled
             with suppress(Exception):
                 return manager.close()

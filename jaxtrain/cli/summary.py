@@ -72,7 +72,7 @@ def _seeds(summary: Mapping[str, Any]) -> list[str]:
     stopped = f"; frozen after a nonfinite value: {', '.join(map(str, frozen))}" if frozen else ""
     lines = [f"seeds   {', '.join(map(str, summary['seeds']))}{stopped}"]
     spread = []
-    for tag, values in summary["lanes"].items():
+    for tag, values in summary["per_seed"].items():
         finite = [value for value in values if math.isfinite(value)]
         if tag.startswith("val/") and finite:
             spread.append(f"{tag.removeprefix('val/')} {min(finite):.4g} to {max(finite):.4g}")

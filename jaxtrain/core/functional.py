@@ -118,7 +118,7 @@ def parameters_behind(call: Callable, model, x: Any) -> set[str]:
     used, states = _used(call, (x,), lambda state: isinstance(state, SHORT))
     names = {id(state): name for name, state in parameters(model).items()}
     leaves = iter(used[len(jax.tree.leaves(x)) :])
-    reached = [(state, any([next(leaves) for _ in jax.tree.leaves(state.value)])) for state in states]
+    reached = [(state, any([next(leaves) for _ in jax.tree.leaves(state.value)])) for state in states]  # noqa: C419
     return {names[id(state)] for state, is_used in reached if is_used and id(state) in names}
 
 

@@ -266,6 +266,7 @@ def _alias(cls: type, *names: str) -> None:
     Raises:
         TypeError: One class defines different methods under two of the names.
     """
+    methods: list[Any] = []
     for owner in cls.__mro__:
         methods = [vars(owner)[name] for name in names if name in vars(owner)]
         if any(method is not methods[0] for method in methods):

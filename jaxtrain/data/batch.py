@@ -82,7 +82,7 @@ def _array(leaf: Any, where: str, number: int) -> np.ndarray:
     return np.array(array, dtype=dtype)
 
 
-_READY = frozenset(map(np.dtype, "? b B h H i I e f F".split()))
+_READY = frozenset(map(np.dtype, ["?", "b", "B", "h", "H", "i", "I", "e", "f", "F"]))
 """Dtypes that JAX does not convert, whether or not jax_enable_x64 is set."""
 
 

@@ -213,7 +213,7 @@ class DataIterator:
             raise self._error
 
     def _make(self, number: int) -> tuple[Any, dict[str, Any]]:
-        why = None
+        batch = why = None
         for _ in range(2):  # drop one short last batch; the next epoch must start with a full one
             batch = self._source.read(number)
             position = self._source.position(number + 1)  # before ended(), which may read ahead

@@ -38,7 +38,7 @@ class Binding:
     strategy: Strategy
     objective: Objective
     phases: Phases
-    """Of the example batch."""
+    """Phases of the example batch."""
     share: Any
     """The first device's share of the example batch, which programs are traced with."""
     learner: Learner

@@ -12,6 +12,7 @@ from braintools.optim import OptaxOptimizer
 
 from ..core.metrics import Mean, Metrics
 from ..core.module import Module
+from ..core.optimizer_spec import split_schedule
 from ..core.state import State, add_to, drop_weak_types, global_norm, leaf_names, wide_zeros
 from ..distributed import processes
 from ..utils.logging import one_line
@@ -47,7 +48,8 @@ class Optimizer:
         self._params = params
         self._clip = clip
         self._accumulate = accumulate
-        self._parts = _bind(module, params, idle or {})
+        configured, self._schedules = split_schedule(module.configure_optimizer())
+        self._parts = _bind(configured, module, params, idle or {})
         self._updates = State(jnp.int32(0))
         self._total = {name: State(wide_zeros(state.value)) for name, state in params.items()}
         self._weight, self._count = State(jnp.float32(0)), State(jnp.int32(0))
@@ -126,8 +128,12 @@ class Optimizer:
         return self._metrics(0.0, self._rates(), 0.0)
 
     def _rates(self) -> dict[str, Any]:
-        rates = {f"lr/{label}" if label else "lr": part.rate() for label, part in self._parts.items()}
-        return {name: rate for name, rate in rates.items() if rate is not None}
+        rates = {label: part.rate() for label, part in self._parts.items()}
+        schedules = self._schedules if isinstance(self._schedules, dict) else {"": self._schedules}
+        for label, schedule in schedules.items():
+            if label in rates and schedule is not None:
+                rates[label] = schedule(self._updates.value) if callable(schedule) else schedule
+        return {f"lr/{label}" if label else "lr": rate for label, rate in rates.items() if rate is not None}
 
     def _metrics(self, norm: Any, rates: dict[str, Any], weight: float) -> Metrics:
         mean = lambda value, weight: Mean(jnp.asarray(value, jnp.float32), jnp.float32(weight))  # noqa: E731
@@ -147,8 +153,9 @@ class Optimizer:
             ) from error
 
 
-def _bind(module, params: dict[str, State], idle: dict[str, State]) -> dict[str, Braintools | Optax]:
-    configured = module.configure_optimizer()
+def _bind(
+    configured: Any, module: Module, params: dict[str, State], idle: dict[str, State]
+) -> dict[str, Braintools | Optax]:
     if not isinstance(configured, dict):
         return {"": _one(configured, params, idle, "")}
     if "optimizer" in configured and configured.keys() <= LIGHTNING and type(module).group is Module.group:

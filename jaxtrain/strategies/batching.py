@@ -79,7 +79,7 @@ def _choose(wanted: Batching, model, u: Any, batch_size: int) -> Literal["batche
             create_hidden(model, batch_size, True)
             brainstate.transform.StatefulFunction(model_over_batch(model, "vmap")).make_jaxpr(u)
             return "vmap"
-        except Exception:  # noqa: S110 - the problem with a batch is the error to report; it is raised below
+        except Exception:
             pass
     shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), u)
     hidden = [(name, jnp.shape(leaf)) for name, s in short_term(model).items() for leaf in jax.tree.leaves(s.value)]

@@ -131,7 +131,7 @@ def _of_state(workload: Workload, run: Run, status: Status) -> dict[str, Any]:
         summary["digest"] = digest({**params, **train})
     if seed_axis is not None:
         frozen = None if failed else seed_axis.frozen(values)
-        summary |= {"seeds": list(seed_axis.seeds), "frozen": frozen, "lanes": _below(run.metrics, SEEDS)}
+        summary |= {"seeds": list(seed_axis.seeds), "frozen": frozen, "per_seed": _below(run.metrics, SEEDS)}
     if accumulate > 1 and not failed:
         unused = accumulated_batches(values if seed_axis is None else seed_axis.first_live(values)[1])
         if unused and status in ("finished", "stopped"):

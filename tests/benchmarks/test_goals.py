@@ -45,9 +45,9 @@ def test_what_is_kept_can_be_read_back(tmp_path):
 
 def timings(**changed):
     """Of a point where everything meets its goal, in milliseconds."""
-    fast = {name: 0.5 for name in step_time.DRTRL}
+    fast = dict.fromkeys(step_time.DRTRL, 0.5)
     base = {step_time.HAND: 100.0, step_time.BPTT_HAND: 1.0, step_time.BEST: 1.0, "bptt": 0.9}
-    trace = {name: 1.0 for name in step_time.TRACE}
+    trace = dict.fromkeys(step_time.TRACE, 1.0)
     seconds = {name: [value] for name, value in {**base, **fast, **trace, **changed}.items()}
     return common.Timing(seconds, seconds)
 

@@ -1,5 +1,6 @@
 """Endless streams: contents of episodes, sequences of consecutive whole episodes, and exact resume."""
 
+import itertools
 import json
 
 import jax
@@ -65,7 +66,7 @@ def test_sequences_are_whole_episodes_on_end(episodes, spread):
     inputs, targets, reset = sequence_of(EpisodeStream(episodes, 3, 5, seed=1, spread=spread), 2, 20)
     starts = np.flatnonzero(reset)
     assert len(starts) > 3 and (spread or starts[0] == 0)
-    for number, (start, end) in enumerate(zip(starts, starts[1:], strict=False), 1 if starts[0] else 0):
+    for number, (start, end) in enumerate(itertools.pairwise(starts), 1 if starts[0] else 0):
         drawn = np.random.default_rng((1, 0, 2, number))
         episode = episodes.make(drawn, episodes.size(drawn))
         np.testing.assert_array_equal(inputs[start:end], episode.inputs)

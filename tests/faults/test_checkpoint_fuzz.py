@@ -72,7 +72,7 @@ def zeros(rng, folder, other):
 
 
 def drop(rng, folder, other):
-    path = rng.choice([p for p in folder.rglob("*")])
+    path = rng.choice(list(folder.rglob("*")))
     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

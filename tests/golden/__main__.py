@@ -8,7 +8,7 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # as the tests compile
 
-from tests.golden.runs import RUNS, machine, observe  # noqa: E402
+from tests.golden.runs import RUNS, machine, observe
 
 recorded = {}
 for name in RUNS:

@@ -46,7 +46,7 @@ def cover(items: list[Any]) -> list[Any]:
     chosen = []
     while missing:
         gain = {item: (len(missing & {*own}), -sum(used[value] for value in own)) for item, own in values.items()}
-        best = max(items, key=lambda item: gain[item])  # noqa: B023
+        best = max(items, key=lambda item: gain[item])
         chosen.append(best)
         missing -= {*values[best]}
         used.update(values[best])

@@ -16,8 +16,8 @@ from jaxtrain.core.state import parameters
 from tests.kit.tiers import longer
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-QUICK = "--log-every 2 --checkpoint-every 4 --no-progress --hidden 6 --batch-size 4".split()
-STREAM = "--unroll 6 --chunk 2".split()
+QUICK = ["--log-every", "2", "--checkpoint-every", "4", "--no-progress", "--hidden", "6", "--batch-size", "4"]
+STREAM = ["--unroll", "6", "--chunk", "2"]
 TINY = {
     "copy_lru": "--time-lag 4 --digits 2 --validate-every 4",
     "copy_curriculum": "--validate-every 4 --lags 0 1 --digits 2 --threshold 0.0 --over 5 --chunk 2",
@@ -239,12 +239,12 @@ def test_an_lru_solves_the_copying_task(call):
 
 @pytest.mark.long
 def test_bits_grow_longer(call):
-    argv = "--preset lru --no-progress --seed 100 --max-steps 600 --run-dir run".split()
+    argv = ["--preset", "lru", "--no-progress", "--seed", "100", "--max-steps", "600", "--run-dir", "run"]
     assert call("copy_curriculum", *argv)[0] == 0
     assert rows("run")[-1]["task/length"] >= 6
 
 
 @pytest.mark.long
 def test_an_integrator_is_learned(call):
-    assert call("integrator", *"--no-progress --seed 100 --max-steps 400 --run-dir run".split())[0] == 0
+    assert call("integrator", *["--no-progress", "--seed", "100", "--max-steps", "400", "--run-dir", "run"])[0] == 0
     assert json.loads(Path("run/result.json").read_text())["val"]["loss"] < 0.05

@@ -1,4 +1,7 @@
-"""Metrics of a compiled program: sums that merge on the device, and the only place that fetches them to the host."""
+"""Metrics of a compiled program: pairs of a weighted sum and a weight, which merge by addition on the device.
+
+``Pending.fetch`` is the only place that fetches them to the host, where they are divided.
+"""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Collectives:
         return sums, jax.tree.map(mean, totals, means)
 
     def total_weight(self, weight: float) -> float:
-        """Total weight over all devices, if it is static."""
+        """Weight of the whole batch from that of one device's share, for a Python float; ``all_reduce`` sums others."""
         return weight * self.count if self.count > 1 else weight
 
     def fold(self, key: jax.Array) -> jax.Array:

@@ -125,11 +125,11 @@ class Steps:
         grads, metrics, weight = *sums[:2], self.collectives.total_weight(weight) if static else sums[2]
         for name, value in running.items():
             long_term[name].value = value
-        counts = jnp.stack([(~jnp.isfinite(leaf)).any().astype(jnp.float32) for leaf in flatten(grads).values()])
+        has_nonfinite = jnp.stack([(~jnp.isfinite(leaf)).any().astype(jnp.float32) for leaf in flatten(grads).values()])
         whole = optimizer.accumulated(grads)
         parts = [jax.tree.leaves(whole[name]) for name in optimizer.names]
         live = jnp.stack([sum((leaf != 0).any().astype(jnp.float32) for leaf in part) for part in parts])
-        checks = {NONFINITE_INDEX: Mean(counts, jnp.float32(1)), ZERO_GRADIENT: Mean(live, jnp.float32(1))}
+        checks = {NONFINITE_INDEX: Mean(has_nonfinite, jnp.float32(1)), ZERO_GRADIENT: Mean(live, jnp.float32(1))}
         loss = metrics["loss"].num if optimizer.wants_loss else 0.0
         return {**metrics, **optimizer.update(grads, weight, loss), **checks}
 
@@ -157,10 +157,10 @@ def guarded(train_step: Functional, policy: NonFinite, several: bool) -> Callabl
         if several:
             bad = jnp.where(values[LIVE], bad, FROZEN_SEED)
         if policy == "skip" or several:
-            counts = bad != FROZEN_SEED if policy == "warn" else bad == ALL_FINITE
-            new = jax.tree.map(lambda n, o: jnp.where(counts, n, o), new, values)
-            metrics = jax.tree.map(lambda leaf: jnp.where(counts, leaf, 0), metrics)
-            zero_gradient = jnp.where(counts, zero_gradient, 1)
+            accepted = bad != FROZEN_SEED if policy == "warn" else bad == ALL_FINITE
+            new = jax.tree.map(lambda n, o: jnp.where(accepted, n, o), new, values)
+            metrics = jax.tree.map(lambda leaf: jnp.where(accepted, leaf, 0), metrics)
+            zero_gradient = jnp.where(accepted, zero_gradient, 1)
         if policy == "skip":
             metrics["skipped_fraction"] = Mean(jnp.float32(bad >= 0), jnp.float32(bad != FROZEN_SEED))
         if several and policy == "raise":

@@ -47,7 +47,7 @@ class Boundary:
         progress.stage = "between steps"
         if control.schedule.is_epoch_end(run.step):
             run.callbacks("on_epoch_end", run)
-        if self._validated:  # a run ends with a validation
+        if self._validated:  # max_time may end the run here only if no validation is due
             ending = ending or control.ending(run.step, clock=True)
         if ending is not None:
             run.recorder.force(run.step, {})

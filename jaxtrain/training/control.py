@@ -55,8 +55,8 @@ class Control:
     def poll(self, step: int) -> Literal["boundary", "signal"] | None:
         """What is due once ``step`` is reached: a boundary, or only a signal; None if the next chunk may start.
 
-        Requests are read before the metrics of the last chunk are delivered. If only a signal is due, requests made
-        during that delivery wait, as they would without the signal.
+        This runs before the metrics of the newest chunk are delivered. Requests made during that delivery wait for the
+        next boundary, unless this step is one.
         """
         signal = self.poll_signal()
         self._exchange(clock=True)

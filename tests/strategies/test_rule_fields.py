@@ -48,7 +48,7 @@ def test_fields_of_a_wrong_type_are_refused():
         (lambda: TBPTT(window=None), r"^TBPTT\(window=None\): expected int$"),
         (lambda: SnAp(n=2.0), r"^SnAp\(n=2.0\): expected int$"),
         (lambda: DRTRL(update_every="step"), r"^DRTRL\(update_every='step'\): expected 'sequence' or int$"),
-        (lambda: ReadoutOnly(stateful=1.5), r"^ReadoutOnly\(stateful=1.5\): expected True or False$"),
+        (lambda: ReadoutOnly(stateful=1.5), r"^ReadoutOnly\(stateful=1.5\): expected true or false$"),
         (lambda: UORO(batching="rows"), r"^UORO\(batching='rows'\): expected 'auto' or 'batched' or 'vmap'$"),
         (lambda: ThreeFactor(modulator=3), r"^ThreeFactor\(modulator=3\): expected text$"),
         (lambda: DNI(fit_lr="fast"), r"^DNI\(fit_lr='fast'\): expected float$"),

@@ -167,7 +167,7 @@ def test_refusals(lab):
             ValueError, match=r"^PPProp\(update_every=.*\): expected 'sequence' or (a number of time steps, 1|int$)"
         ):
             PPProp(update_every=wrong)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^PPProp\(stateful='yes'\): expected True or False$"):
+    with pytest.raises(ValueError, match=r"^PPProp\(stateful='yes'\): expected true or false$"):
         PPProp(stateful="yes")  # type: ignore[arg-type]
     assert "update_every" not in BPTT().config()
 

@@ -379,7 +379,7 @@ def test_controls_have_the_same_color_in_every_figure():
         (["--lrs", "0.1,x"], "expected positive numbers separated by commas"),
         (["--lrs", "0.1,0.2", "--tune-seeds", "1-2"], "seed 1 is also one of --seeds"),
         (["--metric", "task/passed"], "say whether less or more of it is better with --mode min or --mode max"),
-        (["--metric", "seeds/val/loss"], "holds a number of each seed; expected one number"),
+        (["--metric", "seeds/val/loss"], "has one number per seed; expected one number"),
         (["--lrs", "0.1,0.2", "--tune-seeds", ""], "expected the seeds that select the learning rate"),
         (["--lrs", "0.1", "--lr", "0.2"], "--lr has no effect here; use --lrs"),
         (["--lrs", "0.1", "--vary", "lr=0.1,0.2"], "--lrs has no effect with --vary lr; leave one of them out"),

@@ -46,10 +46,7 @@ BY_DEFAULT = re.compile(r"([;:(,`|]|\b(?:has|have|offers?))\s*$")
 
 EXCEPTIONS = {
     ("CONTRIBUTING.md", "by itself"): "the style page quotes it",
-    ("jaxtrain/strategies/memory.py", "edge"): "of a graph",
-    ("jaxtrain/strategies/memory.py", "edges"): "of a graph",
     ("jaxtrain/loggers/event_files.py", "edges"): "of the bins of a histogram",
-    ("jaxtrain/engine/sharding.py", "pieces"): "of a vector",
 }
 OLD_FILES = {"jaxtrain/checkpoint/migration.py", "jaxtrain/callbacks/foreign_names.py"}
 """Code that reads the names in checkpoints of earlier versions, and that answers to names of events elsewhere."""

@@ -124,6 +124,11 @@ def locate(run_dir: str | Path | None, resume: str | int | Path) -> Origin:
     """
     own = None if run_dir is None else absolute(run_dir)
     which = str(resume)
+    if resume is None or isinstance(resume, bool):
+        raise ValueError(
+            f"resume={resume}: expected 'never', 'last', 'best', a step, or a path; did you mean "
+            f"{'last' if resume else 'never'!r}?"
+        )
     if which == "never":
         if own is not None and holds_run(own):
             raise FileExistsError(

@@ -57,7 +57,9 @@ class Braintools:
         registered_names = jax.tree.leaves(self._names)
         self._idle = {name: state for name, state in idle.items() if name in registered_names}
 
-    def apply(self, grads: dict[str, Any], *loss: Any) -> None:
+    def apply(self, grads: dict[str, Any], *loss: Any) -> Any:
+        """Update the parameters; return the learning rate of this update."""
+        rate = self.rate()
         # Registered parameters that the rule does not train are restored, so that weight decay cannot move them.
         held = {name: state.value for name, state in self._idle.items()}
         grads = grads | {name: jax.tree.map(jnp.zeros_like, value) for name, value in held.items()}
@@ -65,6 +67,7 @@ class Braintools:
         self.optimizer.lr_scheduler.step()
         for name, value in held.items():
             self._idle[name].value = value
+        return rate
 
     def rate(self) -> Any:
         return self.optimizer.lr_scheduler.current_lrs.value[0]
@@ -111,7 +114,8 @@ class Optax:
             return True
         return False
 
-    def apply(self, grads: dict[str, Any], *loss: Any) -> None:
+    def apply(self, grads: dict[str, Any], *loss: Any) -> Any:
+        """Update the parameters; return the learning rate of this update, or None if it is unknown."""
         values = {name: state.value for name, state in self._params.items()}
         mine = {name: grads[name] for name in values}
         extra = {"value": loss[0]} if self.wants_loss else {}
@@ -119,6 +123,7 @@ class Optax:
         new: Any = optax.apply_updates(values, updates)
         for name, state in self._params.items():
             state.value = new[name]
+        return self.rate()  # inject_hyperparams stores the rates that it has just used
 
     def rate(self) -> Any:
         """The learning rate if the transformation is wrapped in ``optax.inject_hyperparams``, else None."""

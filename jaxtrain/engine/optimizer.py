@@ -118,17 +118,16 @@ class Optimizer:
             scale = jnp.minimum(1.0, self._clip / jnp.maximum(norm, 1e-12))
             grads = jax.tree.map(lambda leaf: leaf * scale, grads)
         grads = {name: cast(grads[name], self._params[name].value) for name in self.names}
-        rates = self._rates()
-        for part in self._parts.values():
-            part.apply(grads, *(total / weight for total in loss))
+        applied = {label: part.apply(grads, *(total / weight for total in loss)) for label, part in self._parts.items()}
+        rates = self._rates(applied)
         self._updates.value = self._updates.value + 1
         return self._metrics(norm, rates, 1.0)
 
     def _skip(self, grads: dict[str, Any], weight: Any, *loss: Any) -> Metrics:
-        return self._metrics(0.0, self._rates(), 0.0)
+        return self._metrics(0.0, self._rates({label: part.rate() for label, part in self._parts.items()}), 0.0)
 
-    def _rates(self) -> dict[str, Any]:
-        rates = {label: part.rate() for label, part in self._parts.items()}
+    def _rates(self, rates: dict[str, Any]) -> dict[str, Any]:
+        """Learning rates by tag: of the schedules that were returned with the optimizers, else those that these show."""
         schedules = self._schedules if isinstance(self._schedules, dict) else {"": self._schedules}
         for label, schedule in schedules.items():
             if label in rates and schedule is not None:

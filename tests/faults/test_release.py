@@ -36,6 +36,7 @@ def test_a_run_of_an_earlier_release_goes_on(tmp_path, release):
     assert [row["step"] for row in found] == [row["step"] for row in expected] == list(range(1, WHOLE + 1))
     for one, other in zip(found, expected, strict=True):  # another processor may round otherwise
         assert one.keys() == other.keys()
+        del one["lr"], other["lr"]  # 0.1.0 logged the rate of the previous update
         np.testing.assert_allclose([*one.values()], [*other.values()], rtol=1e-4)
     assert len(scalars(run)["train/loss"]) == WHOLE, "the history is shown again"
 

@@ -66,7 +66,7 @@ def main() -> None:
     from jaxtrain.engine.sharding import as_devices
 
     as_devices(options.devices)  # creates devices on CPU, before JAX starts
-    from contenders import Setting
+    from copy_task import Setting
 
     logging.getLogger("jaxtrain").setLevel(logging.WARNING)
     setting = Setting(hidden=8, time=30, batch=options.devices) if options.smoke else Setting()

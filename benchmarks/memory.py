@@ -35,7 +35,8 @@ GOAL = 1.05
 
 def alone(name: str, time: int, hidden: int, batch: int) -> dict[str, Any]:
     """Bytes of one strategy at one sequence length. Run it in a new process."""
-    from contenders import FitSteps, Setting
+    from contenders import FitSteps
+    from copy_task import Setting
 
     import jaxtrain as jt
     from jaxtrain.engine.report import compiled_memory

@@ -76,7 +76,7 @@ def main() -> None:
     if options.rounds < 1:
         parser.error("--rounds must be 1 or more")
 
-    from contenders import Setting
+    from copy_task import Setting
 
     logging.getLogger("jaxtrain").setLevel(logging.WARNING)
     turn = 0.01 if options.smoke else TURN

@@ -127,7 +127,7 @@ class Lightning:
 
 
 def fit_run(strategy: str, setting: Any) -> Any:
-    from contenders import Copy
+    from copy_task import Copy
 
     import jaxtrain as jt
 
@@ -177,7 +177,7 @@ def main() -> None:
         return print(f"skipped: {options.python} has no {' and no '.join(absent)}; pip install -e '.[bench]'")
 
     import numpy as np
-    from contenders import Setting
+    from copy_task import Setting
 
     setting = Setting(hidden=options.hidden)
     logging.getLogger("jaxtrain").setLevel(logging.WARNING)

@@ -71,7 +71,7 @@ def main() -> None:
     if options.seeds < 2 or options.rounds < 1:
         parser.error("--seeds must be 2 or more, and --rounds 1 or more")
 
-    from contenders import Setting
+    from copy_task import Setting
 
     if options.vmap:
         from jaxtrain.engine.seeds import SeedAxis

@@ -191,7 +191,7 @@ def main() -> None:
     if options.rounds < 1 or options.turn <= 0 or (options.full and options.only):
         parser.error("--rounds must be 1 or more, --turn positive, and --full and --only exclude each other")
 
-    from contenders import Setting
+    from copy_task import Setting
 
     logging.getLogger("jaxtrain").setLevel(logging.WARNING)
     chosen = options.only or (list(POINTS) if options.full else ["gru"])

@@ -69,8 +69,8 @@ class HandWritten:
     def round(self, steps: int) -> np.ndarray:
         started = now()
         for _ in range(steps // self.length):
-            self.values, (metrics, *_) = self.chunk(self.values, self.root, np.int32(self.step), self.batches)
-            self.losses.append(metrics["loss"])
+            self.values, output = self.chunk(self.values, self.root, np.int32(self.step), self.batches)
+            self.losses.append(output.metrics["loss"])
             self.step += self.length
             self.batches = self._stacked()
             if self.step % LOG_EVERY == 0:

@@ -149,3 +149,26 @@ def test_the_parts_of_a_start_add_up_to_its_time(tmp_path):
     for start in (cold, warm):
         assert sum(start["parts"].values()) == pytest.approx(start["total"], rel=0.01)
         assert all(seconds >= -0.001 for seconds in start["parts"].values())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", ["hand-written", "Fit", "tutorial", "braintools.trainer"])
+def test_overhead_runs_each_way_to_train(way):
+    measured = json.loads(run(BENCHMARKS / "overhead.py", "--alone", "smallest", way, "bptt").stdout.splitlines()[-1])
+    assert measured["compile_s"] > 0 and measured["peak_mib"] > measured["imports_mib"] > 0
+    assert ("checkpoint_ms" in measured) == (way == "Fit")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("options", [[], ["--vmap"]])
+def test_seeds_compares_the_same_parameters(tmp_path, options):
+    path = tmp_path / "seeds.json"
+    argv = ["--seeds", "2", "--only", "smallest", "--rounds", "1", *options]
+    run(BENCHMARKS / "seeds.py", *argv, "--json", path)
+    assert list(json.loads(path.read_text())["numbers"]) == ["smallest drtrl", "smallest bptt"]
+
+
+@pytest.mark.long
+def test_devices_compares_the_same_gradient():
+    output = run(BENCHMARKS / "devices.py", "--smoke", "--rounds", "1", "--turn", "0.01").stdout
+    assert "| bptt, 2 devices |" in output and "### Goals" in output

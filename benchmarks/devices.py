@@ -70,7 +70,7 @@ def main() -> None:
 
     logging.getLogger("jaxtrain").setLevel(logging.WARNING)
     setting = Setting(hidden=8, time=30, batch=options.devices) if options.smoke else Setting()
-    print(f"{common.machine()}; {options.rounds} rounds, {options.turn} s a turn")
+    print(f"{common.machine()}; {options.rounds} rounds, {options.turn} s per turn")
     timing = common.by_turns(make_contenders(setting, options.devices), options.rounds, options.turn)
     goals = make_goals(timing, options.devices)
     sections = {f"{options.devices} devices": common.timing_table(timing, (HAND, BPTT_HAND))}

@@ -80,7 +80,7 @@ def main() -> None:
 
     logging.getLogger("jaxtrain").setLevel(logging.WARNING)
     turn = 0.01 if options.smoke else TURN
-    print(f"{common.machine()}; {options.rounds} rounds, {turn} s a turn")
+    print(f"{common.machine()}; {options.rounds} rounds, {turn} s per turn")
     sections, numbers, goals = {}, {}, []
     for point in options.only or POINTS:
         setting = Setting(time=10, scored=10, **{**POINTS[point], **(TINY if options.smoke else {})})

@@ -61,6 +61,7 @@ TOLERANCE = 1e-3
 AGAINST = {HAND: (0.33, 0.35), BPTT_HAND: (0.60, 0.70), BEST: (0.70, 0.80)}
 """Largest ratio to the time of a reference: with a window of 10, and with a window of 1 or the single-step rule."""
 OF_TUTORIAL = {"lstm": 0.03, "lru": 0.12, "lif": 0.30}
+"""Largest ratio to the time of the tutorial's D-RTRL, for other cells."""
 CELLS = ("gru", "lstm", "minigru", "lru", "lif")
 
 
@@ -198,7 +199,7 @@ def main() -> None:
     settings = {point: Setting(**POINTS[point]) for point in chosen}
     if options.smoke:
         settings = {point: Setting(**_tiny(POINTS[point])) for point in chosen}
-    print(f"{common.machine()}; {options.rounds} rounds, {options.turn} s a turn")
+    print(f"{common.machine()}; {options.rounds} rounds, {options.turn} s per turn")
     started, measured, skipped = time.perf_counter(), {}, []
     for point, setting in settings.items():
         if time.perf_counter() - started > options.budget:

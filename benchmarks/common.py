@@ -1,8 +1,8 @@
-"""What the benchmarks share: contenders timed by turns, ratios round by round, goals, tables, fresh processes.
+"""Shared parts of the benchmarks: timing in turns, ratios per round, goals, tables and child processes.
 
-A machine slows down and speeds up while it measures. So everything that is compared runs in one process, by turns, and
-a ratio is made within a round, between two turns a second or so apart; what is told is the median over the rounds, with
-the quartiles beside it. Nothing here imports JAX, so that `--help` does not wait for it.
+The speed of a machine changes during a measurement. Contenders that are compared therefore run in one process and take
+turns. A ratio is computed within a round, between two turns about a second apart. Reported are the median over the
+rounds and the quartiles. This file does not import JAX, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-"""The last run of each benchmark, which docs/performance.md shows."""
+"""The last result of each benchmark. docs/performance.md shows them."""
 
 
 # ------------------------------------------------------------------------------------------------------ timing
@@ -32,36 +32,36 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass
 class Timing:
-    """Seconds a step of every contender, round by round; NaN where a slow one sat a round out.
+    """Seconds per step of every contender, by round; NaN if a slow contender skipped the round.
 
-    ``cpu``: of all threads of the process. What others do on the machine shows there less.
+    ``cpu`` counts all threads of the process. Other load on the machine affects it less.
     """
 
     seconds: dict[str, list[float]]
     cpu: dict[str, list[float]] = field(default_factory=dict)
 
-    def middle(self, name: str) -> float:
-        return statistics.median(_there(self.seconds[name]))
+    def median(self, name: str) -> float:
+        return statistics.median(_measured(self.seconds[name]))
 
-    def cpu_middle(self, name: str) -> float:
-        return statistics.median(_there(self.cpu[name]))
+    def cpu_median(self, name: str) -> float:
+        return statistics.median(_measured(self.cpu[name]))
 
-    def least(self, name: str) -> float:
-        return min(_there(self.seconds[name]))
+    def minimum(self, name: str) -> float:
+        return min(_measured(self.seconds[name]))
 
     def quartiles(self, name: str) -> tuple[float, float, float]:
-        return quartiles(_there(self.seconds[name]))
+        return quartiles(_measured(self.seconds[name]))
 
     def ratios(self, name: str, reference: str) -> list[float]:
-        """``name`` over ``reference``, of the rounds in which both ran."""
+        """Time of ``name`` over that of ``reference``, for the rounds in which both ran."""
         pairs = zip(self.seconds[name], self.seconds[reference], strict=True)
-        return _there([a / b for a, b in pairs])
+        return _measured([a / b for a, b in pairs])
 
     def ratio(self, name: str, reference: str) -> float:
         return statistics.median(self.ratios(name, reference))
 
 
-def _there(values: Iterable[float]) -> list[float]:
+def _measured(values: Iterable[float]) -> list[float]:
     return [value for value in values if not math.isnan(value)]
 
 
@@ -69,8 +69,8 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     """Lower quartile, median, upper quartile."""
     if len(values) == 1:
         return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, middle, high
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, median, high
 
 
 def by_turns(
@@ -80,41 +80,53 @@ def by_turns(
     clock: Callable[[], float] = time.perf_counter,
     cpu_clock: Callable[[], float] = time.process_time,
 ) -> Timing:
-    """Time contenders round robin; every second round goes through them backwards.
+    """Time contenders in turns. Every second round goes through them in reverse order.
 
-    A contender is called with a number of steps, a multiple of its ``unit`` where it has one (what it dispatches at
-    once), and returns when they are done. It has compiled before. A step of each
-    warms up, and says how many fill a ``turn`` (seconds). One whose single step takes more than four turns sits rounds
-    out, so that it costs less, but it runs in the first round, in the last, and in one more at least.
+    A contender is called with a number of steps and returns when they are done. The number is a multiple of the
+    contender's ``unit`` (the number of steps that it dispatches at once), if it has one. It must have been compiled
+    before. A step of each contender warms up and determines how many steps fill a turn.
+
+    A contender whose single step takes more than four turns skips rounds to save time. It runs in the first round, in
+    the last round and in at least one more.
+
+    Args:
+        contenders: Functions of a number of steps, by name.
+        rounds: Number of rounds.
+        turn: Duration of a turn in seconds.
+        clock: Wall-clock time in seconds.
+        cpu_clock: CPU time in seconds.
+
+    Raises:
+        ValueError: ``rounds`` is below 1.
     """
     if rounds < 1:
         raise ValueError(f"rounds={rounds}: expected 1 or more")
 
-    def taken(name: str, steps: int) -> tuple[float, float]:
+    def measure(name: str, steps: int) -> tuple[float, float]:
         started, cpu = clock(), cpu_clock()
         contenders[name](steps)
         return (clock() - started) / steps, (cpu_clock() - cpu) / steps
 
-    steps, plays = {}, {}
+    steps, active = {}, {}  # by contender: steps of a turn, and the rounds in which it runs
     for name in contenders:
-        once = max(taken(name, 1)[0], 1e-9)
-        if once < turn:
-            once = max(taken(name, 1)[0], 1e-9)
+        seconds = max(measure(name, 1)[0], 1e-9)
+        if seconds < turn:
+            seconds = max(measure(name, 1)[0], 1e-9)
         unit = getattr(contenders[name], "unit", 1)
-        steps[name] = max(1, round(turn / once / unit)) * unit
-        wanted = min(rounds, max(3, math.ceil(rounds * 4 * turn / once)))
-        plays[name] = {round(i * (rounds - 1) / max(wanted - 1, 1)) for i in range(wanted)}
+        steps[name] = max(1, round(turn / seconds / unit)) * unit
+        wanted = min(rounds, max(3, math.ceil(rounds * 4 * turn / seconds)))
+        active[name] = {round(i * (rounds - 1) / max(wanted - 1, 1)) for i in range(wanted)}
     timing = Timing({name: [] for name in contenders}, {name: [] for name in contenders})
     for number in range(rounds):
         for name in contenders if number % 2 == 0 else reversed(list(contenders)):
-            wall, cpu = taken(name, steps[name]) if number in plays[name] else (math.nan, math.nan)
+            wall, cpu = measure(name, steps[name]) if number in active[name] else (math.nan, math.nan)
             timing.seconds[name].append(wall)
             timing.cpu[name].append(cpu)
     return timing
 
 
 def by_turns_of_runs(runs: Mapping[str, Callable[[int], float]], rounds: int, steps: int) -> Timing:
-    """As ``by_turns``, of runs that clock themselves: called with steps, they give the seconds that one took."""
+    """Like ``by_turns``, for functions that take a number of steps and return the measured seconds per step."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run(steps)
@@ -125,15 +137,15 @@ def by_turns_of_runs(runs: Mapping[str, Callable[[int], float]], rounds: int, st
 
 
 def timing_table(timing: Timing, references: Sequence[str]) -> list[str]:
-    """Lines of a markdown table: a row a contender, with its time over that of each reference."""
+    """A markdown table with one row per contender, and its time divided by that of each reference."""
     rows = []
     for name in timing.seconds:
-        low, middle, high = (1e3 * value for value in timing.quartiles(name))
-        against = [f"{timing.ratio(name, reference):.3f}" for reference in references]
-        least, cpu = f"{1e3 * timing.least(name):.2f}", f"{1e3 * timing.cpu_middle(name):.1f}"
-        rows.append([name, f"{middle:.2f} ({low:.2f} to {high:.2f})", least, cpu, *against])
-    over = [f"/ {reference}" for reference in references]
-    return table(["", "ms a step, median (quartiles)", "least", "CPU ms", *over], rows)
+        low, median, high = (1e3 * value for value in timing.quartiles(name))
+        ratios = [f"{timing.ratio(name, reference):.3f}" for reference in references]
+        minimum, cpu = f"{1e3 * timing.minimum(name):.2f}", f"{1e3 * timing.cpu_median(name):.1f}"
+        rows.append([name, f"{median:.2f} ({low:.2f} to {high:.2f})", minimum, cpu, *ratios])
+    divided = [f"/ {reference}" for reference in references]
+    return table(["", "ms per step, median (quartiles)", "minimum", "CPU ms", *divided], rows)
 
 
 # ------------------------------------------------------------------------------------------------------- goals
@@ -141,29 +153,29 @@ def timing_table(timing: Timing, references: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Goal:
-    """A number that is to be at most (or, ``least``, at least) another."""
+    """An upper bound of a measured number, or a lower bound if ``at_least``."""
 
     what: str
     measured: float
     bound: float
-    least: bool = False
+    at_least: bool = False
 
     @property
     def met(self) -> bool:
-        return bool(self.measured >= self.bound if self.least else self.measured <= self.bound)
+        return bool(self.measured >= self.bound if self.at_least else self.measured <= self.bound)
 
-    def told(self) -> dict[str, Any]:
-        """As it is kept: judged before anything is rounded."""
-        goal = f"{'>=' if self.least else '<='} {self.bound:g}"
+    def to_json(self) -> dict[str, Any]:
+        """The goal for a result file. ``met`` is computed before the number is rounded."""
+        goal = f"{'>=' if self.at_least else '<='} {self.bound:g}"
         return {"what": self.what, "measured": f"{self.measured:.3g}", "goal": goal, "met": self.met}
 
     def row(self) -> list[str]:
-        told = self.told()
-        return [told["what"], told["measured"], told["goal"], "met" if told["met"] else "**missed**"]
+        saved = self.to_json()
+        return [saved["what"], saved["measured"], saved["goal"], "met" if saved["met"] else "**missed**"]
 
 
 def goals_table(goals: Sequence[Goal]) -> list[str]:
-    return table(["judged", "measured", "goal", ""], [goal.row() for goal in goals])
+    return table(["quantity", "measured", "goal", ""], [goal.row() for goal in goals])
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -178,32 +190,32 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def machine() -> str:
-    """What a result depends on, in a line."""
+    """One line about the versions and the machine on which a result was measured."""
     import jax
 
     versions = f"Python {platform.python_version()}, jax {jax.__version__}"
     return f"{versions} on {jax.default_backend()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
 
 
-def tell(sections: Mapping[str, list[str]]) -> None:
+def show(sections: Mapping[str, list[str]]) -> None:
     """Print the sections of a result as markdown."""
     for title, lines in sections.items():
         print(f"\n### {title}\n\n" + "\n".join(lines), flush=True)
 
 
-def keep(name: str, sections: Mapping[str, list[str]], numbers: Any, path: Path, goals: Iterable[Goal] = ()) -> None:
-    """Write a result as JSON: the command, the tables as they were printed, what was judged, and every number."""
+def save(name: str, sections: Mapping[str, list[str]], numbers: Any, path: Path, goals: Iterable[Goal] = ()) -> None:
+    """Write a result as JSON: the command, the machine, the printed sections, the goals and every number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    kept = {"benchmark": name, "command": command, "machine": machine(), "sections": sections,
-            "goals": [goal.told() for goal in goals], "numbers": numbers}  # fmt: skip
-    text = json.dumps(_short(kept), indent=1)
-    lists = re.compile(r"\[\s+([-+.\d\w]+(?:,\s+[-+.\d\w]+)*)\s+\]")  # of numbers, on a line each
-    path.write_text(lists.sub(lambda found: f"[{re.sub(r',\s+', ', ', found[1])}]", text) + "\n")
+    result = {"benchmark": name, "command": command, "machine": machine(), "sections": sections,
+              "goals": [goal.to_json() for goal in goals], "numbers": numbers}  # fmt: skip
+    text = json.dumps(_short(result), indent=1)
+    lists = re.compile(r"\[\s+([-+.\d\w]+(?:,\s+[-+.\d\w]+)*)\s+\]")  # lists of numbers go on one line
+    path.write_text(lists.sub(lambda match: f"[{re.sub(r',\s+', ', ', match[1])}]", text) + "\n")
 
 
 def _short(value: Any) -> Any:
-    """Numbers to four digits; NaN, which JSON lacks, as null."""
+    """Round numbers to four digits, and replace NaN, which JSON lacks, by null."""
     if isinstance(value, Mapping):
         return {str(key): _short(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -214,16 +226,16 @@ def _short(value: Any) -> Any:
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--json", type=Path, help="where to keep the tables and every number")
-    return made
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="file for the tables and all numbers")
+    return parser
 
 
-# ---------------------------------------------------------------------------------------------- fresh processes
+# ---------------------------------------------------------------------------------------------- child processes
 
 
 def fresh(script: str, *argv: str, env: Mapping[str, str] | None = None) -> Any:
-    """Run a script of this folder in a process of its own; its last line is JSON."""
+    """Run a script of this folder in a new process and return the JSON of its last line."""
     command = [sys.executable, str(Path(__file__).parent / script), *argv]
     done = subprocess.run(command, env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, text=True)
     if done.returncode:

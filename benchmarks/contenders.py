@@ -1,129 +1,44 @@
-"""Ways to take the same train steps: loops in the manner of braintrace's tutorial, braintrace's best, and ``Fit``'s.
+"""Contenders that take the same train steps: hand-written loops as in braintrace's tutorial, and programs of Fit.
 
-All of them start from the same initial values, see the same batches of the copying task and use the same optimizer, so
-what each did can be compared: ``first_moment`` is Adam's, which after one step is the gradient up to a factor. Data is
-there before a step: what ``Fit`` pays for preparing it, and for its callbacks, is what ``overhead.py`` measures.
+All start from the same initial values, see the same batches of the copying task and use the same optimizer, so that
+their results can be compared: ``first_moment`` is that of Adam, which after one step is the gradient times a constant.
+Data is prepared before the timed steps; ``overhead.py`` measures what ``Fit`` needs for data and callbacks.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
-import brainpy.state
 import brainstate
 import braintools
 import braintrace
 import jax
 import jax.numpy as jnp
 import numpy as np
-import saiunit as u
+from copy_task import DEPTH, LR, Copy, Setting, cross_entropy, make_model
 
 import jaxtrain as jt
-from jaxtrain.checkpoint.load import build
-from jaxtrain.core.state import drop_weak_types, flatten, parameters, seeded, states_of
+from jaxtrain.checkpoint.load import build_each
+from jaxtrain.core.state import drop_weak_types, flatten, parameters, states_of
 from jaxtrain.engine.program import Program
 
-DEPTH, DIGITS = 10, 10
-LR = 1e-3
-cross_entropy = braintools.metric.softmax_cross_entropy_with_integer_labels
-CELLS: dict[str, Callable[[int], Any]] = {
-    "gru": lambda n: braintrace.nn.GRUCell(DEPTH, n),
-    "lstm": lambda n: braintrace.nn.LSTMCell(DEPTH, n),
-    "minigru": lambda n: braintrace.nn.MiniGRU(DEPTH, n),
-    "lru": lambda n: braintrace.nn.LRUCell(DEPTH, n),
-}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A point of the table: a network and the size of its batches. The last ``scored`` time steps have a loss."""
-
-    cell: str = "gru"
-    hidden: int = 128
-    time: int = 70
-    batch: int = 64
-    scored: int = 10
-
-    @property
-    def warm(self) -> int:
-        return self.time - self.scored
-
-    def environ(self) -> dict[str, Any]:
-        return {"dt": 1.0 * u.ms} if self.cell == "lif" else {}
-
-    def context(self) -> AbstractContextManager[Any]:
-        return brainstate.environ.context(**self.environ(), fit=True)
-
-    def batches(self, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Of the copying task, ``(T, B)`` and ``(scored, B)``; where all time steps are scored, of repeating it."""
-        digits = min(DIGITS, self.scored, self.time // 2)
-        data = jt.datasets.CopyDataset(self.time - 2 * digits, digits, self.batch)
-        made = [data.batch(step) for step in range(count)]
-        return made if self.scored == digits else [(ids, ids[self.warm :]) for ids, _ in made]
-
-
-class Net(brainstate.nn.Module):
-    """One time step, (B, 10) -> (B, 10): a recurrent layer and a linear readout."""
-
-    def __init__(self, cell: str, hidden: int):
-        super().__init__()
-        self.rnn = CELLS[cell](hidden)
-        self.readout = braintrace.nn.Linear(DEPTH if cell == "lru" else hidden, DEPTH)  # an LRU is as wide as its input
-
-    def update(self, x):
-        return self.readout(self.rnn(x))
-
-
-class Spiking(brainstate.nn.Module):
-    """Recurrent leaky integrate-and-fire neurons and a readout of their spikes."""
-
-    def __init__(self, hidden: int):
-        super().__init__()
-        self.current = braintrace.nn.Linear(DEPTH + hidden, hidden)
-        tau: Any = 20.0 * u.ms
-        self.neurons = brainpy.state.LIF(hidden, tau=tau, spk_fun=braintools.surrogate.ReluGrad())
-        self.readout = braintrace.nn.Linear(hidden, DEPTH)
-
-    def update(self, x):
-        spikes = self.neurons.get_spike()
-        self.neurons(20.0 * self.current(jnp.concatenate([x, spikes], -1)) * u.mA)
-        return self.readout(self.neurons.get_spike())
-
-
-def make_model(setting: Setting) -> Any:
-    with seeded(0), setting.context():
-        return Spiking(setting.hidden) if setting.cell == "lif" else Net(setting.cell, setting.hidden)
-
-
-class Copy(jt.Module):
-    def __init__(self, setting: Setting):
-        self.setting, self.environ = setting, setting.environ()
-
-    def build(self):
-        return make_model(self.setting)
-
-    def learning_step(self, forward, x, y):
-        logits = forward(x)
-        return cross_entropy(logits, y), {"accuracy": logits.argmax(-1) == y}
-
-    def configure_optimizer(self):
-        return braintools.optim.Adam(LR)
-
-
-# ---------------------------------------------------------------------------------------------- loops by hand
+# ------------------------------------------------------------------------------------------ hand-written loops
 
 
 class ByHand:
-    """One jitted call a batch, in the manner of braintrace's tutorial on the copying task.
+    """A loop with one jitted call per batch, in the style of braintrace's tutorial on the copying task.
 
-    ``rule``: "drtrl", the tutorial's (a learner mapped over lanes, made inside the call, the single-step rule, a
-    gradient a scored time step); "online", the same with an update a scored time step, states and traces going on from
-    call to call; "bptt", the tutorial's; "best", the fastest D-RTRL that braintrace itself offers (batched, windows of
-    ten time steps, the warm-up in long windows).
+    Args:
+        setting: Network and batches.
+        rule: One of
+
+            * "drtrl": D-RTRL of the tutorial: the learner is created inside the call and mapped over the sequences of
+              the batch; the single-step rule, one gradient per scored time step.
+            * "online": the same with one update per scored time step; states and traces continue from call to call.
+            * "bptt": BPTT of the tutorial.
+            * "best": the fastest D-RTRL that braintrace provides: batched, windows of ten time steps, long windows for
+              the warm-up.
     """
 
     def __init__(self, setting: Setting, rule: str):
@@ -131,24 +46,24 @@ class ByHand:
         self.weights: dict[str, Any] = {**parameters(self.model)}
         self.optimizer = braintools.optim.Adam(LR)
         self.optimizer.register_trainable_weights(self.weights)
-        # Or the second step would compile once more; what is compiled is the same.
+        # With weak types the second step would compile the same program again.
         drop_weak_types([*self.weights.values(), *states_of(self.optimizer).values()])
         self.batches = [self.place(*batch) for batch in setting.batches(4)]
         rules = {"drtrl": self._drtrl, "online": self._online, "bptt": self._bptt, "best": self._best}
         self.step: Any = brainstate.transform.jit(rules[rule])
         if rule == "online":
             with setting.context(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # braintrace says what gets no trace
+                warnings.simplefilter("ignore")  # braintrace lists weights without a trace
                 self.learner = self._mapped(self.batches[0][0])
         self.taken = 0
-        self.factor = 1 / setting.scored if rule == "drtrl" else 1.0  # the tutorial adds up what others average
+        self.factor = 1 / setting.scored if rule == "drtrl" else 1.0  # the tutorial sums gradients, others average
 
     @staticmethod
     def place(ids: np.ndarray, targets: np.ndarray) -> tuple[jax.Array, jax.Array]:
         return jax.nn.one_hot(ids, DEPTH), jnp.asarray(targets, jnp.int32)
 
     def _mapped(self, inputs):
-        """The rule, mapped over lanes, with fresh states."""
+        """The rule with fresh states, mapped over the sequences of a batch."""
         rule = braintrace.D_RTRL(self.model)
 
         @brainstate.transform.vmap_new_states(state_tag="new", axis_size=inputs.shape[1])
@@ -230,18 +145,19 @@ class ByHand:
 
     def __call__(self, steps: int) -> None:
         with self.setting.context(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # braintrace says that Wr gets no gradient
+            warnings.simplefilter("ignore")  # braintrace warns that Wr gets no gradient
             for _ in range(steps):
                 self.loss = self.step(*self.batches[self.taken % len(self.batches)])
                 self.taken += 1
             jax.block_until_ready([state.value for state in self.weights.values()])
 
     def first_moment(self) -> dict[str, np.ndarray]:
-        found = flatten({name: state.value for name, state in states_of(self.optimizer).items()})
-        return _moments(found, self.factor)
+        values = flatten({name: state.value for name, state in states_of(self.optimizer).items()})
+        return _moments(values, self.factor)
 
 
 def _divisor(n: int, most: int) -> int:
+    """The largest divisor of ``n`` that is at most ``most``."""
     return max(k for k in range(1, min(n, most) + 1) if n % k == 0)
 
 
@@ -249,16 +165,27 @@ def _divisor(n: int, most: int) -> int:
 
 
 class FitSteps:
-    """Steps as ``Fit`` takes them: its train program, a chunk a dispatch, metrics fetched one chunk late."""
+    """The train program of ``Fit``: one dispatch per chunk of steps, metrics are fetched one chunk later.
 
-    def __init__(self, setting: Setting, strategy: jt.strategies.Strategy, chunk: Any = "auto", devices: int = 1):
+    Args:
+        setting: Network and batches.
+        strategy: A strategy.
+        chunk: Steps per dispatch.
+        devices: Number of devices.
+        seed: A seed, or several that are trained side by side.
+        clip: Largest global norm of a gradient.
+    """
+
+    def __init__(self, setting: Setting, strategy: jt.strategies.Strategy, chunk: Any = "auto", devices: int = 1,
+                 seed: int | tuple[int, ...] = 0, clip: float | None = None):  # fmt: skip
         self.module = Copy(setting)
-        build(self.module, 0)
+        several = isinstance(seed, tuple)
+        models = build_each(self.module, seed if several else (seed,), several=several, resumed=False)
         self.batches = setting.batches(4)
-        data = jt.datasets.CopyDataset(1, 1, 1)
+        encode = jt.datasets.CopyDataset(1, 1, 1).encode
         self.program = Program(
-            self.module, strategy, data.encode, self.batches[0], seed=0, clip=None, accumulate=1, nonfinite="raise",
-            chunk=chunk, devices=devices,
+            self.module, strategy, encode, self.batches[0], seed=seed, clip=clip, accumulate=1, nonfinite="raise",
+            chunk=chunk, models=models, devices=devices,
         )  # fmt: skip
         self.program.prepare()
         self.taken = 0
@@ -280,7 +207,7 @@ class FitSteps:
 
     @property
     def unit(self) -> int:
-        """A turn is of whole chunks: a dispatch has costs of its own."""
+        """Steps of a chunk. A turn consists of whole chunks, because each dispatch has a fixed cost."""
         return self.program.chunk
 
     @property
@@ -297,14 +224,12 @@ class FitSteps:
 
 
 def _moments(flat: dict[str, Any], factor: float = 1.0) -> dict[str, np.ndarray]:
-    """Adam's first moments by the names of the leaves, times a factor."""
-    found = {name.partition(".mu.")[2]: leaf for name, leaf in flat.items() if ".mu." in name}
-    return {name: factor * np.asarray(leaf) for name, leaf in found.items()}
+    """Adam's first moments times a factor, by name of the parameter leaf."""
+    return {name.partition(".mu.")[2]: factor * np.asarray(leaf) for name, leaf in flat.items() if ".mu." in name}
 
 
 def distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
-    """Norm of the difference over the norm of ``other``; what one of them does not train has a gradient of zero."""
+    """Norm of the difference divided by the norm of ``other``. A parameter missing in one of them counts as 0."""
     zero = np.zeros(())
-    names = {**one, **other}
-    apart = sum(np.sum(np.square(one.get(name, zero) - other.get(name, zero))) for name in names)
-    return float(np.sqrt(apart / sum(np.sum(np.square(leaf)) for leaf in other.values())))
+    squares = sum(np.sum(np.square(one.get(name, zero) - other.get(name, zero))) for name in {**one, **other})
+    return float(np.sqrt(squares / sum(np.sum(np.square(leaf)) for leaf in other.values())))

@@ -2,8 +2,8 @@
 
 python benchmarks/credit.py
 
-Random inputs and targets, 16 sequences of 50 time steps, one gradient at initialisation. Each row gives the gradient of
-one weight.
+Random inputs and targets, 16 sequences of 50 time steps, one gradient at initialization. Each row of the table shows
+the gradient of one weight.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import common
 
 UNITS, TIME, BATCH, INPUTS, OUTPUTS, DELAY = 32, 50, 16, 8, 4, 5
-MODELS = {  # model -> (its parts, the weight whose gradient is compared)
+MODELS = {  # model -> (layer, memory, weight whose gradient is compared)
     "leaky units, leaky readout": ("units", "leak", "inp.weight"),
     "leaky units, scores summed, loss at the end": ("units", "sum", "inp.weight"),
     "leaky units, axonal delay": ("units", "delay", "inp.weight"),
@@ -27,7 +27,12 @@ MODELS = {  # model -> (its parts, the weight whose gradient is compared)
 
 
 def measure(parts: tuple[str, str, str], **fields) -> tuple[float, float]:
-    """The cosine and the norm ratio of one weight's gradient."""
+    """Cosine and norm ratio of the gradient of one weight to that of BPTT.
+
+    Args:
+        parts: Layer, memory and weight, see ``MODELS``.
+        **fields: Options of ``DRTRL``.
+    """
     import brainstate
     import braintrace
     import jax.numpy as jnp
@@ -90,40 +95,41 @@ def measure(parts: tuple[str, str, str], **fields) -> tuple[float, float]:
     x = rng.normal(size=(TIME, BATCH, INPUTS)).astype("float32")
     y = rng.integers(0, OUTPUTS, (1 if memory == "sum" else TIME, BATCH)).astype("int32")
     probe = jt.GradientFidelity(every=1)
-    fit = jt.Fit(jt.DRTRL(window=1, **fields), max_steps=1, callbacks=[probe], seed=0)
+    strategy = jt.DRTRL(window=1, **fields)
+    fit = jt.Fit(strategy, max_steps=1, callbacks=[probe], seed=0, loggers=(), progress=False)
     result = fit.run(Task(), [(x, y)], batch_first=False)
     return result.metrics[f"fidelity/cosine/{weight}"], result.metrics[f"fidelity/norm_ratio/{weight}"]
 
 
-def goals(found: dict[str, dict[str, tuple[float, float]]]) -> list[common.Goal]:
-    """Units that do not mix: with readout memory, D-RTRL's gradient is BPTT's."""
-    exact = {name: both["readout_memory"] for name, both in found.items() if MODELS[name][0] == "units"}
-    made = []
+def make_goals(measured: dict[str, dict[str, tuple[float, float]]]) -> list[common.Goal]:
+    """For units that are not connected, D-RTRL with readout memory must have the gradient of BPTT."""
+    exact = {name: both["readout_memory"] for name, both in measured.items() if MODELS[name][0] == "units"}
+    goals = []
     for name, (cosine, norm) in exact.items():
-        made += [
-            common.Goal(f"{name}: cosine", cosine, 0.999, least=True),
+        goals += [
+            common.Goal(f"{name}: cosine", cosine, 0.999, at_least=True),
             common.Goal(f"{name}: distance of the norm ratio from 1", abs(norm - 1), 0.01),
         ]
-    return made
+    return goals
 
 
 def main() -> None:
     options = common.parser(__doc__).parse_args()
-    logging.disable(logging.WARNING)  # the reports of the runs
-    found = {
+    logging.disable(logging.WARNING)  # no report before step 0
+    measured = {
         name: {"drtrl": measure(parts), "readout_memory": measure(parts, readout_memory=True)}
         for name, parts in MODELS.items()
     }
     rows = [
         [name, f"`{MODELS[name][-1]}`", *(f"{cosine:.3f}, {norm:.2f}" for cosine, norm in both.values())]
-        for name, both in found.items()
+        for name, both in measured.items()
     ]
     head = ["model", "weight", "`drtrl`: cosine, norm", "`readout_memory=True`: cosine, norm"]
-    judged = goals(found)
-    told = {"Cosine and norm ratio to BPTT": common.table(head, rows), "Judged": common.goals_table(judged)}
-    common.tell(told)
+    goals = make_goals(measured)
+    sections = {"Cosine and norm ratio to BPTT": common.table(head, rows), "Goals": common.goals_table(goals)}
+    common.show(sections)
     if options.json:
-        common.keep("credit", told, found, options.json, judged)
+        common.save("credit", sections, measured, options.json, goals)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Several devices: what a train step takes where the cores of a CPU, or several GPUs, share its batch.
+"""Time of a train step whose batch is split over several devices: cores of a CPU, or GPUs.
 
 python benchmarks/devices.py
 python benchmarks/devices.py --devices 4 --rounds 10 --json devices.json
 
-GRU of 128 units, 70 time steps of which the last 10 are scored, batch 64, Adam. The loops of braintrace's tutorial,
-which run on one device, and what Fit runs on one and on several take turns in one process (see common.py); after their
-first step those that should have made the same gradient must have.
+GRU of 128 units, 70 time steps of which the last 10 are scored, batch 64, Adam. Contenders are the loops of
+braintrace's tutorial, which run on one device, and the train programs of Fit on one and on several devices. They take
+turns in one process (see common.py). The gradients of Fit on one and on several devices are compared first.
 """
 
 from __future__ import annotations
@@ -20,26 +20,29 @@ HAND, BPTT_HAND = "tutorial D-RTRL", "tutorial BPTT"
 TOLERANCE = 1e-3
 
 
-def contenders(setting: Any, devices: int) -> dict[str, Any]:
+def make_contenders(setting: Any, devices: int) -> dict[str, Any]:
     from contenders import ByHand, FitSteps, distance
 
     import jaxtrain as jt
 
-    made: dict[str, Any] = {HAND: ByHand(setting, "drtrl"), BPTT_HAND: ByHand(setting, "bptt")}
+    contenders: dict[str, Any] = {HAND: ByHand(setting, "drtrl"), BPTT_HAND: ByHand(setting, "bptt")}
     for name, strategy in (("drtrl", jt.DRTRL(window=min(10, setting.scored))), ("bptt", jt.BPTT())):
         for count in (1, devices):
-            made[f"{name}, {count} devices"] = FitSteps(setting, strategy, devices=count)
-    for one in made.values():
-        one(1)
-    moments = {name: one.first_moment() for name, one in made.items()}
+            contenders[f"{name}, {count} devices"] = FitSteps(setting, strategy, devices=count)
+    for contender in contenders.values():
+        contender(1)
+    moments = {name: contender.first_moment() for name, contender in contenders.items()}
     for name in ("drtrl", "bptt"):
         far = distance(moments[f"{name}, {devices} devices"], moments[f"{name}, 1 devices"])
         if not far <= TOLERANCE:
-            raise RuntimeError(f"{name}: not the gradient of one device, relative distance {far:.2g}")
-    return made
+            raise RuntimeError(
+                f"{name}: the gradient on {devices} devices differs from that on one (relative distance {far:.2g}, "
+                f"expected at most {TOLERANCE:g})"
+            )
+    return contenders
 
 
-def goals(timing: common.Timing, devices: int) -> list[common.Goal]:
+def make_goals(timing: common.Timing, devices: int) -> list[common.Goal]:
     if devices != 2:
         return []
     bounds = (("drtrl", HAND, 0.26), ("drtrl", BPTT_HAND, 0.47), ("bptt", BPTT_HAND, 0.72))
@@ -54,35 +57,28 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--devices", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--turn", type=float, default=TURN, help="seconds a contender runs in a round")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that everything runs: not a result")
+    parser.add_argument("--turn", type=float, default=TURN, help="seconds for which a contender runs in a round")
+    parser.add_argument("--smoke", action="store_true", help="test run with tiny sizes")
     options = parser.parse_args()
     if options.devices < 2 or options.rounds < 1 or options.turn <= 0:
         parser.error("--devices must be 2 or more, --rounds 1 or more, and --turn positive")
 
     from jaxtrain.engine.sharding import as_devices
 
-    as_devices(options.devices)  # on CPU they are made now, before JAX starts
-    from contenders import Setting
+    as_devices(options.devices)  # creates devices on CPU, before JAX starts
+    from copy_task import Setting
 
     logging.getLogger("jaxtrain").setLevel(logging.WARNING)
     setting = Setting(hidden=8, time=30, batch=options.devices) if options.smoke else Setting()
-    print(f"{common.machine()}; {options.rounds} rounds, {options.turn} s a turn")
-    timing = common.by_turns(contenders(setting, options.devices), options.rounds, options.turn)
-    rows = []
-    for name in timing.seconds:
-        low, middle, high = (1e3 * value for value in timing.quartiles(name))
-        against = [f"{timing.ratio(name, reference):.3f}" for reference in (HAND, BPTT_HAND)]
-        cpu = f"{1e3 * timing.cpu_middle(name):.1f}"
-        rows.append([name, f"{middle:.2f} ({low:.2f} to {high:.2f})", f"{1e3 * timing.least(name):.2f}", cpu, *against])
-    head = ["", "ms a step, median (quartiles)", "least", "CPU ms", f"/ {HAND}", f"/ {BPTT_HAND}"]
-    judged = goals(timing, options.devices)
-    told = {f"{options.devices} devices": common.table(head, rows)}
-    if judged:
-        told["Judged"] = common.goals_table(judged)
-    common.tell(told)
+    print(f"{common.machine()}; {options.rounds} rounds, {options.turn} s per turn")
+    timing = common.by_turns(make_contenders(setting, options.devices), options.rounds, options.turn)
+    goals = make_goals(timing, options.devices)
+    sections = {f"{options.devices} devices": common.timing_table(timing, (HAND, BPTT_HAND))}
+    if goals:
+        sections["Goals"] = common.goals_table(goals)
+    common.show(sections)
     if options.json:
-        common.keep("devices", told, {"seconds": timing.seconds, "cpu": timing.cpu}, options.json, judged)
+        common.save("devices", sections, {"seconds": timing.seconds, "cpu": timing.cpu}, options.json, goals)
 
 
 if __name__ == "__main__":

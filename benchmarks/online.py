@@ -1,18 +1,18 @@
-"""An update at every time step, states and traces carried on: Fit's D-RTRL against a loop written by hand.
+"""An update at every time step, while states and traces continue: D-RTRL of Fit compared with a hand-written loop.
 
 python benchmarks/online.py
 python benchmarks/online.py --only lru --rounds 30
 
-A step is ten time steps of 16 lanes, and ten updates of Adam.
+A step processes ten time steps of 16 sequences and makes ten updates of Adam.
 
-* by hand: one jitted call a step, in the manner of braintrace's tutorial: its rule mapped over lanes, a gradient and an
-  update a time step;
-* drtrl: what Fit runs, its compiled train program, dispatched chunk by chunk with the metrics fetched a chunk late;
-* trace: the same with engine="trace", which carries a trace as braintrace does;
-* default: drtrl with the window of one time step that it has by itself.
+* by hand: one jitted call per step, in the style of braintrace's tutorial: its rule mapped over the sequences, with a
+  gradient and an update per time step;
+* drtrl: the compiled train program of Fit, one dispatch per chunk of steps, metrics are fetched one chunk later;
+* trace: the same with engine="trace", which updates a trace at every time step, like braintrace;
+* default: drtrl with its default window of one time step.
 
-The first three keep the single-step rule, start from the same values on the same batches, and after two steps their
-moments of Adam must agree.
+The first three use the single-step rule and start from the same values on the same batches. Their Adam moments must
+agree after two steps.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ SAME = ("drtrl", TRACE)
 TOLERANCE = 1e-3
 
 
-def contenders(setting: Any) -> dict[str, Any]:
-    """Everybody who is timed at a point, compiled, by name."""
+def make_contenders(setting: Any) -> dict[str, Any]:
+    """The contenders at a point, by name."""
     from contenders import ByHand, FitSteps
 
     import jaxtrain as jt
@@ -48,50 +48,55 @@ def contenders(setting: Any) -> dict[str, Any]:
     }
 
 
-def same_work(made: dict[str, Any]) -> dict[str, float]:
-    """How far apart Adam's moments are after two steps that should be equal; raises where they are not."""
+def check_updates(contenders: dict[str, Any]) -> dict[str, float]:
+    """Relative distances of Adam moments that must be equal after two steps; raises RuntimeError if they differ."""
     from contenders import distance
 
-    for one in made.values():
-        one(1)
-        one(1)  # whether states go on shows in the second
-    moments = {name: made[name].first_moment() for name in (HAND, *SAME)}
-    apart = {name: distance(moments[name], moments[HAND]) for name in SAME}
-    if not max(apart.values()) <= TOLERANCE:
-        raise RuntimeError(f"not the same updates as by hand, relative distance: {apart}")
-    return apart
+    for contender in contenders.values():
+        contender(1)
+        contender(1)  # the second step shows whether states continue
+    moments = {name: contenders[name].first_moment() for name in (HAND, *SAME)}
+    distances = {name: distance(moments[name], moments[HAND]) for name in SAME}
+    if not max(distances.values()) <= TOLERANCE:
+        raise RuntimeError(
+            f"the updates differ from those of {HAND!r} (expected a relative distance of at most {TOLERANCE:g}): "
+            f"{distances}"
+        )
+    return distances
 
 
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--only", nargs="+", choices=list(POINTS), metavar="POINT", help=f"of {', '.join(POINTS)}")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(POINTS), metavar="POINT", help=f"points to measure: {', '.join(POINTS)}"
+    )
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that everything runs: not a result")
+    parser.add_argument("--smoke", action="store_true", help="test run with tiny sizes")
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds must be 1 or more")
 
-    from contenders import Setting
+    from copy_task import Setting
 
     logging.getLogger("jaxtrain").setLevel(logging.WARNING)
     turn = 0.01 if options.smoke else TURN
-    print(f"{common.machine()}; {options.rounds} rounds, {turn} s a turn")
-    told, numbers, goals = {}, {}, []
+    print(f"{common.machine()}; {options.rounds} rounds, {turn} s per turn")
+    sections, numbers, goals = {}, {}, []
     for point in options.only or POINTS:
         setting = Setting(time=10, scored=10, **{**POINTS[point], **(TINY if options.smoke else {})})
-        made = contenders(setting)
-        apart = same_work(made)
-        timing = common.by_turns(made, options.rounds, turn)
+        contenders = make_contenders(setting)
+        distances = check_updates(contenders)
+        timing = common.by_turns(contenders, options.rounds, turn)
         title = f"{point}: {setting.cell}, hidden {setting.hidden}, 10 time steps and updates, batch {setting.batch}"
-        told[title] = common.timing_table(timing, (HAND, TRACE))
-        common.tell({title: told[title]})
-        numbers[point] = {"seconds": timing.seconds, "cpu": timing.cpu, "apart": apart}
+        sections[title] = common.timing_table(timing, (HAND, TRACE))
+        common.show({title: sections[title]})
+        numbers[point] = {"seconds": timing.seconds, "cpu": timing.cpu, "distances": distances}
         for reference, bound in ((HAND, 1.0), (TRACE, 1.05)):
             goals.append(common.Goal(f"{point}: drtrl / {reference}", timing.ratio("drtrl", reference), bound))
-    told["Judged"] = common.goals_table(goals)
-    common.tell({"Judged": told["Judged"]})
+    sections["Goals"] = common.goals_table(goals)
+    common.show({"Goals": sections["Goals"]})
     if options.json:
-        common.keep("online", told, numbers, options.json, goals)
+        common.save("online", sections, numbers, options.json, goals)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Put what the benchmarks measured last, benchmarks/results/*.json, into docs/performance.md.
+"""Insert the last results of the benchmarks, benchmarks/results/*.json, into docs/performance.md.
 
 python benchmarks/page.py
 
-A result NAME.json stands between `<!-- NAME -->` and `<!-- end -->`, and where there is none, how to get it; every goal
-that was missed is listed after `<!-- missed -->`. What stood there is replaced.
+The text between `<!-- NAME -->` and `<!-- end -->` is replaced by the result NAME.json, or by the command that measures
+it if there is no result. The missed goals of all results are listed after `<!-- missed -->`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,24 @@ BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.S)
 
 
 def filled(text: str, results: Mapping[str, Any], names: Sequence[str] = NAMES) -> str:
-    """A page with every result in its place. Raises ValueError where the page has other places than one for each of
-    ``names`` and one for what was missed, or where there is a result of something else."""
-    places, wanted = [found[1] for found in BLOCK.findall(text)], [*names, MISSED]
-    if sorted(places) != sorted(wanted):
-        raise ValueError(f"the page has places for {sorted(places)}, expected {sorted(wanted)}")
+    """Insert results into a page.
+
+    Args:
+        text: The page, with one place for each of ``names`` and one for the missed goals.
+        results: Contents of the result files, by name.
+        names: Names of all benchmarks.
+
+    Raises:
+        ValueError: The page has other places, or there is a result of another benchmark.
+    """
+    places, wanted = sorted(match[1] for match in BLOCK.findall(text)), sorted([*names, MISSED])
+    if places != wanted:
+        raise ValueError(f"the page has places for {places}; expected {wanted}")
     if unknown := sorted(set(results) - set(names)):
-        raise ValueError(f"there are results of {unknown}, expected some of {sorted(names)}")
+        raise ValueError(f"there are results of {unknown}; expected only results of {sorted(names)}")
     blocks = {name: block(results[name]) if name in results else unmeasured(name) for name in names}
     blocks[MISSED] = missed({name: results[name] for name in names if name in results})
-    return BLOCK.sub(lambda found: found[1] + blocks[found[2]] + found[3], text)
+    return BLOCK.sub(lambda match: match[1] + blocks[match[2]] + match[3], text)
 
 
 def block(result: dict[str, Any]) -> str:
@@ -48,14 +56,14 @@ def unmeasured(name: str) -> str:
 
 
 def missed(results: Mapping[str, Any]) -> str:
-    """A list of every goal that was missed."""
+    """A list of all missed goals."""
     lines = [
-        f"- `{name}`: {goal['what']}, {goal['measured']} where {goal['goal']} was hoped for"
+        f"- `{name}`: {goal['what']}: {goal['measured']} (goal: {goal['goal']})"
         for name, result in results.items()
         for goal in result["goals"]
         if not goal["met"]
     ]
-    return "\n".join(lines or ["Nothing that was judged."]) + "\n"
+    return "\n".join(lines or ["All goals were met."]) + "\n"
 
 
 def results(folder: Path = common.RESULTS) -> dict[str, Any]:

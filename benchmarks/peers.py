@@ -1,13 +1,14 @@
-"""PyTorch Lightning on the same GRU and the same copying task, beside Fit.
+"""Time of a train step of Fit compared with PyTorch Lightning, for the same GRU on the same copying task.
 
 python benchmarks/peers.py                                  # needs: pip install -e '.[bench]'
 python benchmarks/peers.py --python OTHER/bin/python        # an interpreter that has torch and lightning
 
-Each as its users would have it: Lightning's Trainer with torch's GRU and Adam, batches that are tensors already, no
-logger, no checkpoints, no progress bar; Fit without callbacks, making its batches as it goes. Lightning has a process
-of its own, which rests while Fit runs; whole runs take turns. Told is a step between the first and the last of a run,
-so that neither compiling nor setting up counts. Lightning's gradient is that of BPTT; it runs with torch's own number
-of threads, and with one, since threads that wait for each other are slow on a busy machine.
+Each as its users would write it. Lightning: its Trainer with torch's GRU and Adam, batches that are tensors already, no
+logger, no checkpoints, no progress bar. Fit: no loggers, no progress bar, and batches are created during training.
+Lightning runs in another process, which waits while Fit runs; whole runs take turns. The reported time is that of the
+steps after the first of a run, so that compilation and setup do not count. Lightning computes the gradient of BPTT. It
+runs with torch's default number of threads and with one, since threads that wait for each other are slow on a busy
+machine.
 """
 
 from __future__ import annotations
@@ -32,22 +33,22 @@ LIGHTNING = "PyTorch Lightning, BPTT"
 ONE_THREAD = f"{LIGHTNING}, one thread"
 NEEDED = ("torch", "lightning")
 MARK = "answer: "
-"""Begins the lines that are answers: Lightning says other things on the same stream."""
+"""Prefix of answers, because Lightning writes other lines to the same stream."""
 
 
-# --------------------------------------------------------------------------------- Lightning's side: no JAX here
+# ------------------------------------------------------------------------------------- Lightning, without JAX
 
 
 def serve(path: str, hidden: int, threads: int) -> None:
-    """Answer every number of steps on standard input with the seconds that a step took."""
+    """For every number of steps on standard input, train and print the seconds per step."""
     import numpy as np
 
     torch: Any = importlib.import_module("torch")
     lightning: Any = importlib.import_module("lightning.pytorch")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")  # advice on how to load data, and on the lack of a logger
-    with np.load(path) as kept:
-        batches = [tuple(map(torch.from_numpy, pair)) for pair in zip(kept["inputs"], kept["targets"], strict=True)]
+    warnings.simplefilter("ignore")  # advice about data loading and a missing logger
+    with np.load(path) as arrays:
+        batches = [tuple(map(torch.from_numpy, pair)) for pair in zip(arrays["inputs"], arrays["targets"], strict=True)]
     marks: list[float] = []
 
     class Copy(lightning.LightningModule):
@@ -78,12 +79,12 @@ def serve(path: str, hidden: int, threads: int) -> None:
         steps = int(line)
         marks.clear()
         trainer = lightning.Trainer(max_steps=steps + 1, accelerator="cpu", enable_model_summary=False, **quiet)
-        trainer.fit(model, Again(batches, steps + 1))
+        trainer.fit(model, Repeated(batches, steps + 1))
         print(MARK + json.dumps((marks[-1] - marks[0]) / steps), flush=True)
 
 
-class Again:
-    """Some batches over and over. (Lightning takes a list for a collection of loaders.)"""
+class Repeated:
+    """Repeats a list of batches. Lightning would treat a list as a collection of loaders."""
 
     def __init__(self, batches: list[Any], length: int):
         self.batches, self.length = batches, length
@@ -96,7 +97,7 @@ class Again:
 
 
 class Lightning:
-    """The other process."""
+    """The process in which Lightning runs. A call trains for a number of steps and returns the seconds per step."""
 
     def __init__(self, python: str, path: Path, hidden: int, threads: int = 0):
         command = [python, __file__, "--serve", str(path), "--hidden", str(hidden), "--threads", str(threads)]
@@ -122,11 +123,11 @@ class Lightning:
         self.process.wait()
 
 
-# ----------------------------------------------------------------------------------------------------- Fit's side
+# ------------------------------------------------------------------------------------------------------------ Fit
 
 
 def fit_run(strategy: str, setting: Any) -> Any:
-    from contenders import Copy
+    from copy_task import Copy
 
     import jaxtrain as jt
 
@@ -145,7 +146,7 @@ def fit_run(strategy: str, setting: Any) -> Any:
 
     def run(steps: int) -> float:
         clock = Clock()
-        fit = jt.Fit(strategy, max_steps=steps, chunk=10, callbacks=[clock])
+        fit = jt.Fit(strategy, max_steps=steps, chunk=10, callbacks=[clock], loggers=(), progress=False)
         fit.run(Copy(setting), data)
         (first, started), (last, ended) = clock.marks[0], clock.marks[-1]
         return (ended - started) / (last - first)
@@ -154,7 +155,7 @@ def fit_run(strategy: str, setting: Any) -> Any:
 
 
 def missing(python: str) -> list[str]:
-    """What an interpreter lacks."""
+    """Names of the required packages that an interpreter does not have."""
     code = f"import importlib.util, json; print(json.dumps([n for n in {NEEDED} if not importlib.util.find_spec(n)]))"
     return json.loads(subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout)
 
@@ -163,7 +164,7 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--python", default=sys.executable, help="the interpreter that has torch and lightning")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=100, help="steps a run")
+    parser.add_argument("--steps", type=int, default=100, help="steps per run")
     parser.add_argument("--hidden", type=int, default=HIDDEN)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=0, help=argparse.SUPPRESS)
@@ -172,41 +173,42 @@ def main() -> None:
         return serve(options.serve, options.hidden, options.threads)
     if options.rounds < 1 or options.steps < 20:
         parser.error("--rounds must be 1 or more and --steps 20 or more")
-    if lacks := missing(options.python):
-        return print(f"skipped: {options.python} has no {' and no '.join(lacks)}; pip install -e '.[bench]'")
+    if absent := missing(options.python):
+        return print(f"skipped: {options.python} has no {' and no '.join(absent)}; pip install -e '.[bench]'")
 
     import numpy as np
-    from contenders import Setting
+    from copy_task import Setting
 
     setting = Setting(hidden=options.hidden)
     logging.getLogger("jaxtrain").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as root:
         batches = setting.batches(8)
         arrays = {"inputs": [ids for ids, _ in batches], "targets": [targets for _, targets in batches]}
-        path, whole = Path(root) / "batches.npz", {name: np.stack(a).astype(np.int64) for name, a in arrays.items()}
-        np.savez(path, inputs=whole["inputs"], targets=whole["targets"])
-        theirs = {
+        path, stacked = Path(root) / "batches.npz", {name: np.stack(a).astype(np.int64) for name, a in arrays.items()}
+        np.savez(path, inputs=stacked["inputs"], targets=stacked["targets"])
+        peers = {
             LIGHTNING: Lightning(options.python, path, options.hidden),
             ONE_THREAD: Lightning(options.python, path, options.hidden, threads=1),
         }
         try:
-            runs = {**theirs, **{f"Fit, {name}": fit_run(name, setting) for name in ("bptt", "drtrl")}}
+            runs = {**peers, **{f"Fit, {name}": fit_run(name, setting) for name in ("bptt", "drtrl")}}
             timing = common.by_turns_of_runs(runs, options.rounds, options.steps)
         finally:
-            for peer in theirs.values():
+            for peer in peers.values():
                 peer.close()
     rows = []
     for name in timing.seconds:
-        low, middle, high = (1e3 * value for value in timing.quartiles(name))
-        against = [f"{timing.ratio(name, reference):.3f}" for reference in theirs]
-        rows.append([name, f"{middle:.1f} ({low:.1f} to {high:.1f})", *against])
+        low, median, high = (1e3 * value for value in timing.quartiles(name))
+        ratios = [f"{timing.ratio(name, reference):.3f}" for reference in peers]
+        rows.append([name, f"{median:.1f} ({low:.1f} to {high:.1f})", *ratios])
     title = f"gru, hidden {setting.hidden}, {setting.warm} + {setting.scored} time steps, batch {setting.batch}"
-    told = {title: common.table(["", "ms a step, median (quartiles)", "/ Lightning", "/ Lightning, one thread"], rows)}
-    told[title] += ["", ", ".join(f"{name} {version}" for name, version in theirs[LIGHTNING].versions.items()) + "."]
+    table = common.table(["", "ms per step, median (quartiles)", "/ Lightning", "/ Lightning, one thread"], rows)
+    versions = ", ".join(f"{name} {version}" for name, version in peers[LIGHTNING].versions.items())
+    sections = {title: [*table, "", f"{versions}."]}
     print(common.machine())
-    common.tell(told)
+    common.show(sections)
     if options.json:
-        common.keep("peers", told, timing.seconds, options.json)
+        common.save("peers", sections, timing.seconds, options.json)
 
 
 if __name__ == "__main__":

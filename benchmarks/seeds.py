@@ -1,12 +1,12 @@
-"""Seeds side by side: what one program of several seeds costs, against as many runs of one seed each.
+"""Time of one program that trains several seeds, compared with one run per seed.
 
 python benchmarks/seeds.py
 python benchmarks/seeds.py --vmap
 python benchmarks/seeds.py --seeds 4 --only small --json seeds.json
 
-A turn of "one program" takes a step of every seed at once; of "runs", a step of each after the other, in the programs
-that ``Fit`` compiles for one seed. Compile seconds are those of all programs that it takes. Where steps are short, one
-program saves the overhead of the others; where they fill the cores it saves compiling and leaves the rest as it is.
+A step of "one program" trains all seeds at once. A step of "runs" trains one seed after the other, in the programs that
+``Fit`` compiles for a single seed. Compile seconds add up all programs. If steps are short, one program saves the
+overhead of the other programs; if a step uses all cores, it only saves compilation.
 """
 
 from __future__ import annotations
@@ -25,104 +25,81 @@ POINTS: dict[str, dict[str, Any]] = {
 STRATEGIES = ("drtrl", "bptt")
 
 
-def contenders(setting: Any, strategy: str, seeds: int) -> dict[str, Any]:
+def make_contenders(setting: Any, strategy: str, seeds: int) -> dict[str, Any]:
+    """The program of all seeds and the runs of one seed each, compiled, after their parameters were compared."""
     import jax
-    from contenders import Copy, FitSteps
+    from contenders import FitSteps
 
-    from jaxtrain.checkpoint.load import build_each
-    from jaxtrain.datasets import CopyDataset
-    from jaxtrain.engine.program import Program
     from jaxtrain.strategies.registry import make_strategy
 
-    class Steps(FitSteps):
-        """``FitSteps`` of one seed, or of several side by side."""
-
+    class OneProgram(FitSteps):
         def __init__(self, seed: int | tuple[int, ...]):
-            self.module, self.taken = Copy(setting), 0
-            self.batches = setting.batches(4)
-            several = isinstance(seed, tuple)
-            models = build_each(self.module, seed if several else (seed,), several=several, resumed=False)
-            self.program = Program(
-                self.module, make_strategy(strategy), CopyDataset(1, 1, 1).encode, self.batches[0], seed=seed,
-                clip=1.0, accumulate=1, nonfinite="raise", chunk="auto", models=models,
-            )  # fmt: skip
-            self.program.prepare()
+            super().__init__(setting, make_strategy(strategy), seed=seed, clip=1.0)
+            self.compile_seconds = self.program.compile_seconds
 
     class Runs:
         def __init__(self) -> None:
-            self.runs = [Steps(seed) for seed in range(seeds)]
+            self.runs = [OneProgram(seed) for seed in range(seeds)]
             self.unit = self.runs[0].unit
+            self.compile_seconds = sum(run.compile_seconds for run in self.runs)
 
         def __call__(self, steps: int) -> None:
             for run in self.runs:
                 run(steps)
 
-        @property
-        def compile_seconds(self) -> float:
-            return sum(run.program.compile_seconds for run in self.runs)
-
-    class One(Steps):
-        @property
-        def compile_seconds(self) -> float:
-            return self.program.compile_seconds
-
-    one, runs = One(tuple(range(seeds))), Runs()
+    one, runs = OneProgram(tuple(range(seeds))), Runs()
     one(3)
     runs(3)
-    for lane, run in enumerate(runs.runs):  # the same work, or nothing is compared
+    for seed, run in enumerate(runs.runs):
         for name in run.program.parameters:
             ours, theirs = one.program.values[name], run.program.values[name]
             for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-                if not abs(a[lane] - b).max() <= 1e-3 * abs(b).max():
-                    raise RuntimeError(f"seed {lane}: {name} is not that of the run alone")
+                if not abs(a[seed] - b).max() <= 1e-3 * abs(b).max():
+                    raise RuntimeError(f"seed {seed}: {name} in the program of all seeds differs from that of its run")
     return {"one program": one, "runs": runs}
 
 
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--only", nargs="+", choices=list(POINTS), metavar="POINT", help=f"of {', '.join(POINTS)}")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(POINTS), metavar="POINT", help=f"points to measure: {', '.join(POINTS)}"
+    )
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--vmap", action="store_true", help="map seeds as on an accelerator, on CPU too")
+    parser.add_argument("--vmap", action="store_true", help="vectorize over seeds on CPU too, as on an accelerator")
     options = parser.parse_args()
     if options.seeds < 2 or options.rounds < 1:
         parser.error("--seeds must be 2 or more, and --rounds 1 or more")
 
-    from contenders import Setting
+    from copy_task import Setting
 
     if options.vmap:
         from jaxtrain.engine.seeds import SeedAxis
 
-        plain = SeedAxis.__init__
-
-        def init(self: Any, seeds: tuple[int, ...]) -> None:
-            plain(self, seeds)
-            self.one_by_one = False
-
-        SeedAxis.__init__ = init
+        setattr(SeedAxis, "one_by_one", property(lambda axis: False, lambda axis, value: None))  # noqa: B010
     logging.getLogger("jaxtrain").setLevel(logging.WARNING)
     print(f"{common.machine()}; {options.seeds} seeds, {options.rounds} rounds")
     rows, numbers = [], {}
     for point in options.only or POINTS:
         setting = Setting(**POINTS[point])
         for strategy in STRATEGIES:
-            made = contenders(setting, strategy, options.seeds)
-            timing = common.by_turns(made, options.rounds, TURN)
-            one, runs = (1e3 * timing.middle(name) for name in ("one program", "runs"))
-            low, middle, high = common.quartiles(timing.ratios("one program", "runs"))
-            compiled = [made[name].compile_seconds for name in ("one program", "runs")]
+            contenders = make_contenders(setting, strategy, options.seeds)
+            timing = common.by_turns(contenders, options.rounds, TURN)
+            one, runs = (1e3 * timing.median(name) for name in ("one program", "runs"))
+            low, median, high = common.quartiles(timing.ratios("one program", "runs"))
+            compiled = [contender.compile_seconds for contender in contenders.values()]
             rows.append([
                 f"{point}: hidden {setting.hidden}, {setting.time} time steps, batch {setting.batch}", strategy,
-                f"{one:.3g}", f"{runs:.3g}", f"{middle:.2f} ({low:.2f} to {high:.2f})", *(f"{s:.1f}" for s in compiled),
+                f"{one:.3g}", f"{runs:.3g}", f"{median:.2f} ({low:.2f} to {high:.2f})", *(f"{s:.1f}" for s in compiled),
             ])  # fmt: skip
             numbers[f"{point} {strategy}"] = {"seconds": timing.seconds, "compile_seconds": compiled}
             print(rows[-1], flush=True)
-    head = ["", "strategy", "one program, ms a step of all seeds", "runs, ms", "ratio, median (quartiles)",
-            "one program, s to compile", "runs, s"]  # fmt: skip
-    told = {f"{options.seeds} seeds in one program against {options.seeds} runs": common.table(head, rows)}
-    common.tell(told)
+    head = ["", "strategy", "one program, ms per step of all seeds", "runs, ms", "ratio, median (quartiles)",
+            "one program, compile s", "runs, compile s"]  # fmt: skip
+    sections = {f"{options.seeds} seeds in one program, compared with {options.seeds} runs": common.table(head, rows)}
+    common.show(sections)
     if options.json:
-        common.keep("seeds", told, numbers, options.json)
+        common.save("seeds", sections, numbers, options.json)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""How long a start takes: imports, --help, and the first train step, compiled anew or loaded from the cache.
+"""Start-up time: imports, --help, and the first train step, compiled or loaded from the compilation cache.
 
 python benchmarks/start.py
 python benchmarks/start.py --repeats 5 --strategy drtrl
 
-All are fresh processes. "first step" runs recipes/copy_gru.py's own configuration with a run directory, in a process
-that has imported everything, until the metrics of step 1 are there: with an empty compilation cache ("cold"), and again
-with the cache that this left ("warm"). Where the time went is told by parts that exclude each other.
+Everything runs in new processes. "first step" is the default configuration of recipes/copy_gru.py with a run directory,
+from the end of all imports until the metrics of step 1 are available: with an empty compilation cache ("cold"), and
+again with the cache that the first run wrote ("warm"). Its time is divided into parts that exclude each other.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,14 @@ PROCESSES = {
 
 
 class Parts:
-    """Seconds of a process by part: of a function, less what it spent in functions that are parts themselves."""
+    """Seconds of a process by part. A part is a function, without the time it spends in other parts."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self.seconds: dict[str, float] = {}
         self._clock, self._inner = clock, [0.0]
 
     def time(self, name: str, owner: Any, attribute: str) -> None:
-        """From now on calls of ``owner.attribute`` count for ``name``."""
+        """Replace ``owner.attribute`` by a function whose calls count for ``name``."""
         function = getattr(owner, attribute)
 
         @functools.wraps(function)
@@ -55,19 +56,20 @@ class Parts:
             try:
                 return function(*args, **kwargs)
             finally:
-                taken = self._clock() - started
-                self.seconds[name] = self.seconds.get(name, 0.0) + taken - self._inner.pop()
-                self._inner[-1] += taken
+                seconds = self._clock() - started
+                self.seconds[name] = self.seconds.get(name, 0.0) + seconds - self._inner.pop()
+                self._inner[-1] += seconds
 
         setattr(owner, attribute, timed)
 
     @property
     def counted(self) -> float:
+        """Seconds of all parts."""
         return self._inner[0]
 
 
 def first_step(strategy: str, run_dir: str, small: bool) -> dict[str, Any]:
-    """From the end of imports to the first metrics; meant for a fresh process."""
+    """Time from the end of the imports to the first metrics. Run it in a new process."""
     from jaxtrain.utils.compilation_cache import use_compilation_cache
 
     use_compilation_cache()
@@ -86,13 +88,13 @@ def first_step(strategy: str, run_dir: str, small: bool) -> dict[str, Any]:
     spec.loader.exec_module(recipe)
     sizes = {"hidden": 8, "time_lag": 3, "digits": 2, "batch_size": 2} if small else {}
 
-    seen: dict[str, float] = {}
-    jax.monitoring.register_event_listener(lambda event, **_: _add(seen, event.rsplit("/", 1)[-1], 1))
+    events: Counter[str] = Counter()
+    jax.monitoring.register_event_listener(lambda event, **_: events.update([event.rsplit("/", 1)[-1]]))
     parts = Parts()
     for name, owner, attribute in (
         ("build the model", prepare_file, "build_each"),
         ("bind the strategy, prepare the state", Program, "__init__"),
-        ("trace the train step", Program, "_train_step"),
+        ("trace the train step", vars(Program)["_step"], "func"),  # a cached property
         ("lower the train program", Program, "_compile_train"),
         ("trace and lower validation", Program, "evaluate"),
         ("trace and lower probes", Program, "probe"),
@@ -107,7 +109,7 @@ def first_step(strategy: str, run_dir: str, small: bool) -> dict[str, Any]:
         done = cpu = 0.0
         parts: dict[str, float]
 
-        def on_chunk_end(self, run, metrics):  # what comes after the first step is not counted
+        def on_chunk_end(self, run, metrics):  # the rest of the run does not count
             self.done, self.cpu, self.parts = time.perf_counter(), time.process_time(), dict(parts.seconds)
 
     started, cpu = time.perf_counter(), time.process_time()
@@ -117,57 +119,55 @@ def first_step(strategy: str, run_dir: str, small: bool) -> dict[str, Any]:
     fit.callbacks = type(fit.callbacks)([*fit.callbacks, stop])
     fit.run(module, data)
     total = stop.done - started
-    told = {**stop.parts, "everything else": total - sum(stop.parts.values())}
-    counts = {"misses": seen.get("cache_misses", 0), "hits": seen.get("cache_hits", 0)}
-    return {"total": total, "cpu": stop.cpu - cpu, "parts": told, **counts}
-
-
-def _add(counts: dict[str, float], name: str, value: float) -> None:
-    counts[name] = counts.get(name, 0) + value
+    seconds = {**stop.parts, "everything else": total - sum(stop.parts.values())}
+    counts = {"misses": events["cache_misses"], "hits": events["cache_hits"]}
+    return {"total": total, "cpu": stop.cpu - cpu, "parts": seconds, **counts}
 
 
 def process(argv: list[str]) -> float:
+    """Seconds that a Python process takes."""
     started = time.perf_counter()
     subprocess.run([sys.executable, *argv], check=True, stdout=subprocess.DEVNULL, cwd=common.ROOT)
     return time.perf_counter() - started
 
 
-def tables(processes: dict[str, list[float]], steps: dict[str, list[dict[str, Any]]]) -> dict[str, list[str]]:
-    told = {}
-    rows = [[name, *(f"{value:.2f}" for value in _middle(taken))] for name, taken in processes.items()]
-    for kind, taken in steps.items():
-        for key, name in (("total", f"first step, {kind}"), ("cpu", f"first step, {kind}: of all threads")):
-            rows.append([name, *(f"{value:.2f}" for value in _middle([one[key] for one in taken]))])
-    told["Seconds of a fresh process; of first steps, from the end of imports on"] = common.table(
+def make_sections(processes: dict[str, list[float]], steps: dict[str, list[dict[str, Any]]]) -> dict[str, list[str]]:
+    """Tables of processes and of the parts of a first step, and the goal."""
+    sections = {}
+    rows = [_quartiles_row(name, seconds) for name, seconds in processes.items()]
+    for kind, runs in steps.items():
+        rows.append(_quartiles_row(f"first step, {kind}", [run["total"] for run in runs]))
+        rows.append(_quartiles_row(f"first step, {kind}: CPU time of all threads", [run["cpu"] for run in runs]))
+    sections["Seconds of a new process; for first steps, from the end of the imports"] = common.table(
         ["", "median", "lower quartile", "upper quartile"], rows
     )
-    names = dict.fromkeys(name for taken in steps.values() for one in taken for name in one["parts"])
+    names = dict.fromkeys(name for runs in steps.values() for run in runs for name in run["parts"])
     rows = [
-        [name, *(f"{statistics.median(one['parts'].get(name, 0.0) for one in taken):.2f}" for taken in steps.values())]
+        [name, *(f"{statistics.median(run['parts'].get(name, 0.0) for run in runs):.2f}" for runs in steps.values())]
         for name in names
     ]
-    counts = [f"{taken[-1]['hits']:.0f} / {taken[-1]['misses']:.0f}" for taken in steps.values()]
-    rows.append(["programs found in the cache / compiled", *counts])
-    told["Where the first step's time goes, seconds (medians)"] = common.table(["", *steps], rows)
-    told["Judged"] = common.goals_table(goals(steps))
-    return told
+    counts = [f"{runs[-1]['hits']:.0f} / {runs[-1]['misses']:.0f}" for runs in steps.values()]
+    rows.append(["programs loaded from the cache / compiled", *counts])
+    sections["Parts of the first step, seconds (medians)"] = common.table(["", *steps], rows)
+    sections["Goals"] = common.goals_table(make_goals(steps))
+    return sections
 
 
-def goals(steps: dict[str, list[dict[str, Any]]]) -> list[common.Goal]:
-    warm = statistics.median(one["total"] for one in steps["warm"])
+def make_goals(steps: dict[str, list[dict[str, Any]]]) -> list[common.Goal]:
+    warm = statistics.median(run["total"] for run in steps["warm"])
     return [common.Goal("first step with a warm cache, seconds", warm, GOAL)]
 
 
-def _middle(values: list[float]) -> tuple[float, float, float]:
-    low, middle, high = common.quartiles(values)
-    return middle, low, high
+def _quartiles_row(name: str, values: list[float]) -> list[str]:
+    low, median, high = common.quartiles(values)
+    return [name, *(f"{value:.2f}" for value in (median, low, high))]
 
 
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--repeats", type=int, default=5, help="fresh processes of each kind, by turns")
+    parser.add_argument("--repeats", type=int, default=5, help="new processes of each kind, in turns")
     parser.add_argument("--strategy", default="drtrl")
-    parser.add_argument("--small", action="store_true", help="a tiny network: not what is judged")
+    parser.add_argument("--small", action="store_true", help="test run with a tiny network")
     parser.add_argument("--alone", metavar="RUN_DIR", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.alone:
@@ -182,15 +182,16 @@ def main() -> None:
             processes[name].append(process(argv))
         with tempfile.TemporaryDirectory() as root:
             env = {"JAX_COMPILATION_CACHE_DIR": str(Path(root) / "cache")}
-            for kind, taken in steps.items():
+            for kind, runs in steps.items():
                 run_dir = str(Path(root) / kind)
                 argv = ["--alone", run_dir, "--strategy", options.strategy, *small]
-                taken.append(common.fresh("start.py", *argv, env=env))
-    told = tables(processes, steps)
+                runs.append(common.fresh("start.py", *argv, env=env))
+    sections = make_sections(processes, steps)
     print(f"{common.machine()}; {options.repeats} repeats, strategy {options.strategy}")
-    common.tell(told)
+    common.show(sections)
     if options.json:
-        common.keep("start", told, {"processes": processes, "first step": steps}, options.json, goals(steps))
+        numbers = {"processes": processes, "first step": steps}
+        common.save("start", sections, numbers, options.json, make_goals(steps))
 
 
 if __name__ == "__main__":

@@ -1,22 +1,22 @@
-"""How long a train step takes: D-RTRL made in reverse against loops written by hand, braintrace's best, and BPTT.
+"""Time of a train step: D-RTRL in reverse compared with hand-written loops, braintrace's fastest D-RTRL, and BPTT.
 
-python benchmarks/step_time.py                      # the point that most goals are about
+python benchmarks/step_time.py                      # the point of most goals
 python benchmarks/step_time.py --full --budget 1800
 python benchmarks/step_time.py --only lstm lru --rounds 5
 
 The copying task, one factor at a time around a GRU of 128 units, 70 time steps of which the last 10 are scored, batch
-64, Adam. The contenders take turns in one process (see common.py), start from the same values on the same batches, and
-after their first step those that should have made the same gradient must have. Ratios are of the clock's time, medians
-over rounds; "CPU ms" is the time of all threads:
+64, Adam. The contenders take turns in one process (see common.py) and start from the same values on the same batches.
+After the first step, gradients that must be equal are compared. Ratios are medians over rounds of wall-clock time; "CPU
+ms" is the time of all threads:
 
-* tutorial D-RTRL, tutorial BPTT: the loops of braintrace's tutorial, one jitted call a batch;
+* tutorial D-RTRL, tutorial BPTT: the loops of braintrace's tutorial, one jitted call per batch;
 * braintrace's best: batched, windows of ten time steps, the warm-up in long windows;
-* drtrl, pp_prop, bptt: what Fit runs, its compiled train program, dispatched chunk by chunk with the metrics fetched a
-  chunk late; data is there, for Fit as for the loops (overhead.py measures the rest of Fit);
-* trace: the same with engine="trace", which carries a trace as braintrace does.
+* drtrl, pp_prop, bptt: the compiled train program of Fit, one dispatch per chunk of steps, metrics are fetched one
+  chunk later. Data is prepared before, for Fit as for the loops (overhead.py measures the rest of Fit);
+* trace: the same with engine="trace", which updates a trace at every time step, like braintrace.
 
-"drtrl" is engine="auto"; where that chose a trace it is said, and the pair is one program. "forced" is
-engine="reverse", which is timed where auto chose otherwise though the model could be reversed.
+"drtrl" is engine="auto". If it chose a trace, a line below the table says so, and drtrl and trace are the same program.
+"forced" is engine="reverse"; it is timed if auto chose a trace although the model has a reverse form.
 """
 
 from __future__ import annotations
@@ -48,113 +48,120 @@ POINTS: dict[str, dict[str, Any]] = {
     "all-scored": {"scored": 70},
 }
 TINY = {"hidden": 8, "time": 30, "batch": 4}
-"""Sizes of ``--smoke``, as far as a point does not set them itself; time steps are cut to 40."""
+"""Sizes of ``--smoke``, unless a point sets its own."""
 SAME = {
     HAND: ["drtrl single-step", "trace single-step"],
     BEST: ["drtrl window 10", "trace window 10"],
     BPTT_HAND: ["bptt"],
     "trace window 1": ["drtrl window 1"],
 }
-"""Who makes the same gradient as whom; where the last window is the whole learning phase, as at most points, windows
-of 10 have no other boundary."""
+"""Contenders that must have the gradient of a reference. At most points a window of 10 is the whole learning phase,
+so that there is no other window boundary on which implementations could differ."""
 TOLERANCE = 1e-3
 AGAINST = {HAND: (0.33, 0.35), BPTT_HAND: (0.60, 0.70), BEST: (0.70, 0.80)}
-"""By reference, at most this much of its time with a window of 10, and with a window of 1 or the single-step rule."""
+"""Largest ratio to the time of a reference: with a window of 10, and with a window of 1 or the single-step rule."""
 OF_TUTORIAL = {"lstm": 0.03, "lru": 0.12, "lif": 0.30}
+"""Largest ratio to the time of the tutorial's D-RTRL, for other cells."""
 CELLS = ("gru", "lstm", "minigru", "lru", "lif")
 
 
 def strategies() -> dict[str, Any]:
     import jaxtrain as jt
 
-    fields: dict[str, dict[str, Any]] = {
+    variants: dict[str, dict[str, Any]] = {
         "window 10": {"window": 10}, "window 1": {}, "single-step": {"vjp": "single-step"}
     }  # fmt: skip
     return {
-        **{f"drtrl {variant}": jt.DRTRL(**given) for variant, given in fields.items()},
-        **{f"trace {variant}": jt.DRTRL(engine="trace", **given) for variant, given in fields.items()},
+        **{f"drtrl {variant}": jt.DRTRL(**fields) for variant, fields in variants.items()},
+        **{f"trace {variant}": jt.DRTRL(engine="trace", **fields) for variant, fields in variants.items()},
         "pp_prop": jt.strategies.PPProp(),
         "bptt": jt.BPTT(),
     }
 
 
-def contenders(setting: Any) -> dict[str, Any]:
-    """Everybody who is timed at a point, compiled, by name."""
+def make_contenders(setting: Any) -> dict[str, Any]:
+    """The contenders at a point, by name."""
     from contenders import ByHand, FitSteps
 
-    made: dict[str, Any] = {HAND: ByHand(setting, "drtrl"), BPTT_HAND: ByHand(setting, "bptt")}
-    made[BEST] = ByHand(setting, "best")
+    rules = {HAND: "drtrl", BPTT_HAND: "bptt", BEST: "best"}
+    contenders: dict[str, Any] = {name: ByHand(setting, rule) for name, rule in rules.items()}
     for name, strategy in strategies().items():
-        made[name] = FitSteps(setting, strategy)
-        if name in DRTRL and made[name].engine != "reverse":
+        contenders[name] = FitSteps(setting, strategy)
+        if name in DRTRL and contenders[name].engine != "reverse":
             try:
-                made[name.replace("drtrl", "forced")] = FitSteps(setting, replace(strategy, engine="reverse"))
+                contenders[name.replace("drtrl", "forced")] = FitSteps(setting, replace(strategy, engine="reverse"))
             except ValueError:
-                pass  # it cannot be reversed
-    return made
+                pass  # the model has no reverse form
+    return contenders
 
 
-def same_work(made: dict[str, Any]) -> dict[str, float]:
-    """How far apart the gradients of the first step are that should be equal; raises where they are not."""
+def check_gradients(contenders: dict[str, Any]) -> dict[str, float]:
+    """Relative distances of first gradients that must be equal; raises RuntimeError if they differ."""
     from contenders import distance
 
-    for one in made.values():
-        one(1)
-    moments = {name: one.first_moment() for name, one in made.items()}
-    apart = {
+    for contender in contenders.values():
+        contender(1)
+    moments = {name: contender.first_moment() for name, contender in contenders.items()}
+    distances = {
         f"{name} / {reference}": distance(moments[name], moments[reference])
         for reference, names in SAME.items()
         for name in names
     }
-    if wrong := {pair: far for pair, far in apart.items() if not far <= TOLERANCE}:
-        raise RuntimeError(f"not the same gradient, relative distance: {wrong}")
-    return apart
+    if wrong := {pair: far for pair, far in distances.items() if not far <= TOLERANCE}:
+        raise RuntimeError(f"gradients differ (expected a relative distance of at most {TOLERANCE:g}): {wrong}")
+    return distances
 
 
 def measure(setting: Any, rounds: int, turn: float) -> dict[str, Any]:
-    """Timings of one point, and what else is said of it."""
+    """Timings of one point, distances of gradients, engines, and seconds to compile."""
     started = time.perf_counter()
-    made = contenders(setting)
-    apart = same_work(made)
+    contenders = make_contenders(setting)
+    distances = check_gradients(contenders)
     compiled = time.perf_counter() - started
-    timing = common.by_turns(made, rounds, turn)
-    engines = {name: one.engine for name, one in made.items() if name in DRTRL}
+    timing = common.by_turns(contenders, rounds, turn)
     return {
         "seconds": timing.seconds,
         "cpu": timing.cpu,
-        "apart": apart,
-        "engines": engines,
+        "distances": distances,
+        "engines": {name: contenders[name].engine for name in DRTRL},
         "compile_seconds": compiled,
     }
 
 
-def goals(points: dict[str, common.Timing]) -> list[common.Goal]:
-    """Everything that is judged at the points that were measured."""
-    found: list[common.Goal] = []
-    judge = lambda point, name, reference, bound: found.append(  # noqa: E731
-        common.Goal(f"{point}: {name} / {reference}", points[point].ratio(name, reference), bound)
-    )
+def make_goals(points: dict[str, common.Timing]) -> list[common.Goal]:
+    """The goals of the measured points."""
+    goals: list[common.Goal] = []
+
+    def add(point: str, name: str, reference: str, bound: float) -> None:
+        ratio = points[point].ratio(name, reference)
+        goals.append(common.Goal(f"{point}: {name} / {reference}", ratio, bound))
+
     if "gru" in points:
         for reference, bounds in AGAINST.items():
             for name, bound in zip(DRTRL, (bounds[0], bounds[1], bounds[1]), strict=True):
-                judge("gru", name, reference, bound)
-        judge("gru", "bptt", BPTT_HAND, 0.95)
+                add("gru", name, reference, bound)
+        add("gru", "bptt", BPTT_HAND, 0.95)
     for cell in CELLS:
         if cell in points:
             for name in DRTRL:
                 if cell in OF_TUTORIAL:
-                    judge(cell, name, HAND, OF_TUTORIAL[cell])
+                    add(cell, name, HAND, OF_TUTORIAL[cell])
                 if cell != "gru":
-                    judge(cell, name, BPTT_HAND, 1.10)
+                    add(cell, name, BPTT_HAND, 1.10)
     for point in points:
         for name, trace in zip(DRTRL, TRACE, strict=True):
-            judge(point, name, trace, 1.05)
-    return found
+            add(point, name, trace, 1.05)
+    return goals
 
 
-def sections(settings: dict[str, Any], measured: dict[str, Any], skipped: list[str]) -> dict[str, list[str]]:
-    points = {point: common.Timing(found["seconds"], found["cpu"]) for point, found in measured.items()}
-    told: dict[str, list[str]] = {}
+def timings(measured: dict[str, Any]) -> dict[str, common.Timing]:
+    return {point: common.Timing(numbers["seconds"], numbers["cpu"]) for point, numbers in measured.items()}
+
+
+def make_sections(settings: dict[str, Any], measured: dict[str, Any], skipped: list[str]) -> dict[str, list[str]]:
+    """A table for each point, and the goals."""
+    points = timings(measured)
+    sections: dict[str, list[str]] = {}
     for point, timing in points.items():
         setting = settings[point]
         traces = [name for name, engine in measured[point]["engines"].items() if engine != "reverse"]
@@ -162,59 +169,59 @@ def sections(settings: dict[str, Any], measured: dict[str, Any], skipped: list[s
             f"{point}: {setting.cell}, hidden {setting.hidden}, {setting.warm} + {setting.scored} time steps, "
             f"batch {setting.batch}"
         )
-        told[title] = common.timing_table(timing, (HAND, BPTT_HAND, BEST))
+        sections[title] = common.timing_table(timing, (HAND, BPTT_HAND, BEST))
         if traces:
-            told[title] += ["", f'engine="auto" chose a trace for {", ".join(traces)}.']
-    told["Judged"] = common.goals_table(goals(points))
+            sections[title] += ["", f'engine="auto" chose a trace for {", ".join(traces)}.']
+    sections["Goals"] = common.goals_table(make_goals(points))
     if skipped:
-        told["Judged"] += ["", f"Skipped, since the budget was spent: {', '.join(skipped)}."]
-    return told
+        sections["Goals"] += ["", f"Skipped because the time budget was used up: {', '.join(skipped)}."]
+    return sections
 
 
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--full", action="store_true", help="all points, as far as the budget goes")
-    parser.add_argument("--budget", type=float, default=1800, help="seconds after which no further point is begun")
-    parser.add_argument("--only", nargs="+", choices=list(POINTS), metavar="POINT", help=f"of {', '.join(POINTS)}")
+    parser.add_argument("--full", action="store_true", help="all points within the budget")
+    parser.add_argument("--budget", type=float, default=1800, help="seconds after which no further point is started")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(POINTS), metavar="POINT", help=f"points to measure: {', '.join(POINTS)}"
+    )
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--turn", type=float, default=TURN, help="seconds a contender runs in a round")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that everything runs: not a result")
+    parser.add_argument("--turn", type=float, default=TURN, help="seconds for which a contender runs in a round")
+    parser.add_argument("--smoke", action="store_true", help="test run with tiny sizes")
     options = parser.parse_args()
     if options.rounds < 1 or options.turn <= 0 or (options.full and options.only):
         parser.error("--rounds must be 1 or more, --turn positive, and --full and --only exclude each other")
 
-    from contenders import Setting
+    from copy_task import Setting
 
     logging.getLogger("jaxtrain").setLevel(logging.WARNING)
     chosen = options.only or (list(POINTS) if options.full else ["gru"])
     settings = {point: Setting(**POINTS[point]) for point in chosen}
     if options.smoke:
         settings = {point: Setting(**_tiny(POINTS[point])) for point in chosen}
-    print(f"{common.machine()}; {options.rounds} rounds, {options.turn} s a turn")
+    print(f"{common.machine()}; {options.rounds} rounds, {options.turn} s per turn")
     started, measured, skipped = time.perf_counter(), {}, []
     for point, setting in settings.items():
         if time.perf_counter() - started > options.budget:
             skipped.append(point)
             continue
         measured[point] = measure(setting, options.rounds, options.turn)
-        told = sections({point: setting}, {point: measured[point]}, [])
-        common.tell({title: lines for title, lines in told.items() if title != "Judged"})
+        sections = make_sections({point: setting}, {point: measured[point]}, [])
+        common.show({title: lines for title, lines in sections.items() if title != "Goals"})
         print(f"\n({time.perf_counter() - started:.0f} s so far, load {os.getloadavg()[0]:.1f})", flush=True)
-        _forget()
-    told = sections(settings, measured, skipped)
-    common.tell({"Judged": told["Judged"]})
+        _clear_caches()
+    sections = make_sections(settings, measured, skipped)
+    common.show({"Goals": sections["Goals"]})
     if options.json:
-        points = {point: common.Timing(found["seconds"], found["cpu"]) for point, found in measured.items()}
-        common.keep("step_time", told, measured, options.json, goals(points))
+        common.save("step_time", sections, measured, options.json, make_goals(timings(measured)))
 
 
-def _tiny(given: dict[str, Any]) -> dict[str, Any]:
-    caps = {"hidden": 12, "time": 40, "batch": 3, "scored": 30}
-    cut = {key: min(value, caps[key]) if key in caps else value for key, value in given.items()}
-    return {**TINY, **cut}
+def _tiny(point: dict[str, Any]) -> dict[str, Any]:
+    most = {"hidden": 12, "time": 40, "batch": 3, "scored": 30}
+    return {**TINY, **{key: min(value, most[key]) if key in most else value for key, value in point.items()}}
 
 
-def _forget() -> None:
+def _clear_caches() -> None:
     import gc
 
     import jax

@@ -74,7 +74,7 @@ def make(config: Config):
     from jaxtrain.datasets import BinaryCopy
 
     binary = config.task == "binary"
-    # Time steps between a digit and its recall; in the stream, about as many as it will have bits.
+    # Time steps from an input to its recall; for the bit stream, about the length that the curriculum will reach.
     memory = 50 if binary else (max(config.lags) if config.task == "lag" else 0) + config.digits
     strategy = streamed(config.make_strategy()) if binary else config.make_strategy()
 

@@ -607,9 +607,7 @@ def test_an_optimizer_as_lightning_has_it():
     def run(optimizer):
         return jt.Fit("bptt", max_steps=2).run(Linear(lambda: optimizer), lines(), batch_first=None)
 
-    advice = (
-        r"return the optimizer alone, with a schedule as its learning rate: optax.adam\(optax.cosine_decay_schedule"
-    )
+    advice = r"return the optimizer alone, with a schedule as its learning rate: optax.adam\(optax.cosine_decay"
     rate = optax.cosine_decay_schedule(1e-3, 1000)
     wrong = {"optimizer": optax.adam(1e-3), "lr_scheduler": rate}
     followed(lambda: run(wrong), advice, lambda: run(optax.adam(rate)))

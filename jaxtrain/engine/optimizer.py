@@ -127,7 +127,7 @@ class Optimizer:
         return self._metrics(0.0, self._rates({label: part.rate() for label, part in self._parts.items()}), 0.0)
 
     def _rates(self, rates: dict[str, Any]) -> dict[str, Any]:
-        """Learning rates by tag: of the schedules that were returned with the optimizers, else those that these show."""
+        """Learning rates by tag: those of the returned schedules, else those that the optimizers expose."""
         schedules = self._schedules if isinstance(self._schedules, dict) else {"": self._schedules}
         for label, schedule in schedules.items():
             if label in rates and schedule is not None:

@@ -1,4 +1,4 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # the scripts import each other
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # the scripts import each other by name

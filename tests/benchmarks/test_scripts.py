@@ -1,4 +1,4 @@
-"""The benchmarks as they are started: command lines, `make bench`, small runs."""
+"""Command lines of the benchmarks, `make bench`, and small runs."""
 
 import json
 import os
@@ -28,14 +28,14 @@ import runpy, sys
 sys.argv = [sys.argv[1], "--help"]
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit as leaving:
-    assert not leaving.code
-assert "jax" not in sys.modules, "--help waits for JAX"
+except SystemExit as exit:
+    assert not exit.code
+assert "jax" not in sys.modules, "--help imports JAX"
 """
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_comes_without_jax(script):
+def test_help_does_not_import_jax(script):
     env = {**os.environ, "PYTHONPATH": str(BENCHMARKS)}
     command = [sys.executable, "-c", HELP, str(BENCHMARKS / script)]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
@@ -49,7 +49,7 @@ def test_help_of_overhead():
 
 
 @pytest.mark.parametrize(
-    "script, argv, said",
+    "script, argv, message",
     [
         ("step_time.py", ["--rounds", "0"], "--rounds must be 1 or more"),
         ("step_time.py", ["--full", "--only", "gru"], "exclude each other"),
@@ -61,12 +61,13 @@ def test_help_of_overhead():
         ("peers.py", ["--steps", "1"], "--steps 20 or more"),
     ],
 )
-def test_what_a_command_line_cannot_mean(script, argv, said):
-    assert said in run(BENCHMARKS / script, *argv, code=2).stderr.splitlines()[-1]
+def test_an_invalid_command_line(script, argv, message):
+    assert message in run(BENCHMARKS / script, *argv, code=2).stderr.splitlines()[-1]
 
 
 def test_make_bench_knows_every_script():
-    scripts = {path.name for path in BENCHMARKS.glob("*.py")} - {"common.py", "contenders.py", "page.py"}
+    parts = {"common.py", "contenders.py", "copy_task.py", "page.py", "trainers.py"}
+    scripts = {path.name for path in BENCHMARKS.glob("*.py")} - parts
     (line,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("BENCHMARKS")]
     known = {name.removesuffix(".py") for name in scripts}
     assert set(line.partition(":=")[2].split()) == set(page.NAMES) == known
@@ -79,23 +80,23 @@ def test_make_bench_runs_each_and_then_the_page(tmp_path):
     python.chmod(0o755)
     (tmp_path / ".ready").write_text("")
 
-    def made(*argv):
+    def make(*argv):
         command = ["make", "--no-print-directory", "bench", f"VENV={tmp_path}", *argv]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         return [line for line in done.stdout.splitlines() if not line.startswith("==")]
 
-    def kept(name):
+    def json_file(name):
         return f"--json benchmarks/results/{name}.json"
 
-    *scripts, last = made()
+    *scripts, last = make()
     full = {name: " --full" if name == "step_time" else "" for name in page.NAMES}
-    assert sorted(scripts) == sorted(f"benchmarks/{name}.py{full[name]} {kept(name)}" for name in page.NAMES)
+    assert sorted(scripts) == sorted(f"benchmarks/{name}.py{full[name]} {json_file(name)}" for name in page.NAMES)
     assert last == "benchmarks/page.py"
-    only = made("BENCHMARKS=step_time", "ARGS=--only lstm")
-    assert only == [f"benchmarks/step_time.py {kept('step_time')} --only lstm", last], "--full and --only exclude"
+    only = make("BENCHMARKS=step_time", "ARGS=--only lstm")
+    assert only == [f"benchmarks/step_time.py {json_file('step_time')} --only lstm", last], "--full and --only exclude"
 
 
-def test_peers_are_skipped_with_a_word(monkeypatch, capsys):
+def test_peers_are_skipped_with_a_message(monkeypatch, capsys):
     monkeypatch.setattr(peers, "NEEDED", ("json", "no_such_package"))
     assert peers.missing(sys.executable) == ["no_such_package"]
     monkeypatch.setattr(sys, "argv", ["peers.py"])
@@ -105,28 +106,28 @@ def test_peers_are_skipped_with_a_word(monkeypatch, capsys):
 
 @pytest.mark.long
 def test_step_time_compares_the_same_work(tmp_path):
-    kept = tmp_path / "step_time.json"
-    argv = ["--smoke", "--only", "gru", "lif", "all-scored", "--rounds", "1", "--turn", "0.001", "--json", kept]
-    said = run(BENCHMARKS / "step_time.py", *argv).stdout
-    numbers = json.loads(kept.read_text())["numbers"]
+    path = tmp_path / "step_time.json"
+    argv = ["--smoke", "--only", "gru", "lif", "all-scored", "--rounds", "1", "--turn", "0.001", "--json", path]
+    output = run(BENCHMARKS / "step_time.py", *argv).stdout
+    numbers = json.loads(path.read_text())["numbers"]
     assert list(numbers) == ["gru", "lif", "all-scored"]
     for point in numbers.values():
-        assert len(point["apart"]) == 6 and max(point["apart"].values()) < step_time.TOLERANCE
+        assert len(point["distances"]) == 6 and max(point["distances"].values()) < step_time.TOLERANCE
         assert set(point["engines"].values()) == {"reverse"}
         assert len(point["seconds"]) == 11
-    assert "### all-scored: gru, hidden 8, 0 + 30 time steps, batch 4" in said and "### Judged" in said
+    assert "### all-scored: gru, hidden 8, 0 + 30 time steps, batch 4" in output and "### Goals" in output
 
 
 @pytest.mark.long
 def test_online_compares_the_same_work(tmp_path):
-    kept = tmp_path / "online.json"
-    said = run(BENCHMARKS / "online.py", "--smoke", "--rounds", "1", "--json", kept).stdout
-    numbers = json.loads(kept.read_text())["numbers"]
+    path = tmp_path / "online.json"
+    output = run(BENCHMARKS / "online.py", "--smoke", "--rounds", "1", "--json", path).stdout
+    numbers = json.loads(path.read_text())["numbers"]
     assert list(numbers) == ["lru", "gru"]
     for point in numbers.values():
-        assert list(point["apart"]) == ["drtrl", "trace"] and max(point["apart"].values()) < 1e-4
+        assert list(point["distances"]) == ["drtrl", "trace"] and max(point["distances"].values()) < 1e-4
         assert len(point["seconds"]) == 4
-    assert "### gru: gru, hidden 6, 10 time steps and updates, batch 2" in said and "### Judged" in said
+    assert "### gru: gru, hidden 6, 10 time steps and updates, batch 2" in output and "### Goals" in output
 
 
 @pytest.mark.long
@@ -139,12 +140,35 @@ def test_memory_grows_with_the_sequence_under_bptt():
 
 
 @pytest.mark.long
-def test_a_start_is_told_part_by_part(tmp_path):
-    kept = tmp_path / "start.json"
-    run(BENCHMARKS / "start.py", "--repeats", "1", "--small", "--json", kept)
-    steps = json.loads(kept.read_text())["numbers"]["first step"]
+def test_the_parts_of_a_start_add_up_to_its_time(tmp_path):
+    path = tmp_path / "start.json"
+    run(BENCHMARKS / "start.py", "--repeats", "1", "--small", "--json", path)
+    steps = json.loads(path.read_text())["numbers"]["first step"]
     (cold,), (warm,) = steps["cold"], steps["warm"]
     assert cold["misses"] > 0 and warm["misses"] == 0 and warm["hits"] > 0
-    for one in (cold, warm):
-        assert sum(one["parts"].values()) == pytest.approx(one["total"], rel=0.01)
-        assert all(seconds >= -0.001 for seconds in one["parts"].values())
+    for start in (cold, warm):
+        assert sum(start["parts"].values()) == pytest.approx(start["total"], rel=0.01)
+        assert all(seconds >= -0.001 for seconds in start["parts"].values())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", ["hand-written", "Fit", "tutorial", "braintools.trainer"])
+def test_overhead_runs_each_way_to_train(way):
+    measured = json.loads(run(BENCHMARKS / "overhead.py", "--alone", "smallest", way, "bptt").stdout.splitlines()[-1])
+    assert measured["compile_s"] > 0 and measured["peak_mib"] > measured["imports_mib"] > 0
+    assert ("checkpoint_ms" in measured) == (way == "Fit")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("options", [[], ["--vmap"]])
+def test_seeds_compares_the_same_parameters(tmp_path, options):
+    path = tmp_path / "seeds.json"
+    argv = ["--seeds", "2", "--only", "smallest", "--rounds", "1", *options]
+    run(BENCHMARKS / "seeds.py", *argv, "--json", path)
+    assert list(json.loads(path.read_text())["numbers"]) == ["smallest drtrl", "smallest bptt"]
+
+
+@pytest.mark.long
+def test_devices_compares_the_same_gradient():
+    output = run(BENCHMARKS / "devices.py", "--smoke", "--rounds", "1", "--turn", "0.01").stdout
+    assert "| bptt, 2 devices |" in output and "### Goals" in output

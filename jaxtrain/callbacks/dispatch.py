@@ -165,7 +165,7 @@ def _check(callback: Any) -> None:
     """Raise TypeError or ValueError if this cannot be a callback of a run."""
     if not isinstance(callback, Callback):
         hint = f"; did you mean {callback.__name__}()?" if isinstance(callback, type) else ""
-        raise TypeError(f"callbacks must be jaxtrain.Callback objects, got {callback!r}{hint}")
+        raise TypeError(f"callbacks and loggers must be jaxtrain.Callback objects, got {callback!r}{hint}")
     name = type(callback).__name__
     if callback.rank not in RANKS:
         raise ValueError(f"{name}.rank is {callback.rank!r}; expected one of {RANKS}")

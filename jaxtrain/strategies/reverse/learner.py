@@ -32,16 +32,15 @@ Pull = Callable[[dict[str, Any]], dict[str, Any]]
 class ReverseLearner(Learner):
     """D-RTRL without a trace update at every time step.
 
-    A segment of a sequence runs forward in detached steps (``detached_step.py``); reverse mode through them gives every
-    traced weight the gradient that its trace would have given. The windows that start at scored time steps are
-    differentiated in full, in parallel, and send their cotangents to the hidden states at their starts. Between
-    segments, ``Influence`` holds the trace. If the whole sequence is one segment, no trace is needed.
+    A segment of a sequence runs forward in detached steps; reverse mode through them gives every traced weight the
+    gradient that its trace would have given. The windows that start at scored time steps are differentiated in parallel
+    and send their cotangents to the hidden states at their starts. Between segments, ``Influence`` holds the trace.
     """
 
     def __init__(self, objective: Objective, network: Network, detached: DetachedStep, *, window: int, single: bool,
                  update_schedule: UpdateSchedule = SEQUENCE, segment: int | None = None, reach: Reach = ONE_STEP,
                  memory: bool = False):  # fmt: skip
-        """``segment``: time steps per segment; None makes the whole sequence one segment. ``memory``: run the windows
+        """``segment``: time steps per segment; None makes the sequence one segment. ``memory``: run the windows
         one after another, and pass credit from each to the previous one through states outside of traced groups."""
         super().__init__(objective, network)
         self.detached, self.window, self.single, self.reach = detached, window, single, reach

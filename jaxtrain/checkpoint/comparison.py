@@ -7,6 +7,8 @@ from contextlib import suppress
 from typing import Any
 
 from ..callbacks.dispatch import Callbacks
+from ..callbacks.lr_monitor import LearningRateMonitor
+from ..callbacks.throughput import Throughput
 from ..core.state import flatten, signature
 from ..data.datamodule import DataModule, identity_of
 from ..data.eval_loader import EvalLoader
@@ -65,13 +67,14 @@ def require_same_run(
     """Raise ValueError if several processes would not train the same run.
 
     Compared are the recorded configuration, the data, and the initial values. A callback of rank "record", such as a
-    logger or a progress bar, may exist in the first process only.
+    logger or a progress bar, and those that measure for loggers may exist in the first process only.
     """
     if processes.count() == 1:
         return
     params, train = program.signature()
     own = {key: value for key, value in config.items() if key != "command"}
-    compared = [name for name, callback in callbacks.keys().items() if callback.rank != "record"]
+    local = (LearningRateMonitor, Throughput)
+    compared = [n for n, one in callbacks.keys().items() if one.rank != "record" and not isinstance(one, local)]
     own |= {"fit": {**config["fit"], "callbacks": compared}, "model": params, "optimizer": train}
     first = digest(flatten({"batch": program.example}))
     own |= {"data": {**config["data"], "epoch": iterator.length, "first batch": first}}

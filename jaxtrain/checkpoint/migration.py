@@ -1,4 +1,4 @@
-"""Reads what earlier releases wrote: schema 1 of the metadata, written by jaxtrain 0.1.0."""
+"""Reads what earlier releases wrote: schema 1, of jaxtrain 0.1.0. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -8,32 +8,58 @@ SCHEMA = 2
 """Version of the metadata that a checkpoint holds."""
 READABLE = (1, SCHEMA)
 _RENAMED = {"feed": "position", "over": "ending"}
-_KEPT = {"last": "keep_last", "best": "keep_best"}
+_STREAM = {"lanes": "batch_size", "piece": "unroll"}
 
 
 def upgrade_config(config: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return config.json as this release would have written it; None if there is none."""
-    if config is None:
-        return None
-    config = _with_stateful(config)
-    if isinstance(kept := config["fit"].get("checkpoint"), dict):
-        kept = {_KEPT.get(key, key): value for key, value in kept.items()}
-        config["fit"] = {**config["fit"], "checkpoint": kept}
-    return config
+    return None if config is None else _upgraded(config)
 
 
-def _with_stateful(config: dict[str, Any]) -> dict[str, Any]:
-    strategy = dict(config["strategy"])
-    if "carry" in strategy:
-        strategy["stateful"] = strategy.pop("carry") == "carry"
-    return {**config, "strategy": strategy}
+def upgrade_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe's options as this release would have written them."""
+    options = {"unroll" if name == "piece" else name: value for name, value in options.items()}
+    fields = options.get("strategy_fields")
+    return {**options, "strategy_fields": _stateful(fields)} if isinstance(fields, dict) else options
 
 
 def upgrade_metadata(meta: dict[str, Any]) -> dict[str, Any]:
     """Return a checkpoint's metadata as this release would have written it."""
     if meta["schema"] == SCHEMA:
         return meta
-    meta = {_RENAMED.get(key, key): value for key, value in _with_stateful(meta).items()}
+    meta = {_RENAMED.get(key, key): value for key, value in _upgraded(meta).items()}
     stage = "validation" if meta.pop("cut") else "between steps"
     recorder = dict(meta["recorder"])
-    return {**meta, "schema": SCHEMA, "stage": stage, "recorder": {**recorder, "entries": recorder.pop("rows")}}
+    recorder |= {"entries": [upgrade_names(entry) for entry in recorder.pop("rows")]}
+    recorder |= {key: upgrade_names(recorder[key]) for key in ("sums", "logged")}
+    named = {key: upgrade_names(meta[key]) for key in ("metrics", "optimizer")}
+    return {**meta, **named, "schema": SCHEMA, "stage": stage, "recorder": recorder}
+
+
+def upgrade_names(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values by name, with the prefix of single seeds that this release uses."""
+    old, new = "lanes/", "seeds/"
+    return {new + name.removeprefix(old) if name.startswith(old) else name: value for name, value in values.items()}
+
+
+def as_written(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the strategy and data of config.json as schema 1 wrote them, whichever release wrote the file last."""
+    strategy, data = dict(config["strategy"]), dict(config["data"])
+    if "stateful" in strategy:
+        strategy["carry"] = "carry" if strategy.pop("stateful") else "reset"
+    if data.get("class") == "StreamDataModule":
+        back = {new: old for old, new in _STREAM.items()}
+        data = {back.get(name, name): value for name, value in data.items()}
+    return {**config, "strategy": strategy, "data": data}
+
+
+def _upgraded(config: dict[str, Any]) -> dict[str, Any]:
+    data = config["data"]
+    if data.get("class") == "StreamDataModule":
+        data = {_STREAM.get(name, name): value for name, value in data.items()}
+    return {**config, "strategy": _stateful(config["strategy"]), "data": data}
+
+
+def _stateful(fields: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in fields.items() if name != "carry"}
+    return {**kept, "stateful": fields["carry"] == "carry"} if "carry" in fields else kept

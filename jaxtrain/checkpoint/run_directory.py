@@ -9,7 +9,7 @@ from typing import Any
 
 from ..utils.digests import json_digest
 from ..utils.files import read_json
-from .migration import READABLE, SCHEMA, upgrade_config, upgrade_metadata
+from .migration import READABLE, SCHEMA, as_written, upgrade_config, upgrade_metadata, upgrade_names
 from .reading import Saved
 from .store import Store
 
@@ -109,7 +109,7 @@ def read_step(run_dir: Path, which: str, config: dict[str, Any] | None) -> tuple
 
 def run_key(config: dict[str, Any], schema: int = SCHEMA) -> str:
     """Digest of the parts of config.json that cannot change on resume; it identifies the run of a checkpoint."""
-    config, fit = config if schema == 1 else upgrade_config(config) or {}, config["fit"]
+    config, fit = as_written(config) if schema == 1 else upgrade_config(config) or {}, config["fit"]
     return json_digest({"seeds": [fit["seed"], fit.get("seeds")], **{key: config[key] for key in ("strategy", "data")}})
 
 
@@ -129,4 +129,5 @@ def _check_schema(saved: Saved, run_dir: Path, config: dict[str, Any] | None) ->
             f"the checkpoint of step {saved.step} in {run_dir} is of another run than config.json there (another seed, "
             "strategy or data): restore the run's own checkpoint, or remove this one"
         )
-    return replace(saved, meta=upgrade_metadata(saved.meta))
+    train = saved.train if schema == SCHEMA else upgrade_names(saved.train)
+    return replace(saved, meta=upgrade_metadata(saved.meta), train=train)

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.migration import upgrade_options
 from ..utils.files import read_json
 
 
@@ -56,7 +57,8 @@ def drop_unused(run_dir: Path) -> None:
 def saved_config(run_dir: Path) -> dict[str, Any] | None:
     """The recipe's options in a run's config.json, or None. Raises RuntimeError if the file cannot be read."""
     path = run_dir / "config.json"
-    return read_json(path).get("config") if path.exists() else None
+    config = read_json(path).get("config") if path.exists() else None
+    return None if config is None else upgrade_options(config)
 
 
 def saved_steps(run_dir: Path) -> list[int]:

@@ -57,9 +57,9 @@ class Braintools:
         registered_names = jax.tree.leaves(self._names)
         self._idle = {name: state for name, state in idle.items() if name in registered_names}
 
-    def apply(self, grads: dict[str, Any], *loss: Any) -> Any:
+    def apply(self, grads: dict[str, Any], updates: Any, *loss: Any) -> Any:
         """Update the parameters; return the learning rate of this update."""
-        rate = self.rate()
+        rate = self.rate(updates)
         # Registered parameters that the rule does not train are restored, so that weight decay cannot move them.
         held = {name: state.value for name, state in self._idle.items()}
         grads = grads | {name: jax.tree.map(jnp.zeros_like, value) for name, value in held.items()}
@@ -69,7 +69,8 @@ class Braintools:
             self._idle[name].value = value
         return rate
 
-    def rate(self) -> Any:
+    def rate(self, updates: Any) -> Any:
+        """The learning rate of the next update, of which ``updates`` were made before."""
         return self.optimizer.lr_scheduler.current_lrs.value[0]
 
     def states(self) -> dict[str, State]:
@@ -98,9 +99,9 @@ class Optax:
     of the update.
     """
 
-    def __init__(self, transformation: optax.GradientTransformation, params: dict[str, State]):
+    def __init__(self, transformation: optax.GradientTransformation, params: dict[str, State], schedule: Any = None):
         self._tx = optax.with_extra_args_support(transformation)
-        self._params = params
+        self._params, self._schedule = params, schedule
         self._state = State(self._tx.init({name: state.value for name, state in params.items()}))
         self._initial = self._hyperparameters()
         self.wants_loss = isinstance(transformation, optax.GradientTransformationExtraArgs) and self._refuses()
@@ -114,19 +115,25 @@ class Optax:
             return True
         return False
 
-    def apply(self, grads: dict[str, Any], *loss: Any) -> Any:
+    def apply(self, grads: dict[str, Any], updates: Any, *loss: Any) -> Any:
         """Update the parameters; return the learning rate of this update, or None if it is unknown."""
         values = {name: state.value for name, state in self._params.items()}
         mine = {name: grads[name] for name in values}
         extra = {"value": loss[0]} if self.wants_loss else {}
-        updates, self._state.value = self._tx.update(mine, self._state.value, values, **extra)
-        new: Any = optax.apply_updates(values, updates)
+        changes, self._state.value = self._tx.update(mine, self._state.value, values, **extra)
+        new: Any = optax.apply_updates(values, changes)
         for name, state in self._params.items():
             state.value = new[name]
-        return self.rate()  # inject_hyperparams stores the rates that it has just used
+        return self.rate(updates)  # inject_hyperparams stores the rates that it has just used
 
-    def rate(self) -> Any:
-        """The learning rate if the transformation is wrapped in ``optax.inject_hyperparams``, else None."""
+    def rate(self, updates: Any) -> Any:
+        """The learning rate: of the schedule, or from ``optax.inject_hyperparams``, else None.
+
+        Args:
+            updates: Number of updates made before.
+        """
+        if self._schedule is not None:
+            return self._schedule(updates) if callable(self._schedule) else self._schedule
         rates = [value for path, value in self._injected().items() if path.endswith("['learning_rate']")]
         return rates[0] if len(rates) == 1 else None
 

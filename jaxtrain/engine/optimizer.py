@@ -48,8 +48,7 @@ class Optimizer:
         self._params = params
         self._clip = clip
         self._accumulate = accumulate
-        configured, self._schedules = split_schedule(module.configure_optimizer())
-        self._parts = _bind(configured, module, params, idle or {})
+        self._parts = _bind(module, params, idle or {})
         self._updates = State(jnp.int32(0))
         self._total = {name: State(wide_zeros(state.value)) for name, state in params.items()}
         self._weight, self._count = State(jnp.float32(0)), State(jnp.int32(0))
@@ -118,25 +117,19 @@ class Optimizer:
             scale = jnp.minimum(1.0, self._clip / jnp.maximum(norm, 1e-12))
             grads = jax.tree.map(lambda leaf: leaf * scale, grads)
         grads = {name: cast(grads[name], self._params[name].value) for name in self.names}
-        applied = {label: part.apply(grads, *(total / weight for total in loss)) for label, part in self._parts.items()}
-        rates = self._rates(applied)
+        losses = [total / weight for total in loss]
+        rates = {label: part.apply(grads, self._updates.value, *losses) for label, part in self._parts.items()}
         self._updates.value = self._updates.value + 1
         return self._metrics(norm, rates, 1.0)
 
     def _skip(self, grads: dict[str, Any], weight: Any, *loss: Any) -> Metrics:
-        return self._metrics(0.0, self._rates({label: part.rate() for label, part in self._parts.items()}), 0.0)
-
-    def _rates(self, rates: dict[str, Any]) -> dict[str, Any]:
-        """Learning rates by tag: those of the returned schedules, else those that the optimizers expose."""
-        schedules = self._schedules if isinstance(self._schedules, dict) else {"": self._schedules}
-        for label, schedule in schedules.items():
-            if label in rates and schedule is not None:
-                rates[label] = schedule(self._updates.value) if callable(schedule) else schedule
-        return {f"lr/{label}" if label else "lr": rate for label, rate in rates.items() if rate is not None}
+        rates = {label: part.rate(self._updates.value) for label, part in self._parts.items()}
+        return self._metrics(0.0, rates, 0.0)
 
     def _metrics(self, norm: Any, rates: dict[str, Any], weight: float) -> Metrics:
         mean = lambda value, weight: Mean(jnp.asarray(value, jnp.float32), jnp.float32(weight))  # noqa: E731
-        return {"grad_norm": mean(norm, weight), **{name: mean(rate, 1.0) for name, rate in rates.items()}}
+        known = {f"lr/{label}" if label else "lr": rate for label, rate in rates.items() if rate is not None}
+        return {"grad_norm": mean(norm, weight), **{name: mean(rate, 1.0) for name, rate in known.items()}}
 
     def _try(self, module) -> None:
         """Trace one update now, so that an optimizer that cannot be compiled is reported before step 0."""
@@ -152,11 +145,10 @@ class Optimizer:
             ) from error
 
 
-def _bind(
-    configured: Any, module: Module, params: dict[str, State], idle: dict[str, State]
-) -> dict[str, Braintools | Optax]:
+def _bind(module: Module, params: dict[str, State], idle: dict[str, State]) -> dict[str, Braintools | Optax]:
+    configured, schedules = split_schedule(module.configure_optimizer())
     if not isinstance(configured, dict):
-        return {"": _one(configured, params, idle, "")}
+        return {"": _one(configured, schedules, params, idle, "")}
     if "optimizer" in configured and configured.keys() <= LIGHTNING and type(module).group is Module.group:
         raise TypeError(
             f"{type(module).__name__}.configure_optimizer returned a dict {list(configured)} in Lightning's format; "
@@ -174,13 +166,17 @@ def _bind(
     if unused:
         raise ValueError(f"no parameter belongs to the optimizer(s) {unused}; Module.group gives {labels}")
     return {
-        label: _one(part, within(label, params), within(label, idle), f"of group {label!r} ")
+        label: _one(
+            part, (schedules or {}).get(label), within(label, params), within(label, idle), f"of group {label!r} "
+        )
         for label, part in configured.items()
         if within(label, params)  # the rule may train no parameter of a group
     }
 
 
-def _one(optimizer: Any, params: dict[str, State], idle: dict[str, State], where: str) -> Braintools | Optax:
+def _one(
+    optimizer: Any, schedule: Any, params: dict[str, State], idle: dict[str, State], where: str
+) -> Braintools | Optax:
     if isinstance(optimizer, OptaxOptimizer):
         scheduler = type(optimizer.lr_scheduler).__name__
         if scheduler in UNJITTED:
@@ -189,7 +185,7 @@ def _one(optimizer: Any, params: dict[str, State], idle: dict[str, State], where
             )
         return Braintools(optimizer, params, idle, where)
     if isinstance(optimizer, optax.GradientTransformation):
-        return Optax(optimizer, params)
+        return Optax(optimizer, params, schedule)
     raise TypeError(
         f"configure_optimizer {where}returned {type(optimizer).__name__}; expected a gradient-based braintools.optim "
         "optimizer (an OptaxOptimizer), an optax transformation, or a dict of them"

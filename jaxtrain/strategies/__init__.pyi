@@ -7,13 +7,13 @@ from .specs.bptt import TBPTT as TBPTT
 from .specs.bptt import ReadoutOnly as ReadoutOnly
 from .specs.drtrl import DRTRL as DRTRL
 from .specs.drtrl import PPProp as PPProp
+from .specs.etrace import ETrace as ETrace
 from .specs.rule import OnlineRule as OnlineRule
 from .specs.rule import SteppedRule as SteppedRule
 from .specs.rule import WindowedRule as WindowedRule
 from .specs.rules import DNI as DNI
 from .specs.rules import UORO as UORO
 from .specs.rules import EProp as EProp
-from .specs.rules import ETrace as ETrace
 from .specs.rules import OSTLFeedforward as OSTLFeedforward
 from .specs.rules import OSTLRecurrent as OSTLRecurrent
 from .specs.rules import SnAp as SnAp

@@ -24,7 +24,7 @@ REGISTRY: dict[str, str | type[Strategy]] = {
     "uoro": "rules:UORO",
     "three_factor": "rules:ThreeFactor",
     "dni": "rules:DNI",
-    "etrace": "rules:ETrace",
+    "etrace": "etrace:ETrace",
     "readout_only": "bptt:ReadoutOnly",
 }
 """For each name, ``"file in specs:class"`` or a registered class."""

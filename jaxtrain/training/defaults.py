@@ -25,7 +25,8 @@ def with_defaults(
     """Return the callbacks of a run: the defaults, then ``loggers``, then ``callbacks``, sorted by rank.
 
     The defaults are, in order, LearningRateMonitor and Throughput (if there is a logger), JSONL and TensorBoard,
-    ProgressBar, and Checkpoint. A callback in ``callbacks`` replaces the default of its class.
+    ProgressBar, and Checkpoint. A callback in ``callbacks`` or ``loggers``
+    replaces the default of its class.
 
     Args:
         callbacks: The callbacks given by hand.
@@ -50,5 +51,6 @@ def with_defaults(
     bar = [ProgressBar(every_seconds=None if progress == "auto" else 30)] if progress else []
     saving = [] if run_dir is None else [Checkpoint()]
     defaults: list[Callback] = [*measuring, *writing, *bar, *saving]
+    given = [*chosen, *given]
     kept = [default for default in defaults if not any(isinstance(callback, type(default)) for callback in given)]
-    return Callbacks([*kept, *chosen, *given])
+    return Callbacks([*kept, *given])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -105,6 +106,8 @@ class Fit:
         run_dir: str | Path | None = None,
     ):
         folder = None if run_dir is None else readable(absolute(run_dir))
+        given = [tuple(own) if isinstance(own, Iterator) else own for own in (callbacks, loggers)]
+        self._with_defaults = partial(with_defaults, *given, progress)
         self.settings = FitSettings(
             strategy=as_strategy(strategy),
             max_steps=as_count(max_steps, "max_steps"),
@@ -119,7 +122,7 @@ class Fit:
             seed=as_seed(seed),
             seeds=as_seeds(seeds, seed),
             devices=as_devices(devices),
-            callbacks=with_defaults(callbacks, loggers, progress, folder),
+            callbacks=self._with_defaults(folder),
             run_dir=folder,
         )
         self._readers = Readers(self.settings.seeds[0] if self.settings.seeds else seed)
@@ -184,10 +187,15 @@ class Fit:
         started = time.perf_counter()
         refuse_in_use(module, "Fit.run", self.callbacks)
         with in_all_processes(), open_run(self.run_dir, resume, write=not dry_run) as origin:
+            settings = self.settings
+            if settings.run_dir is None and origin.run_dir is not None:  # resume is the path of a checkpoint
+                settings = dataclasses.replace(
+                    settings, run_dir=origin.run_dir, callbacks=self._with_defaults(origin.run_dir)
+                )
             data = as_data(data, batch_first=batch_first)
             set_up(data)
             begin_task(data, None if origin.saved is None else origin.saved.meta["task"])
-            prepared = prepare(self.settings, module, data, origin, config, dry_run, self)
+            prepared = prepare(settings, module, data, origin, config, dry_run, self)
             for line in preflight.lines(prepared.report):
                 log.info("%s", line)
             if dry_run:

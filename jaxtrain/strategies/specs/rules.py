@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from .rule import OnlineRule, Reach, RequiredBatching, SteppedRule, WindowedRule
@@ -45,7 +45,7 @@ class EProp(SteppedRule):
     def __post_init__(self):
         super().__post_init__()
         self._require_fraction("kappa")
-        _check_feedback_seed(self, self.feedback == "random")
+        check_feedback_seed(self, self.feedback == "random")
 
     def works_in(self) -> tuple[RequiredBatching, str]:
         return FILTERED if self.kappa else super().works_in()
@@ -54,7 +54,7 @@ class EProp(SteppedRule):
         options: dict[str, Any] = {"vjp_method": self.vjp, "feedback": self.feedback}
         if self.kappa:
             options["kappa_filter_decay"] = self.kappa
-        return "eprop", options | _feedback_key(self.feedback_seed, self.feedback == "random")
+        return "eprop", options | feedback_key(self.feedback_seed, self.feedback == "random")
 
 
 @dataclass(frozen=True)
@@ -215,87 +215,17 @@ class DNI(OnlineRule):
         return fitted(self, objective, compiled, example)
 
 
-Recursion = Literal["jacobian", "scalar_leak", "none"]
-
-
-@dataclass(frozen=True)
-class ETrace(WindowedRule):
-    """Any other rule of braintrace, by its coordinates (braintrace.ETraceConfig).
-
-    A coordinate of None takes the default of braintrace; the docstring under each field describes it. Rules that need
-    more than a gradient are separate strategies: ``uoro``, ``three_factor``, ``dni``.
-
-    Raises:
-        ValueError: braintrace has no such combination; the message gives its reason.
-
-    Example::
-
-        leaky = jaxtrain.strategies.ETrace(temporal_recursion="scalar_leak", decay=0.8)
-    """
-
-    name: ClassVar[str] = "etrace"
-    trace_factorization: Literal["per_param", "io_factorized"] | None = None
-    """store the trace per parameter, or factored into an input and an output side"""
-    temporal_recursion: Recursion | tuple[Recursion, Recursion] | None = None
-    """what multiplies the trace in each time step; a pair is (input side, output side)"""
-    recurrence_scope: Literal["diagonal", "coupled", "sparse_n"] | None = None
-    """how much of the recurrent mixing between units the trace includes"""
-    learning_signal: Literal["symmetric", "random_feedback"] | None = None
-    """feed back the gradient of the loss, or its projection by a fixed random matrix"""
-    trace_filter: Literal["none", "kappa"] | None = None
-    """low-pass filter on the trace"""
-    decay: float | tuple[float, float] | None = None
-    """decay rate of the trace, in [0, 1); a pair is (input side, output side)"""
-    kappa: float | None = None
-    """decay of the low-pass filter, in [0, 1)"""
-    sparse_n: int | None = None
-    """time steps within which a weight must reach a unit, under sparse_n"""
-    feedback_seed: int = 0
-    """seed of the random feedback matrix"""
-
-    def __post_init__(self):
-        elsewhere = {"random_projection": "uoro", "modulatory": "three_factor", "bootstrapped": "dni"}
-        for name in ("trace_factorization", "learning_signal"):
-            value = getattr(self, name)
-            if isinstance(value, str) and value in elsewhere:
-                raise ValueError(f"ETrace({name}={value!r}): this is strategy {elsewhere[value]!r}; use it")
-        super().__post_init__()
-        _check_feedback_seed(self, self.learning_signal == "random_feedback")
-        self._config()
-
-    def works_in(self) -> tuple[RequiredBatching, str]:
-        if self.recurrence_scope in ("coupled", "sparse_n"):
-            scope = self.recurrence_scope
-            return "vmap", f"over a batch braintrace counts sequences as units (recurrence_scope={scope!r})"
-        return FILTERED if self.trace_filter == "kappa" else super().works_in()
-
-    def _config(self) -> Any:
-        import braintrace
-
-        coordinates = [field.name for field in fields(ETrace) if field.default is None]
-        given = {name: value for name in coordinates if (value := getattr(self, name)) is not None}
-        try:
-            return braintrace.ETraceConfig(**given)
-        except (ValueError, TypeError) as error:  # the message names the coordinates that exclude each other
-            spelled = ", ".join(f"{name}={value!r}" for name, value in given.items())
-            raise ValueError(f"ETrace({spelled}): {' '.join(str(error).split())}") from None
-
-    def rule(self) -> tuple[Any, dict[str, Any]]:
-        key = _feedback_key(self.feedback_seed, self.learning_signal == "random_feedback")
-        return self._config(), {"vjp_method": self.vjp} | key
-
-
-def _check_feedback_seed(rule: EProp | ETrace, random: bool) -> None:
+def check_feedback_seed(rule: Any, random: bool) -> None:
     """Raise ValueError if a seed is given but nothing random is drawn."""
     name, seed = type(rule).__name__, rule.feedback_seed
     if seed and not random:
         raise ValueError(f"{name}(feedback_seed={seed}): the feedback is not random, so nothing is drawn; drop it")
 
 
-def _feedback_key(seed: int, random: bool) -> dict[str, Any]:
+def feedback_key(seed: int, random: bool) -> dict[str, Any]:
     """The option of braintrace for the random feedback matrix, if there is one."""
     if not random:
         return {}
     import jax
 
-    return {"random_feedback_key": jax.random.key(seed)}
+    return {"randomfeedback_key": jax.random.key(seed)}

@@ -65,7 +65,7 @@ def make(config: Config):
             shape = config.time, config.batch_size
             return rng.normal(size=(*shape, 4)).astype(np.float32), rng.integers(0, 3, shape).astype(np.int32)
 
-    fit = jt.Fit(config.make_strategy(), run_dir=config.run_dir, **config.fit_options())
+    fit = jt.Fit(config.make_strategy(), **config.fit_options())
     return fit, Listen(), jt.DataModule(Noise())
 
 

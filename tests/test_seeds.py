@@ -106,10 +106,12 @@ def test_the_module_ends_with_the_first_seed_and_probes_see_it(tmp_path):
 
 def test_a_run_that_was_cut_goes_on_bit_for_bit(tmp_path):
     rate = lambda lr: Random(lambda: braintools.optim.Adam(lr))  # noqa: E731
-    whole = jt.Fit("bptt", seeds=2, max_steps=8, log_every=3, run_dir=tmp_path / "whole", validate_every=4)
+    whole = jt.Fit("bptt", seeds=2, max_steps=8, log_every=3, run_dir=tmp_path / "whole", validate_every=4, loggers=())
     whole = whole.run(rate(0.01), lines())
     for steps in (4, 8):
-        fit = jt.Fit("bptt", seeds=2, max_steps=steps, log_every=3, run_dir=tmp_path / "cut", validate_every=4)
+        fit = jt.Fit(
+            "bptt", seeds=2, max_steps=steps, log_every=3, run_dir=tmp_path / "cut", validate_every=4, loggers=()
+        )
         cut = fit.run(rate(0.01), lines(), resume="last")
     assert cut.digest == whole.digest
     assert cut.history == [row for row in whole.history if row["step"] > 4]

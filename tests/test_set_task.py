@@ -102,7 +102,7 @@ def test_the_next_fresh_run_begins_with_the_task_as_made(tmp_path):
 def test_an_iterator_keeps_its_task():
     batches = (line(i) for i in range(99))
     fit = jt.Fit("bptt", max_steps=9, chunk=2, callbacks=[At("on_chunk_end", 4, lambda run: run.set_task(lag=2))])
-    with pytest.raises(jt.errors.DataError, match="^train data: the task cannot change, for a one-shot iterator"):
+    with pytest.raises(jt.errors.DataError, match="^train data: the task cannot change, because a one-shot iterator"):
         fit.run(Linear(), batches)
 
 

@@ -8,12 +8,19 @@ SCHEMA = 2
 """Version of the metadata that a checkpoint holds."""
 READABLE = (1, SCHEMA)
 _RENAMED = {"feed": "position", "over": "ending"}
+_KEPT = {"last": "keep_last", "best": "keep_best"}
 _STREAM = {"lanes": "batch_size", "piece": "unroll"}
 
 
 def upgrade_config(config: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return config.json as this release would have written it; None if there is none."""
-    return None if config is None else _upgraded(config)
+    if config is None:
+        return None
+    config = _upgraded(config)
+    if isinstance(kept := config["fit"].get("checkpoint"), dict):
+        kept = {_KEPT.get(key, key): value for key, value in kept.items()}
+        config["fit"] = {**config["fit"], "checkpoint": kept}
+    return config
 
 
 def upgrade_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -228,4 +228,4 @@ def feedback_key(seed: int, random: bool) -> dict[str, Any]:
         return {}
     import jax
 
-    return {"randomfeedback_key": jax.random.key(seed)}
+    return {"random_feedback_key": jax.random.key(seed)}

@@ -9,6 +9,8 @@ SCHEMA = 2
 READABLE = (1, SCHEMA)
 _RENAMED = {"feed": "position", "over": "ending"}
 _KEPT = {"last": "keep_last", "best": "keep_best"}
+_WITHOUT_ENGINE = ("pp_prop", "eprop", "ostl_recurrent", "ostl_feedforward")
+"""Strategies that had no field ``engine``."""
 _STREAM = {"lanes": "batch_size", "piece": "unroll"}
 
 
@@ -54,6 +56,8 @@ def as_written(config: dict[str, Any]) -> dict[str, Any]:
     strategy, data = dict(config["strategy"]), dict(config["data"])
     if "stateful" in strategy:
         strategy["carry"] = "carry" if strategy.pop("stateful") else "reset"
+    if strategy["name"] in _WITHOUT_ENGINE:
+        strategy.pop("engine", None)
     if data.get("class") == "StreamDataModule":
         back = {new: old for old, new in _STREAM.items()}
         data = {back.get(name, name): value for name, value in data.items()}
@@ -64,7 +68,10 @@ def _upgraded(config: dict[str, Any]) -> dict[str, Any]:
     data = config["data"]
     if data.get("class") == "StreamDataModule":
         data = {_STREAM.get(name, name): value for name, value in data.items()}
-    return {**config, "strategy": _stateful(config["strategy"]), "data": data}
+    strategy = _stateful(config["strategy"])
+    if strategy["name"] in _WITHOUT_ENGINE:
+        strategy = {"engine": "trace", **strategy}
+    return {**config, "strategy": strategy, "data": data}
 
 
 def _stateful(fields: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from .rule import WindowedRule
+from .backward_rule import BackwardRule
+from .rule import ReversibleRule, WindowedRule
 
 if TYPE_CHECKING:
     from ...core.module import Phases
@@ -85,7 +86,7 @@ class DRTRL(WindowedRule):
 
 
 @dataclass(frozen=True)
-class PPProp(WindowedRule):
+class PPProp(ReversibleRule, WindowedRule):
     """D-RTRL with a factored trace (pp-prop, ES-D-RTRL).
 
     The trace is factored into an input side and an output side, and each is an exponential average over time (Wang et
@@ -130,8 +131,11 @@ class PPProp(WindowedRule):
     def rule(self) -> tuple[Any, dict[str, Any]]:
         return "pp_prop", {"decay_or_rank": self.decay if self.rank is None else self.rank, "vjp_method": self.vjp}
 
-    def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
-        learner = super().learner(objective, compiled, example)
+    def backward_rule(self) -> BackwardRule:
+        return BackwardRule(decay=self.decay if self.rank is None else (self.rank - 1) / (self.rank + 1))
+
+    def bind(self, objective: Objective, example: Phases) -> Learner:
+        learner = super().bind(objective, example)
         if example.reset is not None:
             steps = (self.rank + 1) / 2 if self.rank is not None else 1 / (1 - (self.decay or 0))
             learner.notes.append(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ...core.module import Phases
     from ...core.objective import Objective
     from ..base import Learner
+    from .backward_rule import BackwardRule
 
 RequiredBatching = Literal["either", "batched", "vmap"]
 MULTI_STEP = "Use vjp='multi-step'"
@@ -145,6 +146,34 @@ class SteppedRule(OnlineRule):
 
     def reach(self, time: int) -> Reach:
         return replace(super().reach(time), anyway=MULTI_STEP)
+
+
+@dataclass(frozen=True)
+class ReversibleRule(SteppedRule):
+    """An online rule with a linear trace, whose gradient can also be computed backward in time.
+
+    Args:
+        engine: "trace" or "reverse".
+    """
+
+    engine: Literal["trace", "reverse"] = "trace"
+    """compute the gradient with a forward trace (trace) or backward in time (reverse)
+
+    "trace" updates a trace at every time step, as braintrace does. "reverse" computes the same gradient backward in
+    time, from known hidden states, at about the cost of BPTT. It needs a batched model and one update per sequence.
+    """
+
+    @abstractmethod
+    def backward_rule(self) -> BackwardRule:
+        """Return what distinguishes the rule from others in the reverse engine."""
+
+    def bind(self, objective: Objective, example: Phases) -> Learner:
+        if self.engine == "trace":
+            return super().bind(objective, example)
+        from ..in_reverse import bind
+
+        self._check_times(example)
+        return bind(self, objective, example)
 
 
 @dataclass(frozen=True)

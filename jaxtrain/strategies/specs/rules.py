@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from .rule import OnlineRule, Reach, RequiredBatching, SteppedRule, WindowedRule
+from .backward_rule import BackwardRule
+from .rule import OnlineRule, Reach, RequiredBatching, ReversibleRule, SteppedRule, WindowedRule
 
 if TYPE_CHECKING:
     from ...core.module import Phases
@@ -19,7 +20,7 @@ FILTERED: tuple[RequiredBatching, str] = ("batched", "braintrace cannot map its 
 
 
 @dataclass(frozen=True)
-class EProp(SteppedRule):
+class EProp(ReversibleRule):
     """e-prop: D-RTRL with a filtered trace or random feedback.
 
     Bellec et al., Nature Communications 11:3625, 2020. With symmetric feedback and no filter, the rule is D-RTRL.
@@ -56,9 +57,12 @@ class EProp(SteppedRule):
             options["kappa_filter_decay"] = self.kappa
         return "eprop", options | feedback_key(self.feedback_seed, self.feedback == "random")
 
+    def backward_rule(self) -> BackwardRule:
+        return BackwardRule(kappa=self.kappa, feedback_seed=self.feedback_seed if self.feedback == "random" else None)
+
 
 @dataclass(frozen=True)
-class OSTLRecurrent(SteppedRule):
+class OSTLRecurrent(ReversibleRule):
     """OSTL with recurrent mixing (SnAp-1).
 
     The rule keeps the recurrent mixing in the block diagonal of the transition (Bohnstingl et al., IEEE TNNLS 2022).
@@ -73,9 +77,15 @@ class OSTLRecurrent(SteppedRule):
     def rule(self) -> tuple[Any, dict[str, Any]]:
         return "ostl_recurrent", {"vjp_method": self.vjp}
 
+    def works_in(self) -> tuple[RequiredBatching, str]:
+        return super().works_in() if self.engine == "trace" else ("batched", "the reverse engine runs the whole batch")
+
+    def backward_rule(self) -> BackwardRule:
+        return BackwardRule(own_recurrence=True)
+
 
 @dataclass(frozen=True)
-class OSTLFeedforward(WindowedRule):
+class OSTLFeedforward(ReversibleRule, WindowedRule):
     """OSTL without the temporal term.
 
     Credit is limited to one time step (Bohnstingl et al., IEEE TNNLS 2022).
@@ -85,6 +95,9 @@ class OSTLFeedforward(WindowedRule):
 
     def rule(self) -> tuple[Any, dict[str, Any]]:
         return "ostl_feedforward", {"vjp_method": self.vjp}
+
+    def backward_rule(self) -> BackwardRule:
+        return BackwardRule(decay=1e-6)  # braintrace's value for "no temporal term"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,22 @@
+"""What distinguishes online rules with a linear trace from each other when they are computed backward in time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BackwardRule:
+    """An online rule with a linear trace.
+
+    Attributes:
+        own_recurrence: Whether the Jacobian includes each unit's effect on itself through recurrent weights (SnAp-1).
+        kappa: Decay of a low-pass filter on the trace; 0 for no filter.
+        decay: Decay of the input and the output side of a factored trace; None if the trace is not factored.
+        feedback_seed: Seed of a fixed random feedback matrix; None for the gradient of the loss.
+    """
+
+    own_recurrence: bool = False
+    kappa: float = 0.0
+    decay: float | None = None
+    feedback_seed: int | None = None

@@ -95,6 +95,33 @@ class Leaky(brainstate.nn.Module):
         return self.out(self.rnn(x))
 
 
+class Masked(brainstate.nn.Module):
+    """A recurrence whose weight, but not its bias, passes through a function."""
+
+    def __init__(self, lab):
+        super().__init__()
+        mask = np.random.default_rng(0).random((lab.N_IN + lab.N, lab.N)) < 0.5
+        self.rnn = braintrace.nn.Linear(lab.N_IN + lab.N, lab.N, w_mask=jnp.asarray(mask, jnp.float32))
+        self.out = braintrace.nn.Linear(lab.N, lab.N_OUT)
+
+    def init_state(self, batch_size=None, **_):
+        self.h = brainstate.HiddenState(jnp.zeros((batch_size, 6) if batch_size else (6,)))
+
+    def update(self, x):
+        self.h.value = jnp.tanh(self.rnn(jnp.concatenate([x, self.h.value], -1)))
+        return self.out(self.h.value)
+
+
+@pytest.mark.parametrize("rule", ["pp_prop", "pp_prop, single-step", "eprop, filtered"])
+def test_a_bias_beside_a_masked_weight(lab, rule):
+    def task():
+        with brainstate.random.seed_context(0):
+            return lab.Task(Masked(lab))
+
+    phases = sequences(lab, "warm-up, weights, resets")
+    lab.same(*(lab.learn(replace(RULES[rule], engine=engine), task(), phases) for engine in ("reverse", "trace")))
+
+
 @pytest.mark.cover
 @pytest.mark.parametrize("model", [Bypass, Layers, Leaky])
 @pytest.mark.parametrize("rule", RULES)

@@ -109,7 +109,7 @@ class TimeSteps:
         return carry, sum_over_time(metrics) if self._is_scored else None
 
     def _weight_gradients(self, i: int, inputs: tuple[Any, ...], delta: Any, bias: Any, weights: list) -> list[Any]:
-        """Gradients of a relation's weights from the cotangents of its outputs, ``(T, *y)``."""
+        """Gradients of a relation's weight and bias from the cotangents of its outputs for each, ``(T, *y)``."""
         relation = self._learner.step.relations[i]
         if relation.name == "etp_mm" and not relation.equation.params.get("weight_fn") and delta.ndim == 3:
             # Without the barrier, XLA fuses the operands' producers into transposing copies, which take ten times long.
@@ -119,7 +119,8 @@ class TimeSteps:
         x = inputs[0] if len(inputs) == 1 else jnp.concatenate(inputs, -1)
         units, batched = len(relation.y_var.aval.shape), relation.batched
         x, delta = merge(x, len(relation.x_var.aval.shape) - batched), merge(delta, units - batched)
-        return jax.vjp(lambda w: relation.product(x, w), weights)[1](delta)[0]
+        pull = jax.vjp(lambda w: relation.product(x, w), weights)[1]
+        return [*pull(delta)[0][:1], *pull(merge(bias, units - batched))[0][1:]]
 
     # ----------------------------------------------------------------------------------------- side by side
 

@@ -39,7 +39,7 @@ from ..data.batch import stated_layout, time_major
 from ..data.datamodule import DataModule, as_data, encodes, set_up, warn_of_layout
 from ..data.eval_loader import alike, one_pass
 from ..engine.steps import EVALUATE, PREDICT
-from ..strategies import Strategy
+from ..strategies import OnlineRule, Strategy
 from ..strategies.base import Network, choose_batching, input_of
 from ..strategies.bptt import BPTTLearner
 from ..strategies.padding import inert
@@ -155,8 +155,8 @@ def _named(model: Any) -> dict[str, State]:
 
 def batching_of(strategy: Strategy) -> Any:
     """The batching with which the strategy would train, as far as the strategy determines it."""
-    required_batching = getattr(strategy, "required_batching", "either")
-    return getattr(strategy, "batching", "auto") if required_batching == "either" else required_batching
+    required = strategy.works_in()[0] if isinstance(strategy, OnlineRule) else "either"
+    return getattr(strategy, "batching", "auto") if required == "either" else required
 
 
 def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: str, *, kind: Kind, seed: int,

@@ -15,7 +15,8 @@ ms" is the time of all threads:
   chunk later. Data is prepared before, for Fit as for the loops (overhead.py measures the rest of Fit);
 * trace: the same with engine="trace", which updates a trace at every time step, like braintrace.
 
-"drtrl" is engine="auto". If it chose a trace, a line below the table says so, and drtrl and trace are the same program.
+"drtrl" is engine="auto". If it chose a trace, drtrl and trace are the same program; a line below
+the table states it.
 "forced" is engine="reverse"; it is timed if auto chose a trace although the model has a reverse form.
 """
 

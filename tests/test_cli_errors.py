@@ -113,7 +113,7 @@ def test_errors_of_the_users_code_keep_their_traceback(fit, call, error):
 
 
 def test_a_slip_inside_jaxtrain_keeps_its_traceback(fit, call):
-    fit.before = lambda: jaxtrain.period.Period.of(["x"])  # whatever it raises, it is told
+    fit.before = lambda: jaxtrain.period.Period.of(["x"])  # any error is reported
     assert call()[0] == 1
     fit.before = lambda: registry.check(jaxtrain.DRTRL, 3)  # pyright: ignore
     with pytest.raises(AttributeError):

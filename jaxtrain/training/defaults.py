@@ -25,8 +25,7 @@ def with_defaults(
     """Return the callbacks of a run: the defaults, then ``loggers``, then ``callbacks``, sorted by rank.
 
     The defaults are, in order, LearningRateMonitor and Throughput (if there is a logger), JSONL and TensorBoard,
-    ProgressBar, and Checkpoint. A callback in ``callbacks`` or ``loggers``
-    replaces the default of its class.
+    ProgressBar, and Checkpoint. A callback in ``callbacks`` or ``loggers`` replaces the default of its class.
 
     Args:
         callbacks: The callbacks given by hand.

@@ -225,6 +225,14 @@ class DetachedStep:
             env |= {id(var): out for var, out in zip(equation.outvars, outs, strict=True)}
         return [[read(env, r.equation.invars[place]) for place in r.places] for r in self.relations]
 
+    def parameter_groups(self) -> dict[str, set[int]]:
+        """The groups of hidden states that each parameter acts on through its relations."""
+        groups: dict[str, set[int]] = {}
+        for relation in self.relations:
+            for name in relation.paths:
+                groups.setdefault(name, set()).update(relation.groups)
+        return groups
+
     def _named_params(self):
         return [(var, self._params[id(var)]) for var in self.jaxpr.invars if id(var) in self._params]
 

@@ -280,18 +280,17 @@ class ReverseLearner(Learner):
         )  # fmt: skip
 
     def traces(self, resets: bool) -> Traces:
-        groups: dict[str, set[int]] = {}
         sizes: dict[str, int] = {}
         for i, relation in enumerate(self.detached.relations):
             kept = self.own.get(f"influence{i}")
             for name in relation.paths:
-                groups.setdefault(name, set()).update(relation.groups)
                 sizes[name] = sizes.get(name, 0) + (0 if kept is None else kept.value.nbytes)
         whole = WHOLE
         if self.carried or self.update_schedule.update_every != "sequence":
             whole += " with stateful=False and update_every='sequence'"
         return Traces.of(
-            self.detached.report, groups, self.detached.groups, sizes, memory=frozenset(self._memory),
+            self.detached.report, self.detached.parameter_groups(), self.detached.groups, sizes,
+            memory=frozenset(self._memory),
             memory_end=f"ends at the start of a segment. {whole} gives it all" if self.segment else "",
             start=self.segment is None, starting=f"Use {whole}", again=resets,
         )  # fmt: skip

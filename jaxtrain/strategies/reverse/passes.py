@@ -222,10 +222,7 @@ class PassesLearner(Learner):
     # -------------------------------------------------------------------------------------------------- report
 
     def report(self, phases: Phases) -> list[ParameterReport]:
-        groups: dict[str, set[int]] = {}
-        for relation in self.step.relations:
-            for name in relation.paths:
-                groups.setdefault(name, set()).update(relation.groups)
+        groups = self.step.parameter_groups()
         traces = Traces.of(self.step.report, groups, self.step.groups, dict.fromkeys(groups, 0))
         return describe(
             self._params, Flow.of(self, phases), traces, window=self.window, single=self.single, reach=self.reach

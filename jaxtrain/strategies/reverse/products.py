@@ -238,12 +238,11 @@ class KnownProducts:
                     operands[place] = jax.lax.stop_gradient(operands[place])
             if k is None:
                 outs = bind(equation, operands)
-            elif k in self.split:
-                inside = read(env, self.split[k][1])
-                if relation is not None and relation.trained:
-                    outs = [known(jnp.matmul, results[k], inside, operands[1][self.split[k][2] :])]
-                else:
-                    outs = [known(lambda *o, e=equation: bind(e, list(o))[0], results[k], *operands)]
+            elif (
+                k in self.split and relation is not None and relation.trained
+            ):  # the weight and its inputs are constant
+                _, inside, width = self.split[k]
+                outs = [known(jnp.matmul, results[k], read(env, inside), operands[1][width:])]
             else:
                 outs = [known(lambda *o, e=equation: bind(e, list(o))[0], results[k], *operands)]
             if number in perturbations:

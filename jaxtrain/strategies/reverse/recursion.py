@@ -60,14 +60,14 @@ def propagate(rule: BackwardRule, state: tuple[Values, Values, Values], signals:
     def back(state, xs):
         lam, mu, late = state
         s: Signals = xs
-        mu = {n: s.after[n] + late[n] + rule.kappa * mu[n] for n in lam}
+        signal = {n: s.after[n] + late[n] for n in lam}
         if rule.kappa:
-            mu = {n: s.is_filtered * value for n, value in mu.items()}
-        lam = {n: mu[n] + lam[n] for n in lam}
+            signal = {n: s.is_filtered * (value + rule.kappa * mu[n]) for n, value in signal.items()}
+        lam = {n: signal[n] + lam[n] for n in lam}
         relations = dict.fromkeys(i for by in s.factor.values() for i in by)
         delta = {i: sum(s.factor[n][i] * lam[n] for n in lam if i in s.factor[n]) for i in relations}
         lam = {m: sum(s.jacobian[n][m] * lam[n] for n in lam if m in s.jacobian[n]) for m in lam}
-        mu = {n: _kept(s.keep, mu[n]) for n in mu}
+        mu = {n: _kept(s.keep, value) for n, value in signal.items()}
         return (lam, mu, s.before), delta
 
     return jax.lax.scan(back, state, signals, reverse=True)
@@ -103,8 +103,8 @@ def correction(decay: float, steps: Any, current: bool) -> Any:
 def propagate_factored(rule: BackwardRule, state: Any, signals: Signals, eps: Any, current: bool) -> tuple[Any, Any]:
     """Like ``propagate`` for a factored trace; the state is ``(Q, late)``.
 
-    The input side's filter is moved to the other side: ``sum_t ex_t (x) q_t = sum_s x_s (x) Q_s`` with
-    ``Q_s = (1 - a) q_s + a Q_{s+1}`` up to braintrace's normalization.
+    The input side's filter, ``ex_t = x_t + a ex_{t-1}``, is moved to the other side: ``sum_t ex_t q_t = sum_s x_s Q_s``
+    with ``Q_s = q_s + a Q_{s+1}``. A bias has no input side.
 
     Returns:
         The state for the block before, and ``(Q, q)`` by relation: weights get ``Q``, biases ``q``.

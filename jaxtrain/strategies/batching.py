@@ -79,7 +79,7 @@ def _choose(wanted: Batching, model, u: Any, batch_size: int) -> Literal["batche
             create_hidden(model, batch_size, True)
             brainstate.transform.StatefulFunction(model_over_batch(model, "vmap")).make_jaxpr(u)
             return "vmap"
-        except Exception:
+        except Exception:  # the error to report is that of the batched model, which is raised below
             pass
     shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), u)
     hidden = [(name, jnp.shape(leaf)) for name, s in short_term(model).items() for leaf in jax.tree.leaves(s.value)]

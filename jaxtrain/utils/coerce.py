@@ -106,7 +106,7 @@ def field_types(cls: type) -> dict[str, Any]:
         try:
             # The module's names take precedence over the class's own, as get_type_hints does for a class.
             hints.update(get_type_hints(alone, dict(vars(owner)), module))
-        except Exception:
+        except Exception:  # an annotation is any expression and may raise anything
             continue
     return hints
 

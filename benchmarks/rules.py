@@ -14,8 +14,8 @@ reads). Otherwise it returns the memory of a step to the system after every step
 "default allocator" is the ratio without these variables. "braintrace" is the rule with engine="trace", which uses
 braintrace's own implementation, in a process of its own; "same" means that the rule always uses it.
 
-"temporaries" is the memory that the compiler reports for the step. It contains the rule's own states, which are listed
-beside it, unless they continue across batches.
+"temporaries" is the memory that the compiler reports for the step. It contains the rule's own states (its traces),
+whose size is in brackets.
 
 A rule that cannot run on a network, or needs more memory than there is, has the reason in its row. Memory is compared
 before the first step. Exit code 1 means that a process failed or that two gradients differ that must be equal.
@@ -77,14 +77,16 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
 REFERENCE = "BPTT by hand"
 TOLERANCE = 1e-3
 """Largest relative difference of gradients that must be equal."""
-ALLOCATOR = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"), str(2**30))
+ALLOCATOR = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**30))
+ALLOCATOR["MALLOC_TOP_PAD_"] = str(2**26)
+"""Environment variables of glibc, in bytes."""
 type Result = dict[str, Any]
 """Measurements of a process, or the reason why there are none."""
 type Row = dict[str, Result]
 """By process: "kept" (with ``ALLOCATOR``), "default" (without), "trace" (braintrace's own implementation)."""
 type Rows = dict[str, Row]
 HEAD = ("rule", "engine", "ms per step, median (quartiles)", "/ BPTT", "/ BPTT, default allocator",
-        "temporaries, MiB", "own states, MiB", "braintrace / BPTT", "braintrace, MiB")  # fmt: skip
+        "temporaries (own states), MiB", "braintrace / BPTT", "braintrace, MiB")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------- one process
@@ -185,23 +187,27 @@ def ratio(rule: str, result: Result | None) -> str:
     return f"{common.Timing(result['seconds']).ratio(rule, REFERENCE):.2f}"
 
 
+def memory(result: Result | None) -> str:
+    if result is None or "reason" in result:
+        return "-"
+    return f"{result['temporary_bytes'] / 2**20:.1f} ({result['own_bytes'] / 2**20:.1f})"
+
+
 def cells(rule: str, row: Row) -> list[str]:
     """One row of the table of a network."""
     kept, trace = row["kept"], row.get("trace")
     if "reason" in kept:
         return [rule, "", "cannot run: " + kept["reason"].replace("|", "/"), *[""] * (len(HEAD) - 3)]
     low, median, high = (1e3 * value for value in common.Timing(kept["seconds"]).quartiles(rule))
-    mib = lambda result, key: f"{result[key] / 2**20:.1f}"  # noqa: E731
     return [
         rule,
         kept["engine"] + (" (**gradient differs**)" if differs(rule, row) else ""),
         f"{median:.1f} ({low:.1f} to {high:.1f})",
         ratio(rule, kept),
         ratio(rule, row["default"]),
-        mib(kept, "temporary_bytes"),
-        mib(kept, "own_bytes"),
+        memory(kept),
         "-" if rule == "bptt" else ratio(rule, trace),
-        mib(trace, "temporary_bytes") if trace is not None and "seconds" in trace else "-",
+        memory(trace),
     ]
 
 
@@ -226,13 +232,9 @@ def overview(measured: dict[str, Rows]) -> list[str]:
 
 def failures(measured: dict[str, Rows]) -> list[str]:
     """Rows with a failed process, or with a gradient that should be another."""
+    every = {f"{place}, {rule}": (rule, row) for place, rows in measured.items() for rule, row in rows.items()}
     failed = lambda row: any(result.get("failed") for result in row.values())  # noqa: E731
-    return [
-        f"{place}, {rule}"
-        for place, rows in measured.items()
-        for rule, row in rows.items()
-        if failed(row) or differs(rule, row)
-    ]
+    return [name for name, (rule, row) in every.items() if failed(row) or differs(rule, row)]
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Rows], dict[str, list[str]]]:

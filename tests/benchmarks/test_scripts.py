@@ -13,7 +13,7 @@ import step_time
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-SCRIPTS = ["devices.py", "memory.py", "online.py", "peers.py", "seeds.py", "start.py", "step_time.py"]
+SCRIPTS = ["devices.py", "memory.py", "online.py", "peers.py", "rules.py", "seeds.py", "start.py", "step_time.py"]
 
 
 def run(*argv, code=0):
@@ -59,6 +59,8 @@ def test_help_of_overhead():
         ("devices.py", ["--devices", "1"], "--devices must be 2 or more"),
         ("start.py", ["--repeats", "0"], "--repeats must be 1 or more"),
         ("peers.py", ["--steps", "1"], "--steps 20 or more"),
+        ("rules.py", ["--rounds", "0"], "--rounds and --devices must be 1 or more"),
+        ("rules.py", ["--rules", "rtrl"], "invalid choice: 'rtrl'"),
     ],
 )
 def test_an_invalid_command_line(script, argv, message):
@@ -66,7 +68,7 @@ def test_an_invalid_command_line(script, argv, message):
 
 
 def test_make_bench_knows_every_script():
-    parts = {"common.py", "contenders.py", "copy_task.py", "page.py", "trainers.py"}
+    parts = {"classify.py", "common.py", "contenders.py", "copy_task.py", "page.py", "trainers.py"}
     scripts = {path.name for path in BENCHMARKS.glob("*.py")} - parts
     (line,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("BENCHMARKS")]
     known = {name.removesuffix(".py") for name in scripts}
@@ -97,11 +99,14 @@ def test_make_bench_runs_each_and_then_the_page(tmp_path):
 
 
 def test_peers_are_skipped_with_a_message(monkeypatch, capsys):
-    monkeypatch.setattr(peers, "NEEDED", ("json", "no_such_package"))
-    assert peers.missing(sys.executable) == ["no_such_package"]
+    monkeypatch.setattr(peers, "NEEDED", {"lightning": ("json", "no_such_package"), "loop": ("no_such_package",)})
+    assert peers.missing(sys.executable, ("json", "no_such_package")) == ["no_such_package"]
     monkeypatch.setattr(sys, "argv", ["peers.py"])
     peers.main()
-    assert capsys.readouterr().out == (f"skipped: {sys.executable} has no no_such_package; pip install -e '.[bench]'\n")
+    assert capsys.readouterr().out == (
+        f"skipped: PyTorch Lightning: {sys.executable} has no no_such_package; pip install -e '.[bench]'\n"
+        f"skipped: PyTorch loop: {sys.executable} has no no_such_package; pip install -e '.[bench]'\n"
+    )
 
 
 @pytest.mark.long

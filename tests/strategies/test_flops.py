@@ -34,6 +34,10 @@ class Elman(brainstate.nn.Module):
         return self.out(self.h.value)
 
 
+def is_jaxpr(value) -> bool:
+    return isinstance(value, ClosedJaxpr | Jaxpr)
+
+
 def product_flops(jaxpr) -> int:
     """Multiplications and additions of all products; a loop counts as often as it runs."""
     total = 0
@@ -48,9 +52,8 @@ def product_flops(jaxpr) -> int:
             total += 2 * equation.invars[0].aval.shape[-1] * math.prod(equation.outvars[0].aval.shape)
         else:
             assert not name.startswith(("etp_", "conv_general"))
-            kinds = ClosedJaxpr, Jaxpr
-            inner = jax.tree.leaves([*equation.params.values()], is_leaf=lambda p: isinstance(p, kinds))
-            bodies = [getattr(each, "jaxpr", each) for each in inner if isinstance(each, kinds)]
+            inner = jax.tree.leaves([*equation.params.values()], is_leaf=is_jaxpr)
+            bodies = [getattr(each, "jaxpr", each) for each in inner if is_jaxpr(each)]
             total += times * sum(map(product_flops, bodies))
     return total
 

@@ -210,9 +210,10 @@ class KnownProducts(Products):
             elif constant and k in self.split:
                 # Operands that nothing differentiates cost nothing; the inputs are among them unless they are computed
                 # from parameters.
-                parts = lambda w, *x, n=self.split[k][2]: sum(  # noqa: E731
-                    part @ rows for part, rows in zip(x, (w[:n], w[n:]), strict=False)
-                )
+
+                def parts(weight: Any, *x: Any, width: int = self.split[k][2]) -> Any:
+                    return sum(part @ rows for part, rows in zip(x, (weight[:width], weight[width:]), strict=False))
+
                 outs = [known(parts, results[k], operands[1], *self._parts(k, env, None))]
             else:
                 outs = [known(lambda *o, e=equation: bind(e, list(o))[0], results[k], *operands)]

@@ -6,9 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import jaxtrain as jt
+from jaxtrain.checkpoint.load import build_each
+from jaxtrain.engine import auto_devices
+from tests.kit import forks
 
 pytestmark = pytest.mark.full
 
@@ -40,7 +44,7 @@ def test_two_devices_come_to_what_one_does():
 
 @pytest.mark.parametrize("devices", [0, -1, True, 1.0, "some", None, [2]])
 def test_what_is_no_number_of_devices(devices):
-    with pytest.raises(ValueError, match="Fit\\(devices=.*expected a whole number, 1 or more, or 'all'"):
+    with pytest.raises(ValueError, match="Fit\\(devices=.*expected a whole number, 1 or more, 'all' or 'auto'"):
         jt.Fit("bptt", max_steps=1, devices=devices)
 
 
@@ -60,3 +64,112 @@ def test_a_recipe_makes_its_devices(tmp_path):
                    XLA_FLAGS="--xla_force_host_platform_device_count=1")  # fmt: skip
     assert done.returncode == 2
     assert "error: Fit(devices=2): JAX has 1 on cpu; ask for at most 1" in done.stderr
+
+
+class Wide(jt.Module):
+    """`weights` parameters."""
+
+    def __init__(self, weights):
+        self.weights = weights
+
+    def build(self):
+        import brainstate
+
+        model = brainstate.nn.Module()
+        model.w = brainstate.ParamState(np.zeros(self.weights, np.float32))
+        return model
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("sizes", "seeds", "machine", "count", "why"),
+    [
+        ((64, 100_000), None, (4, 4, "cpu"), 4, "one per core"),
+        ((63, 100_000), None, (4, 4, "cpu"), 3, "of 4 cores"),
+        ((61, 100_000), None, (4, 4, "cpu"), 1, "61 sequences do not divide over 4 cores"),
+        ((64, 46_875), None, (4, 4, "cpu"), 2, "of 4 cores"),  # 64 * 46,875 / 3 would be enough, but does not divide
+        ((64, 31_249), None, (4, 4, "cpu"), 1, "a share of 999,968 multiply-adds per time step is too small"),
+        ((64, 31_250), None, (4, 4, "cpu"), 2, "of 4 cores"),
+        ((64, 100_000), None, (4, 2, "cpu"), 2, "one per core"),
+        ((64, 100_000), None, (1, 4, "cpu"), 1, "there is one"),
+        ((1, 1_000_000), 6, (4, 4, "cpu"), 3, "of 4 cores"),
+        ((64, 100_000), 5, (4, 4, "cpu"), 1, "5 seeds do not divide over 4 cores"),
+        ((64, 100_000), None, (4, 8, "gpu"), 1, "auto uses one gpu; --devices all uses each"),
+    ],
+)
+def test_what_auto_chooses(monkeypatch, sizes, seeds, machine, count, why):
+    batch, weights = sizes
+    monkeypatch.setattr(auto_devices, "cores", lambda: machine[0])
+    monkeypatch.setattr(auto_devices.jax, "local_device_count", lambda: machine[1])
+    monkeypatch.setattr(auto_devices.jax, "default_backend", lambda: machine[2])
+    module = Wide(weights)
+    build_each(module, (0,), several=False, resumed=False)
+    x = np.zeros((3, batch, 1), np.float32)
+    assert auto_devices.LEAST_WORK == 1_000_000
+    found, reason = auto_devices.choose(module, (x, x), seeds)
+    assert found == count and reason.startswith(why), reason
+
+
+@pytest.mark.quick
+def test_a_resumed_run_keeps_the_number_of_auto(monkeypatch):
+    monkeypatch.setattr(auto_devices.jax, "local_device_count", lambda: 2)
+    assert auto_devices.again(2) == (2, "as at the start of the run") and auto_devices.again(1)[0] == 1
+    with pytest.raises(ValueError, match="was started on 3 devices and JAX has 2 on cpu; set jax_num_cpu_devices=3"):
+        auto_devices.again(3)
+    monkeypatch.setattr(auto_devices.jax, "default_backend", lambda: "gpu")
+    assert auto_devices.again(3)[0] == 2
+
+
+ON_CORES = """
+import runpy, sys
+from jaxtrain.engine import auto_devices, sharding
+count = int(sys.argv[1])
+sharding.cores = auto_devices.cores = lambda: count
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def on_cores(count, run_dir, *options):
+    """A recipe on a machine that seems to have `count` cores; returns what it printed, config.json and the digest."""
+    recipe = [
+        ROOT / "recipes" / "copy_gru.py",
+        "--strategy",
+        "bptt",
+        "--time-lag",
+        "3",
+        "--digits",
+        "2",
+        "--no-progress",
+    ]
+    recipe += ["--decay", "constant", "--warmup", "0", "--validate-every", "none", "--run-dir", run_dir]
+    done = forks.run([sys.executable, "-c", ON_CORES, count, *recipe, *options], capture_output=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout + done.stderr
+    read = lambda name: json.loads((run_dir / name).read_text())  # noqa: E731
+    return text, read("config.json"), read("result.json")["digest"]
+
+
+def test_auto_is_resolved_once_and_a_resume_on_other_cores_is_exact(tmp_path):
+    new = ["--batch-size", "64", "--hidden", "128"]
+    text, config, digest = on_cores(2, tmp_path / "whole", *new, "--max-steps", "4")
+    assert "devices    2, 32 sequences each; memory is per device (auto: one per core)" in text
+    assert config["fit"]["devices"] == 2 and config["config"]["devices"] == "auto"
+    on_cores(2, tmp_path / "parts", *new, "--max-steps", "2")
+    for cores, steps in ((1, "3"), (4, "4")):
+        text, config, resumed = on_cores(cores, tmp_path / "parts", "--resume", "last", "--max-steps", steps)
+        assert "devices    2, 32 sequences each" in text and "(auto: as at the start of the run)" in text
+        assert config["fit"]["devices"] == 2 and "rounding" not in text
+    assert resumed == digest
+    text, config, other = on_cores(1, tmp_path / "one", *new, "--max-steps", "4")
+    assert "devices    1 (auto: there is one)" in text and config["fit"]["devices"] == 1
+    assert other != digest, "the number of devices shows in the last bits"
+
+
+@pytest.mark.long
+def test_auto_leaves_a_small_step_on_one_device(tmp_path):
+    text, config, digest = on_cores(2, tmp_path / "auto", "--batch-size", "4", "--hidden", "8", "--max-steps", "2")
+    assert "devices    1 (auto: a share of 700 multiply-adds per time step is too small" in text
+    assert config["fit"]["devices"] == 1
+    options = ["--batch-size", "4", "--hidden", "8", "--max-steps", "2", "--devices", "1"]
+    assert on_cores(2, tmp_path / "one", *options)[2] == digest

@@ -40,8 +40,7 @@ def choose(module: Module, example: Any, seeds: int | None) -> tuple[int, str]:
     with environ(module, fit=True):
         sequences = BatchSplit(module, 1, "").sequences(example)
     parts, what = (sequences, "sequences") if seeds is None else (seeds, "seeds")
-    weights = sum(math.prod(leaf.shape) for s in parameters(module.model).values() for leaf in jax.tree.leaves(s.value))
-    work = weights * sequences * (seeds or 1)
+    work = work_of(module, sequences) * (seeds or 1)
     dividing = [count for count in range(2, most + 1) if parts % count == 0]
     count = max((count for count in dividing if work / count >= LEAST_WORK), default=1)
     if not dividing:
@@ -50,6 +49,12 @@ def choose(module: Module, example: Any, seeds: int | None) -> tuple[int, str]:
         share = f"{work / dividing[0]:,.0f} multiply-adds per time step"
         return 1, f"a share of {share} is too small; {LEAST_WORK:,} are worth a device"
     return count, "one per core" if count == most else f"of {most} cores"
+
+
+def work_of(module: Module, sequences: int) -> int:
+    """Estimate of the multiply-adds of a time step: one per parameter and sequence."""
+    values = [state.value for state in parameters(module.model).values()]
+    return sequences * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(values))
 
 
 def again(recorded: int) -> tuple[int, str]:

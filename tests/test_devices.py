@@ -85,14 +85,14 @@ class Wide(jt.Module):
     ("sizes", "seeds", "machine", "count", "why"),
     [
         ((64, 100_000), None, (4, 4, "cpu"), 4, "one per core"),
-        ((63, 100_000), None, (4, 4, "cpu"), 3, "of 4 cores"),
+        ((63, 100_000), None, (4, 4, "cpu"), 3, "63 sequences do not divide over 4 cores"),
         ((61, 100_000), None, (4, 4, "cpu"), 1, "61 sequences do not divide over 4 cores"),
-        ((64, 46_875), None, (4, 4, "cpu"), 2, "of 4 cores"),  # 64 * 46,875 / 3 would be enough, but does not divide
+        ((64, 46_875), None, (4, 4, "cpu"), 2, "a share of 750,000 multiply-adds per time step is too small"),
         ((64, 31_249), None, (4, 4, "cpu"), 1, "a share of 999,968 multiply-adds per time step is too small"),
-        ((64, 31_250), None, (4, 4, "cpu"), 2, "of 4 cores"),
+        ((64, 31_250), None, (4, 4, "cpu"), 2, "a share of 500,000 multiply-adds per time step is too small"),
         ((64, 100_000), None, (4, 2, "cpu"), 2, "one per core"),
         ((64, 100_000), None, (1, 4, "cpu"), 1, "there is one"),
-        ((1, 1_000_000), 6, (4, 4, "cpu"), 3, "of 4 cores"),
+        ((1, 1_000_000), 6, (4, 4, "cpu"), 3, "6 seeds do not divide over 4 cores"),
         ((64, 100_000), 5, (4, 4, "cpu"), 1, "5 seeds do not divide over 4 cores"),
         ((64, 100_000), None, (4, 8, "gpu"), 1, "auto uses one gpu; --devices all uses each"),
     ],

@@ -41,14 +41,16 @@ def choose(module: Module, example: Any, seeds: int | None) -> tuple[int, str]:
         sequences = BatchSplit(module, 1, "").sequences(example)
     parts, what = (sequences, "sequences") if seeds is None else (seeds, "seeds")
     work = work_of(module, sequences) * (seeds or 1)
-    dividing = [count for count in range(2, most + 1) if parts % count == 0]
-    count = max((count for count in dividing if work / count >= LEAST_WORK), default=1)
-    if not dividing:
-        return 1, f"{parts} {what} do not divide over {most} cores"
-    if count == 1:
-        share = f"{work / dividing[0]:,.0f} multiply-adds per time step"
-        return 1, f"a share of {share} is too small; {LEAST_WORK:,} are worth a device"
-    return count, "one per core" if count == most else f"of {most} cores"
+    dividing = [count for count in range(1, most + 1) if parts % count == 0]
+    count = max(count for count in dividing if count == 1 or work / count >= LEAST_WORK)
+    if count == most:
+        return count, "one per core"
+    if count == dividing[-1]:
+        return count, f"{parts} {what} do not divide over {most} cores"
+    share = work / dividing[dividing.index(count) + 1]
+    return count, (
+        f"a share of {share:,.0f} multiply-adds per time step is too small; {LEAST_WORK:,} are worth a device"
+    )
 
 
 def work_of(module: Module, sequences: int) -> int:

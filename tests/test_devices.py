@@ -120,56 +120,52 @@ def test_a_resumed_run_keeps_the_number_of_auto(monkeypatch):
     assert auto_devices.again(3)[0] == 2
 
 
-ON_CORES = """
-import runpy, sys
+RECIPE = """
+import os, sys
+from dataclasses import dataclass
+from jaxtrain import cli
 from jaxtrain.engine import auto_devices, sharding
-count = int(sys.argv[1])
+
+count = int(os.environ["CORES"])
 sharding.cores = auto_devices.cores = lambda: count
-sys.argv = sys.argv[2:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+auto_devices.LEAST_WORK = 12  # two of the eight sequences have 18
+
+@dataclass(frozen=True)
+class Config(cli.TrainingOptions):
+    validate_every: int | str | None = None
+
+def make(config):
+    import jaxtrain as jt
+    from tests.small import Linear, line, lines
+
+    data = lines(change=lambda step, batch: line(step, batch=8))
+    return jt.Fit(config.make_strategy(), **config.fit_options()), Linear(), data
+
+sys.exit(cli.main(Config, make))
 """
 
 
 def on_cores(count, run_dir, *options):
     """A recipe on a machine that seems to have `count` cores; returns what it printed, config.json and the digest."""
-    recipe = [
-        ROOT / "recipes" / "copy_gru.py",
-        "--strategy",
-        "bptt",
-        "--time-lag",
-        "3",
-        "--digits",
-        "2",
-        "--no-progress",
-    ]
-    recipe += ["--decay", "constant", "--warmup", "0", "--validate-every", "none", "--run-dir", run_dir]
-    done = forks.run([sys.executable, "-c", ON_CORES, count, *recipe, *options], capture_output=True, cwd=ROOT)
+    recipe = run_dir.parent / "recipe.py"
+    recipe.write_text(RECIPE)
+    command = [sys.executable, recipe, "--run-dir", run_dir, "--no-progress", "--strategy", "bptt", *options]
+    env = {**os.environ, "CORES": str(count), "PYTHONPATH": str(ROOT)}
+    done = forks.run(command, capture_output=True, cwd=ROOT, env=env)
     assert done.returncode == 0, done.stderr
-    text = done.stdout + done.stderr
     read = lambda name: json.loads((run_dir / name).read_text())  # noqa: E731
-    return text, read("config.json"), read("result.json")["digest"]
+    return done.stdout + done.stderr, read("config.json"), read("result.json")["digest"]
 
 
 def test_auto_is_resolved_once_and_a_resume_on_other_cores_is_exact(tmp_path):
-    new = ["--batch-size", "64", "--hidden", "128"]
-    text, config, digest = on_cores(2, tmp_path / "whole", *new, "--max-steps", "4")
-    assert "devices    2, 32 sequences each; memory is per device (auto: one per core)" in text
-    assert config["fit"]["devices"] == 2 and config["config"]["devices"] == "auto"
-    on_cores(2, tmp_path / "parts", *new, "--max-steps", "2")
-    for cores, steps in ((1, "3"), (4, "4")):
-        text, config, resumed = on_cores(cores, tmp_path / "parts", "--resume", "last", "--max-steps", steps)
-        assert "devices    2, 32 sequences each" in text and "(auto: as at the start of the run)" in text
-        assert config["fit"]["devices"] == 2 and "rounding" not in text
+    text, config, digest = on_cores(4, tmp_path / "whole", "--max-steps", "6")
+    assert "devices    4, 2 sequences each; memory is per device (auto: one per core)" in text
+    assert config["fit"]["devices"] == 4 and config["config"]["devices"] == "auto"
+    on_cores(4, tmp_path / "parts", "--max-steps", "3")
+    text, config, resumed = on_cores(1, tmp_path / "parts", "--resume", "last", "--max-steps", "6")
+    assert "devices    4, 2 sequences each; memory is per device (auto: as at the start of the run)" in text
+    assert config["fit"]["devices"] == 4 and "rounding" not in text
     assert resumed == digest
-    text, config, other = on_cores(1, tmp_path / "one", *new, "--max-steps", "4")
+    text, config, other = on_cores(1, tmp_path / "one", "--max-steps", "6")
     assert "devices    1 (auto: there is one)" in text and config["fit"]["devices"] == 1
     assert other != digest, "the number of devices shows in the last bits"
-
-
-@pytest.mark.long
-def test_auto_leaves_a_small_step_on_one_device(tmp_path):
-    text, config, digest = on_cores(2, tmp_path / "auto", "--batch-size", "4", "--hidden", "8", "--max-steps", "2")
-    assert "devices    1 (auto: a share of 700 multiply-adds per time step is too small" in text
-    assert config["fit"]["devices"] == 1
-    options = ["--batch-size", "4", "--hidden", "8", "--max-steps", "2", "--devices", "1"]
-    assert on_cores(2, tmp_path / "one", *options)[2] == digest

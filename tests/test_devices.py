@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ class Wide(jt.Module):
     def build(self):
         import brainstate
 
-        model = brainstate.nn.Module()
+        model: Any = brainstate.nn.Module()
         model.w = brainstate.ParamState(np.zeros(self.weights, np.float32))
         return model
 

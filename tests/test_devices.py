@@ -81,7 +81,6 @@ class Wide(jt.Module):
         return model
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("sizes", "seeds", "machine", "count", "why"),
     [
@@ -111,7 +110,6 @@ def test_what_auto_chooses(monkeypatch, sizes, seeds, machine, count, why):
     assert found == count and reason.startswith(why), reason
 
 
-@pytest.mark.quick
 def test_a_resumed_run_keeps_the_number_of_auto(monkeypatch):
     monkeypatch.setattr(auto_devices.jax, "local_device_count", lambda: 2)
     assert auto_devices.again(2) == (2, "as at the start of the run") and auto_devices.again(1)[0] == 1

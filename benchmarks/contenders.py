@@ -21,6 +21,7 @@ from copy_task import LR, Copy, Setting, cross_entropy
 import jaxtrain as jt
 from jaxtrain.checkpoint.load import build_each
 from jaxtrain.core.state import drop_weak_types, flatten, parameters, states_of
+from jaxtrain.engine.auto_devices import work_of
 from jaxtrain.engine.program import Program
 
 # ------------------------------------------------------------------------------------------ hand-written loops
@@ -208,6 +209,11 @@ class FitSteps:
     def unit(self) -> int:
         """Steps of a chunk. A turn consists of whole chunks, because each dispatch has a fixed cost."""
         return self.program.chunk
+
+    @property
+    def work(self) -> float:
+        """Estimate of the multiply-adds of a time step on one device, as ``Fit(devices="auto")`` makes it."""
+        return work_of(self.module, self.program.phases.sizes[2]) / self.program.devices.count
 
     @property
     def loss(self) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,9 @@ import step_time
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-SCRIPTS = ["devices.py", "memory.py", "online.py", "peers.py", "rules.py", "seeds.py", "start.py", "step_time.py"]
+SCRIPTS = [
+    "allocator.py", "devices.py", "memory.py", "online.py", "peers.py", "rules.py", "seeds.py", "start.py", "step_time.py"
+]  # fmt: skip
 
 
 def run(*argv, code=0):
@@ -57,6 +60,7 @@ def test_help_of_overhead():
         ("memory.py", ["--times", "10"], "--times must be 21 or more"),
         ("online.py", ["--rounds", "0"], "--rounds must be 1 or more"),
         ("devices.py", ["--devices", "1"], "--devices must be 2 or more"),
+        ("allocator.py", ["--chunk", "0"], "--rounds and --chunk must be 1 or more"),
         ("start.py", ["--repeats", "0"], "--repeats must be 1 or more"),
         ("peers.py", ["--steps", "1"], "--steps 20 or more"),
         ("rules.py", ["--rounds", "0"], "--rounds and --devices must be 1 or more"),
@@ -177,3 +181,13 @@ def test_seeds_compares_the_same_parameters(tmp_path, options):
 def test_devices_compares_the_same_gradient():
     output = run(BENCHMARKS / "devices.py", "--smoke", "--rounds", "1", "--turn", "0.01").stdout
     assert "| bptt, 2 devices |" in output and "### Goals" in output
+
+
+@pytest.mark.long
+def test_allocator_saves_page_faults(tmp_path):
+    path = tmp_path / "allocator.json"
+    run(BENCHMARKS / "allocator.py", "--rounds", "1", "--seconds", "0.5", "--json", path)
+    for contenders in json.loads(path.read_text())["numbers"].values():
+        (default,), (ours,), (theirs,) = contenders.values()
+        pages = default["temporary"] / resource.getpagesize()
+        assert default["faults"] > 0.9 * pages and max(ours["faults"], theirs["faults"]) < 0.5 * pages

@@ -14,9 +14,7 @@ import step_time
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-SCRIPTS = [
-    "allocator.py", "devices.py", "memory.py", "online.py", "peers.py", "rules.py", "seeds.py", "start.py", "step_time.py"
-]  # fmt: skip
+SCRIPTS = [f"{name}.py" for name in "allocator devices memory online peers rules seeds start step_time".split()]
 
 
 def run(*argv, code=0):

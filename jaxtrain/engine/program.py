@@ -22,6 +22,7 @@ from ..strategies.independence import mixed_loss
 from . import chunks
 from .binding import Binding, bind, environ
 from .report import compiled_memory, describe_parameters, flops, time_steps
+from .room import require_room_for_reading, require_room_for_seeds, require_room_for_training
 from .seeds import require_one_step
 from .sharding import make_devices
 from .steps import PROBE, NonFinite, Steps, guarded
@@ -106,6 +107,10 @@ class Program(TrainState):
     def _seeds(self) -> int:
         return 1 if self.seed_axis is None else len(self.seed_axis.seeds)
 
+    @property
+    def _trace_bytes(self) -> int:
+        return self.learner.trace_bytes() * self._seeds
+
     # ------------------------------------------------------------------------------------------------- running
 
     def train(self, batches: list[Any], first_step: int) -> Pending:
@@ -166,23 +171,34 @@ class Program(TrainState):
                 read: Callable = lambda *args: functional(*args)[1]  # noqa: E731
                 if self.seed_axis is not None:
                     read = self.seed_axis.first(read) if first else self.seed_axis.map_live(read)
-                self._executables[key] = devices.lower(read, values, root, (jnp.int32(0),), batch).compile()
+                compiled = devices.lower(read, values, root, (jnp.int32(0),), batch).compile()
+            require_room_for_reading(compiled, values, devices.own, kind)
+            self._executables[key] = compiled
         data = devices.to_global_batch([batch], lambda some: some[0])
         return self._executables[key](values, root, np.int32(index), data)
 
     # ----------------------------------------------------------------------------------------------- compiling
 
-    def prepare(self, *, evaluate: Iterable[Any] = (), probes: Iterable[Any] = (), train: bool = True) -> None:
+    def prepare(self, *, evaluate: Iterable[Any] = (), probes: Iterable[Any] = (), train: bool = True,
+                must_fit: bool = True) -> None:  # fmt: skip
         """Compile what a run will need, so that nothing is compiled after step 0.
 
         Args:
             evaluate: Batches of a validation, one of each shape.
             probes: Callbacks whose ``probe`` will run.
             train: Whether to compile the train program.
+            must_fit: Whether the train program will run.
+
+        Raises:
+            InsufficientMemory: A program needs more memory than there is.
         """
         started = time.perf_counter()
         if train:
             self._train = self._compile_train()
+            if must_fit:
+                require_room_for_training(
+                    self._train, self.values, self.devices.own, self.strategy, self._trace_bytes, self._seeds
+                )
             with environ(self.module, fit=True):
                 share = phases_of(self.module, self.binding.share)
                 note = mixed_loss(self.objective, self.learner.network, share)
@@ -227,7 +243,7 @@ class Program(TrainState):
             "devices": self.devices.count,
             "auto": self.auto,
             "compile_seconds": self.compile_seconds,
-            "trace_bytes": self.learner.trace_bytes() * self._seeds,
+            "trace_bytes": self._trace_bytes,
             "notes": self.learner.notes,
         }
 

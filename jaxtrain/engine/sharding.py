@@ -127,6 +127,11 @@ class Devices:
         return 1 if self.mesh is None else self.mesh.size
 
     @property
+    def own(self) -> int:
+        """Number of devices of this process."""
+        return self.count // processes.count() if self.mesh is not None else 1
+
+    @property
     def collectives(self) -> Collectives:
         return Collectives(self.split.count)
 

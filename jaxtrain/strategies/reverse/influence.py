@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...core.allocation import require_traces
 from ...core.state import SHORT, State
 from ..equations import Irreversible
 from .detached_step import DENSE, EMBEDDING, DetachedStep, Relation
@@ -26,12 +27,14 @@ class Influence:
         detached.check(sorted({group for r in self.relations.values() if r.direct for group in r.groups}))
         self.groups = {group for r in self.relations.values() for group in r.groups}
         self.depth = max((len(detached.groups[group]) for group in self.groups), default=1)
-        self.states: dict[str, State] = {}
+        shapes = {}
         for i, relation in self.relations.items():
             reason = self._unfit(relation)
             if reason:
                 raise Irreversible(f"{', '.join(sorted(relation.paths))}: {reason}")
-            self.states[f"influence{i}"] = SHORT(jnp.zeros(self._shape(relation), relation.y_var.aval.dtype))
+            shapes[f"influence{i}"] = jax.ShapeDtypeStruct(self._shape(relation), relation.y_var.aval.dtype)
+        require_traces(shapes.values())
+        self.states: dict[str, State] = {n: SHORT(jnp.zeros(s.shape, s.dtype)) for n, s in shapes.items()}
 
     def _unfit(self, relation: Relation) -> str:
         if len(relation.groups) != 1:

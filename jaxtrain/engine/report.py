@@ -131,9 +131,7 @@ def lines(report: dict[str, Any]) -> list[str]:
         out.append(f"traces     {shown(report['trace_bytes'])}")
     if "peak_bytes" in report["memory"]:
         memory = report["memory"]
-        out.append(
-            f"memory     {shown(memory['peak_bytes'])} peak, {shown(memory['temporary_bytes'])} of it temporary"
-        )
+        out.append(f"memory     {shown(memory['peak_bytes'])} peak, {shown(memory['temporary_bytes'])} of it temporary")
     out.append(f"work       {report['flops'] / 1e6:,.1f} MFLOP per step")
     out.append("resolved   " + ", ".join(f"{key}={value}" for key, value in report["auto"].items()))
     out.append(f"compiled   in {report['compile_seconds']:.1f} s")

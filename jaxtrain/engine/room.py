@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from ..strategies import Strategy
-from ..utils.memory import allocated, require, shared_by_devices, shown
+from ..utils.memory import require, shared_by_devices, shown
 from .binding import Binding
 from .report import compiled_memory
 
@@ -19,12 +19,12 @@ READS = {
 PROBE = "a probe of a callback", "leave the callback out, or use a smaller batch"
 
 
-def require_room(compiled: Any, values: Any, devices: int, what: str, advice: str) -> None:
+def require_room(compiled: Any, held: int, devices: int, what: str, advice: str) -> None:
     """Raise InsufficientMemory if a compiled program cannot run; do nothing if the backend reports no memory.
 
     Args:
         compiled: The program.
-        values: Arguments of it that are already allocated.
+        held: Bytes of its arguments that are already allocated.
         devices: Number of devices of this process that run it.
         what: What needs the memory.
         advice: What to do about it.
@@ -32,16 +32,16 @@ def require_room(compiled: Any, values: Any, devices: int, what: str, advice: st
     memory = compiled_memory(compiled)
     if memory:
         shares = devices if shared_by_devices() else 1
-        require(memory["peak_bytes"] * shares, what, advice, held=allocated(values))
+        require(memory["peak_bytes"] * shares, what, advice, held=held)
 
 
-def require_room_for_reading(compiled: Any, values: Any, devices: int, kind: Any) -> None:
+def require_room_for_reading(compiled: Any, held: int, devices: int, kind: Any) -> None:
     """``require_room`` for a program of ``Program.read``."""
-    require_room(compiled, values, devices, *READS.get(kind, PROBE))
+    require_room(compiled, held, devices, *READS.get(kind, PROBE))
 
 
 def require_room_for_training(
-    compiled: Any, values: Any, devices: int, strategy: Strategy, traces: int, seeds: int
+    compiled: Any, held: int, devices: int, strategy: Strategy, traces: int, seeds: int
 ) -> None:
     """``require_room`` for the train program of a strategy, whose traces have the given size in bytes."""
     large = traces > compiled_memory(compiled).get("peak_bytes", 0) / 10
@@ -56,7 +56,7 @@ def require_room_for_training(
     }
     what = f"a train step of strategy {strategy.name!r}" + (f", whose traces are {shown(traces)}," if large else "")
     advice = "use " + ", ".join(remedy for remedy, helps in remedies.items() if helps)
-    require_room(compiled, values, devices, what, advice)
+    require_room(compiled, held, devices, what, advice)
 
 
 def require_room_for_seeds(binding: Binding, values: dict[str, Any], seeds: int, models: int) -> None:
@@ -70,7 +70,9 @@ def require_room_for_seeds(binding: Binding, values: dict[str, Any], seeds: int,
     """
     states = [state.value for state in (*binding.states.values(), *binding.learner.short_term_states())]
     each, stacked = _bytes((states, values)), seeds * _bytes(values)
-    require((models - 1) * each + stacked, f"the state of {seeds} seeds", "use fewer seeds, or a smaller batch or model")
+    require(
+        (models - 1) * each + stacked, f"the state of {seeds} seeds", "use fewer seeds, or a smaller batch or model"
+    )
 
 
 def _bytes(values: Any) -> int:

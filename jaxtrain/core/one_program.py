@@ -13,6 +13,7 @@ import brainstate
 import jax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Literal
+from jax.extend.core.primitives import jit_p
 
 from .state import states_of
 
@@ -60,6 +61,22 @@ def in_one_program(make: Callable[[], Any]) -> Any:
     return made[0]
 
 
+def at_once(function: Callable[..., Any], *arguments: Any) -> Any:
+    """``function(*arguments)``, bit for bit, computed by one compiled program.
+
+    Args:
+        function: Takes and returns pytrees of arrays. If it cannot be traced, its operations run one by one.
+        *arguments: Its arguments.
+    """
+    if jax.default_backend() != "cpu":
+        return function(*arguments)
+    try:
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    except TypeError:  # it needs the values of its arguments, or returns something else
+        return function(*arguments)
+    return jax.tree.unflatten(jax.tree.structure(shapes), _run(closed, jax.tree.leaves(arguments)))
+
+
 def when_known(function: Callable[..., None], *arrays: Any) -> None:
     """Call a function with arrays that it must know, for example to seed numpy.
 
@@ -87,9 +104,11 @@ def _run(closed: Any, arguments: list[Any]) -> list[Any]:
         value = lambda atom: number[id(atom)] if isinstance(atom, Literal) else known[atom]  # noqa: E731
         functions: dict[Hashable, Any] = {}
         for eqn in closed.jaxpr.eqns:
-            function = functions.setdefault(_kind(eqn), jax.jit(_operation(eqn)))
-            results = set_xla_metadata(function(*map(value, eqn.invars)), inlineable="false")
-            known |= dict(zip(eqn.outvars, results, strict=True))
+            kind = _kind(eqn)
+            if kind not in functions:
+                functions[kind] = _operation(eqn) if eqn.primitive is jit_p else jax.jit(_operation(eqn))
+            results = functions[kind](*map(value, eqn.invars))
+            known |= dict(zip(eqn.outvars, set_xla_metadata(results, inlineable="false"), strict=True))
         return [value(atom) for atom in closed.jaxpr.outvars]
 
     options = None if LEVEL in os.environ.get("XLA_FLAGS", "") else {LEVEL: 1}

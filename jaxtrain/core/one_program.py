@@ -11,6 +11,7 @@ from typing import Any
 
 import brainstate
 import jax
+import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Literal
 from jax.extend.core.primitives import jit_p
@@ -19,6 +20,9 @@ from .state import states_of
 
 LEVEL = "xla_backend_optimization_level"
 """Option of XLA: how much LLVM optimizes. The program runs once, so little is enough, and its numbers are the same."""
+
+MOVES = {"broadcast_in_dim", "concatenate", "dynamic_slice", "reshape", "slice", "squeeze", "transpose"}
+"""Names of primitives that compute nothing."""
 
 _waiting: list[tuple[Callable, tuple[Any, ...]]] | None = None
 """Calls that wait for values of the model that is being traced; None if no model is."""
@@ -91,7 +95,7 @@ def when_known(function: Callable[..., None], *arrays: Any) -> None:
 def _run(closed: Any, arguments: list[Any]) -> list[Any]:
     """Evaluate a closed jaxpr in one program whose numbers are those of its operations outside of ``jax.jit``.
 
-    XLA compiles each operation by itself: together, a product and a sum would be rounded once instead of twice.
+    XLA compiles each operation that rounds by itself: a product and a sum together would be rounded once, not twice.
     Literals are arguments, since XLA computes with constants when it compiles, which may round differently.
     """
     atoms = [atom for eqn in closed.jaxpr.eqns for atom in eqn.invars] + closed.jaxpr.outvars
@@ -104,15 +108,23 @@ def _run(closed: Any, arguments: list[Any]) -> list[Any]:
         value = lambda atom: number[id(atom)] if isinstance(atom, Literal) else known[atom]  # noqa: E731
         functions: dict[Hashable, Any] = {}
         for eqn in closed.jaxpr.eqns:
-            kind = _kind(eqn)
-            if kind not in functions:
-                functions[kind] = _operation(eqn) if eqn.primitive is jit_p else jax.jit(_operation(eqn))
-            results = functions[kind](*map(value, eqn.invars))
-            known |= dict(zip(eqn.outvars, set_xla_metadata(results, inlineable="false"), strict=True))
+            operation, values = _operation(eqn), [value(atom) for atom in eqn.invars]
+            if _is_exact(eqn):
+                results = operation(*values)
+            else:
+                call = operation if eqn.primitive is jit_p else functions.setdefault(_kind(eqn), jax.jit(operation))
+                results = set_xla_metadata(call(*values), inlineable="false")
+            known |= dict(zip(eqn.outvars, results, strict=True))
         return [value(atom) for atom in closed.jaxpr.outvars]
 
     options = None if LEVEL in os.environ.get("XLA_FLAGS", "") else {LEVEL: 1}
     return jax.jit(initial_values, compiler_options=options)(list(literals.values()), closed.consts, arguments)
+
+
+def _is_exact(eqn: Any) -> bool:
+    """Whether an equation only moves numbers, or computes none that are rounded."""
+    inexact = any(jnp.issubdtype(var.aval.dtype, jnp.inexact) for var in eqn.outvars)
+    return eqn.primitive.name in MOVES or not (inexact or eqn.primitive is jit_p)
 
 
 def _kind(eqn: Any) -> Hashable:

@@ -109,6 +109,7 @@ def _run(closed: Any, arguments: list[Any]) -> list[Any]:
         functions: dict[Hashable, Any] = {}
         for eqn in closed.jaxpr.eqns:
             operation, values = _operation(eqn), [value(atom) for atom in eqn.invars]
+            results: Any
             if _is_exact(eqn):
                 results = operation(*values)
             else:

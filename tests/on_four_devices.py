@@ -240,7 +240,7 @@ def test_validation_is_split_where_it_divides():
     for batch in batches:
         one, four = (p.evaluate(batch, 0).fetch()["loss"] for p in made)
         np.testing.assert_allclose(four.num / four.weight, one.num / one.weight, rtol=1e-5)
-    split, alone = (executable.as_text() for executable in made[1]._executables.values())
+    split, alone = (executable.program.as_text() for executable in made[1]._executables.values())
     assert [kind for kind, _ in collectives(split)] == ["all-reduce"] and not collectives(alone)
 
 

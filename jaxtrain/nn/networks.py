@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.one_program import when_known
 from .cells import CellName
 
 CELLS: dict[str, Callable] = {
@@ -250,11 +251,15 @@ def make_cell(name: str, inputs: int, hidden: int, chrono: float | None = None, 
     if chrono is not None:
         if name not in GATES:
             raise ValueError(f"cell {name!r} has no gates, so chrono does not apply")
-        seed = np.asarray(brainstate.random.randint(0, 2**31 - 1, (2,)))  # from the random state of the run
-        bias = chrono_bias(np.random.default_rng(seed), hidden, chrono)
-        for gate, (sign, more) in GATES[name].items():
-            state = getattr(cell, gate).weight
-            state.value = {**state.value, "bias": jnp.asarray(sign * bias + more, jnp.float32)}
+        longest, gates = chrono, GATES[name]
+
+        def set_biases(seed: Any) -> None:
+            bias = chrono_bias(np.random.default_rng(np.asarray(seed)), hidden, longest)
+            for gate, (sign, more) in gates.items():
+                state = getattr(cell, gate).weight
+                state.value = {**state.value, "bias": jnp.asarray(sign * bias + more, jnp.float32)}
+
+        when_known(set_biases, brainstate.random.randint(0, 2**31 - 1, (2,)))  # from the random state of the run
     return cell
 
 

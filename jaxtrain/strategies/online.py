@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import saiunit as u
 
+from ..core.allocation import require_room_for_traces
 from ..core.functional import gradient
 from ..core.metrics import Metrics
 from ..core.module import Phases
@@ -48,7 +50,9 @@ def compile_rule(objective: Objective, x: Any, batch_size: int, vmapped: bool, a
         warnings.simplefilter("ignore")
         try:
             options.update(batch_size=batch_size, vmap=vmapped)
-            return braintrace.compile(objective.model, algorithm, example, **options)
+            make = partial(braintrace.compile, objective.model, algorithm, example, **options)
+            require_room_for_traces(make, objective.model, batch_size)
+            return make()
         except braintrace.CompilationError as error:
             raise ValueError(
                 f"no weight of {type(objective.model).__name__} reaches a hidden state through a braintrace operation: "

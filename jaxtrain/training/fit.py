@@ -202,7 +202,6 @@ class Fit:
                 log.info("%s", line)
             if dry_run:
                 return Result("finished", prepared.run.step, "dry run", report=prepared.report)
-            preflight.refuse_beyond_memory(prepared.report)
             self._latest = origin.run_dir
             self._readers.trained(module, data)
             with under_way(prepared.live), Session(prepared, origin, self._readers, started) as session:

@@ -63,7 +63,7 @@ def prepare(
     program = workload.program
     stored = run_config(workload, described, initial, config, origin.parent)
     require_same_run(stored, settings.callbacks, program, iterator, val)
-    workload.compile()
+    workload.compile(must_fit=not dry_run)
     schedule = settings.schedule(program.chunk, iterator.length)  # after compilation: its clock starts now
     program.learner.notes.extend(notes)
     if origin.config is not None and not dry_run:

@@ -72,6 +72,13 @@ class IndexedReader(_Reader):
         self.source, self.name, self.kind = source, name, kind
         self.length = length_of(source, name)
 
+    def examples(self) -> list[Any]:
+        """A batch of each shape, the largest first, if the source has several shapes; else an empty list.
+
+        Its attribute ``shape_examples`` holds the numbers of these batches.
+        """
+        return [self.read(number) for number in getattr(self.source, "shape_examples", ())]
+
     def get(self, number: int) -> Any:
         if self.kind == "addressed":
             return self.source.batch(number)
@@ -236,7 +243,7 @@ def _refuse_one_batch(source: Any, name: str) -> None:
 
 
 def fingerprint(source: Any, name: str) -> dict[str, Any] | None:
-    """The number of batches, and the arrays and sha256 of the first batch.
+    """The number of batches, the arrays and sha256 of the first batch, and what the source's ``identity()`` adds.
 
     None if the source is not read by number; it is not touched then.
     """
@@ -245,10 +252,15 @@ def fingerprint(source: Any, name: str) -> dict[str, Any] | None:
     reader = adapt(source, name)
     if not isinstance(reader, IndexedReader):
         return None
-    batch = reader.read(0)
+    batch, identity = reader.read(0), getattr(source, "identity", None)
     leaves = {f"batch{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree_util.tree_leaves_with_path(batch)}
     arrays = {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves.items()}
-    return {"batches": reader.length, "arrays": arrays, "sha256": digest(leaves)}
+    return {
+        "batches": reader.length,
+        "arrays": arrays,
+        "sha256": digest(leaves),
+        **(identity() if callable(identity) else {}),
+    }
 
 
 def _is_sequence(source: Any) -> bool:

@@ -24,7 +24,7 @@ from .binding import Binding, bind, environ
 from .report import compiled_memory, describe_parameters, flops, time_steps
 from .seeds import require_one_step
 from .sharding import make_devices
-from .steps import PROBE, NonFinite, Steps, guarded
+from .steps import PROBE, NonFinite, Packed, Steps, guarded
 from .train_state import TrainState
 
 
@@ -73,6 +73,8 @@ class Program(TrainState):
         self._nonfinite: NonFinite = nonfinite
         self._executables: dict[Any, Any] = {}
         self._train: Any = None
+        self._trains: dict[Any, Any] = {}
+        """Train programs by the kind of their batches, if there are several kinds; each runs one step per dispatch."""
         self.evaluated: list[str] = []
         """Names of the metrics of a validation."""
         self.chunk = chunks.chosen(self.flops) if chunk == "auto" else chunk
@@ -93,9 +95,12 @@ class Program(TrainState):
     @cached_property
     def _step(self) -> Functional:
         """One train step. It is traced on first use, because data for prediction has no targets to train with."""
+        return self._trace(self.example)
+
+    def _trace(self, example: Any) -> Functional:
         steps = Steps(self.binding, self.devices.collectives)
         with environ(self.module, fit=True):
-            return steps.functional(steps.train, jnp.int32(0), self.binding.share)
+            return steps.functional(steps.train, jnp.int32(0), self.devices.split.share(example))
 
     @cached_property
     def flops(self) -> float:
@@ -110,9 +115,16 @@ class Program(TrainState):
 
     def train(self, batches: list[Any], first_step: int) -> Pending:
         """Dispatch the steps ``first_step + 1 ... first_step + len(batches)`` and return their pending metrics."""
-        data = self.devices.to_global_batch(batches, lambda some: chunks.stacked(some, self.chunk))
-        self.values, packed = self._train(self.values, self.root, np.int32(first_step), np.int32(len(batches)), data)
+        if self._trains:
+            each = [self._dispatch(self._trains[kind_of(b)], [b], i, 1) for i, b in enumerate(batches, first_step)]
+            return Pending(each, lambda each: Packed.joined(each).unpack(self.seed_axis))
+        packed = self._dispatch(self._train, batches, first_step, self.chunk)
         return Pending(packed, lambda packed: packed.unpack(self.seed_axis))
+
+    def _dispatch(self, program: Any, batches: list[Any], first_step: int, length: int) -> Packed:
+        data = self.devices.to_global_batch(batches, lambda some: chunks.stacked(some, length))
+        self.values, packed = program(self.values, self.root, np.int32(first_step), np.int32(len(batches)), data)
+        return packed
 
     def evaluate(self, batch: Any, index: int, values: Any = None, *, first: bool = False) -> Pending:
         """Metrics of one batch, by name, as ``Mean``.
@@ -172,17 +184,22 @@ class Program(TrainState):
 
     # ----------------------------------------------------------------------------------------------- compiling
 
-    def prepare(self, *, evaluate: Iterable[Any] = (), probes: Iterable[Any] = (), train: bool = True) -> None:
+    def prepare(self, *, evaluate: Iterable[Any] = (), probes: Iterable[Any] = (), train: bool = True,
+                shapes: Sequence[Any] = ()) -> None:  # fmt: skip
         """Compile what a run will need, so that nothing is compiled after step 0.
 
         Args:
             evaluate: Batches of a validation, one of each shape.
             probes: Callbacks whose ``probe`` will run.
             train: Whether to compile the train program.
+            shapes: Train batches, one of each shape, the first of the shape of ``example``; empty if all batches have
+                its shape.
         """
         started = time.perf_counter()
         if train:
-            self._train = self._compile_train()
+            self._train = self._compile_train(self.example, 1 if shapes[1:] else self.chunk)
+            others = {kind_of(batch): self._compile_train(batch, 1) for batch in shapes[1:]}
+            self._trains = {kind_of(self.example): self._train, **others} if others else {}
             with environ(self.module, fit=True):
                 share = phases_of(self.module, self.binding.share)
                 note = mixed_loss(self.objective, self.learner.network, share)
@@ -193,13 +210,14 @@ class Program(TrainState):
             self.probe(callback, self.example, 0)
         self.compile_seconds += time.perf_counter() - started
 
-    def _compile_train(self):
-        """Compile one program for every number of steps up to ``chunk``: a loop with a traced count."""
-        step = guarded(self._step, self._nonfinite, self.seed_axis is not None)
-        chunk = chunks.looped(step if self.seed_axis is None else self.seed_axis.map(step), self.chunk)
-        lower = partial(self.devices.lower, stacked=self.chunk, donate=True)
+    def _compile_train(self, example: Any, length: int) -> Any:
+        """Compile one program for every number of steps up to ``length``: a loop with a traced count."""
+        step = self._step if example is self.example else self._trace(example)
+        step = guarded(step, self._nonfinite, self.seed_axis is not None)
+        chunk = chunks.looped(step if self.seed_axis is None else self.seed_axis.map(step), length)
+        lower = partial(self.devices.lower, stacked=length, donate=True)
         with environ(self.module, fit=True):
-            return lower(chunk, self.values, self.root, (jnp.int32(0), jnp.int32(0)), self.example).compile()
+            return lower(chunk, self.values, self.root, (jnp.int32(0), jnp.int32(0)), example).compile()
 
     # ----------------------------------------------------------------------------------------------- reporting
 

@@ -132,7 +132,7 @@ def make_workload(
     if saved is not None and not several:  # before the model receives data, whose sizes may not match
         values = {name: state.value for name, state in parameters(module.model).items()}
         refuse(saved.meta, {"model": signature(flatten(values))}, ("model",))
-    program = make_program(settings.resolved(before.get("auto") or {}), module, data, iterator.example(), models)
+    program = make_program(settings.resolved(before.get("auto") or {}), module, data, iterator.examples()[0], models)
     if saved is not None:
         params, train = program.signature()
         refuse(saved.meta, {"model": params, "optimizer": train}, ("model", "optimizer"))

@@ -37,7 +37,7 @@ from ..core.state import (
 )
 from ..data.batch import stated_layout, time_major
 from ..data.datamodule import DataModule, as_data, encodes, set_up, warn_of_layout
-from ..data.eval_loader import alike, one_pass
+from ..data.eval_loader import alike, one_pass, shapes_of
 from ..engine.steps import EVALUATE, PREDICT
 from ..strategies import OnlineRule, Strategy
 from ..strategies.base import Network, choose_batching, input_of
@@ -213,7 +213,9 @@ def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: 
     layout = stated_layout(first, name, layout)
     if live is not None and layout is None and bare:
         layout, batches = live.batch_first, map(time_major, batches) if live.batch_first else batches
-    return reader, alike(batches, name, layout) if kind == "evaluate" else batches, layout
+    if kind == "evaluate":
+        batches = alike(batches, name, layout, shapes_of(source, name))
+    return reader, batches, layout
 
 
 def _identity(x: Any) -> Any:

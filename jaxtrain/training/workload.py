@@ -79,7 +79,7 @@ class Workload:
     def compile(self) -> None:
         """Compile everything that the run needs, so that nothing is compiled after step 0."""
         probes = [callback for callback in self.settings.callbacks if callback.probe_every is not None]
-        self.program.prepare(evaluate=self._val_examples, probes=probes)
+        self.program.prepare(evaluate=self._val_examples, probes=probes, shapes=self.iterator.examples())
         if self.val is not None:
             require_metrics(self.settings.callbacks, self.program.evaluated)
 

@@ -5,9 +5,10 @@ python benchmarks/feed.py --rounds 30 --json feed.json
 
 Both runs train the same network on batches of the same shapes, in turns in one process. "one batch" returns the same
 arrays at every step, so it does no work for the data. A turn includes reading, shuffling and copying the batches to the
-device; the next chunk is read while the device computes, as in ``Fit``. The network is a recurrent LIF network, 784-256-10, on images of 28 x 28 bytes with batches
-of 128: as a rate code over 10 time steps, and row by row. "float32" are sequences of 28 x 28 without an encoder, which
-are 4 times the bytes. "memory map" reads the bytes from a file that the operating system has in memory.
+device; the next chunk is read while the device computes, as in ``Fit``. The network has 256 recurrent LIF neurons and
+ten outputs. The data are images of 28 x 28 bytes in batches of 128: as a rate code over 10 time steps, and row by row.
+"float32" are sequences of 28 x 28 without an encoder, which are 4 times the bytes. "memory map" reads the bytes from a
+file that the operating system has in memory.
 """
 
 from __future__ import annotations

@@ -233,6 +233,18 @@ def test_accumulated_batches():
     assert collectives(two._train.as_text()) == [("all-reduce", 1)]
 
 
+def test_encoders_draw_the_same_spikes_on_any_number_of_devices():
+    rng = np.random.default_rng(0)
+    x, y = rng.random((8, 2)).astype(np.float32), rng.random((8, 5, 3)).astype(np.float32)
+    data = jt.datasets.ArrayDataset(x, y, batch_size=4, encoder=jt.datasets.Bernoulli(5))
+    batches = [data.batch(i) for i in range(4)]
+    found = [trained(program(Linear(), jt.BPTT(), batches[0], n), batches) for n in (1, 2, 4)]
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=1e-5)
+    again = trained(program(Linear(), jt.BPTT(), batches[0], 1), [data.batch(i) for i in range(2, 6)])
+    assert not np.allclose(again, found[0], rtol=1e-2)  # other spikes give another loss
+
+
 def test_validation_is_split_where_it_divides():
     batches = [copies().train_data().batch(0), copies(batch_size=3).train_data().batch(0)]
     made = [program(CopyGRU(), STREAM, stream_batch(0), n) for n in (1, 4)]

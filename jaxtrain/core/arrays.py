@@ -15,10 +15,7 @@ from .state import fold_in
 
 WHOLE = 2**31 - 1
 """A length that means every time step."""
-
-
-def _static(default: Any) -> Any:
-    return field(default=default, metadata={"static": True})
+STATIC = {"static": True}
 
 
 @jax.tree_util.register_dataclass
@@ -48,9 +45,9 @@ class ArrayBatch:
     epoch: Any
     length: Any = None
     start: Any = None
-    encoder: Callable[[Any, Any], Any] | None = _static(None)
-    seed: int = _static(0)
-    steps: int | None = _static(None)
+    encoder: Callable[[Any, Any], Any] | None = field(default=None, metadata=STATIC)
+    seed: int = field(default=0, metadata=STATIC)
+    steps: int | None = field(default=None, metadata=STATIC)
 
     def sequences(self) -> Any:
         """``(inputs, targets)``, or the inputs alone, time-major."""
@@ -67,18 +64,18 @@ class ArrayBatch:
         return inputs, jax.tree.map(over_time, self.targets)
 
     def _encoded(self) -> Any:
+        assert self.encoder is not None
         # A key for each row and epoch: it depends neither on the batch size nor on the place in the batch.
         root = fold_in(jax.random.key(self.seed), self.epoch)
         keys = jax.vmap(lambda row: jax.random.fold_in(root, row))(self.row)
         values = jax.tree.map(lambda leaf: leaf[0], self.inputs)
         encoded = jax.vmap(self.encoder, out_axes=1)(values, keys)
-        for leaf in jax.tree.leaves(encoded):
-            own = jax.tree.leaves(values)[0].shape[1:2]
-            if self.ragged and leaf.shape[:1] != own:
-                raise ValueError(
-                    f"{self.encoder} makes {leaf.shape[0]} time steps of {own[0]}; sequences of several lengths need an "
-                    "encoder that keeps the number of time steps"
-                )
+        before, after = (jax.tree.leaves(tree)[0].shape[axis] for axis, tree in ((1, values), (0, encoded)))
+        if self.ragged and before != after:
+            raise ValueError(
+                f"{self.encoder} makes {after} time steps of {before}; sequences of several lengths need an encoder "
+                "that keeps the number of time steps"
+            )
         return encoded
 
     def weighted(self, phases: Phases) -> Phases:

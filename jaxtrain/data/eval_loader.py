@@ -36,7 +36,7 @@ class EvalLoader:
             raise DataError(f"{name} data: a one-shot iterator cannot be read twice; give a list")
         self.length = reader.length
         self.examples = _examples(reader)
-        """A batch of each shape known in advance: the first batch, and a smaller last one of an indexed source; or those
+        """A batch of each shape known in advance: the first batch and a smaller last one of an indexed source, or those
         that a source of several shapes names."""
         self._known = [Spec(batch) for batch in self.examples]
 

@@ -103,6 +103,11 @@ class ArrayDataset:
         rows = np.concatenate([rows, np.full(filling, rows[0])]) if filling else rows
         return self._make(rows, epoch, filling)
 
+    @property
+    def dropped(self) -> int:
+        """Number of sequences that an epoch leaves out."""
+        return max(0, self._data.length - len(self) * self.batch_size)
+
     def _counts(self) -> list[int]:
         """Number of sequences of each shape."""
         return [self._data.length]
@@ -115,14 +120,15 @@ class ArrayDataset:
         left = sum(count % size for count in counts)
         if self.last == "refuse" and left:
             raise DataError(
-                f"ArrayDataset: {' and '.join(map(str, counts))} sequences do not fill batches of {size}, {left} are left "
-                "over; choose another batch_size, or last='drop' or last='pad'"
+                f"ArrayDataset: {' and '.join(map(str, counts))} sequences do not fill batches of {size}, {left} are "
+                "left over; choose another batch_size, or last='drop' or last='pad'"
             )
         never = [count for count in counts if count and not self._batches_of(count)]
         if never or not any(counts):
+            which = "sequences of one length" if len(counts) > 1 else "sequences"
             raise DataError(
-                f"ArrayDataset: {max(never, default=0)} sequences{' of one length' * (len(counts) > 1)} do not fill a batch of {size}; choose a "
-                "smaller batch_size or last='pad'"
+                f"ArrayDataset: {max(never, default=0)} {which} do not fill a batch of {size}; choose a smaller "
+                "batch_size or last='pad'"
             )
 
     def _plan(self, epoch: int) -> Callable[[int], np.ndarray]:
@@ -173,20 +179,24 @@ class ArrayDataset:
 
 
 def _as_encoder(encoder: Any) -> Encoder | None:
-    parts = tuple(encoder) if isinstance(encoder, (tuple, list)) else (encoder,)
-    for part in parts if encoder is not None else ():
+    if encoder is None:
+        return None
+    several = isinstance(encoder, (tuple, list))
+    parts = tuple(encoder) if several else (encoder,)
+    for part in parts:
         if not callable(part) or isinstance(part, type):
             raise ValueError(
-                f"ArrayDataset: encoder={part!r} is not an encoder; expected a function of (values, key), as Bernoulli(10)"
+                f"ArrayDataset: encoder={part!r} is not an encoder; expected a function of (values, key), "
+                "as Bernoulli(10)"
             )
         try:
             hash(part)
         except TypeError:
             raise ValueError(
-                f"ArrayDataset: encoder {type(part).__name__} has no hash, by which compiled programs are kept; make it "
-                "a frozen dataclass or a function"
+                f"ArrayDataset: encoder {type(part).__name__} has no hash, by which compiled programs are kept; make "
+                "it a frozen dataclass or a function"
             ) from None
-    return encoder if encoder is None or len(parts) == 1 and encoder is parts[0] else Chain(parts)
+    return Chain(parts) if several else encoder
 
 
 def _describe(encoder: Any) -> str | None:
@@ -210,8 +220,8 @@ def _layout(inputs: Any, batch_first: Any, encoder: Encoder | None) -> bool | No
         return True
     if batch_first is None:
         raise ValueError(
-            "ArrayDataset: state the layout of the arrays: batch_first=True if they are (N, T, ...), with the sequences "
-            "on axis 0; False if they are (T, N, ...); or give an encoder for values (N, ...)"
+            "ArrayDataset: state the layout of the arrays: batch_first=True if they are (N, T, ...), with the "
+            "sequences on axis 0; False if they are (T, N, ...); or give an encoder for values (N, ...)"
         )
     return batch_first
 

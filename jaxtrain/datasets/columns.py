@@ -94,8 +94,8 @@ class Items:
             return item, None
         if len(item) != 2:
             raise DataError(
-                f"ArrayDataset: item {row} has {len(item)} parts; expected (inputs, targets), or pass item=, a function "
-                "of it that returns them"
+                f"ArrayDataset: item {row} has {len(item)} parts; expected (inputs, targets), or pass item=, a "
+                "function that returns them"
             )
         return item[0], item[1]
 

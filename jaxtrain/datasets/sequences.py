@@ -236,5 +236,5 @@ def _padded_lengths(lengths: Any, times: np.ndarray) -> list[int]:
     if isinstance(lengths, Sequence):
         return sorted({as_integer("lengths", length, 1, "bucket") for length in lengths})
     count = as_integer("lengths", lengths, 1, "bucket")
-    chosen = np.quantile(times, np.arange(1, count + 1) / count, method="higher")
+    chosen = np.quantile(times, np.arange(1, count + 1) / count, method="inverted_cdf")
     return sorted({int(length) for length in chosen})

@@ -105,16 +105,17 @@ def predict(reader: Predicts, batches: Iterable[Any], batch_first: bool | None) 
             rows.append(batch.row[kept])
         outputs.append(output)
         lengths.append(ends)
-    order = np.argsort(np.concatenate(rows), kind="stable") if rows else slice(None)
+    order = np.argsort(np.concatenate(rows), kind="stable") if rows else np.arange(sum(map(len, lengths)))
     if len(times) == 1 and not ragged:
-        joined = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1)[:, order], *outputs)
+        joined = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *outputs)
+        joined = jax.tree.map(lambda leaf: leaf[:, order], joined) if rows else joined
         return time_major(joined) if batch_first else joined  # the swap of axes is its own inverse
     each = [
         jax.tree.map(lambda leaf, i=i, end=end: leaf[:end, i], output)
         for output, ends in zip(outputs, lengths, strict=True)
         for i, end in enumerate(ends)
     ]
-    return [each[i] for i in order] if rows else each
+    return [each[i] for i in order]
 
 
 def _sizes(output: Any) -> tuple[int, int]:

@@ -39,9 +39,11 @@ def test_latency_is_one_spike_the_earlier_the_larger():
 
 
 def test_images_in_time():
-    np.testing.assert_array_equal(Rows()(IMAGE, KEY), IMAGE.reshape(2, 12).astype(np.float32) / 255)
-    np.testing.assert_array_equal(Pixels(3)(IMAGE, KEY), IMAGE.reshape(8, 3).astype(np.float32) / 255)
-    np.testing.assert_array_equal(Pixels()(IMAGE[..., 0], KEY), IMAGE[..., 0].reshape(8, 1).astype(np.float32) / 255)
+    np.testing.assert_allclose(Rows()(IMAGE, KEY), IMAGE.reshape(2, 12).astype(np.float32) / 255, rtol=1e-6)
+    np.testing.assert_allclose(Pixels(3)(IMAGE, KEY), IMAGE.reshape(8, 3).astype(np.float32) / 255, rtol=1e-6)
+    np.testing.assert_allclose(
+        Pixels()(IMAGE[..., 0], KEY), IMAGE[..., 0].reshape(8, 1).astype(np.float32) / 255, rtol=1e-6
+    )
 
 
 def test_delta_sends_when_the_level_is_left():

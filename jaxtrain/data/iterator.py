@@ -52,7 +52,6 @@ class DataIterator:
         self._queue: deque[tuple[Any, dict[str, Any]]] = deque()  # prefetched batches, each with the position after it
         self._error: Exception | None = None  # raised for the batch after those in the queue
         self._spec: Spec | None = None  # tree, shapes and dtypes of all batches
-        self._shapes: list[Spec] = []  # of a source that has several
         self._old_spec: Spec | None = None  # from before clear(): the next batch may be a short last one
         self._logged: set[str] = set()
         self._last: Any = None  # the last batch consumed
@@ -227,7 +226,7 @@ class DataIterator:
             batch = self._source.read(number)
             position = self._source.position(number + 1)  # before ended(), which may read ahead
             why = self._spec.mismatch(batch) if self._spec else None
-            if why and any(shape.mismatch(batch) is None for shape in self._shapes):
+            if why and any(shape.mismatch(batch) is None for shape in self._source.shapes):
                 why = None
             expected = self._old_spec if self._spec is None else self._spec if why else None  # a match is not short
             short = expected is not None and expected.short(batch) and self._source.ended()
@@ -252,7 +251,7 @@ class DataIterator:
         source = self._source
         if source.kind != "iterator":
             source.length = length_of(source.source, self.name)
-        self._shapes = [Spec(batch) for batch in self._examples()]
+        source.shapes = [Spec(batch) for batch in self._examples()]
         if not isinstance(source, IndexedReader) or source.kind == "addressed":
             return
         last = (source.length or 1) - 1

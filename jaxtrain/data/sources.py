@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import DataEnded, DataError
 from ..utils.digests import digest
-from .batch import host, stated_layout
+from .batch import Spec, host, stated_layout
 from .source_state import from_json, to_json
 
 Kind = Literal["addressed", "stateful", "reiterable", "iterator"]
@@ -44,6 +44,8 @@ class _Reader(ABC):
     name: str
     batch_first: bool | None = None
     """Layout stated for the source; None: not stated, so its batches are read as time-major."""
+    shapes: Sequence[Spec] = ()
+    """The shapes of the batches, if there are several."""
 
     @abstractmethod
     def get(self, number: int) -> Any:

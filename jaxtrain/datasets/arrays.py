@@ -157,7 +157,7 @@ class ArrayDataset:
             inputs=jax.tree.map((lambda leaf: leaf[None]) if encoded else over_time, inputs),
             targets=jax.tree.map(over_time, targets),
             row=rows.astype(np.int32),
-            epoch=np.int32(epoch),
+            epoch=np.array(epoch, np.int32),
             encoder=self.encoder,
             seed=self.seed,
             **fields,

@@ -142,7 +142,7 @@ def bucket(
 
     A program is compiled for each of these lengths, before step 0. The padding has weight 0. Otherwise the result is an
     ``ArrayDataset``: each epoch has an order of its own, and resume is exact. ``Fit.predict`` returns one array for
-    each sequence, without its padding, in the order of the data.
+    each sequence, without its padding, in the order of the data. Each item is read once at the start, for its length.
 
     Args:
         inputs: One array ``(T_i, ...)`` for each sequence, or a map-style data set; see ``ArrayDataset``.

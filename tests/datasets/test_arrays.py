@@ -55,13 +55,25 @@ def test_an_epoch_is_a_permutation_that_follows_from_seed_and_epoch():
     assert np.concatenate([arrays(batch_size=2, shuffle=False).batch(7).row]).tolist() == [4, 5]
 
 
-@pytest.mark.parametrize("layout", ["batch first", "time first", "items", "pairs", "dict"])
+class MapStyle:
+    """As a data set of torch or grain: a length and items."""
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, index):
+        assert type(index) is int
+        return X[index], Y[index]
+
+
+@pytest.mark.parametrize("layout", ["batch first", "time first", "items", "pairs", "map style", "dict"])
 def test_every_layout_gives_the_same_batches(layout):
     data = {
         "batch first": lambda: arrays(),
         "time first": lambda: ArrayDataset(X.swapaxes(0, 1), Y.swapaxes(0, 1), batch_size=4, batch_first=False),
         "items": lambda: ArrayDataset(list(X), list(Y), batch_size=4),
         "pairs": lambda: ArrayDataset([*zip(X, Y, strict=True)], batch_size=4),
+        "map style": lambda: ArrayDataset(MapStyle(), batch_size=4),
         "dict": lambda: ArrayDataset(
             [{"x": x, "y": y} for x, y in zip(X, Y, strict=True)], batch_size=4, item=lambda d: (d["x"], d["y"])
         ),
@@ -286,6 +298,12 @@ def test_bad_options(make, message):
 def test_bad_data(make, message):
     with pytest.raises(jt.errors.DataError, match=message):
         make()
+
+
+def test_hidden_states_cannot_continue_in_the_next_batch():
+    with pytest.raises(ValueError, match="batches of an ArrayDataset hold independent sequences: use stateful=False"):
+        jt.Fit(jt.DRTRL(update_every=1, stateful=True), max_steps=1).run(Linear(), arrays())
+    assert jt.Fit(jt.DRTRL(update_every=1), max_steps=1).run(Linear(), arrays()).step == 1
 
 
 def test_a_contradiction_with_the_data_module_is_refused():

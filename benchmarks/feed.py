@@ -1,7 +1,7 @@
 """Time per step of a run that an ``ArrayDataset`` feeds, over the same run on one batch held in memory.
 
 python benchmarks/feed.py
-python benchmarks/feed.py --rounds 30 --json feed.json
+python benchmarks/feed.py --strategies bptt --only rows --rounds 30 --json feed.json
 
 Both runs train the same network on batches of the same shapes, in turns in one process. "one batch" returns the same
 arrays at every step, so it does no work for the data. A turn includes reading, shuffling and copying the batches to the
@@ -36,6 +36,7 @@ from jaxtrain.strategies.registry import make_strategy
 
 BATCH, IMAGES, MOST_OVERHEAD = 128, 12_800, 3.0
 """Sequences per batch, sequences of the data set, and the largest overhead in per cent."""
+FEEDS = ("rate code", "memory map", "rows", "float32")
 
 
 class Spiking(brainstate.nn.Module):
@@ -90,7 +91,7 @@ def feeds(folder: Path) -> dict[str, tuple[int, Any]]:
     rate = {"batch_size": BATCH, "encoder": (lambda x, key: x.reshape(-1), Bernoulli(10))}
     return {
         "rate code": (784, ArrayDataset(images, labels, **rate)),
-        "rate code, memory map": (784, ArrayDataset(stored, labels, **rate)),
+        "memory map": (784, ArrayDataset(stored, labels, **rate)),
         "rows": (28, ArrayDataset(images, labels, batch_size=BATCH, encoder=Rows())),
         "float32": (28, ArrayDataset(images / np.float32(255), labels, batch_size=BATCH, batch_first=True)),
     }
@@ -126,6 +127,7 @@ class Run:
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--strategies", nargs="+", default=["drtrl", "bptt"], choices=["drtrl", "bptt"])
+    parser.add_argument("--only", nargs="+", default=list(FEEDS), choices=FEEDS, metavar="FEED", help=", ".join(FEEDS))
     parser.add_argument("--rounds", type=int, default=15, help="turns of each run")
     parser.add_argument("--turn", type=float, default=2.0, help="seconds per turn")
     options = parser.parse_args()
@@ -136,7 +138,9 @@ def main() -> None:
     goals: list[common.Goal] = []
     with tempfile.TemporaryDirectory() as folder:
         for strategy in options.strategies:
-            for name, (n_in, data) in feeds(Path(folder)).items():
+            ways = feeds(Path(folder))
+            for name in options.only:
+                n_in, data = ways[name]
                 runs = {"one batch": Run(n_in, OneBatch(data), strategy), name: Run(n_in, data, strategy)}
                 timing = common.by_turns(runs, options.rounds, options.turn)
                 title = f"{strategy}, {name}"

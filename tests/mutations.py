@@ -33,8 +33,8 @@ class Mutation:
 
 
 MUTATIONS = [
-    Mutation("a reverse segment forgets the trace before it", "strategies/reverse/influence.py",
-             "* state.value[:, place][:, None]", "* (0 * state.value[:, place][:, None])",
+    Mutation("a reverse segment forgets the trace before it", "strategies/reverse/traces.py",
+             "* trace[:, j][:, None]", "* (0 * trace[:, j][:, None])",
              "strategies/test_reverse.py"),
     Mutation("a reset leaves the trace alone", "strategies/online.py",
              "trace.value = where_sequences(mask, jax.tree.map(jnp.zeros_like, trace.value), trace.value)", "pass",

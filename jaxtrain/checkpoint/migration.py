@@ -10,7 +10,8 @@ READABLE = (1, SCHEMA)
 _RENAMED = {"feed": "position", "over": "ending"}
 _KEPT = {"last": "keep_last", "best": "keep_best"}
 _WITHOUT_ENGINE = ("pp_prop", "eprop", "ostl_recurrent", "ostl_feedforward")
-"""Strategies that had no field ``engine``."""
+_REVERSE = {"engine": "trace", "segment": "auto", "readout_memory": False}
+"""Strategies that had only braintrace's trace, and the values of the fields that choose another engine."""
 _STREAM = {"lanes": "batch_size", "piece": "unroll"}
 
 
@@ -57,7 +58,7 @@ def as_written(config: dict[str, Any]) -> dict[str, Any]:
     if "stateful" in strategy:
         strategy["carry"] = "carry" if strategy.pop("stateful") else "reset"
     if strategy["name"] in _WITHOUT_ENGINE:
-        strategy.pop("engine", None)
+        strategy = {name: value for name, value in strategy.items() if name not in _REVERSE}
     if data.get("class") == "StreamDataModule":
         back = {new: old for old, new in _STREAM.items()}
         data = {back.get(name, name): value for name, value in data.items()}
@@ -70,7 +71,7 @@ def _upgraded(config: dict[str, Any]) -> dict[str, Any]:
         data = {_STREAM.get(name, name): value for name, value in data.items()}
     strategy = _stateful(config["strategy"])
     if strategy["name"] in _WITHOUT_ENGINE:
-        strategy = {"engine": "trace", **strategy}
+        strategy = {**_REVERSE, **strategy}
     return {**config, "strategy": strategy, "data": data}
 
 

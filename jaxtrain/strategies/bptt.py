@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import brainstate
 import jax
@@ -14,6 +15,7 @@ from ..core.objective import Objective, total_weight
 from ..core.state import State
 from .base import Learner, Network, ParameterReport, Update, choose_batching, input_of, score, scored, trained, warm_up
 from .flow import Flow
+from .hoisted import HoistedStep, pieces_of
 from .parameter_report import describe_window
 from .specs.bptt import BPTT
 
@@ -24,11 +26,17 @@ def bind(strategy: BPTT, objective: Objective, example: Phases) -> Learner:
 
 
 class BPTTLearner(Learner):
-    """BPTT bound to a module. Its gradient is exact; other rules are compared with it."""
+    """BPTT bound to a module. Its gradient is exact; other rules are compared with it.
+
+    Args:
+        objective: The module, with its model and its loss.
+        network: The model over a batch.
+        remat: Whether to compute the activations of each time step again on the way back.
+    """
 
     def __init__(self, objective: Objective, network: Network, remat: bool = False):
         super().__init__(objective, network)
-        self._forward = brainstate.transform.checkpoint(network) if remat else network
+        self._remat = remat
 
     @cached_property
     def _params(self) -> dict[str, State]:
@@ -36,13 +44,22 @@ class BPTTLearner(Learner):
         return trained(self.objective)
 
     def learn(self, phases: Phases, update: Update) -> Metrics:
+        grads, metrics = self._again(phases) if self._remat else self._once(phases)
+        return update(grads, total_weight(phases), metrics)
+
+    def _once(self, phases: Phases) -> tuple[dict[str, Any], Metrics]:
+        step = HoistedStep(self.network, input_of(self.objective, phases), self._params, self._reset)
+        return step.gradient(pieces_of(self.objective, phases), lambda: self.network.reset(phases.sizes[2]))
+
+    def _again(self, phases: Phases) -> tuple[dict[str, Any], Metrics]:
+        forward = brainstate.transform.checkpoint(self.network)
+
         def loss() -> tuple[jax.Array, Metrics]:
             self.network.reset(phases.sizes[2])
-            warm_up(self.objective, self._forward, phases, self._reset)
-            return score(self.objective, self._forward, scored(phases), self._reset)
+            warm_up(self.objective, forward, phases, self._reset)
+            return score(self.objective, forward, scored(phases), self._reset)
 
-        grads, metrics = gradient(loss, self._params)()
-        return update(grads, total_weight(phases), metrics)
+        return gradient(loss, self._params)()
 
     def report(self, phases: Phases) -> list[ParameterReport]:
         warm, time, _ = phases.sizes

@@ -1,43 +1,91 @@
-"""Binding a rule with ``engine="reverse"`` to a module."""
+"""Binding a rule with a linear trace to a module: backward in time if the model allows it, else with a trace."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+from ..core.functional import draws_random
 from ..core.module import Phases
 from ..core.objective import Objective
+from ..utils.logging import one_line
 from .base import Learner, Network, choose_batching, input_of, trained
-from .drtrl import SEQUENCE_UP_TO
-from .equations import Irreversible
+from .equations import ELEMENTWISE, Irreversible
+from .parameter_report import WITHOUT_REVERSE
 from .reverse.detached_step import DetachedStep
-from .reverse.passes import PassesLearner
+from .reverse.learner import ReverseLearner
+from .rule import bind as by_trace
 from .specs.rule import ReversibleRule
+
+SEGMENT, SEQUENCE_UP_TO = 120, 512
+"""``segment="auto"``: a sequence of up to ``SEQUENCE_UP_TO`` time steps is one segment; a longer one has segments of
+``SEGMENT``."""
 
 
 def bind(strategy: ReversibleRule, objective: Objective, example: Phases) -> Learner:
     """Create the learner.
 
     Raises:
-        ValueError: The model or the options need a trace.
+        ValueError: The model or the options need a trace, which the strategy excludes.
     """
+    if strategy.engine == "trace":
+        return by_trace(strategy, objective, example)
+    try:
+        return _reverse(strategy, objective, example)
+    except Irreversible as reason:
+        name, model = type(strategy).__name__, type(objective.model).__name__
+        if strategy.readout_memory:
+            raise ValueError(
+                f"{name}(readout_memory=True) does not fit {model}, which needs a trace: {reason}; use "
+                "readout_memory=False"
+            ) from None
+        if strategy.engine == "reverse":
+            raise ValueError(f"{name}(engine='reverse') does not fit {model}: {reason}; use engine='auto'") from None
+        learner: Any = by_trace(replace(strategy, engine="trace", segment="auto"), objective, example)
+        learner.starting = WITHOUT_REVERSE
+        learner.notes.append(f"engine: a trace, since {reason}")
+        return learner
+
+
+def _reverse(strategy: ReversibleRule, objective: Objective, example: Phases) -> Learner:
     x = input_of(objective, example)
     warm, scored, batch_size = example.sizes
     network = Network(objective.model, choose_batching(strategy.batching, objective.model, x, batch_size))
-    try:
-        if strategy.stateful or strategy.update_every != "sequence":
-            raise Irreversible("it needs a trace between updates or batches")
-        if warm + scored > SEQUENCE_UP_TO:
-            raise Irreversible(f"a sequence of {warm + scored} time steps is longer than {SEQUENCE_UP_TO}")
-        if network.vmapped:
-            raise Irreversible("the model is mapped over sequences")
-        step = DetachedStep(objective, network, x, list(trained(objective)))
-        return PassesLearner(
-            objective,
-            network,
-            step,
-            strategy.backward_rule(),
-            window=min(strategy.window_of(), scored),
-            single=strategy.vjp == "single-step",
-            reach=strategy.reach(scored),
-        )
-    except Irreversible as reason:
-        name, model = type(strategy).__name__, type(objective.model).__name__
-        raise ValueError(f"{name}(engine='reverse') does not fit {model}: {reason}; use engine='trace'") from None
+    names, random = list(trained(objective)), draws_random(network, x)
+
+    def detached_step(per_sequence: bool) -> DetachedStep:
+        mapped = per_sequence or network.vmapped
+        if random and mapped:
+            raise Irreversible("the model draws random numbers, which mapped sequences would share")
+        try:
+            return DetachedStep(objective, network, x, names, per_sequence=per_sequence, memory=strategy.readout_memory)
+        except Exception as error:
+            if isinstance(error, Irreversible) or not mapped:
+                raise
+            raise Irreversible(f"it cannot be run one sequence at a time ({one_line(error)})") from error
+
+    step, segment = detached_step(per_sequence=False), None
+    if _needs_trace(strategy, warm + scored):
+        segment = SEGMENT if strategy.segment in ("auto", "sequence") else strategy.segment
+        if not network.vmapped and any(r.trained and r.name == ELEMENTWISE for r in step.relations):
+            step = detached_step(per_sequence=True)  # a weight without inputs has no batch axis
+    return ReverseLearner(
+        objective,
+        network,
+        step,
+        strategy.backward_rule(),
+        window=min(strategy.window_of(), scored),
+        single=strategy.vjp == "single-step",
+        update_schedule=strategy.update_schedule(),
+        segment=segment,
+        memory=strategy.readout_memory,
+        reach=strategy.reach(scored),
+    )
+
+
+def _needs_trace(strategy: ReversibleRule, time: int) -> bool:
+    """Whether a trace is needed between segments, for a sequence of ``time`` time steps."""
+    if strategy.stateful or strategy.update_every != "sequence":
+        return True
+    longest = SEQUENCE_UP_TO if strategy.segment == "auto" else strategy.segment
+    return longest != "sequence" and time > longest

@@ -77,7 +77,7 @@ def test_groups_that_touch_without_a_weight(lab):
     objective = Objective(lab.Task(Two(lab, jnp.tanh)), lambda x: x)
     learner = DRTRL().bind(objective, lab.sequences())
     if isinstance(learner, ReverseLearner):  # one group for braintrace as well
-        assert len(learner.detached.groups) == 1
+        assert len(learner.step.groups) == 1
     else:
         assert learner.notes
 
@@ -127,8 +127,8 @@ def test_shape_of_braintraces_graph(lab):
         (equation,) = [e for e in info.closed_jaxpr.jaxpr.eqns if e.outvars[0] is relation.y_var]
         assert equation.invars[0] is relation.x_var
         assert all(var in equation.invars for var in relation.trainable_vars.values())
-    assert [r.paths for r in learner.detached.relations] == [{"rnn.Wz.weight"}, {"rnn.Wh.weight"}]
-    assert isinstance(learner.detached, DetachedStep)
+    assert [r.paths for r in learner.step.relations] == [{"rnn.Wz.weight"}, {"rnn.Wh.weight"}]
+    assert isinstance(learner.step, DetachedStep)
     assert {row.name: row.trains for row in learner.report(phases)} == {
         "rnn.Wz.weight": "yes", "rnn.Wr.weight": "in part", "rnn.Wh.weight": "yes", "out.weight": "yes"
     }  # fmt: skip

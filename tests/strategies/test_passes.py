@@ -11,7 +11,8 @@ import saiunit as u
 
 from jaxtrain import DRTRL
 from jaxtrain.strategies import EProp, OSTLFeedforward, OSTLRecurrent, PPProp
-from jaxtrain.strategies.reverse.passes import PassesLearner
+from jaxtrain.strategies.reverse.learner import ReverseLearner
+from tests.strategies.sums import sums
 
 pytestmark = pytest.mark.full
 
@@ -49,7 +50,7 @@ def sequences(lab, kind: str, seed: int = 0):
 def test_the_gradient_is_that_of_the_trace(lab, rule, cell, kind):
     reverse = lab.Drive(replace(RULES[rule], engine="reverse"), lab.task(cell), sequences(lab, kind))
     trace = lab.Drive(replace(RULES[rule], engine="trace"), lab.task(cell), sequences(lab, kind))
-    assert isinstance(reverse.learner, PassesLearner) and reverse.learner.trace_bytes() == 0
+    assert isinstance(reverse.learner, ReverseLearner) and reverse.learner.trace_bytes() == 0
     for seed in range(2):
         (grads, weight, _), (wanted, same, _) = (drive(sequences(lab, kind, seed)) for drive in (reverse, trace))
         lab.same(grads, wanted)
@@ -133,7 +134,7 @@ def test_models_with_several_paths(lab, rule, model):
         return made
 
     if rule.startswith("ostl_recurrent") and model is Layers:
-        with pytest.raises(ValueError, match=r"concatenate mixes positions .*; use engine='trace'$"):
+        with pytest.raises(ValueError, match=r"concatenate mixes positions .*; use engine='auto'$"):
             lab.Drive(replace(RULES[rule], engine="reverse"), task(), sequences(lab, "plain"))
         return
     phases = sequences(lab, "warm-up, weights, resets")
@@ -161,20 +162,54 @@ class Plain(brainstate.nn.Module):
 def test_a_recurrence_without_an_element_wise_form_is_refused(lab):
     with brainstate.random.seed_context(0):
         task = lab.Task(Plain(lab))
-    message = r"does not fit Plain: a recurrent product that follows another one .*; use engine='trace'$"
+    message = r"does not fit Plain: a recurrent product that follows another one .*; use engine='auto'$"
     with pytest.raises(ValueError, match=message):
         lab.Drive(OSTLRecurrent(engine="reverse"), task, lab.sequences())
     assert lab.learn(OSTLRecurrent(), task, lab.sequences()), "as advised"
 
 
-@pytest.mark.parametrize(
-    ("fields", "why"),
-    [
-        ({"update_every": 2}, "it needs a trace between updates or batches"),
-        ({"stateful": True}, "it needs a trace between updates or batches"),
-        ({"batching": "vmap"}, "the model is mapped over sequences"),
-    ],
-)
-def test_what_needs_a_trace_is_refused(lab, fields, why):
-    with pytest.raises(ValueError, match=rf"^PPProp\(engine='reverse'\) does not fit Net: {why}; use engine='trace'$"):
-        lab.Drive(PPProp(engine="reverse", **fields), lab.task(), lab.sequences())
+OPTIONS = {
+    "segments": {"segment": 3},
+    "updates within a sequence": {"update_every": 3},
+    "a stream": {"stateful": True, "segment": 4},
+    "updates in a stream": {"stateful": True, "update_every": 3},
+    "mapped": {"batching": "vmap"},
+    "mapped segments": {"batching": "vmap", "segment": 3},
+}
+
+
+def in_trace(rule, fields):
+    return replace(rule, engine="trace", **{name: value for name, value in fields.items() if name != "segment"})
+
+
+@pytest.mark.cover
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("cell", ["gru", "lif"])
+@pytest.mark.parametrize("kind", ["plain", "warm-up, weights, resets"])
+@pytest.mark.parametrize("rule", RULES)
+def test_segments_updates_and_streams(lab, rule, kind, cell, options):
+    """The sum of all gradients of three batches."""
+    fields, strategy = OPTIONS[options], RULES[rule]
+    if strategy.window_of() > 1:
+        fields = {name: value for name, value in fields.items() if name != "batching"}
+    elif "batching" in fields and strategy.works_in()[0] == "batched":
+        pytest.skip("braintrace needs batched states here")
+    if "batching" in fields and rule.startswith("ostl_recurrent"):
+        with pytest.raises(ValueError, match="the reverse engine runs the whole batch"):
+            replace(strategy, engine="reverse", **fields)
+        return
+    every = replace(strategy, engine="reverse", **fields), in_trace(strategy, fields)
+    batches = [sequences(lab, kind, seed) for seed in range(3)]
+    (grads, means, _), (wanted, others, _) = (sums(lab, each, lab.task(cell), batches) for each in every)
+    lab.same(grads, wanted)
+    assert means == [pytest.approx(other, rel=1e-5) for other in others]
+
+
+@pytest.mark.parametrize("rule", ["pp_prop", "ostl_feedforward"])
+def test_a_factored_trace_has_no_array_of_batch_times_parameters(lab, rule):
+    drive = lab.Drive(
+        replace(RULES[rule], engine="reverse", stateful=True, update_every=1), lab.task(), lab.sequences()
+    )
+    units, inputs = lab.N, lab.N_IN + lab.N
+    traces = {leaf.shape for state in drive.learner.own.values() for leaf in [state.value]}
+    assert traces == {(), (lab.B, inputs), (lab.B, units)}

@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from itertools import islice
 from typing import Any
 
-import brainstate
 import braintrace
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from ...core.objective import Objective
-from ...core.state import SHORT, State, differentiable, name_of, states_of
+from ...core.state import State, differentiable, name_of, states_of
 from ..equations import ELEMENTWISE, Irreversible, bind, follow, origins, read
 from ..independence import compare, way
 from ..memory import find_memory
 from ..network import Network, along
+from ..products import DENSE, EMBEDDING
+from ..step_graph import StepGraph
 
-DENSE = ("etp_mm", "etp_mv")
-EMBEDDING = ("etp_emb", "etp_emb_v")
 BATCHED = ("etp_mm", "etp_emb")
 """Primitives whose input has a batch axis; the others take the input of one sequence."""
 REVERSIBLE = (*DENSE, *EMBEDDING, ELEMENTWISE, "etp_gmm", "etp_gmv", "etp_lora_mm", "etp_lora_mv")
@@ -45,6 +43,11 @@ class Relation:
         self.x_place = next((i for i, var in enumerate(equation.invars) if var is found.x_var), None)
         self.trained = trained
         self.batched = self.name in BATCHED
+
+    @property
+    def detached(self) -> bool:
+        """Whether its weights are trained and have a trace."""
+        return self.trained and not self.direct
 
     def attach(self, memory: frozenset[int]) -> None:
         """Set ``direct``: whether it reaches only readout memory, which reverse mode differentiates directly."""
@@ -67,12 +70,17 @@ class Relation:
         return one(x) if self.batched else jax.vmap(one)(x)
 
 
-class DetachedStep:
+class DetachedStep(StepGraph):
     """The time step of a network with the inputs of its traced weights held constant.
 
-    ``step(u, weights, perturbations)`` runs the time step on the network's States. The perturbations are added to the
-    outputs ``y`` of relations, so their cotangents are those of ``y``. ``alone(u, perturbations)`` is the step of the
-    single-step rule.
+    It reads braintrace's graph, and checks that the derivative of the step is block-diagonal. ``KnownProducts``
+    evaluates its equations.
+
+    Attributes:
+        relations: The operations with a traced weight.
+        groups: The names of the hidden states of each of braintrace's groups.
+        traced: The hidden states that have a trace.
+        credited: These, and the readout memory that trained weights reach.
     """
 
     def __init__(self, objective: Objective, network: Network, u: Any, trained: Iterable[str], *,
@@ -90,33 +98,28 @@ class DetachedStep:
         Raises:
             Irreversible: The model does not fit.
         """
-        self.network, self.mapped = network, network.vmapped or per_sequence
-        self._as_batch = per_sequence and not network.vmapped
-        self.batch_size = jax.tree.leaves(u)[0].shape[0]
-        self._axes, self._through = network.axes(self.batch_size) if self.mapped else {}, memory
-        graph, self._out_tree = self._compile(objective, u)
-        self.report = braintrace.CompilationReport(graph)
-        info: Any = graph.module_info
-        closed = info.closed_jaxpr
-        self.jaxpr, self.consts = closed.jaxpr, closed.consts
-        self.states: list[State] = list(info.compiled_model_states)
-        self.names = [name_of(info.state_id_to_path[id(state)]) for state in self.states]
-        self._outs, self._state_outs = info.num_var_out, info.num_var_state
+        self.network, mapped = network, network.vmapped or per_sequence
+        as_batch, self.batch_size = per_sequence and not network.vmapped, jax.tree.leaves(u)[0].shape[0]
+        axes = network.axes(self.batch_size) if mapped else None
+        graph, out_tree = self._compile(objective, u, axes, as_batch)
+        self.report, info = braintrace.CompilationReport(graph), graph.module_info
+        states: list[State] = list(info.compiled_model_states)
+        names = [name_of(info.state_id_to_path[id(state)]) for state in states]
+        super().__init__(info.closed_jaxpr, states, names, out_tree, axes=axes, as_batch=as_batch)
         self.groups = self._differentiable(graph)
-        self._hidden_of = {name: index for index, names in self.groups.items() for name in names}
-        self._number_variables()
+        self.hidden_of = {name: index for index, names in self.groups.items() for name in names}
         self.relations = self._relations(graph, set(trained))
         reached = {group for r in self.relations if r.trained for group in r.groups}
-        self.memory = find_memory(self.jaxpr, self._short, self.groups, reached) if memory else frozenset()
+        self.memory = find_memory(self.jaxpr, self.short, self.groups, reached) if memory else frozenset()
         for relation in self.relations:
             relation.attach(self.memory)
         self._by_y = {id(r.y_var): i for i, r in enumerate(self.relations)}
         self._weight_equations = self._behind_weights()
-        self.traced = [name for name, group in self._hidden_of.items() if group not in self.memory]
+        self.traced = [name for name, group in self.hidden_of.items() if group not in self.memory]
         direct = {group for r in self.relations if r.direct for group in r.groups}
-        self._credited = [*self.traced, *(name for name, group in self._hidden_of.items() if group in direct)]
+        self.credited = [*self.traced, *(name for name, group in self.hidden_of.items() if group in direct)]
         for r in self.relations:
-            if r.trained and not r.direct and r.name not in REVERSIBLE:
+            if r.detached and r.name not in REVERSIBLE:
                 raise Irreversible(f"{', '.join(sorted(r.paths))} acts by {r.name}, which has no reverse form here")
         self.check(group for group in self.groups if group not in self.memory)
         if self.mapped:
@@ -124,31 +127,26 @@ class DetachedStep:
 
     # ----------------------------------------------------------------------------------------------- compiling
 
-    def _example(self, u: Any) -> Any:
-        own = 0 if self.network.vmapped else slice(0, 1) if self.mapped else slice(None)
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)[own], u)
-
-    def _compile(self, objective: Objective, u: Any) -> tuple[Any, Any]:
+    def _compile(self, objective: Objective, u: Any, axes: Any, as_batch: bool) -> tuple[Any, Any]:
         """braintrace's graph of the model, for the whole batch or for one sequence, and the tree of its results."""
-        example = self._example(u)
+        first = slice(0, 1) if as_batch else 0
+        whole = slice(None) if axes is None else first
+        example = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)[whole], u)
         held = {name: state.value for name, state in self.network.hidden.items()}
         try:
-            if self.mapped:
+            if axes is not None:
                 for name, state in self.network.hidden.items():
-                    state.value = self._first(held[name], self._axes[name])
+                    state.value = along(
+                        lambda leaf, axis: leaf[(slice(None),) * axis + (first,)], held[name], axes[name]
+                    )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                graph = braintrace.compile_etrace_graph(objective.model, example, include_hidden_perturb=False)
+                graph: Any = braintrace.compile_etrace_graph(objective.model, example, include_hidden_perturb=False)
             model: Any = graph.module_info.stateful_model
             return graph, model.get_out_treedef_by_cache(model.get_arg_cache_key(example, compile_if_miss=True))
         finally:
             for name, state in self.network.hidden.items():
                 state.value = held[name]
-
-    def _first(self, value: Any, axes: list[int | None]) -> Any:
-        """The part of a hidden state that belongs to the first sequence."""
-        keep = slice(0, 1) if self._as_batch else 0
-        return along(lambda leaf, axis: leaf[(slice(None),) * axis + (keep,)], value, axes)
 
     def _differentiable(self, graph: Any) -> dict[int, list[str]]:
         """The hidden states of each group, without integers and flags."""
@@ -164,25 +162,6 @@ class DetachedStep:
         (leaf,) = jax.tree.leaves(self.network.hidden[name].value)
         first = self._axes[name] == [0] if self.mapped else leaf.shape[:1] == (self.batch_size,)
         return leaf.size // self.batch_size if first else None
-
-    def _number_variables(self) -> None:
-        """Find the variables of each state's leaves before and after the time step, and those of parameters,
-        ``{id(var): (name, leaf)}``."""
-        sizes = [len(jax.tree.leaves(state.value)) for state in self.states]
-        invars = iter(self.jaxpr.invars[len(self.jaxpr.invars) - sum(sizes) :])
-        outvars = iter(self.jaxpr.outvars[self._outs : self._outs + self._state_outs])
-        self._variables = [
-            (state, name, list(islice(invars, size)), list(islice(outvars, size)))
-            for state, name, size in zip(self.states, self.names, sizes, strict=True)
-        ]
-        self._params = {
-            id(var): (name, leaf)
-            for state, name, ins, _ in self._variables
-            if isinstance(state, brainstate.ParamState)
-            for leaf, var in enumerate(ins)
-        }
-        self._short = {name: (ins, outs) for state, name, ins, outs in self._variables if isinstance(state, SHORT)}
-        self._state_axes = [self._axes.get(name, [None] * len(ins)) for _, name, ins, _ in self._variables]
 
     def _relations(self, graph: Any, trained: set[str]) -> list[Relation]:
         equations = {id(e.outvars[0]): e for e in self.jaxpr.eqns if len(e.outvars) == 1}
@@ -209,7 +188,7 @@ class DetachedStep:
                 kept.append(equation)
                 wanted |= {id(var) for var in equation.invars if not isinstance(var, Literal)}
         computed = {id(var) for equation in kept for var in equation.outvars}
-        free = wanted - computed - set(self._params) - {id(var) for var in self.jaxpr.constvars}
+        free = wanted - computed - set(self.params) - {id(var) for var in self.jaxpr.constvars}
         if free:
             raise Irreversible("a traced weight is computed from more than parameters")
         return kept[::-1]
@@ -234,83 +213,13 @@ class DetachedStep:
         return groups
 
     def _named_params(self):
-        return [(var, self._params[id(var)]) for var in self.jaxpr.invars if id(var) in self._params]
-
-    def step(self, u: Any, weights: dict[int, list[Any]], perturbations: dict[int, Any]) -> tuple[Any, dict[int, Any]]:
-        """Run one time step on the model's States.
-
-        Args:
-            u: The input, ``(B, ...)``.
-            weights: Weights by number of the relation; the others are the model's own.
-            perturbations: Perturbations by number of the relation.
-
-        Returns:
-            The outputs ``(B, ...)``, and the inputs ``x`` of the perturbed relations.
-        """
-
-        def run(u, values, weights, perturbations):
-            env = self._env(u, values)
-            seen = self._evaluate(env, weights, perturbations, detach=True)
-            return *self._results(env), seen
-
-        return self._map_sequences(run, u, weights, perturbations, through=False)
-
-    def alone(self, u: Any, perturbations: dict[str, Any]) -> Any:
-        """Run one time step of braintrace's single-step rule.
-
-        The new hidden states of traced groups are held constant, apart from ``perturbations``, which are added to them.
-        So parameters affect the output only on other paths. Readout memory is differentiated through its own past.
-        """
-
-        def run(u, values, _, perturbations):
-            if self._as_batch:
-                perturbations = {
-                    name: along(jnp.expand_dims, value, self._axes[name]) for name, value in perturbations.items()
-                }
-            frozen = self._env(jax.lax.stop_gradient(u), [jax.lax.stop_gradient(value) for value in values])
-            self._evaluate(frozen, {}, {}, detach=False, hidden=perturbations)
-            env = self._env(u, values)
-            self._evaluate(env, {}, {}, detach=False, given=frozen)
-            return *self._results(env), None
-
-        axes = {
-            name: jax.tree.structure(perturbation).unflatten(self._axes[name])
-            for name, perturbation in perturbations.items()
-            if self.mapped
-        }
-        return self._map_sequences(run, u, {}, perturbations, perturbation_axes=axes, through=self._through)[0]
-
-    def _map_sequences(
-        self, run: Any, u: Any, weights: Any, perturbations: Any, *, through: bool, perturbation_axes: Any = 0
-    ) -> tuple[Any, Any]:
-        """Call ``run`` for the whole batch or for each sequence, and write the new values to the States."""
-        leaves, tree = jax.tree.flatten([state.value for state in self.states])
-        if not self.mapped:
-            out, new, seen = run(u, tree.unflatten(leaves), weights, perturbations)
-        else:
-            axes = [axis for own in self._state_axes for axis in own]
-            keep = lambda leaf, axis: leaf  # noqa: E731
-            add, drop = (jnp.expand_dims, jnp.squeeze) if self._as_batch else (keep, keep)
-
-            def one(u, leaves, weights, perturbations):
-                u = jax.tree.map(lambda leaf: add(leaf, 0), u)
-                out, new, seen = run(u, tree.unflatten(along(add, leaves, axes)), weights, perturbations)
-                return jax.tree.map(lambda leaf: drop(leaf, 0), out), along(drop, jax.tree.leaves(new), axes), seen
-
-            call: Any = jax.vmap(one, in_axes=(0, axes, None, perturbation_axes), out_axes=(0, axes, 0))
-            out, new, seen = call(u, leaves, weights, perturbations)
-            new = tree.unflatten(new)
-        for name, state, value in zip(self.names, self.states, new, strict=True):
-            if not isinstance(state, brainstate.ParamState):
-                # Without readout memory, credit passes back in time only through hidden states of traced groups.
-                state.value = value if through or name in self._credited else jax.lax.stop_gradient(value)
-        return out, seen
+        return [(var, self.params[id(var)]) for var in self.jaxpr.invars if id(var) in self.params]
 
     def _try(self, u: Any) -> None:
         """Raise Irreversible if a time step cannot be run one sequence at a time, or gives another result then."""
-        states = sum(len(ins) for *_, ins, _ in self._variables)
+        states = sum(len(ins) for *_, ins, _ in self.variables)
         own = [*self.jaxpr.invars[: len(self.jaxpr.invars) - states]]
-        each = list(zip(self._variables, self._state_axes, strict=True))
+        each = list(zip(self.variables, self._state_axes, strict=True))
         for (*_, ins, _), axes in each:
             own += [var for var, axis in zip(ins, axes, strict=True) if axis is not None]
         found = origins(self.jaxpr, dict.fromkeys(map(id, own), ""))
@@ -318,8 +227,8 @@ class DetachedStep:
             if any(axis is None and found(var) for var, axis in zip(outs, axes, strict=True)):
                 raise Irreversible(f"the sequences share the state {name!r}, which each of them changes")
         model = self.network.model
-        one_by_one = way(lambda u: self.step(u, {}, {})[0], model, u)
-        if self._as_batch:
+        one_by_one = way(lambda u: self.evaluate(u, self.equation_by_equation)[0], model, u)
+        if self.as_batch:
             kept = {name: s.value for name, s in states_of(model).items() if name not in self.network.hidden}
             begin = {name: state.value for name, state in self.network.hidden.items()}
             reason = compare(way(self.network, model, u), one_by_one, kept, begin, u)
@@ -328,53 +237,9 @@ class DetachedStep:
 
     # ---------------------------------------------------------------------------------------------- evaluating
 
-    def _env(self, u: Any, values: list[Any]) -> dict[int, Any]:
-        given = jax.tree.leaves((u, values))
-        env = {id(var): value for var, value in zip(self.jaxpr.invars, given, strict=True)}
-        return env | {id(var): const for var, const in zip(self.jaxpr.constvars, self.consts, strict=True)}
-
-    def _evaluate(self, env, weights, perturbations, *, detach: bool, hidden=None, given=None) -> dict[int, Any]:
-        """Evaluate the step into ``env``, and return the inputs of perturbed relations.
-
-        Args:
-            env: Values by id of the variable.
-            weights: Weights by number of the relation; the others are the model's own.
-            perturbations: Perturbations by number of the relation.
-            detach: Whether to hold the inputs of traced weights constant.
-            hidden: Perturbations of new hidden states, by name.
-            given: An environment to take the new hidden states from.
-        """
-        news = {id(self._short[name][1][0]): name for name in self.traced}
-        seen = {}
-        for equation in self.jaxpr.eqns:
-            operands = [read(env, var) for var in equation.invars]
-            number = self._by_y.get(id(equation.outvars[0])) if len(equation.outvars) == 1 else None
-            if number is not None:
-                relation = self.relations[number]
-                if relation.x_place is not None:
-                    if number in perturbations:
-                        seen[number] = operands[relation.x_place]
-                    if detach:
-                        operands[relation.x_place] = jax.lax.stop_gradient(operands[relation.x_place])
-                if number in weights:
-                    for place, weight in zip(relation.places, weights[number], strict=True):
-                        operands[place] = weight
-            outs = bind(equation, operands)
-            if number is not None and number in perturbations:
-                outs = [outs[0] + perturbations[number]]
-            for var, out in zip(equation.outvars, outs, strict=True):
-                name = news.get(id(var))
-                if name is not None and hidden is not None and name in hidden:
-                    out = out + hidden[name]
-                if name is not None and given is not None:
-                    out = given[id(var)]
-                env[id(var)] = out
-        return seen
-
-    def _results(self, env: dict[int, Any]) -> tuple[Any, list[Any]]:
-        outs = [read(env, var) for var in self.jaxpr.outvars[: self._outs + self._state_outs]]
-        out, new = self._out_tree.unflatten(outs)
-        return out, list(new)
+    def relation_of(self, equation: Any) -> int | None:
+        """The number of the relation that an equation computes."""
+        return self._by_y.get(id(equation.outvars[0])) if len(equation.outvars) == 1 else None
 
     # ------------------------------------------------------------------------------------------------ checking
 
@@ -385,7 +250,7 @@ class DetachedStep:
         The method follows the equations that compute their new values, and collects the hidden states (by group) and
         the relations that each value depends on.
         """
-        news = {name: self._short[name][1] for group in groups for name in self.groups[group]}
+        news = {name: self.short[name][1] for group in groups for name in self.groups[group]}
         needed = {id(var) for outs in news.values() for var in outs if not isinstance(var, Literal)}
         path = []
         for equation in reversed(self.jaxpr.eqns):
@@ -397,9 +262,9 @@ class DetachedStep:
                 else:
                     needed |= {id(var) for var in equation.invars if not isinstance(var, Literal)}
         depends: dict[int, frozenset] = {
-            id(var): frozenset((("hidden", self._hidden_of[name]),))
-            for name in self._credited
-            for var in self._short[name][0]
+            id(var): frozenset((("hidden", self.hidden_of[name]),))
+            for name in self.credited
+            for var in self.short[name][0]
         }
         for equation in path[::-1]:
             number = self._by_y.get(id(equation.outvars[0]))
@@ -408,7 +273,7 @@ class DetachedStep:
                 continue
             follow(equation, depends)
         for name, outs in news.items():
-            group, shape = self._hidden_of[name], outs[0].aval.shape
+            group, shape = self.hidden_of[name], outs[0].aval.shape
             for kind, number in frozenset().union(*(depends.get(id(var), frozenset()) for var in outs)):
                 if kind == "hidden" and number != group:
                     raise Irreversible(

@@ -1,93 +1,171 @@
-"""The learner that computes D-RTRL's gradient by reverse mode, instead of with a trace that moves forward."""
+"""Online rules with a linear trace, computed in four passes over a sequence at about the cost of BPTT."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import brainstate
+import braintrace
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ...core.functional import pure
-from ...core.metrics import Metrics, sum_over_time
+from ...core.metrics import Metrics
 from ...core.module import Phases
 from ...core.objective import Objective, total_weight
 from ...core.state import add_to, differentiable, long_term_states, parameters
-from ..base import Learner, Network, ParameterReport, Update, score, scored, split_reset, trained, zeros_like_parameters
+from ..base import Learner, Network, ParameterReport, Update, split_reset, trained, zeros_like_parameters
+from ..equations import ELEMENTWISE, Irreversible
 from ..flow import Flow, initial_values
+from ..hoisted import Piece, pieces_of, scored_piece, warm_piece
 from ..parameter_report import WHOLE, Traces, describe
+from ..specs.backward_rule import BackwardRule
 from ..specs.rule import ONE_STEP, Reach
 from ..update_schedule import SEQUENCE, UpdateSchedule, over_tiles
-from .chain import Chain
-from .detached_step import DENSE, EMBEDDING, DetachedStep
-from .influence import Influence
+from .detached_step import DetachedStep
+from .known_products import KnownProducts
+from .time_steps import Carry, Rows, TimeSteps, leaf
+from .traces import FactoredTrace, Kept, Trace, trace_of
 
 Pull = Callable[[dict[str, Any]], dict[str, Any]]
 """A function from cotangents of initial states, by name, to gradients of parameters."""
 
 
 class ReverseLearner(Learner):
-    """D-RTRL without a trace update at every time step.
+    """A rule with a linear trace, computed backward in time.
 
-    A segment of a sequence runs forward in detached steps; reverse mode through them gives every traced weight the
-    gradient that its trace would have given. The windows that start at scored time steps are differentiated in parallel
-    and send their cotangents to the hidden states at their starts. Between segments, ``Influence`` holds the trace.
+    1. Forward, once. Hidden states at the start of each time step and the results of all products are kept.
+    2. Time steps (or windows) side by side, since their states are known: learning signals, gradients of parameters
+       without a trace, and Jacobians of the detached step. No product is computed again.
+    3. The rule: an element-wise scan backward in time turns the signals into one cotangent per traced product.
+    4. One product per weight, over all time steps and sequences.
+
+    Passes 2 to 4 run block by block, the last block first (``TimeSteps``). Between segments, ``Trace`` holds what the
+    rule remembers.
+
+    Args:
+        objective: The module, with its model and its loss.
+        network: The model over a batch.
+        step: The detached time step.
+        rule: The rule.
+        window: Scored time steps that are differentiated together.
+        single: Whether each loss is backpropagated into the hidden state only.
+        update_schedule: When gradients become updates.
+        segment: Time steps per segment; None makes the sequence one segment, and no trace is kept.
+        memory: Whether credit passes back through readout memory. The windows then run one after another.
+        reach: Texts for the parameter report.
+
+    Raises:
+        Irreversible: The model needs braintrace's trace.
     """
 
-    def __init__(self, objective: Objective, network: Network, detached: DetachedStep, *, window: int, single: bool,
-                 update_schedule: UpdateSchedule = SEQUENCE, segment: int | None = None, reach: Reach = ONE_STEP,
-                 memory: bool = False):  # fmt: skip
-        """``segment``: time steps per segment; None makes the sequence one segment. ``memory``: run the windows
-        one after another, and pass credit from each to the previous one through states outside of traced groups."""
+    def __init__(self, objective: Objective, network: Network, step: DetachedStep, rule: BackwardRule, *, window: int,
+                 single: bool, update_schedule: UpdateSchedule = SEQUENCE, segment: int | None = None,
+                 memory: bool = False, reach: Reach = ONE_STEP):  # fmt: skip
         super().__init__(objective, network)
-        self.detached, self.window, self.single, self.reach = detached, window, single, reach
+        self.step, self.rule, self.window, self.single, self.reach = step, rule, window, single, reach
         self.update_schedule, self.carried, self.segment = update_schedule, update_schedule.stateful, segment
         self._params = trained(objective)
-        starting = frozenset().union(*initial_values(network, detached.batch_size).values())
-        self._starts = {name: state for name, state in self._params.items() if name in starting}
-        self.influence = None if segment is None else Influence(detached)
-        self.own = {} if self.influence is None else self.influence.states
-        chosen = [i for i, r in enumerate(detached.relations) if r.trained]
-        # Weights of perturbed relations receive their gradient from all time steps at once. Reverse mode sums the
-        # gradient of live weights over time steps. Weights of readout memory receive theirs from the windows.
-        products = (*DENSE, *EMBEDDING)
-        self._direct = [i for i in chosen if detached.relations[i].direct]
-        past = [i for i in chosen if i not in self._direct]
-        self._perturbed = (
-            chosen if self.influence is not None else [i for i in past if detached.relations[i].name in products]
-        )
-        self._live = [i for i in past if i not in self._perturbed]
-        self._hidden = {n: network.hidden[n] for names in detached.groups.values() for n in names}
-        self._traced = {n: s for n, s in self._hidden.items() if n in detached.traced}
-        rest = {n: s for n, s in network.hidden.items() if n not in self._traced}
-        self._memory = rest if memory else {}
+        starting = frozenset().union(*initial_values(network, step.batch_size).values())
+        self.starts = [name for name in self._params if name in starting]
+        self.chosen = [i for i, relation in enumerate(step.relations) if relation.detached]
+        self.needs_factors = rule.decay is not None or rule.own_recurrence
+        self._refuse()
+        self.products = KnownProducts(step)
+        if rule.own_recurrence:
+            self.products.check_own_recurrence()
+        self.trace: Trace | None = None if segment is None else trace_of(rule, step, single or window > 1)
+        self.own = {} if self.trace is None else self.trace.states
+        self.traced = {name: network.hidden[name] for name in step.traced}
+        credited = step.credited if self.trace is not None and rule.decay is None else step.traced
+        self.credited = {name: network.hidden[name] for name in credited}
+        rest = {name: state for name, state in network.hidden.items() if name not in self.traced}
+        self.memory = rest if memory else {}
         others = [] if memory else rest.values()
         self._others = [*others, *long_term_states(objective.model).values(), brainstate.random.DEFAULT]
+        self._feedback = {} if rule.feedback_seed is None else self._feedback_matrices(rule.feedback_seed)
         if memory:
             self.notes.append(self._memory_note())
+
+    def _refuse(self) -> None:
+        """Raise Irreversible for a model whose gradient needs braintrace's trace."""
+        if self.rule == BackwardRule():
+            return
+        if any(leaf(self.network.hidden[name].value).dtype.itemsize < 4 for name in self.step.traced):
+            raise Irreversible("a hidden state has less than 32 bits")
+        if not self.needs_factors:
+            return
+        if self.starts:
+            raise Irreversible("an initial state is learned")
+        for i in self.chosen:
+            relation = self.step.relations[i]
+            paths, y = ", ".join(sorted(relation.paths)), relation.y_var.aval
+            if relation.name == ELEMENTWISE:
+                raise Irreversible(f"{paths} acts by {relation.name}")
+            sizes = {self.step.units_of(n) for group in relation.groups for n in self.step.groups[group]}
+            batch = 1 if self.step.mapped and not self.step.as_batch else y.shape[0]
+            if sizes != {y.size // batch}:
+                raise Irreversible(
+                    f"{paths} or the hidden state that it acts on has other axes than sequences and units"
+                )
+        if self.rule.own_recurrence and self.step.mapped:
+            raise Irreversible("the model is mapped over sequences")
+
+    def _feedback_matrices(self, seed: int) -> dict[int, Any]:
+        """braintrace's random feedback matrix of each group, drawn from the same key in the same order."""
+        groups = dict.fromkeys(group for relation in self.step.relations for group in sorted(relation.groups))
+        hidden = self.network.hidden
+        width = {group: leaf(hidden[self.step.groups[group][0]].value).shape[-1] for group in groups}
+        with brainstate.random.seed_context(jax.random.key(seed)):
+            return {
+                group: braintrace.FixedRandomFeedback(n, n, brainstate.random.split_key()).B
+                for group, n in width.items()
+            }
+
+    def project(self, signals: dict[str, Any]) -> dict[str, Any]:
+        """The learning signals as the rule feeds them back, ``(T, B, units)``."""
+
+        def one(name: str, signal: Any) -> Any:
+            if not self._feedback:
+                return signal
+            norm = jnp.sqrt((signal * signal).sum(-1, keepdims=True))
+            return signal / (norm + 1e-8) @ self._feedback[self.step.hidden_of[name]]
+
+        return {name: one(name, leaf(signal)) for name, signal in signals.items()}
 
     # ------------------------------------------------------------------------------------------------ learning
 
     def learn(self, phases: Phases, update: Update) -> Metrics:
         with warnings.catch_warnings():
-            # braintrace's operations warn that they can no longer be compiled when they are mapped over windows.
+            # Mapped over time steps, braintrace's operations warn that they can no longer be compiled into traces.
             warnings.filterwarnings("ignore", "ETP primitive .* was decomposed")
             return self._learn(phases, update)
 
     def _learn(self, phases: Phases, update: Update) -> Metrics:
-        warm = (phases.warmup, split_reset(phases)[0])
+        warm_masks, _ = split_reset(phases)
         if self.segment is None:
             begin = self._begin(phases.sizes[2])
-            grads, metrics = self._segment_gradient(warm, scored(phases), advance=False, begin=begin)
+            grads, metrics = self._gradients(pieces_of(self.objective, phases), begin)
             return update(grads, total_weight(phases), metrics)
         if not self.carried:
             self.restart(phases.sizes[2])
         if phases.warmup is not None:
-            over_tiles(warm, self.segment, lambda tile: (self._evolve(tile), {}), {})
-        return self.update_schedule.drive(phases, self._gradients, update)
+            over_tiles((phases.warmup, warm_masks), self.segment, self._evolve, {})
+        return self.update_schedule.drive(phases, self._by_segments, update)
+
+    def _evolve(self, tile: tuple[Any, Any]) -> tuple[dict[str, Any], Metrics]:
+        """Advance the States and the trace over time steps of the warm-up."""
+        self._gradients([warm_piece(self.objective, *tile)])
+        return {}, {}
+
+    def _by_segments(self, sequences: Any) -> tuple[dict[str, Any], Metrics]:
+        assert self.segment is not None
+        tile = max(self.segment - self.segment % self.window, self.window)
+        segment = lambda tile: self._gradients([scored_piece(self.objective, tile)])  # noqa: E731
+        return over_tiles(sequences, tile, segment, zeros_like_parameters(self._params))
 
     def restart(self, batch_size: int) -> None:
         super().restart(batch_size)
@@ -96,182 +174,191 @@ class ReverseLearner(Learner):
 
     def _begin(self, batch_size: int) -> Pull:
         """Restart, and return the function that backpropagates cotangents of initial states to their parameters."""
-        if not self._starts:
+        if not self.starts:
             self.restart(batch_size)
             return lambda entry: {}
         states, call = pure(lambda: self.restart(batch_size))
         before, place = [state.value for state in states], {id(state): i for i, state in enumerate(states)}
-        started = {n: s for n, s in (self._hidden | self._memory).items() if id(s) in place and differentiable(s.value)}
+        hidden = {**self.credited, **self.memory}
+        started = {n: s for n, s in hidden.items() if id(s) in place and differentiable(s.value)}
 
         def restart(starts: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
             now = list(before)
             for name, value in starts.items():
-                now[place[id(self._starts[name])]] = value
+                now[place[id(self._params[name])]] = value
             new, _ = call(now)
             return {name: new[place[id(state)]] for name, state in started.items()}, new
 
-        values = {name: state.value for name, state in self._starts.items()}
+        values = {name: self._params[name].value for name in self.starts}
         initial, pull, new = jax.vjp(restart, values, has_aux=True)
         for state, value in zip(states, new, strict=True):
             state.value = value
-        zeros = jax.tree.map(jnp.zeros_like, initial)
-        return lambda entry: pull({name: entry.get(name, zero) for name, zero in zeros.items()})[0]
 
-    @contextmanager
-    def starting(self, starts: dict[str, Any]) -> Iterator[None]:
-        """Temporarily replace the values of the parameters of initial states."""
-        before = {name: self._starts[name].value for name in starts}
-        for name, value in starts.items():
-            self._starts[name].value = value
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                self._starts[name].value = value
+        def back(entry: dict[str, Any]) -> dict[str, Any]:
+            given = {n: jax.tree.leaves(entry[n]) for n in initial if n in entry}
+            zeros = jax.tree.map(jnp.zeros_like, initial)
+            return pull(zeros | {n: jax.tree.unflatten(jax.tree.structure(initial[n]), given[n]) for n in given})[0]
 
-    def _gradients(self, sequences: Any) -> tuple[dict[str, Any], Metrics]:
-        assert self.segment is not None
-        tile = max(self.segment - self.segment % self.window, self.window)
-        segment = lambda tile: self._segment_gradient((None, None), tile, advance=True)  # noqa: E731
-        return over_tiles(sequences, tile, segment, zeros_like_parameters(self._params))
+        return back
 
     # ----------------------------------------------------------------------------------------------- a segment
 
-    def _evolve(self, warm: tuple[Any, Any]) -> dict[str, Any]:
-        """Advance the hidden states and the trace over some time steps without a loss."""
-        chain = Chain(self, warm, None, 0, self._weights()[0])
-        self._advance(chain)
-        return {}
-
-    def _segment_gradient(self, warm: tuple[Any, Any], sequences: Any, *, advance: bool,
-                          begin: Pull = lambda entry: {}) -> tuple[dict[str, Any], Metrics]:  # fmt: skip
-        """Gradients of ``sum(w * loss)`` and metrics of scored time steps after a warm-up (inputs and masks, or None).
-        ``advance``: advance the States and the trace to the end. ``begin``: backpropagates to the initial states."""
-        weights, to_parameters = self._weights()
-        time = jax.tree.leaves(sequences)[0].shape[0]
-        last = (time - 1) // self.window * self.window
-        # The steps of the last window are only needed to advance, and by the single-step rule.
-        through = time if advance or self.single or long_term_states(self.objective.model) else last
-        chain = Chain(self, warm, sequences, through, weights)
-        grads, (entries, news, memory), metrics = self._windows(chain, warm, sequences)
-        deltas, live, entry, again = chain.back(entries, news)
-        entry |= memory
-        for more in (again, begin(entry)):
-            grads |= {name: add_to(grads[name], grad) for name, grad in more.items()}
-        found = [jax.tree.map(jnp.zeros_like, weight) for weight in weights]
-        for i in self._perturbed:
-            if chain.steps and i not in self._direct:
-                found[i] = self._from_all_steps(i, chain.inputs.get(i), deltas[i], weights[i])
-        for i in self._live:
-            found[i] = live[i]
-        if self.influence is not None:
-            for i, more in self.influence.contract(entry, weights).items():
-                found[i] = jax.tree.map(jnp.add, found[i], more)
-        self._advance(chain, trace=advance)
-        for name, leaves in to_parameters(found)[0].items():
+    def _gradients(self, pieces: list[Piece], begin: Pull = lambda entry: {}) -> tuple[dict[str, Any], Metrics]:
+        """Gradients of ``sum(w * loss)`` and metrics of one segment, whose States and trace advance to its end."""
+        parts = self._forward(pieces)
+        values = {name: jax.tree.leaves(state.value) for name, state in parameters(self.objective.model).items()}
+        weights, to_parameters = jax.vjp(self.step.weights, values)
+        outputs, factors = self._factors(parts)
+        carry, metrics, kept = self._last(weights), None, []
+        for part, factor in zip(parts[::-1], factors[::-1], strict=True):
+            carry, found, more = part.backward(factor, carry, weights)
+            kept.insert(0, more)
+            if found is not None:
+                metrics = found if metrics is None else jax.tree.map(jnp.add, metrics, found)
+        grads, totals = dict(carry.grads), dict(carry.totals)
+        state = carry.recursion
+        if self.rule.decay is None:
+            lam, mu, late = state
+            late = late | {n: leaf(value) for n, value in carry.memory.items() if n in late}
+            state = lam, mu, late
+            entry = {n: lam[n] + late[n] for n in lam} | carry.memory
+            for name, more in begin(entry).items():
+                grads[name] = add_to(grads[name], more)
+        if self.trace is not None:
+            is_filtered = pieces[0][-1] and not self.single
+            for i, more in self.trace.contract(state, is_filtered, weights).items():
+                totals[i] = jax.tree.map(jnp.add, totals[i], more)
+            joined = kept[0] if len(kept) == 1 else _joined(kept)
+            self.trace.advance(joined, carry.ends if outputs is None else [outputs], is_filtered)
+        every = [totals.get(i, jax.tree.map(jnp.zeros_like, weight)) for i, weight in enumerate(weights)]
+        for name, leaves in to_parameters(every)[0].items():
             if name in grads:
                 traced = jax.tree.unflatten(jax.tree.structure(grads[name]), leaves)
                 grads[name] = jax.tree.map(jnp.add, grads[name], traced)
         return jax.tree.map(lambda t, g: g.astype(t.dtype), zeros_like_parameters(self._params), grads), metrics
 
-    def _weights(self):
-        """The weights of each relation, and the function that backpropagates their cotangents to the parameters."""
-        values = {name: jax.tree.leaves(state.value) for name, state in parameters(self.objective.model).items()}
-        return jax.vjp(self.detached.weights, values)
+    def _last(self, weights: list[list[Any]]) -> Carry:
+        """The carry after the last time step."""
+        zeros = {name: jnp.zeros_like(leaf(state.value)) for name, state in self.credited.items()}
+        recursion: Any = zeros, zeros, zeros
+        if self.rule.decay is not None:
+            acted = {i: next(n for n in zeros if self.step.hidden_of[n] in self._groups(i)) for i in self.chosen}
+            recursion = {i: zeros[name] for i, name in acted.items()}, zeros
+        memory = {n: jax.tree.map(jnp.zeros_like, s.value) for n, s in self.memory.items() if differentiable(s.value)}
+        every = self.chosen if self.trace is None else {*self.chosen, *self.trace.relations}
+        totals = {i: jax.tree.map(jnp.zeros_like, weights[i]) for i in sorted(every)}
+        ends = [] if self.trace is None else self.trace.ends()
+        return Carry(recursion, ends, memory, jax.tree.map(jnp.zeros_like, self.parameter_values()), totals)
 
-    def _advance(self, chain: Chain, trace: bool = True) -> None:
-        if self.influence is not None and trace:
-            self.influence.advance(chain.inputs, *chain.factors(self.influence))
-        chain.finish()
+    def _groups(self, i: int) -> set[int]:
+        return self.step.relations[i].groups
 
-    def _from_all_steps(self, i: int, x: Any, delta: Any, weights: list[Any]) -> list[Any]:
-        relation = self.detached.relations[i]
-        if relation.x_place is None:
-            total = delta.reshape(-1, *relation.y_var.aval.shape).sum(0)
-            return jax.vjp(relation.alone, weights)[1](total)[0]
-        merge = lambda leaf, kept: leaf.reshape(-1, *leaf.shape[leaf.ndim - kept :])  # noqa: E731
-        units, batched = len(relation.y_var.aval.shape), relation.batched
-        x = merge(x, len(relation.x_var.aval.shape) - batched)
-        return jax.vjp(lambda w: relation.product(x, w), weights)[1](merge(delta, units - batched))[0]
+    def _factors(self, parts: list[TimeSteps]) -> tuple[Any, list[Any]]:
+        """The output side of a factored trace at the end of the segment and at every time step, forward in time."""
+        if self.rule.decay is None:
+            return None, [None] * len(parts)
+        if isinstance(self.trace, FactoredTrace):
+            value: Any = {n: {i: state.value for i, state in by.items()} for n, by in self.trace.outputs.items()}
+        else:
+            zeros = {name: jnp.zeros_like(leaf(state.value)) for name, state in self.credited.items()}
+            value = {
+                n: {i: z for i in self.chosen if self.step.hidden_of[n] in self._groups(i)} for n, z in zeros.items()
+            }
+        every = []
+        for part in parts:
+            value, found = part.factors(value)
+            every.append(found)
+        return value, every
 
-    def _windows(self, chain: Chain, warm: Any, sequences: Any) -> tuple[dict[str, Any], Any, Metrics]:
-        """Differentiate the windows. They are independent, except for readout memory.
+    def parameter_values(self) -> dict[str, Any]:
+        """Values of the trained parameters, by name."""
+        return {name: state.value for name, state in self._params.items()}
+
+    # ------------------------------------------------------------------------------------------------- forward
+
+    def _forward(self, pieces: list[Piece]) -> list[TimeSteps]:
+        """Run all time steps; return them in order of time."""
+        scored = np.concatenate([np.full(_length(inputs), flag) for _, inputs, _, flag in pieces])
+        # braintrace's filter advances in the backward pass: after a scored time step in single-step rules, else before.
+        filtered = scored if self.single else np.append(scored[1:], False)
+        count = self.trace.steps() if self.trace is not None else 0
+        parts, start = [], 0
+        for learn, sequences, masks, is_scored in pieces:
+            hidden, memory, others, results = self._run(learn, sequences, masks)
+            time = _length(sequences)
+            now = slice(start, start + time)
+            steps = count + jnp.arange(start + 1, start + time + 1)
+            rows = Rows(
+                sequences, masks, hidden, memory, others, results, steps, jnp.asarray(filtered[now], jnp.float32)
+            )
+            size = self.window if is_scored else 1
+            whole = time - time % size
+            for which, length in ((slice(whole), size), (slice(whole, None), time - whole)):
+                part = jax.tree.map(lambda leaf, which=which: leaf[which], rows)
+                if part.steps.shape[0]:
+                    signals = is_scored or bool(self.memory and scored.any())
+                    parts.append(TimeSteps(self, learn, part, window=length, is_scored=is_scored, has_signals=signals))
+            start += time
+        return parts
+
+    def _run(self, learn: Callable, sequences: Any, masks: Any) -> tuple[Any, Any, Any, Any]:
+        """Hidden states, readout memory and other States at the start of each time step, and the results of all
+        products."""
+        outside: Any = {}
+        if self.products.split:
+
+            def inputs(slices: Any) -> Any:
+                box: list[Any] = []
+                learn(lambda u: self.products.inputs(u, box), slices)
+                return box[0]
+
+            call = self.stateless(inputs, jax.tree.map(lambda leaf: leaf[0], sequences))
+            given = jax.vmap(lambda slices: call({}, {}, {}, None, slices)[1])(sequences)
+            outside = self.products.outside_products(given)
+
+        def step(slices, mask, outside):
+            at = [{n: s.value for n, s in states.items()} for states in (self.credited, self.memory)]
+            others, box = [state.value for state in self._others], []
+            self._reset(mask)
+            learn(lambda u: self.products.forward(u, outside, box), slices)
+            if len(box) != 1:
+                raise ValueError(
+                    f"warmup_step called forward {len(box)} times; engine='reverse' needs one call per time step: use "
+                    "engine='trace'"
+                )
+            return *at, others, box[0]
+
+        return brainstate.transform.for_loop(step, sequences, masks, outside)
+
+    def stateless(self, run: Callable, *example: Any) -> Callable:
+        """``run(*args)`` from given values of the States.
 
         Returns:
-            Gradients of the parameters; cotangents of the hidden states at the starts of the windows, of the new hidden
-            states (for the single-step rule), and of the memory; metrics.
+            ``call(params, hidden, memory, others, *args) -> (memory, result)``. States without a value keep theirs.
         """
-        time = jax.tree.leaves(sequences)[0].shape[0]
-        count, rest = divmod(time, self.window)
-        lead, whole = chain.lead, time - rest
-        params = {name: state.value for name, state in self._params.items()}
-        begin = {name: state.value for name, state in self._memory.items() if differentiable(state.value)}
-        leaves = {name: jax.tree.leaves(state.value)[0] for name, state in self._traced.items() if self.single}
-        perturbations = {name: jnp.zeros((lead + time, *leaf.shape), leaf.dtype) for name, leaf in leaves.items()}
-
-        def score_window(tile, perturbation):
-            return score(self.objective, self._forward(perturbation), tile, self._reset)
-
-        def warm_step(tile, perturbation):
-            self._reset(tile[1])
-            self.objective.warmup(self._forward(perturbation), tile[0])
-
-        def total(params, hidden, perturbations, begin):
-            memory = {name: state.value for name, state in self._memory.items()} | begin
-
-            def part(run: Any, which: slice, tiles: Any) -> Any:
-                nonlocal memory
-                at = jax.tree.map(lambda leaf: leaf[which], (hidden, chain.others))
-                given = jax.tree.map(lambda leaf: leaf[which], perturbations)
-                call = self._call(run, params, tiles, given)
-                if not self._memory:
-                    return jax.vmap(lambda *xs: call({}, *xs)[1])(*at, tiles, given)
-                memory, found = jax.lax.scan(lambda memory, xs: call(memory, *xs), memory, (*at, tiles, given))
-                return found
-
-            if lead:
-                part(warm_step, slice(lead), warm)
-            parts = []
-            if count:
-                tiled = lambda leaf: leaf[:whole].reshape(-1, self.window, *leaf.shape[1:])  # noqa: E731
-                parts.append(part(score_window, slice(lead, lead + count), jax.tree.map(tiled, sequences)))
-            if rest:
-                last = jax.tree.map(lambda leaf: leaf[whole:][None], sequences)
-                parts.append(part(score_window, slice(lead + count, None), last))
-            found = [(losses.sum(), sum_over_time(metrics)) for losses, metrics in parts]
-            return jax.tree.map(lambda *leaves: sum(leaves), *found)
-
-        grads, metrics = jax.grad(total, argnums=(0, 1, 2, 3), has_aux=True)(params, chain.hidden, perturbations, begin)
-        return grads[0], grads[1:], metrics
-
-    def _forward(self, perturbation: Any) -> Any:
-        return (lambda u: self.detached.alone(u, perturbation)) if self.single else self.network
-
-    def _call(self, run: Any, params: Any, tiles: Any, perturbations: Any) -> Any:
-        """``call(memory, hidden, others, tile, perturbation) -> (memory, result)`` runs ``run`` from given States."""
-        first = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)  # noqa: E731
-        states, pure_run = pure(run, first(tiles), first(perturbations))
+        states, call = pure(run, *example)
         place = {id(state): i for i, state in enumerate(states)}
 
-        def call(memory, hidden, others, tile, perturbation):
+        def one(params: dict[str, Any], hidden: dict[str, Any], memory: dict[str, Any], others: list[Any] | None,
+                *args: Any) -> Any:  # fmt: skip
             given = {id(self._params[name]): value for name, value in params.items()}
-            given |= {id(self._traced[name]): value for name, value in hidden.items()}
-            given |= {id(state): value for state, value in zip(self._others, others, strict=True)}
-            given |= {id(self._memory[name]): value for name, value in memory.items()}
-            new, result = pure_run([given.get(id(state), state.value) for state in states], tile, perturbation)
-            after = {n: new[place[id(s)]] if id(s) in place else memory[n] for n, s in self._memory.items()}
-            return after, result
+            given |= {id(self.network.hidden[name]): value for name, value in (memory | hidden).items()}
+            if others is not None:
+                given |= {id(state): value for state, value in zip(self._others, others, strict=True)}
+            new, result = call([given.get(id(state), state.value) for state in states], *args)
+            own = {name: place.get(id(self.network.hidden[name])) for name in memory}
+            return {name: memory[name] if k is None else new[k] for name, k in own.items()}, result
 
-        return call
+        return one
+
+    # -------------------------------------------------------------------------------------------------- report
 
     def _memory_note(self) -> str:
-        names = [n for n, s in self._memory.items() if differentiable(s.value)]
+        names = [n for n, s in self.memory.items() if differentiable(s.value)]
         if not names:
             return "readout_memory: the model has none, so the option has no effect"
         across = " within a segment" if self.segment else ""
         return f"readout_memory: credit passes{across} through {', '.join(names)}"
-
-    # -------------------------------------------------------------------------------------------------- report
 
     def report(self, phases: Phases) -> list[ParameterReport]:
         return describe(
@@ -281,19 +368,29 @@ class ReverseLearner(Learner):
 
     def traces(self, resets: bool) -> Traces:
         sizes: dict[str, int] = {}
-        for i, relation in enumerate(self.detached.relations):
-            kept = self.own.get(f"influence{i}")
+        for i, relation in enumerate(self.step.relations):
             for name in relation.paths:
-                sizes[name] = sizes.get(name, 0) + (0 if kept is None else kept.value.nbytes)
+                sizes[name] = sizes.get(name, 0) + (0 if self.trace is None else self.trace.bytes_of(i))
         whole = WHOLE
         if self.carried or self.update_schedule.update_every != "sequence":
             whole += " with stateful=False and update_every='sequence'"
         return Traces.of(
-            self.detached.report, self.detached.parameter_groups(), self.detached.groups, sizes,
-            memory=frozenset(self._memory),
+            self.step.report, self.step.parameter_groups(), self.step.groups, sizes,
+            memory=frozenset(self.memory),
             memory_end=f"ends at the start of a segment. {whole} gives it all" if self.segment else "",
             start=self.segment is None, starting=f"Use {whole}", again=resets,
         )  # fmt: skip
 
     def resolved(self) -> dict[str, Any]:
         return {**super().resolved(), "engine": "reverse", "segment": self.segment or "sequence"}
+
+
+def _length(sequences: Any) -> int:
+    return jax.tree.leaves(sequences)[0].shape[0]
+
+
+def _joined(kept: list[Kept]) -> Kept:
+    """What consecutive time steps have kept."""
+    join = lambda axis: lambda *leaves: jnp.concatenate(leaves, axis)  # noqa: E731
+    deltas = jax.tree.map(join(1), *(each.deltas for each in kept))
+    return Kept(deltas, *jax.tree.map(join(0), *((each.inputs, each.keep) for each in kept)))

@@ -12,6 +12,9 @@ from ..specs.backward_rule import BackwardRule
 
 Values = dict[str, Any]
 """Arrays ``(T, B, units)`` by hidden state."""
+Cotangents = tuple[Values, Values, Values]
+"""``(lam, mu, late)``: cotangents of the trace and of the filtered trace after a time step, and the learning signals at
+the entry of the next time step. Each value is ``(B, units)``."""
 
 
 @dataclass
@@ -22,53 +25,58 @@ class Signals:
         before: Cotangents of the hidden states at the entry of each time step.
         after: Cotangents of the new hidden states (single-step rules), else zeros.
         jacobian: ``jacobian[n][m]``: derivative of the new state ``n`` by the old state ``m``.
-        factor: ``factor[n][i]``: derivative of the new state ``n`` by the output of relation ``i``.
         keep: 0 where a sequence restarts at the time step, else 1, ``(T, B)``; None without resets.
         steps: Numbers of the time steps since the restart of the rule, from 1.
-        is_filtered: 1 where the filter on the trace advances, else 0, ``(T,)``.
+        is_filtered: Whether the filter on the trace advances with the trace after the time step, ``(T,)``.
     """
 
     before: Values
     after: Values
     jacobian: dict[str, Values]
-    factor: dict[str, dict[int, Any]]
     keep: Any
     steps: Any
     is_filtered: Any
 
 
-jax.tree_util.register_dataclass(Signals, ["before", "after", "jacobian", "factor", "keep", "steps", "is_filtered"], [])
+jax.tree_util.register_dataclass(Signals, ["before", "after", "jacobian", "keep", "steps", "is_filtered"], [])
 
 
 def _kept(keep: Any, value: Any) -> Any:
     return value if keep is None else value * keep.reshape(*keep.shape, *(1,) * (value.ndim - keep.ndim))
 
 
-def propagate(rule: BackwardRule, state: tuple[Values, Values, Values], signals: Signals) -> tuple[Any, dict[int, Any]]:
-    """Cotangents of the traced products in a block, backward in time.
+def receive(rule: BackwardRule, state: Cotangents, after: Values, is_filtered: Any) -> tuple[Values, Values]:
+    """Cotangents of the trace and of the filtered trace at one time step, the latter as seen from the step before.
+
+    braintrace's filter is part of its backward pass: ``f_t = kappa f_{t-1} + e_t`` if ``is_filtered``, else
+    ``f_t = f_{t-1}``.
 
     Args:
         rule: The rule.
-        state: ``(lam, mu, late)`` from the block that follows in time: cotangents of the trace, filtered signals, and
-            the signals of the next time step's entry.
-        signals: Learning signals and Jacobians of the block.
+        state: Cotangents from the time steps that follow.
+        after: Learning signals after this time step.
+        is_filtered: Whether the filter advances here.
+    """
+    lam, mu, late = state
+    signal = {n: after[n] + late[n] for n in lam}
+    if not rule.kappa:
+        return {n: signal[n] + lam[n] for n in lam}, mu
+    signal = {n: signal[n] + mu[n] for n in lam}
+    lam = {n: is_filtered * signal[n] + lam[n] for n in lam}
+    return lam, {n: jnp.where(is_filtered, rule.kappa, 1.0) * value for n, value in signal.items()}
+
+
+def propagate(rule: BackwardRule, state: Cotangents, signals: Signals) -> tuple[Cotangents, Values]:
+    """Cotangents of the trace in a block, backward in time.
 
     Returns:
-        The state for the block before, and cotangents ``{relation: (T, B, units)}``.
+        The state for the block before, and the cotangents of the trace after each time step.
     """
 
-    def back(state, xs):
-        lam, mu, late = state
-        s: Signals = xs
-        signal = {n: s.after[n] + late[n] for n in lam}
-        if rule.kappa:
-            signal = {n: s.is_filtered * (value + rule.kappa * mu[n]) for n, value in signal.items()}
-        lam = {n: signal[n] + lam[n] for n in lam}
-        relations = dict.fromkeys(i for by in s.factor.values() for i in by)
-        delta = {i: sum(s.factor[n][i] * lam[n] for n in lam if i in s.factor[n]) for i in relations}
-        lam = {m: sum(s.jacobian[n][m] * lam[n] for n in lam if m in s.jacobian[n]) for m in lam}
-        mu = {n: _kept(s.keep, value) for n, value in signal.items()}
-        return (lam, mu, s.before), delta
+    def back(state: Cotangents, s: Signals) -> tuple[Cotangents, Values]:
+        lam, mu = receive(rule, state, s.after, s.is_filtered)
+        earlier = {m: sum(s.jacobian[n][m] * lam[n] for n in lam if m in s.jacobian[n]) for m in lam}
+        return (earlier, {n: _kept(s.keep, value) for n, value in mu.items()} if rule.kappa else mu, s.before), lam
 
     return jax.lax.scan(back, state, signals, reverse=True)
 
@@ -100,6 +108,13 @@ def correction(decay: float, steps: Any, current: bool) -> Any:
     return 1 / jnp.maximum(jnp.where(k - 1 < 1000, 1 - decay ** k.astype(jnp.float32), 1), 1e-8)
 
 
+def received_factored(decay: float, total: Any, signal: Values, eps: Any, fix: Any) -> tuple[Any, Any]:
+    """``(Q, q)`` of one time step by relation, from ``Q`` of the next one."""
+    c = {n: value * fix for n, value in signal.items()}
+    q = {i: sum(eps[n][i] * c[n] for n in eps if i in eps[n]) for i in total}
+    return {i: q[i] + decay * total[i] for i in total}, q
+
+
 def propagate_factored(rule: BackwardRule, state: Any, signals: Signals, eps: Any, current: bool) -> tuple[Any, Any]:
     """Like ``propagate`` for a factored trace; the state is ``(Q, late)``.
 
@@ -109,17 +124,14 @@ def propagate_factored(rule: BackwardRule, state: Any, signals: Signals, eps: An
     Returns:
         The state for the block before, and ``(Q, q)`` by relation: weights get ``Q``, biases ``q``.
     """
-    assert rule.decay is not None
-    a = rule.decay
-    fix = correction(rule.decay, signals.steps, current)
+    decay = rule.decay
+    assert decay is not None
+    fix = correction(decay, signals.steps, current)
 
     def back(state, xs):
         total, late = state
         s, eps, fix = xs
-        c = {n: (s.after[n] + late[n]) * fix for n in s.after}
-        q = {i: sum(eps[n][i] * c[n] for n in eps if i in eps[n]) for i in total}
-        total = {i: q[i] + a * total[i] for i in total}
-        out = (total, q)
-        return ({i: _kept(s.keep, value) for i, value in total.items()}, s.before), out
+        total, q = received_factored(decay, total, {n: s.after[n] + late[n] for n in s.after}, eps, fix)
+        return ({i: _kept(s.keep, value) for i, value in total.items()}, s.before), (total, q)
 
     return jax.lax.scan(back, state, (signals, eps, fix), reverse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import brainstate
@@ -10,11 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from ...core.metrics import Metrics, sum_over_time
-from ...core.state import add_to
+from ...core.state import add_to, differentiable
+from ..products import is_plain, matrix_gradient, merge
 from .recursion import Signals, filtered_factors, propagate, propagate_factored
+from .traces import Kept
 
 if TYPE_CHECKING:
-    from .passes import PassesLearner
+    from .learner import ReverseLearner
 
 BLOCK = 32
 """Most time steps in a block. Larger blocks need more memory and are slower on a CPU."""
@@ -26,9 +29,73 @@ def leaf(value: Any) -> Any:
     return only
 
 
-def merge(array: jax.Array, kept: int) -> jax.Array:
-    """Merge all axes but the last ``kept`` ones."""
-    return array.reshape(-1, *array.shape[array.ndim - kept :])
+@dataclass
+class Rows:
+    """What the later passes need of each time step; all arrays are ``(T, ...)``.
+
+    Attributes:
+        sequences: Slices of the batch.
+        masks: Reset masks; None without resets.
+        hidden: Hidden states with a trace at the start of the time step, by name.
+        memory: Readout memory at the start, by name.
+        others: Values of the other States at the start.
+        results: Results of the products.
+        steps: Numbers of the time steps since the restart of the rule, from 1.
+        is_filtered: Whether the filter on the trace advances after the time step.
+    """
+
+    sequences: Any
+    masks: Any
+    hidden: dict[str, Any]
+    memory: dict[str, Any]
+    others: list[Any]
+    results: list[Any]
+    steps: Any
+    is_filtered: Any
+
+
+jax.tree_util.register_dataclass(Rows, [*Rows.__dataclass_fields__], [])
+
+
+@dataclass
+class Carry:
+    """What passes from later to earlier time steps.
+
+    Attributes:
+        recursion: The state of the rule's recursion.
+        ends: For each value at the end of the segment that a trace is kept of, the same state for that value.
+        memory: Cotangents of the readout memory, by name.
+        grads: Gradients by parameter.
+        totals: Gradients by relation.
+    """
+
+    recursion: Any
+    ends: list[Any]
+    memory: dict[str, Any]
+    grads: dict[str, Any]
+    totals: dict[int, list[Any]]
+
+
+jax.tree_util.register_dataclass(Carry, [*Carry.__dataclass_fields__], [])
+
+
+@dataclass
+class Jacobians:
+    """Derivatives of detached time steps side by side.
+
+    Attributes:
+        state: ``state[n][m]``: derivative of the new hidden state ``n`` by the old hidden state ``m``.
+        factor: ``factor[n][i]``: derivative of the new hidden state ``n`` by the output of relation ``i``, in the shape
+            of ``n``; only if the rule needs it.
+        pull: From cotangents of the new hidden states to those of the relations' outputs, and gradients of initial
+            states.
+        inputs: The inputs of each relation.
+    """
+
+    state: dict[str, Any]
+    factor: dict[str, Any]
+    pull: Callable[[dict[str, Any]], tuple[dict[int, Any], dict[str, Any]]]
+    inputs: dict[int, tuple[Any, ...]]
 
 
 class TimeSteps:
@@ -37,17 +104,21 @@ class TimeSteps:
     Args:
         learner: The learner.
         learn: ``learn(forward, slices)`` runs one time step of the module.
-        rows: Sequences, reset masks, hidden states and other States at the start of each time step, results of
-            products, numbers of the time steps from 1, and whether the filter advances; all ``(T, ...)``.
+        rows: What is known of the time steps.
         window: Time steps in a window.
         is_scored: Whether the time steps have a loss.
+        has_signals: Whether there are learning signals: time steps with a loss, or with readout memory before them.
     """
 
-    def __init__(self, learner: PassesLearner, learn: Callable, rows: Any, *, window: int, is_scored: bool):
-        self._learner, self._learn, self._window, self._is_scored = learner, learn, window, is_scored
-        size = self._block_size(jax.tree.leaves(rows)[0].shape[0] // window) * window
+    def __init__(
+        self, learner: ReverseLearner, learn: Callable, rows: Rows, *, window: int, is_scored: bool, has_signals: bool
+    ):
+        self._learner, self._learn, self._window = learner, learn, window
+        self._is_scored, self._has_signals = is_scored, has_signals
+        self.count = rows.steps.shape[0]
+        size = self._block_size(self.count // window) * window
         self._blocks = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), rows)
-        self._step = self._detached(jax.tree.map(lambda leaf: leaf[0, 0], self._blocks))
+        self._step = self._detached(jax.tree.map(lambda leaf: leaf[0], self._blocks))
 
     def _block_size(self, windows: int) -> int:
         """Windows per block: the largest divisor up to ``BLOCK`` time steps, or all if the divisors are small."""
@@ -61,87 +132,110 @@ class TimeSteps:
         assert decay is not None
 
         def one(value, block):
-            jacobian, factor, _ = self._jacobians(block)
-            return filtered_factors(decay, value, jacobian, factor)
+            jacobians = self._jacobians(block)
+            return filtered_factors(decay, value, jacobians.state, jacobians.factor)
 
         return jax.lax.scan(one, value, self._blocks)
 
-    def backward(self, factors: Any, carry: Any, weights: list[Any]) -> tuple[Any, Metrics | None]:
+    def backward(self, factors: Any, carry: Carry, weights: list[Any]) -> tuple[Carry, Metrics | None, Kept | None]:
         """Passes 2 to 4, the last block first.
 
         Args:
             factors: The output side of a factored trace, from ``factors``, or None.
-            carry: ``(state of the recursion, gradients by parameter, gradients by relation)`` from later time steps.
+            carry: From later time steps.
             weights: Weights of each relation.
 
         Returns:
-            The carry for earlier time steps, and the metrics; None without a loss.
+            The carry for earlier time steps; the metrics, or None without a loss; and what the learner's trace needs.
         """
         learner = self._learner
 
-        def one(carry, given):
+        def one(carry: Carry, given: Any) -> tuple[Carry, Any]:
             block, eps = given
-            state, grads, totals = carry
-            _, masks, hidden, _, _, numbers, is_filtered = block
-            if self._is_scored:
-                more, before, after, direct, metrics = self._signals(block)
-                grads = jax.tree.map(add_to, grads, more)
-            else:
-                before = {name: jnp.zeros_like(leaf(value)) for name, value in hidden.items()}
-                after, direct, metrics = before, {}, None
-            jacobian, factor, inputs = self._jacobians(block)
-            keep = None if masks is None else 1 - masks.astype(jnp.float32)
-            signals = Signals(before, after, jacobian, factor, keep, numbers, is_filtered)
+            metrics, direct, memory, grads = None, {}, carry.memory, carry.grads
+            before = {name: jnp.zeros_like(leaf(block.hidden[name])) for name in learner.credited}
+            after = dict(before)
+            if self._has_signals:
+                more, found, new, memory, direct, metrics = self._signals(block, memory)
+                before, after = before | found, after | new
+                grads = {name: add_to(grads[name], grad) for name, grad in more.items()}
+            jacobians = self._jacobians(block)
+            keep = None if block.masks is None else 1 - block.masks.astype(jnp.float32)
+            signals = Signals(before, after, jacobians.state, keep, block.steps, block.is_filtered)
             if eps is None:
-                state, delta = propagate(learner.rule, state, signals)
+                recursion, lam = propagate(learner.rule, carry.recursion, signals)
+                delta, starts = jacobians.pull(lam)
+                grads |= {name: add_to(grads[name], grad) for name, grad in starts.items()}
                 bias = delta
             else:
                 current = learner.single or learner.window > 1
-                state, (delta, bias) = propagate_factored(learner.rule, state, signals, eps, current)
+                recursion, (delta, bias) = propagate_factored(learner.rule, carry.recursion, signals, eps, current)
+            totals = dict(carry.totals)
             for i in learner.chosen:
                 own = direct.get(i, 0)
-                more = self._weight_gradients(i, inputs[i], delta[i] + own, bias[i] + own, weights[i])
-                totals = {**totals, i: jax.tree.map(jnp.add, totals[i], more)}
-            return (state, grads, totals), metrics
+                more = self._weight_gradients(
+                    i, jacobians.inputs.get(i), self._as_output(i, delta[i]) + own, self._as_output(i, bias[i]) + own,
+                    weights[i],
+                )  # fmt: skip
+                totals[i] = jax.tree.map(jnp.add, totals[i], more)
+            ends, deltas = self._ends(carry.ends, signals, jacobians)
+            kept = None if learner.trace is None else Kept(deltas, jacobians.inputs, keep)
+            return Carry(recursion, ends, memory, grads, totals), (metrics, kept)
 
         metrics: Any
-        carry, metrics = jax.lax.scan(one, carry, (self._blocks, factors), reverse=True)
-        return carry, sum_over_time(metrics) if self._is_scored else None
+        carry, (metrics, kept) = jax.lax.scan(one, carry, (self._blocks, factors), reverse=True)
+        if kept is not None:
+            merged = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])  # noqa: E731
+            deltas = jax.tree.map(lambda leaf: jax.vmap(merged)(jnp.moveaxis(leaf, 1, 0)), kept.deltas)
+            kept = Kept(deltas, *jax.tree.map(merged, (kept.inputs, kept.keep)))
+        return carry, sum_over_time(metrics) if self._is_scored else None, kept
 
-    def _weight_gradients(self, i: int, inputs: tuple[Any, ...], delta: Any, bias: Any, weights: list) -> list[Any]:
+    def _ends(self, ends: list[Any], signals: Signals, jacobians: Jacobians) -> tuple[list[Any], list[Any]]:
+        """The recursion without signals, from each value at the end of the segment: ``(depth, T, ...)``."""
+        none = jax.tree.map(jnp.zeros_like, (signals.before, signals.after))
+        silent = Signals(*none, signals.jacobian, signals.keep, signals.steps, signals.is_filtered)
+        states, deltas = [], []
+        for end in ends:
+            state, lam = jax.vmap(lambda state: propagate(self._learner.rule, state, silent))(end)
+            states.append(state)
+            deltas.append(jax.vmap(lambda lam: jacobians.pull(lam)[0])(lam))
+        return states, deltas
+
+    def _as_output(self, i: int, value: Any) -> Any:
+        """A value in the shape of a hidden state, in the shape of the output of relation ``i``."""
+        relation, step = self._learner.step.relations[i], self._learner.step
+        batch = (step.batch_size,) if step.mapped else ()
+        return value.reshape(value.shape[0], *batch, *relation.y_var.aval.shape)
+
+    def _weight_gradients(self, i: int, inputs: Any, delta: Any, bias: Any, weights: list) -> list[Any]:
         """Gradients of a relation's weight and bias from the cotangents of its outputs for each, ``(T, *y)``."""
         relation = self._learner.step.relations[i]
-        if relation.name == "etp_mm" and not relation.equation.params.get("weight_fn") and delta.ndim == 3:
-            # Without the barrier, XLA fuses the operands' producers into transposing copies, which take ten times long.
-            *parts, delta, bias = jax.lax.optimization_barrier((*inputs, delta, bias))
-            product = jnp.concatenate([merge(x, 1).T @ merge(delta, 1) for x in parts])
-            return [product.astype(weights[0].dtype), *([merge(bias, 1).sum(0)] if len(weights) > 1 else [])]
-        x = inputs[0] if len(inputs) == 1 else jnp.concatenate(inputs, -1)
-        units, batched = len(relation.y_var.aval.shape), relation.batched
-        x, delta = merge(x, len(relation.x_var.aval.shape) - batched), merge(delta, units - batched)
+        units = len(relation.y_var.aval.shape)
+        if inputs is None:
+            return jax.vjp(relation.alone, weights)[1](merge(delta, units).sum(0))[0]
+        kept = len(relation.x_var.aval.shape) - relation.batched
+        if is_plain(relation.equation) and kept == 1:
+            product = matrix_gradient(inputs, delta).astype(weights[0].dtype)
+            return [product, *([merge(bias, 1).sum(0)] if len(weights) > 1 else [])]
+        delta, bias = merge(delta, units - relation.batched), merge(bias, units - relation.batched)
+        x = merge(inputs[0] if len(inputs) == 1 else jnp.concatenate(inputs, -1), kept)
         pull = jax.vjp(lambda w: relation.product(x, w), weights)[1]
-        return [*pull(delta)[0][:1], *pull(merge(bias, units - batched))[0][1:]]
+        return [*pull(delta)[0][:1], *pull(bias)[0][1:]]
 
     # ----------------------------------------------------------------------------------------- side by side
 
-    def _perturbations(self, results: list[Any], *, own: bool) -> dict[int, Any]:
-        """Zeros to add to the outputs of traced products; if ``own``, also (under ``-1 - k``) of product ``k`` between
-        two hidden states that is no relation."""
-        count, learner = jax.tree.leaves(results)[0].shape[0], self._learner
-        shapes = {i: learner.step.relations[i].y_var.aval for i in learner.chosen}
-        zeros = {i: jnp.zeros((count, *aval.shape), aval.dtype) for i, aval in shapes.items()}
-        if own:
-            between = [k for k in learner.products.own if learner.products.relation[k] is None]
-            zeros |= {-1 - k: jnp.zeros_like(results[k]) for k in between}
-        return zeros
+    def _signals(self, block: Rows, memory: dict[str, Any]) -> tuple[Any, ...]:
+        """Run the windows with known products, and differentiate their losses and the readout memory at their end.
 
-    def _signals(self, block: Any) -> tuple[Any, ...]:
-        """Gradients of parameters without a trace, signals before and after each time step, cotangents of traced
-        products within their windows, and metrics."""
+        Returns:
+            Gradients of parameters without a trace, signals before and after each time step, cotangents of the readout
+            memory at the start, cotangents of traced products within their windows, and metrics.
+        """
         learner, window = self._learner, self._window
-        sequences, masks, hidden, others, results, *_ = block
-        after = {name: jnp.zeros_like(leaf(value)) for name, value in hidden.items()} if learner.single else {}
-        given = self._perturbations(results, own=False), after
+        traced = {name: block.hidden[name] for name in learner.traced}
+        after = {name: jnp.zeros_like(leaf(value)) for name, value in traced.items()} if learner.single else {}
+        count = block.steps.shape[0]
+        given = learner.products.zeros(count, block.results, learner.chosen, own=False), after
 
         def step(slices, mask, results, perturbations, after):
             learner._reset(mask)
@@ -151,7 +245,8 @@ class TimeSteps:
                     return learner.products.single(u, results, perturbations, after)
                 return learner.products.window(u, results, perturbations)
 
-            return self._learn(forward, slices)
+            found = self._learn(forward, slices)
+            return found if self._is_scored else (jnp.zeros(()), None)
 
         def run(*rows):
             if window == 1:
@@ -162,21 +257,30 @@ class TimeSteps:
         def tiled(tree):
             return jax.tree.map(lambda leaf: leaf.reshape(-1, window, *leaf.shape[1:]), tree)
 
-        rows, given = tiled((sequences, masks, results)), tiled(given)
-        hidden, others = jax.tree.map(lambda leaf: leaf[::window], (hidden, others))
+        rows, given = tiled((block.sequences, block.masks, block.results)), tiled(given)
+        hidden, others = jax.tree.map(lambda leaf: leaf[::window], (traced, block.others))
+        begin = jax.tree.map(lambda leaf: leaf[0], block.memory)
+        inexact = {name: value for name, value in begin.items() if differentiable(value)}
         call = learner.stateless(run, *jax.tree.map(lambda leaf: leaf[0], (*rows, *given)))
 
-        def total(params, hidden, perturbations, after):
-            mapped = jax.vmap(lambda *args: call(params, *args))
-            losses, metrics = mapped(hidden, others, *rows, perturbations, after)
-            return losses.sum(), sum_over_time(metrics)
+        def total(params, hidden, inexact, perturbations, after):
+            def one(memory, xs):
+                hidden, others, *args = xs
+                return call(params, hidden, memory, others, *args)
 
-        args = learner.parameter_values(), hidden, *given
-        (grads, before, direct, after), metrics = jax.grad(total, (0, 1, 2, 3), has_aux=True)(*args)
+            xs = (hidden, others, *rows, perturbations, after)
+            if begin:
+                end, (losses, metrics) = jax.lax.scan(one, begin | inexact, xs)
+            else:
+                end, (losses, metrics) = {}, jax.vmap(lambda xs: one({}, xs)[1])(xs)
+            metrics = sum_over_time(metrics) if self._is_scored else None
+            return (losses.sum(), {name: end[name] for name in inexact}), metrics
+
+        (loss, _), pull, metrics = jax.vjp(total, learner.parameter_values(), hidden, inexact, *given, has_aux=True)
+        grads, before, memory, direct, after = pull((jnp.ones_like(loss), memory))
         direct, after = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (direct, after))
         before = {name: self._at_starts(signal) for name, signal in learner.project(before).items()}
-        after = learner.project(after) if after else jax.tree.map(jnp.zeros_like, before)
-        return grads, before, after, direct, metrics
+        return grads, before, learner.project(after), memory, direct, metrics
 
     def _at_starts(self, signal: jax.Array) -> jax.Array:
         """Signals of windows at their first time steps, and zeros at the others."""
@@ -187,10 +291,14 @@ class TimeSteps:
 
     # ----------------------------------------------------------------------------------------- Jacobians
 
-    def _detached(self, example: Any) -> Callable:
+    def _perturbations(self, block: Rows) -> dict[int, Any]:
+        learner = self._learner
+        every = learner.chosen if learner.trace is None else learner.trace.relations
+        return learner.products.zeros(block.steps.shape[0], block.results, every, own=learner.rule.own_recurrence)
+
+    def _detached(self, block: Rows) -> Callable:
         """One detached time step as a pure function: new hidden states, ``inside`` and inputs of its products."""
         learner = self._learner
-        slices, mask, _, _, results, *_ = example
 
         def step(slices, mask, results, perturbations):
             box: list[Any] = []
@@ -198,36 +306,41 @@ class TimeSteps:
             forward = learner.products.detached
             self._learn(lambda u: forward(u, results, perturbations, box, learner.rule.own_recurrence), slices)
             inputs, inside = box[0]
-            return ({name: leaf(state.value) for name, state in learner.traced.items()}, inside), inputs
+            return ({name: leaf(state.value) for name, state in learner.credited.items()}, inside), inputs
 
-        zeros = self._perturbations([result[None] for result in results], own=learner.rule.own_recurrence)
-        return learner.stateless(step, slices, mask, results, jax.tree.map(lambda leaf: leaf[0], zeros))
+        example = block.sequences, block.masks, block.results, self._perturbations(block)
+        call = learner.stateless(step, *jax.tree.map(lambda leaf: leaf[0], example))
+        return lambda *args: call(*args)[1]
 
-    def _jacobians(self, block: Any) -> tuple[dict[str, Any], dict[str, Any], dict[int, Any]]:
-        """``jacobian[n][m]`` and ``factor[n][i]`` (see ``Signals``), and the inputs of each traced product."""
+    def _jacobians(self, block: Rows) -> Jacobians:
         learner = self._learner
-        sequences, masks, hidden, others, results, *_ = block
-        params = learner.parameter_values()
+        rule, params = learner.rule, learner.parameter_values()
 
-        def new(hidden, perturbations):
-            mapped = jax.vmap(lambda *args: self._step(params, *args))
-            return mapped(hidden, others, sequences, masks, results, perturbations)
+        def new(hidden, perturbations, starts):
+            each = lambda *args: self._step(params | starts, *args)  # noqa: E731
+            rows = block.memory, block.others, block.sequences, block.masks, block.results
+            return jax.vmap(each)(hidden, *rows, perturbations)
 
-        zeros = self._perturbations(results, own=learner.rule.own_recurrence)
-        (news, inside), pull, inputs = jax.vjp(new, hidden, zeros, has_aux=True)
+        starts = {name: params[name] for name in learner.starts}
+        given = block.hidden, self._perturbations(block), starts
+        (news, inside), vjp, inputs = jax.vjp(new, *given, has_aux=True)
         none = jax.tree.map(jnp.zeros_like, (news, inside))
-        jacobian, factor = {}, {}
+
+        def pull(lam: dict[str, Any]) -> tuple[dict[int, Any], dict[str, Any]]:
+            return vjp((lam, none[1]))[1:]
+
+        state, factor = {}, {}
         for name, value in news.items():
-            by_state, by_product = pull(({**none[0], name: jnp.ones_like(value)}, none[1]))
-            group = learner.group[name]
-            jacobian[name] = {other: leaf(by_state[other]) for other in learner.step.groups[group]}
-            relations = [i for i in learner.chosen if group in learner.step.relations[i].groups]
-            factor[name] = {i: by_product[i] for i in relations}
-        if learner.rule.own_recurrence:
-            self._add_two_products(
-                jacobian, factor, lambda k: pull((none[0], {**none[1], k: jnp.ones_like(inside[k])}))
-            )
-        return jacobian, factor, inputs
+            by_state, by_product, _ = vjp(({**none[0], name: jnp.ones_like(value)}, none[1]))
+            group = learner.step.hidden_of[name]
+            state[name] = {other: leaf(by_state[other]) for other in learner.step.groups[group] if other in by_state}
+            if learner.needs_factors:
+                acting = [i for i in learner.chosen if group in learner.step.relations[i].groups]
+                factor[name] = {i: by_product[i].reshape(value.shape) for i in acting}
+        if rule.own_recurrence:
+            through = lambda k: vjp((none[0], {**none[1], k: jnp.ones_like(inside[k])}))  # noqa: E731
+            self._add_two_products(state, factor, through)
+        return Jacobians(state, factor, pull, inputs)
 
     def _add_two_products(self, jacobian: dict[str, Any], factor: dict[str, Any], pull: Callable) -> None:
         """Add each unit's effect on itself through two products: ``sum_q W1[p, q] a[q] W2[q, p]``, ``a = dz2/dy1``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .backward_rule import BackwardRule
 from .rule import ReversibleRule, WindowedRule
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DRTRL(WindowedRule):
+class DRTRL(ReversibleRule, WindowedRule):
     """Real-time recurrent learning with a diagonal Jacobian.
 
     D-RTRL tracks how every recurrent weight affects the hidden state, with a (block-)diagonal approximation of the
@@ -44,45 +44,12 @@ class DRTRL(WindowedRule):
     """
 
     name: ClassVar[str] = "drtrl"
-    engine: Literal["auto", "reverse", "trace"] = "auto"
-    """compute the gradient by reverse-mode differentiation (reverse) or with a forward trace (trace)
-
-    "trace" updates a trace of size batch x parameters at every time step, as braintrace does. "reverse" computes the
-    same gradient by reverse mode through time steps in which the inputs of the traced weights are held constant, one
-    segment at a time. Between segments it keeps a trace, so memory does not grow with the length of the sequence.
-    "auto" uses "reverse" if the model allows it.
-    """
-    segment: int | Literal["auto", "sequence"] = "auto"
-    """time steps whose activations are stored at once in reverse mode
-
-    "sequence" makes the whole sequence one segment.
-    """
-    readout_memory: bool = False
-    """also backpropagate through the memory of the readout: a leaky readout, a sum over time, a delay
-
-    The credit is exact within a segment. A second recurrent layer does not count as readout memory. The option requires
-    the reverse engine.
-    """
-
-    def __post_init__(self):
-        super().__post_init__()
-        valid = isinstance(self.segment, str) or self.segment >= 1
-        self._require(valid, "segment", "'auto', 'sequence' or a number of time steps, 1 or more")
-        if self.engine == "trace" and self.segment != "auto":
-            raise ValueError(f"DRTRL(engine='trace', segment={self.segment!r}): a trace has no segments; drop one")
-        if self.engine == "trace" and self.readout_memory:
-            raise ValueError(
-                "DRTRL(engine='trace', readout_memory=True): a trace does not go through readout memory; drop one"
-            )
 
     def rule(self) -> tuple[Any, dict[str, Any]]:
         return "d_rtrl", {"vjp_method": self.vjp}
 
-    def bind(self, objective: Objective, example: Phases) -> Learner:
-        from ..drtrl import bind
-
-        self._check_times(example)
-        return bind(self, objective, example)
+    def backward_rule(self) -> BackwardRule:
+        return BackwardRule()
 
 
 @dataclass(frozen=True)

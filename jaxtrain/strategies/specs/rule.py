@@ -153,23 +153,50 @@ class ReversibleRule(SteppedRule):
     """An online rule with a linear trace, whose gradient can also be computed backward in time.
 
     Args:
-        engine: "trace" or "reverse".
+        engine: "reverse", "trace" or "auto".
+        segment: Time steps whose activations are stored at once by the reverse engine, "sequence" or "auto".
+        readout_memory: Also backpropagate through the memory of the readout.
+
+    Raises:
+        ValueError: ``segment`` is out of range, or ``segment`` or ``readout_memory`` is combined with a trace.
     """
 
-    engine: Literal["trace", "reverse"] = "trace"
-    """compute the gradient with a forward trace (trace) or backward in time (reverse)
+    engine: Literal["auto", "reverse", "trace"] = "auto"
+    """compute the gradient backward in time (reverse) or with a forward trace (trace)
 
-    "trace" updates a trace at every time step, as braintrace does. "reverse" computes the same gradient backward in
-    time, from known hidden states, at about the cost of BPTT. It needs a batched model and one update per sequence.
+    "trace" updates a trace at every time step, as braintrace does. "reverse" computes the same gradient from known
+    hidden states, backward in time, at about the cost of BPTT. It works one segment at a time and keeps a trace between
+    segments, so memory does not grow with the length of the sequence. "auto" uses "reverse" if the model allows it.
     """
+    segment: int | Literal["auto", "sequence"] = "auto"
+    """time steps whose activations are stored at once in reverse mode
+
+    "sequence" makes the whole sequence one segment.
+    """
+    readout_memory: bool = False
+    """also backpropagate through the memory of the readout: a leaky readout, a sum over time, a delay
+
+    The credit is exact within a segment. A second recurrent layer does not count as readout memory. The option requires
+    the reverse engine.
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        name = type(self).__name__
+        valid = isinstance(self.segment, str) or self.segment >= 1
+        self._require(valid, "segment", "'auto', 'sequence' or a number of time steps, 1 or more")
+        if self.engine == "trace" and self.segment != "auto":
+            raise ValueError(f"{name}(engine='trace', segment={self.segment!r}): a trace has no segments; drop one")
+        if self.engine == "trace" and self.readout_memory:
+            raise ValueError(
+                f"{name}(engine='trace', readout_memory=True): a trace does not go through readout memory; drop one"
+            )
 
     @abstractmethod
     def backward_rule(self) -> BackwardRule:
         """Return what distinguishes the rule from others in the reverse engine."""
 
     def bind(self, objective: Objective, example: Phases) -> Learner:
-        if self.engine == "trace":
-            return super().bind(objective, example)
         from ..in_reverse import bind
 
         self._check_times(example)

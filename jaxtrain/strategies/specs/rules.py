@@ -78,7 +78,8 @@ class OSTLRecurrent(ReversibleRule):
         return "ostl_recurrent", {"vjp_method": self.vjp}
 
     def works_in(self) -> tuple[RequiredBatching, str]:
-        return super().works_in() if self.engine == "trace" else ("batched", "the reverse engine runs the whole batch")
+        reverse: RequiredBatching = "batched" if self.engine == "reverse" else "either"
+        return super().works_in() if self.engine == "trace" else (reverse, "the reverse engine runs the whole batch")
 
     def backward_rule(self) -> BackwardRule:
         return BackwardRule(own_recurrence=True)

@@ -1,0 +1,202 @@
+"""Time steps of BPTT without the work that need not be inside the loop over time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+from brainstate.transform import StatefulFunction
+
+from ..core.functional import gradient, pure
+from ..core.metrics import Metrics, sum_over_time
+from ..core.module import Phases
+from ..core.objective import Objective
+from ..core.state import State, add_to, states_of
+from .base import scored, split_reset
+from .equations import bind, read
+from .network import Network
+from .products import EMBEDDING, Products, is_plain, matrix_gradient, merge
+from .step_graph import StepGraph
+
+Piece = tuple[Callable, Any, Any, bool]
+"""Time steps of one phase: ``learn(forward, slices)`` runs one; their slices, reset masks, whether they are scored."""
+
+
+def pieces_of(objective: Objective, phases: Phases) -> list[Piece]:
+    """The warm-up, if there is one, and the learning phase of a batch."""
+    warm_masks, _ = split_reset(phases)
+    warm = [] if phases.warmup is None else [warm_piece(objective, phases.warmup, warm_masks)]
+    return [*warm, scored_piece(objective, scored(phases))]
+
+
+def warm_piece(objective: Objective, inputs: Any, masks: Any) -> Piece:
+    return objective.warmup, inputs, masks, False
+
+
+def scored_piece(objective: Objective, sequences: Any) -> Piece:
+    *slices, masks = sequences
+    return lambda forward, slices: objective.learn(forward, *slices), tuple(slices), masks, True
+
+
+def graph_of(network: Network, u: Any) -> StepGraph:
+    """The time step of a network over a batch, whose input has the shapes and dtypes of ``u``."""
+    stateful = StatefulFunction(network, return_only_write=False).make_jaxpr(u)
+    key = stateful.get_arg_cache_key(u)
+    names = {id(state): name for name, state in states_of(network.model).items()}
+    states = list(stateful.get_states(u))
+    closed, tree = stateful.get_jaxpr(u), stateful.get_out_treedef_by_cache(key)
+    return StepGraph(closed, states, [names.get(id(state), "") for state in states], tree)
+
+
+class HoistedStep:
+    """A time step whose products with weights are partly computed outside of the loop over time.
+
+    Products of inputs with weights are computed for all time steps before the loop, and the gradients of weights after
+    it, by one product each. What remains in the loop and in its derivative are products with what depends on states.
+
+    Args:
+        network: The network over a batch.
+        u: Shapes and dtypes of its input in one time step, ``(B, ...)``.
+        params: The trained parameters, by name.
+        reset: Resets the sequences of a mask.
+    """
+
+    def __init__(self, network: Network, u: Any, params: dict[str, State], reset: Callable):
+        self.network, self._params, self._reset = network, params, reset
+        graph = graph_of(network, u)
+        self._products, self._graph = Products(graph), graph
+        trained = {var for var, (name, _) in graph.params.items() if name in params}
+        equations = enumerate(self._products.equations)
+        self._weighted = {
+            k: [place for place, var in enumerate(equation.invars) if id(var) in trained]
+            for k, equation in equations
+            if equation.primitive.name in ("etp_mm", EMBEDDING[0])
+            and all(id(var) in trained for var in equation.invars[1:])
+        }
+
+    def gradient(self, pieces: list[Piece], begin: Callable[[], None]) -> tuple[dict[str, Any], Metrics]:
+        """Gradients of the sum of ``w * loss`` over consecutive time steps, and the metrics.
+
+        Args:
+            pieces: The time steps, in order; at least one piece is scored.
+            begin: Initialises the hidden states, if these time steps do.
+        """
+        shapes = {k: self._products.equations[k].outvars[0].aval for k in self._weighted}
+        perturbations = {
+            f"{number}.{k}": brainstate.State(jnp.zeros((_length(piece), *aval.shape), aval.dtype))
+            for number, piece in enumerate(pieces)
+            for k, aval in shapes.items()
+        }
+
+        def loss() -> tuple[jax.Array, tuple[Metrics, list[Any]]]:
+            begin()
+            total, metrics, inputs = jnp.zeros(()), [], []
+            for number, piece in enumerate(pieces):
+                given = {k: perturbations[f"{number}.{k}"].value for k in self._weighted}
+                found, seen = self._run(piece, given)
+                inputs.append(seen)
+                if found is not None:
+                    total = total + found[0].sum()
+                    metrics.append(sum_over_time(found[1]))
+            return total, (jax.tree.map(lambda *leaves: sum(leaves), *metrics), inputs)
+
+        states = {"params": self._params, "outputs": perturbations}
+        grads, (metrics, inputs) = gradient(loss, states)()
+        found = dict(grads["params"])
+        for k in self._weighted:
+            parts = [seen[k] for seen in inputs]
+            deltas = [grads["outputs"][f"{number}.{k}"] for number in range(len(pieces))]
+            joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts), jnp.concatenate(deltas)
+            for name, leaves in self._weight_gradients(k, *joined).items():
+                flat, tree = jax.tree.flatten(found[name])
+                found[name] = tree.unflatten(
+                    [f if i not in leaves else add_to(f, leaves[i]) for i, f in enumerate(flat)]
+                )
+        return found, metrics
+
+    def _run(self, piece: Piece, perturbations: dict[int, Any]) -> tuple[Any, dict[int, Any]]:
+        """Losses and metrics of some time steps, or None, and the inputs of the products, ``(T, B, ...)``."""
+        learn, sequences, masks, is_scored = piece
+        outside, given = self._outside(learn, sequences)
+
+        def step(slices, mask, outside, perturbations):
+            box: list[Any] = []
+            self._reset(mask)
+            found = learn(lambda u: self._forward(u, outside, perturbations, box), slices)
+            return (found if is_scored else None), box[0]
+
+        found, inside = brainstate.transform.for_loop(step, sequences, masks, outside, perturbations)
+        return found, {k: (*given.get(k, ()), *inside[k]) for k in self._weighted}
+
+    def _outside(self, learn: Callable, sequences: Any) -> tuple[dict[int, Any], dict[int, Any]]:
+        """The products of inputs with weights at all time steps, and these inputs."""
+        split = {k: self._products.split[k] for k in self._weighted if k in self._products.split}
+        if not split:
+            return {}, {}
+
+        def inputs(slices: Any) -> Any:
+            box: list[Any] = []
+            learn(lambda u: self._products.inputs(u, box), slices)
+            return {k: box[0][k] for k in split}
+
+        states, call = pure(inputs, jax.tree.map(lambda leaf: leaf[0], sequences))
+        values = [state.value for state in states]
+        given = jax.vmap(lambda slices: call(values, slices)[1])(sequences)
+        outside = self._products.outside_products(given)
+        return outside, {k: (jax.lax.stop_gradient(x),) for k, x in given.items()}
+
+    def _forward(self, u: Any, outside: dict[int, Any], perturbations: dict[int, Any], box: list[Any]) -> Any:
+        def body(env: dict[int, Any], _: Any) -> dict[int, tuple[Any, ...]]:
+            inside: dict[int, tuple[Any, ...]] = {}
+            for equation in self._graph.jaxpr.eqns:
+                k = self._products.number.get(id(equation))
+                operands = [read(env, var) for var in equation.invars]
+                if k not in self._weighted:
+                    outs = bind(equation, operands)
+                else:
+                    for place in self._weighted[k]:
+                        operands[place] = jax.lax.stop_gradient(operands[place])
+                    if k in self._products.split:
+                        _, var, width = self._products.split[k]
+                        inside[k] = () if var is None else (read(env, var),)
+                        within = [z @ operands[1][width:] for z in inside[k]]
+                        outs = [sum(within, outside[k]) + perturbations[k]]
+                    else:
+                        inside[k] = (operands[0],)
+                        outs = [bind(equation, operands)[0] + perturbations[k]]
+                env |= {id(var): out for var, out in zip(equation.outvars, outs, strict=True)}
+            return jax.lax.stop_gradient(inside)
+
+        out, inside = self._graph.evaluate(u, body)
+        box.append(inside)
+        return out
+
+    def _weight_gradients(self, k: int, parts: tuple[Any, ...], delta: Any) -> dict[str, dict[int, Any]]:
+        """Gradients by parameter and leaf, from inputs and cotangents of the outputs of a product."""
+        equation, places = self._products.equations[k], self._weighted[k]
+        if is_plain(equation):
+            grads = [matrix_gradient(parts, delta), *([merge(delta, 1).sum(0)] if len(places) > 1 else [])]
+        else:
+            weights = self._products.weights(k)
+            x = parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
+            x, kept = merge(x, x.ndim - 2), delta.ndim - 2
+
+            def product(chosen: list[Any]) -> Any:
+                operands = [x, *weights[1:]]
+                for place, weight in zip(places, chosen, strict=True):
+                    operands[place] = weight
+                return bind(equation, operands)[0]
+
+            grads = jax.vjp(product, [weights[place] for place in places])[1](merge(delta, kept))[0]
+        found: dict[str, dict[int, Any]] = {}
+        for place, grad in zip(places, grads, strict=True):
+            name, leaf = self._graph.params[id(equation.invars[place])]
+            found.setdefault(name, {})[leaf] = grad
+        return found
+
+
+def _length(piece: Piece) -> int:
+    return jax.tree.leaves(piece[1])[0].shape[0]

@@ -9,6 +9,7 @@ from typing import Any
 
 import brainstate
 
+from ..core.arrays import ArrayBatch
 from ..core.module import Module, Phases
 from ..core.objective import Objective, phases_of
 from ..core.state import (
@@ -91,6 +92,11 @@ def bind(module: Module, strategy: Strategy, encode: Callable, example: Any, spl
         objective, phases, share = Objective(module, encode), phases_of(module, example), split.share(example)
         own_phases = phases_of(module, share)
         learner = strategy.bind(objective, own_phases)
+        if learner.carried and isinstance(example, ArrayBatch):
+            raise ValueError(
+                f"strategy {strategy.name!r} with stateful=True continues hidden states in the next batch, but the "
+                "batches of an ArrayDataset hold independent sequences: use stateful=False"
+            )
         reports = learner.report(own_phases)
         optimizer = _optimizer(objective, strategy, reports, clip, accumulate)
         long_term, own = long_term_states(model), learner.states()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.functional import Functional, traced
+from ..core.functional import Functional
 from ..core.metrics import Pending
 from ..core.module import Module
 from ..core.objective import phases_of
@@ -21,13 +21,13 @@ from ..strategies import Strategy
 from ..strategies.independence import mixed_loss
 from ..utils.memory import allocated
 from . import chunks
-from .binding import Binding, bind, environ
+from .bind_seeds import bind_each
+from .binding import bind, environ
 from .compilation import Compilation, Reading
-from .report import compiled_memory, describe_parameters, flops, time_steps
-from .room import require_room_for_reading, require_room_for_seeds, require_room_for_training
-from .seeds import require_one_step
+from .report import compiled_memory, describe_parameters, flops
+from .room import require_room_for_reading, require_room_for_training
 from .sharding import make_devices
-from .steps import PROBE, NonFinite, Steps, guarded
+from .steps import PROBE, NonFinite, Packed, Steps, guarded
 from .train_state import TrainState
 
 
@@ -70,12 +70,14 @@ class Program(TrainState):
         placed = make_devices(module, devices, len(seeds) if several else None)
         options = {"encode": encode, "example": example, "clip": clip, "accumulate": accumulate}
         bind_to = partial(bind, strategy=strategy, split=placed.split, **options)
-        binding, initial = _bind_each(seeds, models or [module] * len(seeds), bind_to)
+        binding, initial = bind_each(seeds, models or [module] * len(seeds), bind_to)
         super().__init__(binding, replace(placed, specs=binding.specs), seed, initial)
         self.example = example
         self._nonfinite: NonFinite = nonfinite
         self._executables: dict[Any, Compilation] = {}
         self._train: Any = None
+        self._trains: dict[Any, Any] = {}
+        """Train programs by the kind of their batches, if there are several kinds; each runs one step per dispatch."""
         self.evaluated: list[str] = []
         """Names of the metrics of a validation."""
         self.chunk = chunks.chosen(self.flops) if chunk == "auto" else chunk
@@ -96,9 +98,12 @@ class Program(TrainState):
     @cached_property
     def _step(self) -> Functional:
         """One train step. It is traced on first use, because data for prediction has no targets to train with."""
+        return self._trace(self.example)
+
+    def _trace(self, example: Any) -> Functional:
         steps = Steps(self.binding, self.devices.collectives)
         with environ(self.module, fit=True):
-            return steps.functional(steps.train, jnp.int32(0), self.binding.share)
+            return steps.functional(steps.train, jnp.int32(0), self.devices.split.share(example))
 
     @cached_property
     def flops(self) -> float:
@@ -117,9 +122,16 @@ class Program(TrainState):
 
     def train(self, batches: list[Any], first_step: int) -> Pending:
         """Dispatch the steps ``first_step + 1 ... first_step + len(batches)`` and return their pending metrics."""
-        data = self.devices.to_global_batch(batches, lambda some: chunks.stacked(some, self.chunk))
-        self.values, packed = self._train(self.values, self.root, np.int32(first_step), np.int32(len(batches)), data)
+        if self._trains:
+            each = [self._dispatch(self._trains[kind_of(b)], [b], i, 1) for i, b in enumerate(batches, first_step)]
+            return Pending(each, lambda each: Packed.joined(each).unpack(self.seed_axis))
+        packed = self._dispatch(self._train, batches, first_step, self.chunk)
         return Pending(packed, lambda packed: packed.unpack(self.seed_axis))
+
+    def _dispatch(self, program: Any, batches: list[Any], first_step: int, length: int) -> Packed:
+        data = self.devices.to_global_batch(batches, lambda some: chunks.stacked(some, length))
+        self.values, packed = program(self.values, self.root, np.int32(first_step), np.int32(len(batches)), data)
+        return packed
 
     def evaluate(self, batch: Any, index: int, values: Any = None, *, first: bool = False) -> Pending:
         """Metrics of one batch, by name, as ``Mean``.
@@ -192,7 +204,7 @@ class Program(TrainState):
     # ----------------------------------------------------------------------------------------------- compiling
 
     def prepare(self, *, evaluate: Iterable[Any] = (), probes: Iterable[Any] = (), train: bool = True,
-                must_fit: bool = True) -> None:  # fmt: skip
+                must_fit: bool = True, shapes: Sequence[Any] = ()) -> None:  # fmt: skip
         """Compile what a run will need, so that nothing is compiled after step 0.
 
         Args:
@@ -200,12 +212,16 @@ class Program(TrainState):
             probes: Callbacks whose ``probe`` will run.
             train: Whether to compile the train program.
             must_fit: Whether the train program will run.
+            shapes: Train batches, one of each shape, the first of the shape of ``example``; empty if all batches have
+                its shape.
 
         Raises:
             InsufficientMemory: A program needs more memory than there is.
         """
         started = time.perf_counter()
-        training = Compilation(self._lower_train(), self._check_train if must_fit else None) if train else None
+        check, first = self._check_train if must_fit else None, 1 if shapes[1:] else self.chunk
+        training = Compilation(self._lower_train(self.example, first), check) if train else None
+        others = {kind_of(batch): Compilation(self._lower_train(batch, 1), check) for batch in shapes[1:] if train}
         validations = [self._evaluation(batch) for batch in evaluate]
         probing = [self._probing(callback, self.example)[0] for callback in probes]
         if training is not None:
@@ -214,19 +230,22 @@ class Program(TrainState):
                 note = mixed_loss(self.objective, self.learner.network, share)
             self.learner.notes += [note] if note else []
             self._train = training.program
+            compiled = {kind: each.program for kind, each in others.items()}
+            self._trains = {kind_of(self.example): self._train, **compiled} if others else {}
         for reading in validations:
             self.evaluated = reading.compilation.names
         for reading in probing:
             reading.compilation.program  # noqa: B018 - waits, and raises an error of the compiler
         self.compile_seconds += time.perf_counter() - started
 
-    def _lower_train(self) -> Any:
-        """Lower one program for every number of steps up to ``chunk``: a loop with a traced count."""
-        step = guarded(self._step, self._nonfinite, self.seed_axis is not None)
-        chunk = chunks.looped(step if self.seed_axis is None else self.seed_axis.map(step), self.chunk)
-        lower = partial(self.devices.lower, stacked=self.chunk, donate=True)
+    def _lower_train(self, example: Any, length: int) -> Any:
+        """Lower one program for every number of steps up to ``length``: a loop with a traced count."""
+        step = self._step if example is self.example else self._trace(example)
+        step = guarded(step, self._nonfinite, self.seed_axis is not None)
+        chunk = chunks.looped(step if self.seed_axis is None else self.seed_axis.map(step), length)
+        lower = partial(self.devices.lower, stacked=length, donate=True)
         with environ(self.module, fit=True):
-            return lower(chunk, self.values, self.root, (jnp.int32(0), jnp.int32(0)), self.example)
+            return lower(chunk, self.values, self.root, (jnp.int32(0), jnp.int32(0)), example)
 
     def _check_train(self, compiled: Any) -> None:
         require_room_for_training(
@@ -262,29 +281,3 @@ class Program(TrainState):
             "trace_bytes": self._trace_bytes,
             "notes": self.learner.notes,
         }
-
-
-def _bind_each(
-    seeds: Sequence[int], modules: Sequence[Module], bind_to: Callable
-) -> tuple[Binding, list[dict[str, Any]]]:
-    """Bind each seed's module, and check that all seeds have the same traced time step.
-
-    A module that serves several seeds is bound once. The first is bound last: models may share parts, and programs are
-    traced with the States of the first.
-
-    Returns:
-        The binding of the first module, and the initial values of each seed.
-    """
-    bound: dict[int, tuple[Binding, dict[str, Any]]] = {}
-    steps: dict[int, Any] = {}
-    for module in reversed(modules):
-        if id(module) not in bound:
-            binding, values = bound[id(module)] = bind_to(module)
-            if len(bound) == 1 and len(modules) > 1:
-                require_room_for_seeds(binding, values, len(modules), len({*map(id, modules)}))
-            if modules[0] is not modules[-1]:
-                with environ(module, fit=True):
-                    steps[id(module)] = traced(lambda b=binding: time_steps(b.learner, b.phases))
-    if steps:
-        require_one_step(seeds, [steps[id(module)] for module in modules], type(modules[0]).__name__)
-    return bound[id(modules[0])][0], [bound[id(module)][1] for module in modules]

@@ -59,6 +59,11 @@ class Packed:
         numbers = jnp.stack([leaf for mean in output.metrics.values() for leaf in mean])
         return Packed(jnp.concatenate([numbers, output.zero_gradient]), output.nonfinite, tuple(output.metrics))
 
+    @staticmethod
+    def joined(each: list[Packed]) -> Packed:
+        """The steps of several dispatches, from numpy."""
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *each)
+
     def unpack(self, seed_axis: SeedAxis | None) -> dict[str, Any]:
         """Metrics by name, the nonfinite index ``(steps, seeds)``, and the flags of zero gradients, from numpy."""
         means = {

@@ -245,14 +245,15 @@ class Fit:
 
         Args:
             module: The module.
-            data: A DataModule (its ``predict_data`` is used), or batches of any number of sequences, all of one length.
-                Targets are not needed.
+            data: A DataModule (its ``predict_data`` is used), or batches of any number of sequences. Targets are not
+                needed.
             checkpoint: As in ``validate``.
             batch_first: Layout of bare batches, as in ``run``.
 
         Returns:
             The outputs, joined along the sequences, in the layout of the data: ``(T_l, N, ...)``, or ``(N, T_l, ...)``
-            for batch-first data.
+            for batch-first data. If the sequences differ in length, a list with the outputs ``(T_i, ...)`` of each.
+            For a data set of ``jaxtrain.datasets``, the outputs are in its order, without padding.
         """
         return predict(*self._read(module, data, "predict", checkpoint, batch_first, "predict"))
 

@@ -95,7 +95,8 @@ class Workload:
             must_fit: Whether to refuse a train program that needs more memory than there is.
         """
         probes = [callback for callback in self.settings.callbacks if callback.probe_every is not None]
-        self.program.prepare(evaluate=self._val_examples, probes=probes, must_fit=must_fit)
+        shapes = self.iterator.examples()
+        self.program.prepare(evaluate=self._val_examples, probes=probes, must_fit=must_fit, shapes=shapes)
         if self.val is not None:
             require_metrics(self.settings.callbacks, self.program.evaluated)
 

@@ -10,7 +10,7 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain.callbacks import Curriculum
-from jaxtrain.datasets.padded import padded
+from jaxtrain.datasets.sequences import fitting
 from tests.kit.tiers import longer
 from tests.small import At, Linear, Lines, count_compiles, kill, leaves, line, rows, same
 
@@ -191,7 +191,7 @@ class Pieces:
 
     def batch(self, step):
         time = self.module.task["time"]
-        x, y = line(self.first + step, time=padded(time, (2, 4, 8), "time steps"))
+        x, y = line(self.first + step, time=fitting(time, (2, 4, 8), "lines: time steps"))
         weights = (np.arange(len(x)) < time).astype(np.float32)
         return jt.Phases(warmup=None, inputs=time * x, targets=y, weights=weights)
 

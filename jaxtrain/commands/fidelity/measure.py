@@ -134,6 +134,7 @@ def _prepare(recipe: Any, strategy: StrategySpec, config: Any) -> Training:
     iterator = DataIterator(data.train_data(), "train", data.batch_first)
     warn_of_layout(data, iterator.example(), iterator.batch_first)
     build(module, fit.seed)
-    program = make_program(fit.settings, module, data, iterator.example())
-    program.prepare()
+    examples = iterator.examples()
+    program = make_program(fit.settings, module, data, examples[0])
+    program.prepare(shapes=examples)
     return program, iterator

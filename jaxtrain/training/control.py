@@ -1,7 +1,4 @@
-"""Control: what is due, and whether the run ends, decided alike in all processes.
-
-Of the files in this folder, only this one deals with processes.
-"""
+"""Control: what is due, and whether the run ends: the same in all processes."""
 
 from __future__ import annotations
 

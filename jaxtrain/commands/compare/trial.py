@@ -162,7 +162,7 @@ def run_trial(request: dict[str, Any], abort: Callable[[dict[str, Any]], Any] | 
     try:
         recipe = load_recipe(Path(request["recipe"]))
         config = overlay(recipe.Config(), request["config"], "the request")
-        start_devices(getattr(config, "devices", 1))  # must come before `make` initializes JAX
+        start_devices(getattr(config, "devices", 1))  # must come before `make` initialises JAX
         fit, module, data = make_run(recipe.make, config)
         # metrics.jsonl and the last state are enough. Writing in the background would slow the steps down, for some
         # strategies more than for others.

@@ -20,9 +20,9 @@ def command(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     args, rest = _add_arguments(parser).parse_known_args(argv)
     if args.steps < 1:
         raise ConfigError(f"fidelity --steps {args.steps}: expected a positive number")
-    strategies = parse_strategies(args.strategies)
     cells = [name.strip() for name in args.cells.split(",") if name.strip()]
     recipe, config, _ = configured("fidelity", args, rest, REPLACED)
+    strategies = parse_strategies(args.strategies)  # the recipe may register some
     if getattr(config, "devices", 1) != 1:
         raise ConfigError("fidelity --devices: gradients are compared on one device; leave it out")
 

@@ -63,8 +63,8 @@ class Learner(ABC):
         network: The model over a batch.
 
     Attributes:
-        own: States of a sequence, under stable names. Unless ``carried`` is True, they have their initial values again in
-            every batch, and no checkpoint holds them.
+        own: States of a sequence, under stable names. Unless ``carried`` is True, they start from their initial
+            values in every batch, and no checkpoint holds them.
         carried: Whether hidden states and ``own`` continue from one sequence to the next (default: False).
         notes: Additional lines of the report that is printed before step 0.
     """

@@ -113,7 +113,7 @@ class Control:
     def _exchange(self, clock: bool) -> None:
         """Make the first process's clock and requests those of all processes."""
         schedule, run = self.schedule, self._run
-        now = schedule.look() if clock else None
+        now = schedule.read_clock() if clock else None
         if not self.alone:
             requests = as_json(vars(run.requests), f"what callbacks ask for at step {run.step}")
             now, requests = processes.broadcast([now, requests])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxtrain import cli
-from jaxtrain.commands.recipes import load_recipe
+from jaxtrain.commands.load_recipe import load_recipe
 from tests.commands import RECIPES, ROOT, Config
 
 

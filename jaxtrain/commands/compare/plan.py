@@ -16,7 +16,7 @@ from ...cli.argv import literal
 from ...errors import ConfigError
 from ...utils.coerce import coerce
 from ...utils.files import RunLock
-from ..recipes import REPLACED, configured
+from ..load_recipe import REPLACED, configured
 from ..strategies import StrategySpec, parse_strategies
 from .runner import Comparison, Goal
 from .table import write

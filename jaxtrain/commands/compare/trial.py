@@ -28,7 +28,7 @@ from ...utils.coerce import overlay
 from ...utils.compilation_cache import use_compilation_cache
 from ...utils.files import read_json, write_json
 from ...utils.logging import one_line
-from ..recipes import load_recipe
+from ..load_recipe import load_recipe
 
 OVERRUN = 2.0
 """A dispatch that is still running at this multiple of the budget is aborted."""

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from ...errors import ConfigError
-from ..recipes import REPLACED, configured
+from ..load_recipe import REPLACED, configured
 from ..strategies import parse_strategies
 
 STRATEGIES = ("bptt", "tbptt", "drtrl", "pp_prop", "eprop", "ostl_recurrent", "ostl_feedforward", "snap", "uoro", "dni",

@@ -17,7 +17,7 @@ from ...errors import ConfigError
 from ...utils.coerce import coerce
 from ...utils.files import RunLock
 from ..load_recipe import REPLACED, configured
-from ..strategies import StrategySpec, parse_strategies
+from ..strategies_option import StrategySpec, parse_strategies
 from .runner import Comparison, Goal
 from .table import write
 

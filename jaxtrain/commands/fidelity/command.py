@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...errors import ConfigError
 from ..load_recipe import REPLACED, configured
-from ..strategies import parse_strategies
+from ..strategies_option import parse_strategies
 
 STRATEGIES = ("bptt", "tbptt", "drtrl", "pp_prop", "eprop", "ostl_recurrent", "ostl_feedforward", "snap", "uoro", "dni",
               "readout_only")  # fmt: skip

@@ -110,7 +110,7 @@ class OnlineLearner(Learner):
     def _learn(self, phases: Phases, update: Update) -> Metrics:
         if not self.carried:
             self.restart(phases.sizes[2])
-        warm_up(self.objective, self._warm_forward, phases, self._clear)
+        warm_up(self.objective, self._warm_forward, phases, self._reset_with_traces)
         return self.update_schedule.drive(phases, self._gradients, update)
 
     def restart(self, batch_size: int) -> None:
@@ -132,9 +132,9 @@ class OnlineLearner(Learner):
         """The gradients of the sum of ``w * loss`` over these scored time steps, and the metrics."""
         if self.window > 1:
             return over_tiles(sequences, self.window, self._window, zeros_like_parameters(self._params))
-        return score_by_step(self.objective, self._forward, sequences, self._params, self._clear)
+        return score_by_step(self.objective, self._forward, sequences, self._params, self._reset_with_traces)
 
-    def _clear(self, mask) -> None:
+    def _reset_with_traces(self, mask) -> None:
         """Reset the hidden states and the traces of the sequences in ``mask``."""
         self._reset(mask)
         if mask is not None:
@@ -156,7 +156,7 @@ class OnlineLearner(Learner):
         before = self._snapshot()
 
         def loss():
-            # _reset, not _clear: the trace at the start of the window is still needed.
+            # _reset, not _reset_with_traces: the trace at the start of the window is still needed.
             return score(self.objective, self.network, sequences, self._reset)
 
         grads, metrics = gradient(loss, {"params": self._params, "entry": entry})()
@@ -164,7 +164,7 @@ class OnlineLearner(Learner):
         from_trace = self._contract(grads["entry"])
 
         def advance(x, y, w, extras, reset):
-            self._clear(reset)
+            self._reset_with_traces(reset)
             self.objective.learn(self._forward(w, extras), x, y, w, extras)
 
         brainstate.transform.for_loop(advance, *sequences)

@@ -66,7 +66,7 @@ class OnlineLearner(Learner):
 
     def __init__(self, objective: Objective, rule: Any, *, window: int = 1, update_schedule: UpdateSchedule = SEQUENCE,
                  reach: Reach = ONE_STEP):  # fmt: skip
-        self.rule, self.reach, self.starting = rule, reach, START
+        self.rule, self.reach, self.advice = rule, reach, START
         # Any, because braintrace's engines have different attributes.
         self.inner: Any = rule.module if isinstance(rule, brainstate.nn.Vmap) else rule
         super().__init__(objective, Network(objective.model, "vmap" if rule is not self.inner else "batched"))
@@ -214,8 +214,8 @@ class OnlineLearner(Learner):
     # -------------------------------------------------------------------------------------------------- report
 
     def report(self, phases: Phases) -> list[ParameterReport]:
-        single, again = self.inner.vjp_method == "single-step", self.window > 1 and phases.reset is not None
-        flow, traces = Flow.of(self, phases), replace(self.traces(), again=again, starting=self.starting)
+        single, resets = self.inner.vjp_method == "single-step", self.window > 1 and phases.reset is not None
+        flow, traces = Flow.of(self, phases), replace(self.traces(), credits_resets=resets, advice=self.advice)
         return describe(self._params, flow, traces, window=self.window, single=single, reach=self.reach)
 
     def traces(self) -> Traces:

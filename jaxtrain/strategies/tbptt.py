@@ -99,6 +99,6 @@ class _Learner(Learner):
         return gradient(loss, self._params)()
 
     def report(self, phases: Phases) -> list[ParameterReport]:
-        start = "" if self._start else f"{START}; a window of tbptt must be longer than the warm-up"
-        flow, again = Flow.of(self, phases), phases.reset is not None
-        return describe_window(self._params, flow, self._window, "a window", start, again)
+        advice = "" if self._start else f"{START}; a window of tbptt must be longer than the warm-up"
+        flow, resets = Flow.of(self, phases), phases.reset is not None
+        return describe_window(self._params, flow, self._window, "a window", advice, resets)

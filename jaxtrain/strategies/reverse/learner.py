@@ -235,7 +235,8 @@ class ReverseLearner(Learner):
             if name in grads:
                 traced = jax.tree.unflatten(jax.tree.structure(grads[name]), leaves)
                 grads[name] = jax.tree.map(jnp.add, grads[name], traced)
-        return jax.tree.map(lambda t, g: g.astype(t.dtype), zeros_like_parameters(self._params), grads), metrics
+        grads = jax.tree.map(lambda t, g: g.astype(t.dtype), zeros_like_parameters(self._params), grads)
+        return grads, {} if metrics is None else metrics
 
     def _last(self, weights: list[list[Any]]) -> Carry:
         """The carry after the last time step."""
@@ -317,7 +318,7 @@ class ReverseLearner(Learner):
             outside = self.products.outside_products(given)
 
         def step(slices, mask, outside):
-            at = [{n: s.value for n, s in states.items()} for states in (self.credited, self.memory)]
+            hidden, memory = ({n: s.value for n, s in own.items()} for own in (self.credited, self.memory))
             others, box = [state.value for state in self._others], []
             self._reset(mask)
             learn(lambda u: self.products.forward(u, outside, box), slices)
@@ -326,7 +327,7 @@ class ReverseLearner(Learner):
                     f"warmup_step called forward {len(box)} times; engine='reverse' needs one call per time step: use "
                     "engine='trace'"
                 )
-            return *at, others, box[0]
+            return hidden, memory, others, box[0]
 
         return brainstate.transform.for_loop(step, sequences, masks, outside)
 

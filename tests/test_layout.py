@@ -117,7 +117,7 @@ def test_a_layout_beside_a_data_module_is_refused():
     data = jt.DataModule(BATCH_MAJOR)
     for call in (fit().run, fit().validate, fit().test, fit().predict):
         with pytest.raises(
-            jt.errors.DataError, match=r"^batch_first=True: given beside DataModule, .*; set its attribute b"
+            jt.errors.DataError, match=r"^batch_first=True: given in addition to DataModule, .*; set its attribute b"
         ):
             call(Linear(), data, batch_first=True)
     data.batch_first = True

@@ -13,7 +13,7 @@ import pytest
 
 import jaxtrain
 from jaxtrain import cli
-from jaxtrain.commands.recipes import load_recipe
+from jaxtrain.commands.load_recipe import load_recipe
 from jaxtrain.strategies import registry
 from jaxtrain.utils.fields import options, summary
 from tests.small import Linear, Lines

@@ -45,12 +45,12 @@ GATES: dict[str, dict[str, tuple[int, float]]] = {
 """Gates of each cell that determine how long a unit remembers: (sign, offset) of the gate's bias.
 
 The sign is 1 if an open gate keeps the state, -1 if it overwrites it. The offset is added to the bias of a chrono
-initialization: -1 for an LSTM's forget gate, since the cell itself adds 1.
+initialisation: -1 for an LSTM's forget gate, since the cell itself adds 1.
 """
 
 
 def chrono_bias(rng: np.random.Generator, units: int, longest: float) -> np.ndarray:
-    """Gate biases of the chrono initialization (Tallec & Ollivier, ICLR 2018).
+    """Gate biases of the chrono initialisation (Tallec & Ollivier, ICLR 2018).
 
     A unit keeps its content for 1 to ``longest - 1`` time steps. Biases are the logarithms of times drawn uniformly at
     random from this range.
@@ -76,7 +76,7 @@ def chrono_bias(rng: np.random.Generator, units: int, longest: float) -> np.ndar
 
 
 def orthogonal_recurrence(inputs: int, gain: float = 1.0) -> Callable:
-    """Initializer for weights ``(inputs + units, units)`` that act on ``[x, h]``.
+    """Initialiser for weights ``(inputs + units, units)`` that act on ``[x, h]``.
 
     The part that acts on the ``units`` hidden states is orthogonal (Saxe et al. 2014); the part that acts on the
     ``inputs`` is Xavier-normal. Weights of any other number of rows are Xavier-normal.
@@ -166,7 +166,7 @@ class Network(brainstate.nn.Module):
         nonlinear: Apply a GELU after the encoder.
         mlp: Hidden units of a residual MLP after every cell; 0: no MLP.
         chrono: Longest memory, in time steps, of the initial gates (see ``chrono_bias``); None: default biases.
-        orthogonal: Initialize recurrent weights as orthogonal matrices.
+        orthogonal: Initialise recurrent weights as orthogonal matrices.
         learned_state: Start hidden states from learned values (see ``LearnedState``).
         r_min: Smallest initial modulus of an LRU's poles (Orvieto et al. 2023). A pole of modulus r forgets within
             about 1 / (1 - r) time steps.
@@ -236,7 +236,7 @@ def make_cell(name: str, inputs: int, hidden: int, chrono: float | None = None, 
         inputs: Size of the input.
         hidden: Number of units.
         chrono: Longest memory, in time steps, of the initial gates; None: default biases.
-        orthogonal: Initialize recurrent weights as orthogonal matrices.
+        orthogonal: Initialise recurrent weights as orthogonal matrices.
 
     Raises:
         ValueError: The name is unknown, or ``chrono`` is given for a cell without gates.

@@ -69,10 +69,10 @@ class _Learner(OnlineLearner):
         def epoch(phases: Phases) -> jax.Array:
             set_key(jax.random.key(0))
             self.restart(phases.sizes[2])
-            warm_up(self.objective, self._warm_forward, phases, self._clear)
+            warm_up(self.objective, self._warm_forward, phases, self._reset_with_traces)
 
             def step(x, y, w, extras, reset):
-                self._clear(reset)
+                self._reset_with_traces(reset)
                 before = {name: state.value for name, state in hidden.items()}
                 loss = lambda: self.objective.learn(self.rule, x, y, w, extras)  # noqa: E731
                 return regress(before, gradient(loss, hidden)()[0])

@@ -26,6 +26,7 @@ from ..engine.steps import NonFinite
 from ..period import Period
 from ..strategies import Strategy
 from ..utils.coerce import as_count
+from ..utils.foreign_arguments import ForeignArguments
 from ..utils.logging import log
 from .control import in_all_processes
 from .defaults import Loggers, Progress, with_defaults
@@ -37,7 +38,7 @@ from .session import Session
 from .settings import FitSettings, as_norm, as_seed, as_strategy, as_time
 
 
-class Fit:
+class Fit(ForeignArguments):
     """Trains a ``Module`` on data under a strategy, which determines how gradients are computed.
 
     The budget is ``max_steps``, ``max_epochs`` or ``max_time``; the first one that is reached ends the run.

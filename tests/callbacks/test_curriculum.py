@@ -98,9 +98,9 @@ def test_validation(started):
     assert callback.advances == [(20, 0.9), (40, 0.95), (50, 0.99)]
     assert run.requests.stop == "val/accuracy is 0.99 at the curriculum's last stage, time_lag=3"
     run = started(Curriculum(LAGS, "val/loss", 0.1))
-    with pytest.raises(KeyError, match="monitors 'val/loss', which validation does not give"):
+    with pytest.raises(ValueError, match="monitors 'val/loss', which validation does not give"):
         run.callbacks.all[0].on_validation_end(run, {"val/accuracy": 1.0})
-    with pytest.raises(KeyError, match="monitors 'train/speed', but training gives"):
+    with pytest.raises(ValueError, match="monitors 'train/speed', but training gives"):
         Curriculum(LAGS, "train/speed", 0.1).on_chunk_end(run, {"accuracy": np.zeros(1)})
 
 

@@ -23,7 +23,7 @@ from ...training.workload import make_program
 from ...utils.coerce import coerce
 from ...utils.logging import log, one_line
 from ..output import markdown, markdown_row
-from ..strategies import StrategySpec
+from ..strategies_option import StrategySpec
 from .table import COLUMNS, Entry, reasons, row
 
 ROUNDS = 5

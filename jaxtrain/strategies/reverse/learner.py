@@ -398,7 +398,7 @@ class ReverseLearner(Learner):
             self.step.report, self.step.parameter_groups(), self.step.groups, sizes,
             memory=frozenset(self.memory),
             memory_end=f"ends at the start of a segment. {whole} gives it all" if self.segment else "",
-            start=self.segment is None, starting=f"Use {whole}", again=resets,
+            credits_initial_state=self.segment is None, advice=f"Use {whole}", credits_resets=resets,
         )  # fmt: skip
 
     def resolved(self) -> dict[str, Any]:

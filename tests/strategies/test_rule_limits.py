@@ -42,7 +42,7 @@ def test_coordinates_with_recurrent_mixing_are_mapped(lab):
 
 
 def test_a_model_without_a_recurrence_is_refused(lab):
-    for strategy in (PPProp(), EProp(), UORO(), SnAp()):
+    for strategy in (PPProp(), EProp(kappa=0.5), UORO(), SnAp()):
         with pytest.raises(ValueError, match="no weight of Linear reaches a hidden state through a braintrace op"):
             bind(lab, strategy, braintrace.nn.Linear(lab.N_IN, lab.N_OUT))
 
@@ -169,7 +169,7 @@ def test_a_reward_stands_where_the_gradient_of_a_loss_would(lab):
 
 # ------------------------------------------------------------------------------------------------------- narrow numbers
 
-NARROW = [DRTRL(engine="trace"), PPProp(), EProp(), OSTLFeedforward(), SnAp(), DNI(fit_epochs=1), ETrace(**LEAK)]
+NARROW = [DRTRL(engine="trace"), PPProp(), EProp(kappa=0.5), OSTLFeedforward(), SnAp(), DNI(fit_epochs=1), ETrace(**LEAK)]
 
 
 def halved(lab):

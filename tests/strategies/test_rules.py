@@ -196,7 +196,8 @@ def test_gradient_is_braintraces_over_three_sequences(lab, cell, name):
         rows = drive.learner.report(sequences[0])
     assert dead == {row.name for row in rows if row.trains == "no"}
     resolved = drive.learner.resolved()
-    assert resolved["batching"] == ("vmap" if case.vmap and resolved.get("engine") != "reverse" else "batched")
+    mapped = case.strategy.batching == "vmap" if resolved.get("engine") == "reverse" else case.vmap
+    assert resolved["batching"] == ("vmap" if mapped else "batched")
 
 
 # ---------------------------------------------------------------------------------------------------------- windows

@@ -114,15 +114,13 @@ def alone(options: argparse.Namespace) -> Result:
     from contenders import ByHand, FitSteps, distance
     from copy_task import Copy, Setting
 
-    from jaxtrain.engine.report import refuse_beyond_memory
-
     (name,), (network,), (rule,) = options.settings, options.networks, options.rules
     sizes = sizes_of(name, options.small)
     setting = (Sequences if "inputs" in sizes else Setting)(cell=network, **sizes)
     strategy, module = make_strategy(rule, options.engine), Rewarded if rule == "three_factor" else Copy
     try:
         fit = FitSteps(setting, strategy, chunk=CHUNK, devices=options.devices, module=module)
-        refuse_beyond_memory(report := fit.program.report())
+        report = fit.program.report()
         fit(1)
     except (ValueError, MemoryError) as error:
         return {"reason": " ".join(str(error).split())}

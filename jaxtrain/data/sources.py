@@ -4,7 +4,7 @@ import inspect
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
@@ -254,14 +254,15 @@ def fingerprint(source: Any, name: str) -> dict[str, Any] | None:
     reader = adapt(source, name)
     if not isinstance(reader, IndexedReader):
         return None
-    batch, identity = reader.read(0), cast(Any, getattr(source, "identity", None))
+    batch, identity = reader.read(0), getattr(source, "identity", None)
+    own: Any = identity() if callable(identity) else {}
     leaves = {f"batch{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree_util.tree_leaves_with_path(batch)}
     arrays = {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves.items()}
     return {
         "batches": reader.length,
         "arrays": arrays,
         "sha256": digest(leaves),
-        **(identity() if callable(identity) else {}),
+        **own,
     }
 
 

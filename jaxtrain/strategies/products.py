@@ -36,8 +36,8 @@ def merge(array: jax.Array, kept: int) -> jax.Array:
 def matrix_gradient(parts: tuple[Any, ...], delta: Any) -> Any:
     """``x^T delta`` over all leading axes, for the parts of ``x`` along its last axis."""
     # Without the barrier, XLA fuses the operands' producers into transposing copies, which take ten times as long.
-    *parts, delta = jax.lax.optimization_barrier((*(merge(x, 1) for x in parts), merge(delta, 1)))
-    return jnp.concatenate([x.T @ delta for x in parts])
+    *flat, delta = jax.lax.optimization_barrier((*(merge(x, 1) for x in parts), merge(delta, 1)))
+    return jnp.concatenate([x.T @ delta for x in flat])
 
 
 class Products:

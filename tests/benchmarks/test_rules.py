@@ -128,9 +128,9 @@ def test_a_rule_that_refuses_a_network_gives_its_reason():
 
 @pytest.mark.full
 def test_a_rule_beyond_memory_does_not_start(monkeypatch):
-    from jaxtrain.engine import report
+    from jaxtrain.utils import memory
 
-    monkeypatch.setattr(report, "device_memory", lambda: 1000)
+    monkeypatch.setattr(memory, "available", lambda: 1000)
     monkeypatch.setattr(rules.common, "by_turns", None)
     assert "needs" in rules.alone(options("bptt"))["reason"]
 

@@ -169,7 +169,15 @@ def test_a_reward_stands_where_the_gradient_of_a_loss_would(lab):
 
 # ------------------------------------------------------------------------------------------------------- narrow numbers
 
-NARROW = [DRTRL(engine="trace"), PPProp(), EProp(kappa=0.5), OSTLFeedforward(), SnAp(), DNI(fit_epochs=1), ETrace(**LEAK)]
+NARROW = [
+    DRTRL(engine="trace"),
+    PPProp(),
+    EProp(kappa=0.5),
+    OSTLFeedforward(),
+    SnAp(),
+    DNI(fit_epochs=1),
+    ETrace(**LEAK),
+]
 
 
 def halved(lab):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -208,7 +208,7 @@ class KnownProducts(Products):
             operands = [read(env, var) for var in equation.invars]
             constant = number is not None and self.step.relations[number].detached
             if constant:
-                for place in self.step.relations[number].places:
+                for place in self.step.relations[cast(int, number)].places:
                     operands[place] = jax.lax.stop_gradient(operands[place])
             if k is None:
                 outs = bind(equation, operands)

@@ -273,8 +273,8 @@ class TimeSteps:
                 end, (losses, metrics) = jax.lax.scan(one, begin | inexact, xs)
             else:
                 end, (losses, metrics) = {}, jax.vmap(lambda xs: one({}, xs)[1])(xs)
-            metrics = sum_over_time(metrics) if self._is_scored else None
-            return (losses.sum(), {name: end[name] for name in inexact}), metrics
+            found = sum_over_time(metrics) if metrics is not None else None
+            return (losses.sum(), {name: end[name] for name in inexact}), found
 
         (loss, _), pull, metrics = jax.vjp(total, learner.parameter_values(), hidden, inexact, *given, has_aux=True)
         grads, before, memory, direct, after = pull((jnp.ones_like(loss), memory))

@@ -82,7 +82,10 @@ def test_a_nan_stays(name):
 
 def test_quantities_keep_their_unit():
     weight = u.Quantity(jnp.asarray(W), unit=u.mA)
-    limits = {"max_norm": p.max_norm(1000 * LIMIT * u.uA, rows=REST), "clip": p.clip(-0.5 * u.mA, 250.0 * u.uA, rows=REST)}
+    limits = {
+        "max_norm": p.max_norm(1000 * LIMIT * u.uA, rows=REST),
+        "clip": p.clip(-0.5 * u.mA, 250.0 * u.uA, rows=REST),
+    }
     for name, (project, truth) in CASES.items():
         found = limits.get(name, project)(weight)
         assert jax.tree.structure(found) == jax.tree.structure(weight), name

@@ -59,6 +59,5 @@ def _types(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    """The tree of a value with ``float32[3,4]`` for each leaf."""
-    leaves, tree = jax.tree.flatten(value)
-    return str(tree.unflatten([jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]))
+    tree, types = _types(value)
+    return f"{[f'{dtype.name}{list(shape)}' for shape, dtype in types]} in {tree}"

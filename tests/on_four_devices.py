@@ -450,3 +450,26 @@ def test_refusals_of_the_users_choice_are_one_device_under_auto(monkeypatch):
     result = run(CopyGRU(), "auto", uoro, copies())
     assert result.report["devices"] == 1 and result.digest == run(CopyGRU(), 1, uoro, copies()).digest
     assert any("'uoro' keeps one etrace_" in note for note in result.report["notes"])
+
+
+class OfOneSign(CopyGRU):
+    """All weights of the gates stay positive, and the readout within a norm."""
+
+    def project(self, name, value):
+        change = jt.projections.max_norm(0.5) if name.startswith("readout") else jt.projections.non_negative()
+        return {**value, "weight": change(value["weight"])}
+
+
+@pytest.mark.parametrize("strategy", [jt.DRTRL(), jt.strategies.PPProp(update_every=1)], ids=lambda s: s.name)
+def test_projected_parameters_are_the_same_on_all_devices(strategy):
+    batches = [copies().train_data().batch(step) for step in range(4)]
+    one, two = (program(OfOneSign(), strategy, batches[0], count) for count in (1, 2))
+    for made in (one, two):
+        trained(made, batches)
+    alike(two)
+    for name in one.parameters:
+        weight = np.asarray(two.values[name]["weight"])
+        np.testing.assert_allclose(weight, one.values[name]["weight"], rtol=1e-4, atol=1e-6, err_msg=name)
+        readout = name.startswith("readout")
+        assert (np.linalg.norm(weight, axis=0) < 0.5001).all() if readout else (weight >= 0).all()
+        assert readout or (weight == 0).any()

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 LISTING = Path(__file__).with_name("api.txt")
-NAMESPACES = ("", "callbacks", "cli", "datasets", "distributed", "errors", "loggers", "nn", "period", "strategies")
+NAMESPACES = ("", "callbacks", "cli", "datasets", "distributed", "errors", "loggers", "nn", "period",
+              "projections", "strategies")  # fmt: skip
 
 
 def signature(value: Any) -> str:

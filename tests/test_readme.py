@@ -59,6 +59,14 @@ def test_the_spiking_example_learns(capsys):
 
 
 @pytest.mark.full
+def test_the_example_of_a_projection_learns(capsys):
+    (program,) = blocks("docs/modules.md")
+    execute(program, "docs/modules.md")
+    dale, no_loops, accuracy = capsys.readouterr().out.split()[-3:]
+    assert (dale, no_loops) == ("True", "True") and float(accuracy) > 0.8
+
+
+@pytest.mark.full
 def test_the_strategies_page_runs(capsys, monkeypatch):
     monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
     programs = blocks("docs/strategies.md")

@@ -241,6 +241,22 @@ class Module:
         """
         return True
 
+    def project(self, name: str, value: Any, /) -> Any:
+        """Make a parameter satisfy a constraint. Called while tracing. The default returns the value unchanged.
+
+        A run calls it for the initial value of every parameter, and after each update for every trained parameter.
+        ``jaxtrain.projections`` has ready projections.
+
+        Args:
+            name: The parameter's dotted path.
+            value: An array or a pytree of arrays, for example ``{"weight": (n_in, n_out), "bias": (n_out,)}`` of a
+                linear layer. Leaves may be quantities with a unit.
+
+        Returns:
+            The projected value, with the tree, shapes, dtypes and units of ``value``.
+        """
+        return value
+
 
 TIME_MAJOR = (
     "arrays are time-major, (T, B, ...), here; data with the batch on axis 0 needs batch_first=True, passed with bare "

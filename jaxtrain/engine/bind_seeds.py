@@ -16,7 +16,7 @@ from .seeds import require_one_step
 def bind_each(
     seeds: Sequence[int], modules: Sequence[Module], bind_to: Callable
 ) -> tuple[Binding, list[dict[str, Any]]]:
-    """Bind each seed's module, and check that all seeds have the same traced time step.
+    """Bind each seed's module, and check that all seeds have the same traced time step and projection.
 
     A module that serves several seeds is bound once. The first is bound last: models may share parts, and programs are
     traced with the States of the first.
@@ -33,7 +33,9 @@ def bind_each(
                 require_room_for_seeds(binding, values, len(modules), len({*map(id, modules)}))
             if modules[0] is not modules[-1]:
                 with environ(module, fit=True):
-                    steps[id(module)] = traced(lambda b=binding: time_steps(b.learner, b.phases))
+                    steps[id(module)] = traced(
+                        lambda b=binding: (time_steps(b.learner, b.phases), b.optimizer.project())
+                    )
     if steps:
         require_one_step(seeds, [steps[id(module)] for module in modules], type(modules[0]).__name__)
     return bound[id(modules[0])][0], [bound[id(module)][1] for module in modules]

@@ -27,6 +27,7 @@ from ..strategies.padding import inert
 from . import contract
 from .batch_split import BatchSplit
 from .optimizer import Optimizer
+from .projection import Projection, project_initial_values, projection_of
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,9 @@ def bind(module: Module, strategy: Strategy, encode: Callable, example: Any, spl
     with environ(module, fit=True):
         model = module.model
         drop_weak_types(parameters(model).values())
+        project = projection_of(module)
+        if project is not None:
+            project_initial_values(module, project)
         objective, phases, share = Objective(module, encode), phases_of(module, example), split.share(example)
         own_phases = phases_of(module, share)
         learner = strategy.bind(objective, own_phases)
@@ -100,7 +104,7 @@ def bind(module: Module, strategy: Strategy, encode: Callable, example: Any, spl
             )
         chosen = trained(objective)
         reports = contract.report(learner, own_phases, chosen)
-        optimizer = _optimizer(objective, strategy, chosen, reports, clip, accumulate)
+        optimizer = _optimizer(objective, strategy, chosen, reports, clip, accumulate, project)
         long_term, own = long_term_states(model), learner.states()
         states: dict[str, State] = {
             **parameters(model),
@@ -125,7 +129,7 @@ def bind(module: Module, strategy: Strategy, encode: Callable, example: Any, spl
 
 
 def _optimizer(objective: Objective, strategy: Strategy, chosen: dict[str, State], reports: list[ParameterReport],
-               clip: float | None, accumulate: int) -> Optimizer:  # fmt: skip
+               clip: float | None, accumulate: int, project: Projection | None) -> Optimizer:  # fmt: skip
     """Create the optimizer for the parameters that the rule trains.
 
     A parameter without a gradient would still be moved by weight decay, so those that the rule does not train are
@@ -138,4 +142,4 @@ def _optimizer(objective: Objective, strategy: Strategy, chosen: dict[str, State
             f"strategy {strategy.name!r} trains none of the parameters {list(chosen)}: use another strategy"
         )
     idle = {name: state for name, state in chosen.items() if name in untrained}
-    return Optimizer(objective.module, params, clip=clip, accumulate=accumulate, idle=idle)
+    return Optimizer(objective.module, params, clip=clip, accumulate=accumulate, idle=idle, project=project)

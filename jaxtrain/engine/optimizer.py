@@ -17,6 +17,7 @@ from ..core.state import State, add_to, drop_weak_types, global_norm, leaf_names
 from ..distributed import processes
 from ..utils.logging import one_line
 from .backends import UNJITTED, Braintools, Optax, cast
+from .projection import Projection
 
 LIGHTNING = {"optimizer", "lr_scheduler", "lr_scheduler_config", "monitor"}
 """Keys of the dict that Lightning's configure_optimizers may return."""
@@ -37,6 +38,7 @@ class Optimizer:
         accumulate: Number of batches per update.
         idle: Parameters that are trainable in the module but not trained by the rule. Nothing changes them, not even
             weight decay.
+        project: ``project(name, value)``, applied to each parameter after each update, or None.
 
     Raises:
         ValueError: The optimizer does not match the parameters or cannot run in a compiled program.
@@ -44,8 +46,9 @@ class Optimizer:
     """
 
     def __init__(self, module, params: dict[str, State], *, clip: float | None, accumulate: int,
-                 idle: dict[str, State] | None = None):  # fmt: skip
+                 idle: dict[str, State] | None = None, project: Projection | None = None):  # fmt: skip
         self._params = params
+        self._project = project
         self._clip = clip
         self._accumulate = accumulate
         self._parts = _bind(module, params, idle or {})
@@ -55,10 +58,14 @@ class Optimizer:
         self._weight, self._count = State(jnp.float32(0)), State(jnp.int32(0))
         self._loss = State(jnp.float32(0))
         self.wants_loss = any(part.wants_loss for part in self._parts.values())
-        self.names = list(params)
         self.leaves = leaf_names({name: params[name].value for name in params})
         drop_weak_types(self.states().values())
         self._try(module)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the parameters that the optimizer changes."""
+        return list(self._params)
 
     def states(self) -> dict[str, State]:
         """All States of the optimizer that a checkpoint must hold, under stable names."""
@@ -121,7 +128,14 @@ class Optimizer:
         losses = [total / weight for total in loss]
         rates = {label: part.apply(grads, self._updates.value, *losses) for label, part in self._parts.items()}
         self._updates.value = self._updates.value + 1
+        self.project()
         return self._metrics(norm, rates, 1.0)
+
+    def project(self) -> None:
+        """Apply ``Module.project`` to the parameters. Called while tracing."""
+        if self._project is not None:
+            for name, state in self._params.items():
+                state.value = self._project(name, state.value)
 
     def _skip(self, grads: dict[str, Any], weight: Any, *loss: Any) -> Metrics:
         rates = {label: part.rate(self._updates.value) for label, part in self._parts.items()}

@@ -210,9 +210,11 @@ class KnownProducts(Products):
             elif constant and k in self.split:
                 # Operands that nothing differentiates cost nothing; the inputs are among them unless they are computed
                 # from parameters.
-                weight, width = operands[1], self.split[k][2]
-                parts = lambda *x, w=weight, n=width: sum(p @ v for p, v in zip(x, (w[:n], w[n:]), strict=False))  # noqa: E731
-                outs = [known(parts, results[k], *self._parts(k, env, None))]
+
+                def parts(weight: Any, *x: Any, width: int = self.split[k][2]) -> Any:
+                    return sum(part @ rows for part, rows in zip(x, (weight[:width], weight[width:]), strict=False))
+
+                outs = [known(parts, results[k], operands[1], *self._parts(k, env, None))]
             else:
                 outs = [known(lambda *o, e=equation: bind(e, list(o))[0], results[k], *operands)]
             if number in perturbations:

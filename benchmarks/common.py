@@ -234,10 +234,21 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 # ---------------------------------------------------------------------------------------------- child processes
 
 
-def fresh(script: str, *argv: str, env: Mapping[str, str] | None = None) -> Any:
-    """Run a script of this folder in a new process and return the JSON of its last line."""
+def fresh(script: str, *argv: str, env: Mapping[str, str] | None = None, limit: float | None = None) -> Any:
+    """Run a script of this folder in a new process and return the JSON of its last line.
+
+    Args:
+        script: Name of the script.
+        argv: Its arguments.
+        env: Additional environment variables.
+        limit: Seconds after which the process is stopped.
+
+    Raises:
+        RuntimeError: It failed; the message ends with its exit code.
+        subprocess.TimeoutExpired: It was stopped.
+    """
     command = [sys.executable, str(Path(__file__).parent / script), *argv]
-    done = subprocess.run(command, env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, text=True, timeout=limit)
     if done.returncode:
         raise RuntimeError(f"{script} {' '.join(argv)} ended with exit code {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,7 +1,7 @@
 """Contenders that take the same train steps: hand-written loops as in braintrace's tutorial, and programs of Fit.
 
-All start from the same initial values, see the same batches of the copying task and use the same optimizer, so that
-their results can be compared: ``first_moment`` is that of Adam, which after one step is the gradient times a constant.
+All start from the same initial values, see the same batches of a setting and use the same optimizer, so that their
+results can be compared: ``first_moment`` is that of Adam, which after one step is the gradient times a constant.
 Data is prepared before the timed steps; ``overhead.py`` measures what ``Fit`` needs for data and callbacks.
 """
 
@@ -16,11 +16,12 @@ import braintrace
 import jax
 import jax.numpy as jnp
 import numpy as np
-from copy_task import DEPTH, LR, Copy, Setting, cross_entropy, make_model
+from copy_task import LR, Copy, Setting, cross_entropy
 
 import jaxtrain as jt
 from jaxtrain.checkpoint.load import build_each
 from jaxtrain.core.state import drop_weak_types, flatten, parameters, states_of
+from jaxtrain.engine.auto_devices import work_of
 from jaxtrain.engine.program import Program
 
 # ------------------------------------------------------------------------------------------ hand-written loops
@@ -42,7 +43,7 @@ class ByHand:
     """
 
     def __init__(self, setting: Setting, rule: str):
-        self.setting, self.model = setting, make_model(setting)
+        self.setting, self.model = setting, setting.model()
         self.weights: dict[str, Any] = {**parameters(self.model)}
         self.optimizer = braintools.optim.Adam(LR)
         self.optimizer.register_trainable_weights(self.weights)
@@ -58,9 +59,8 @@ class ByHand:
         self.taken = 0
         self.factor = 1 / setting.scored if rule == "drtrl" else 1.0  # the tutorial sums gradients, others average
 
-    @staticmethod
-    def place(ids: np.ndarray, targets: np.ndarray) -> tuple[jax.Array, jax.Array]:
-        return jax.nn.one_hot(ids, DEPTH), jnp.asarray(targets, jnp.int32)
+    def place(self, inputs: np.ndarray, targets: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        return self.setting.encode(inputs), jnp.asarray(targets, jnp.int32)
 
     def _mapped(self, inputs):
         """The rule with fresh states, mapped over the sequences of a batch."""
@@ -174,18 +174,18 @@ class FitSteps:
         devices: Number of devices.
         seed: A seed, or several that are trained side by side.
         clip: Largest global norm of a gradient.
+        module: Class of the module.
     """
 
     def __init__(self, setting: Setting, strategy: jt.strategies.Strategy, chunk: Any = "auto", devices: int = 1,
-                 seed: int | tuple[int, ...] = 0, clip: float | None = None):  # fmt: skip
-        self.module = Copy(setting)
+                 seed: int | tuple[int, ...] = 0, clip: float | None = None, module: type[Copy] = Copy):  # fmt: skip
+        self.module = module(setting)
         several = isinstance(seed, tuple)
         models = build_each(self.module, seed if several else (seed,), several=several, resumed=False)
         self.batches = setting.batches(4)
-        encode = jt.datasets.CopyDataset(1, 1, 1).encode
         self.program = Program(
-            self.module, strategy, encode, self.batches[0], seed=seed, clip=clip, accumulate=1, nonfinite="raise",
-            chunk=chunk, models=models, devices=devices,
+            self.module, strategy, setting.encode, self.batches[0], seed=seed, clip=clip, accumulate=1,
+            nonfinite="raise", chunk=chunk, models=models, devices=devices,
         )  # fmt: skip
         self.program.prepare()
         self.taken = 0
@@ -209,6 +209,11 @@ class FitSteps:
     def unit(self) -> int:
         """Steps of a chunk. A turn consists of whole chunks, because each dispatch has a fixed cost."""
         return self.program.chunk
+
+    @property
+    def work(self) -> float:
+        """Estimate of the multiply-adds of a time step on one device, as ``Fit(devices="auto")`` makes it."""
+        return work_of(self.module, self.program.phases.sizes[2]) / self.program.devices.count
 
     @property
     def loss(self) -> float:

@@ -11,6 +11,7 @@ import brainpy.state
 import brainstate
 import braintools
 import braintrace
+import jax
 import jax.numpy as jnp
 import numpy as np
 import saiunit as u
@@ -21,11 +22,11 @@ from jaxtrain.core.state import seeded
 DEPTH, DIGITS = 10, 10
 LR = 1e-3
 cross_entropy = braintools.metric.softmax_cross_entropy_with_integer_labels
-CELLS: dict[str, Callable[[int], Any]] = {
-    "gru": lambda n: braintrace.nn.GRUCell(DEPTH, n),
-    "lstm": lambda n: braintrace.nn.LSTMCell(DEPTH, n),
-    "minigru": lambda n: braintrace.nn.MiniGRU(DEPTH, n),
-    "lru": lambda n: braintrace.nn.LRUCell(DEPTH, n),
+CELLS: dict[str, Callable[[int, int], Any]] = {
+    "gru": braintrace.nn.GRUCell,
+    "lstm": braintrace.nn.LSTMCell,
+    "minigru": braintrace.nn.MiniGRU,
+    "lru": braintrace.nn.LRUCell,
 }
 
 
@@ -59,14 +60,20 @@ class Setting:
         batches = [data.batch(step) for step in range(count)]
         return batches if self.scored == digits else [(ids, ids[self.warm :]) for ids, _ in batches]
 
+    def encode(self, ids: Any) -> Any:
+        return jax.nn.one_hot(ids, DEPTH)
+
+    def model(self) -> Any:
+        return make_model(self)
+
 
 class Net(brainstate.nn.Module):
-    """One time step, (B, 10) -> (B, 10): a recurrent layer and a linear readout."""
+    """One time step, (B, inputs) -> (B, 10): a recurrent layer and a linear readout."""
 
-    def __init__(self, cell: str, hidden: int):
+    def __init__(self, cell: str, hidden: int, inputs: int = DEPTH):
         super().__init__()
-        self.rnn = CELLS[cell](hidden)
-        width = DEPTH if cell == "lru" else hidden  # the output of an LRU has the width of its input
+        self.rnn = CELLS[cell](inputs, hidden)
+        width = inputs if cell == "lru" else hidden  # the output of an LRU has the width of its input
         self.readout = braintrace.nn.Linear(width, DEPTH)
 
     def update(self, x):
@@ -99,7 +106,7 @@ class Copy(jt.Module):
         self.setting, self.environ = setting, setting.environ()
 
     def build(self):
-        return make_model(self.setting)
+        return self.setting.model()
 
     def learning_step(self, forward, x, y):
         logits = forward(x)

@@ -2,8 +2,11 @@
 
 python benchmarks/devices.py
 python benchmarks/devices.py --devices 4 --rounds 10 --json devices.json
+python benchmarks/devices.py --hidden 64 --batch 32
 
-GRU of 128 units, 70 time steps of which the last 10 are scored, batch 64, Adam. Contenders are the loops of
+GRU of 128 units (by default), 70 time steps of which the last 10 are scored, batch 64, Adam. `--devices auto` of a
+recipe requires LEAST_WORK multiply-adds per time step and device (jaxtrain/engine/auto_devices.py); the line above the
+table gives this number for the chosen size. Contenders are the loops of
 braintrace's tutorial, which run on one device, and the train programs of Fit on one and on several devices. They take
 turns in one process (see common.py). The gradients of Fit on one and on several devices are compared first.
 """
@@ -56,12 +59,16 @@ def make_goals(timing: common.Timing, devices: int) -> list[common.Goal]:
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--devices", type=int, default=2)
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--turn", type=float, default=TURN, help="seconds for which a contender runs in a round")
     parser.add_argument("--smoke", action="store_true", help="test run with tiny sizes")
     options = parser.parse_args()
     if options.devices < 2 or options.rounds < 1 or options.turn <= 0:
         parser.error("--devices must be 2 or more, --rounds 1 or more, and --turn positive")
+    if options.hidden < 1 or options.batch < 1 or options.batch % options.devices:
+        parser.error(f"--hidden must be 1 or more, and --batch a multiple of --devices {options.devices}")
 
     from jaxtrain.engine.sharding import as_devices
 
@@ -69,10 +76,16 @@ def main() -> None:
     from copy_task import Setting
 
     logging.getLogger("jaxtrain").setLevel(logging.WARNING)
-    setting = Setting(hidden=8, time=30, batch=options.devices) if options.smoke else Setting()
+    setting = (
+        Setting(hidden=8, time=30, batch=options.devices)
+        if options.smoke
+        else Setting(hidden=options.hidden, batch=options.batch)
+    )
     print(f"{common.machine()}; {options.rounds} rounds, {options.turn} s per turn")
-    timing = common.by_turns(make_contenders(setting, options.devices), options.rounds, options.turn)
-    goals = make_goals(timing, options.devices)
+    contenders = make_contenders(setting, options.devices)
+    print(f"{contenders[f'bptt, {options.devices} devices'].work:,.0f} multiply-adds per time step and device")
+    timing = common.by_turns(contenders, options.rounds, options.turn)
+    goals = make_goals(timing, options.devices) if setting == Setting() or options.smoke else []
     sections = {f"{options.devices} devices": common.timing_table(timing, (HAND, BPTT_HAND))}
     if goals:
         sections["Goals"] = common.goals_table(goals)

@@ -1,14 +1,16 @@
-"""Time of a train step of Fit compared with PyTorch Lightning, for the same GRU on the same copying task.
+"""Time of a train step of Fit compared with PyTorch, with and without Lightning, for the same GRU and copying task.
 
 python benchmarks/peers.py                                  # needs: pip install -e '.[bench]'
 python benchmarks/peers.py --python OTHER/bin/python        # an interpreter that has torch and lightning
 
-Each as its users would write it. Lightning: its Trainer with torch's GRU and Adam, batches that are tensors already, no
-logger, no checkpoints, no progress bar. Fit: no loggers, no progress bar, and batches are created during training.
-Lightning runs in another process, which waits while Fit runs; whole runs take turns. The reported time is that of the
-steps after the first of a run, so that compilation and setup do not count. Lightning computes the gradient of BPTT. It
-runs with torch's default number of threads and with one, since threads that wait for each other are slow on a busy
-machine.
+Each as its users would write it, with torch's GRU and Adam, and batches that are tensors already. Lightning: its
+Trainer, no logger, no checkpoints, no progress bar. The loop: forward, backward and optimizer, nothing else. Fit: no
+loggers, no progress bar, and batches are created during training.
+
+PyTorch runs in other processes, which wait while Fit runs; whole runs take turns. The reported time is that of the
+steps after the first of a run, so that compilation and setup do not count. PyTorch computes the gradient of BPTT. It
+runs with its default number of threads and with one, since threads that wait for each other are slow on a busy machine,
+and on a GPU if it finds one.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
+import itertools
 import json
 import logging
 import subprocess
@@ -23,64 +26,115 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import common
 
 HIDDEN, DEPTH, LR = 128, 10, 1e-3
-LIGHTNING = "PyTorch Lightning, BPTT"
-ONE_THREAD = f"{LIGHTNING}, one thread"
-NEEDED = ("torch", "lightning")
+NEEDED = {"lightning": ("torch", "lightning"), "loop": ("torch",)}
+"""Packages that each way to train with PyTorch needs."""
+NAMES = {"lightning": "PyTorch Lightning", "loop": "PyTorch loop"}
 MARK = "answer: "
 """Prefix of answers, because Lightning writes other lines to the same stream."""
 
 
-# ------------------------------------------------------------------------------------- Lightning, without JAX
+# ------------------------------------------------------------------------------------------ PyTorch, without JAX
 
 
-def serve(path: str, hidden: int, threads: int) -> None:
+def serve(path: str, hidden: int, threads: int, way: str) -> None:
     """For every number of steps on standard input, train and print the seconds per step."""
     import numpy as np
 
     torch: Any = importlib.import_module("torch")
-    lightning: Any = importlib.import_module("lightning.pytorch")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")  # advice about data loading and a missing logger
     with np.load(path) as arrays:
         batches = [tuple(map(torch.from_numpy, pair)) for pair in zip(arrays["inputs"], arrays["targets"], strict=True)]
-    marks: list[float] = []
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    run = {"lightning": lightning_run, "loop": loop_run}[way](torch, make_network(torch, hidden), batches)
+    versions = {name: importlib.metadata.version(name) for name in NEEDED[way]} | {"threads": torch.get_num_threads()}
+    print(MARK + json.dumps(versions), flush=True)
+    for line in sys.stdin:
+        print(MARK + json.dumps(run(int(line))), flush=True)
 
-    class Copy(lightning.LightningModule):
+
+def make_network(torch: Any, hidden: int) -> Any:
+    """A torch module that maps a batch, ids (T, B) and targets (scored, B), to its loss."""
+
+    class Network(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.rnn = torch.nn.GRU(DEPTH, hidden)
             self.readout = torch.nn.Linear(hidden, DEPTH)
 
-        def training_step(self, batch, index):
-            ids, targets = batch
+        def forward(self, ids, targets):
             states, _ = self.rnn(torch.nn.functional.one_hot(ids, DEPTH).float())
             logits = self.readout(states[-len(targets) :])
             return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
+    return Network()
+
+
+def now(torch: Any) -> float:
+    """Seconds, when all computations are done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def lightning_run(torch: Any, network: Any, batches: list[Any]) -> Callable[[int], float]:
+    lightning: Any = importlib.import_module("lightning.pytorch")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")  # advice about data loading and a missing logger
+    marks: list[float] = []
+
+    class Copy(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def training_step(self, batch, index):
+            return self.network(*batch)
+
         def configure_optimizers(self):
             return torch.optim.Adam(self.parameters(), LR)
 
-        def on_train_batch_end(self, *args):
-            marks.append(time.perf_counter())
+        def on_train_batch_end(self, outputs, batch, index):
+            if index in (0, self.trainer.max_steps - 1):
+                marks.append(now(torch))
 
-    if threads:
-        torch.set_num_threads(threads)
-    torch.manual_seed(0)
     model, quiet = Copy(), {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    versions = {name: importlib.metadata.version(name) for name in NEEDED} | {"threads": torch.get_num_threads()}
-    print(MARK + json.dumps(versions), flush=True)
-    for line in sys.stdin:
-        steps = int(line)
+    accelerator = "gpu" if torch.cuda.is_available() else "cpu"
+
+    def run(steps: int) -> float:
         marks.clear()
-        trainer = lightning.Trainer(max_steps=steps + 1, accelerator="cpu", enable_model_summary=False, **quiet)
+        trainer = lightning.Trainer(
+            max_steps=steps + 1, accelerator=accelerator, devices=1, enable_model_summary=False, **quiet
+        )
         trainer.fit(model, Repeated(batches, steps + 1))
-        print(MARK + json.dumps((marks[-1] - marks[0]) / steps), flush=True)
+        return (marks[-1] - marks[0]) / steps
+
+    return run
+
+
+def loop_run(torch: Any, network: Any, batches: list[Any]) -> Callable[[int], float]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = network.to(device)
+
+    def run(steps: int) -> float:
+        optimizer, started = torch.optim.Adam(network.parameters(), LR), 0.0
+        for i in range(steps + 1):
+            ids, targets = (part.to(device) for part in batches[i % len(batches)])
+            optimizer.zero_grad()
+            network(ids, targets).backward()
+            optimizer.step()
+            if i == 0:
+                started = now(torch)
+        return (now(torch) - started) / steps
+
+    return run
 
 
 class Repeated:
@@ -96,11 +150,13 @@ class Repeated:
         return (self.batches[i % len(self.batches)] for i in range(self.length))
 
 
-class Lightning:
-    """The process in which Lightning runs. A call trains for a number of steps and returns the seconds per step."""
+class Peer:
+    """A process in which PyTorch runs. A call trains for a number of steps and returns the seconds per step."""
 
-    def __init__(self, python: str, path: Path, hidden: int, threads: int = 0):
+    def __init__(self, way: str, python: str, path: Path, hidden: int, threads: int = 0):
         command = [python, __file__, "--serve", str(path), "--hidden", str(hidden), "--threads", str(threads)]
+        command += ["--way", way]
+        self.name = NAMES[way]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.versions = self._answer()
 
@@ -109,7 +165,7 @@ class Lightning:
         for line in self.process.stdout:
             if line.startswith(MARK):
                 return json.loads(line.removeprefix(MARK))
-        raise RuntimeError(f"{LIGHTNING} ended with exit code {self.process.wait()}")
+        raise RuntimeError(f"{self.name} ended with exit code {self.process.wait()}")
 
     def __call__(self, steps: int) -> float:
         assert self.process.stdin is not None
@@ -154,9 +210,10 @@ def fit_run(strategy: str, setting: Any) -> Any:
     return run
 
 
-def missing(python: str) -> list[str]:
-    """Names of the required packages that an interpreter does not have."""
-    code = f"import importlib.util, json; print(json.dumps([n for n in {NEEDED} if not importlib.util.find_spec(n)]))"
+def missing(python: str, packages: Iterable[str]) -> list[str]:
+    """Names of those packages that an interpreter does not have."""
+    names = list(packages)
+    code = f"import importlib.util, json; print(json.dumps([n for n in {names} if not importlib.util.find_spec(n)]))"
     return json.loads(subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout)
 
 
@@ -168,13 +225,21 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=HIDDEN)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=list(NEEDED), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        return serve(options.serve, options.hidden, options.threads)
+        return serve(options.serve, options.hidden, options.threads, options.way)
     if options.rounds < 1 or options.steps < 20:
         parser.error("--rounds must be 1 or more and --steps 20 or more")
-    if absent := missing(options.python):
-        return print(f"skipped: {options.python} has no {' and no '.join(absent)}; pip install -e '.[bench]'")
+    ways = []
+    for way, packages in NEEDED.items():
+        if absent := missing(options.python, packages):
+            lacks = f"{options.python} has no {' and no '.join(absent)}; pip install -e '.[bench]'"
+            print(f"skipped: {NAMES[way]}: {lacks}")
+        else:
+            ways.append(way)
+    if not ways:
+        return None
 
     import numpy as np
     from copy_task import Setting
@@ -186,10 +251,9 @@ def main() -> None:
         arrays = {"inputs": [ids for ids, _ in batches], "targets": [targets for _, targets in batches]}
         path, stacked = Path(root) / "batches.npz", {name: np.stack(a).astype(np.int64) for name, a in arrays.items()}
         np.savez(path, inputs=stacked["inputs"], targets=stacked["targets"])
-        peers = {
-            LIGHTNING: Lightning(options.python, path, options.hidden),
-            ONE_THREAD: Lightning(options.python, path, options.hidden, threads=1),
-        }
+        peers: dict[str, Peer] = {}
+        for way, (threads, text) in itertools.product(ways, {0: "", 1: ", one thread"}.items()):
+            peers[NAMES[way] + text] = Peer(way, options.python, path, options.hidden, threads)
         try:
             runs = {**peers, **{f"Fit, {name}": fit_run(name, setting) for name in ("bptt", "drtrl")}}
             timing = common.by_turns_of_runs(runs, options.rounds, options.steps)
@@ -202,8 +266,9 @@ def main() -> None:
         ratios = [f"{timing.ratio(name, reference):.3f}" for reference in peers]
         rows.append([name, f"{median:.1f} ({low:.1f} to {high:.1f})", *ratios])
     title = f"gru, hidden {setting.hidden}, {setting.warm} + {setting.scored} time steps, batch {setting.batch}"
-    table = common.table(["", "ms per step, median (quartiles)", "/ Lightning", "/ Lightning, one thread"], rows)
-    versions = ", ".join(f"{name} {version}" for name, version in peers[LIGHTNING].versions.items())
+    table = common.table(["", "ms per step, median (quartiles)", *(f"/ {name}" for name in peers)], rows)
+    first = next(iter(peers.values()))
+    versions = ", ".join(f"{name} {version}" for name, version in first.versions.items())
     sections = {title: [*table, "", f"{versions}."]}
     print(common.machine())
     common.show(sections)

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 # Before anything imports JAX, and in the environment, so that processes started by tests have them too.
@@ -44,6 +45,15 @@ settings.load_profile("jaxtrain")
 
 def pytest_addoption(parser):
     parser.addoption("--optimized", action="store_true", help="let XLA optimize machine code, as it does for users")
+
+
+def pytest_collection_finish():
+    """Start JAX with one CPU device here, whichever test comes first: a recipe would create one per core."""
+    import jax
+
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with suppress(RuntimeError):  # it was started in a conftest.py, with one device
+            jax.config.update("jax_num_cpu_devices", 1)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 import jaxtrain as jt
 from jaxtrain.checkpoint.load import build_each
 from jaxtrain.core.state import is_key
+from jaxtrain.engine import auto_devices
 from jaxtrain.engine.collectives import Collectives
 from jaxtrain.engine.program import Program
 from jaxtrain.engine.sharding import as_devices
@@ -405,3 +406,22 @@ def test_refusals():
     with pytest.raises(ValueError, match="'uoro' keeps one etrace_.* for all sequences"):
         run(CopyGRU(), jt.strategies.UORO(update_every=1, stateful=True), copies(), devices=2)
     assert as_devices("all") == 4
+
+
+def test_refusals_of_the_users_choice_are_one_device_under_auto(monkeypatch):
+    """What cannot be split trains as on one device."""
+    monkeypatch.setattr(auto_devices, "LEAST_WORK", 1)
+    monkeypatch.setattr(auto_devices, "cores", lambda: 2)
+
+    def run(module: Any, devices: Any, strategy: Any = "bptt", data: Any = None) -> Any:
+        return jt.Fit(strategy, max_steps=3, devices=devices).run(module, data or lines())
+
+    result = run(Linear(), "auto")
+    assert result.report["devices"] == 2 and result.digest == run(Linear(), 2).digest
+    result = run(Coupled(), "auto")
+    assert result.report["devices"] == 1 and result.digest == run(Coupled(), 1).digest
+    assert any("auto uses one. Fit(devices=2): Coupled.phases" in note for note in result.report["notes"])
+    uoro = jt.strategies.UORO(update_every=1, stateful=True)
+    result = run(CopyGRU(), "auto", uoro, copies())
+    assert result.report["devices"] == 1 and result.digest == run(CopyGRU(), 1, uoro, copies()).digest
+    assert any("'uoro' keeps one etrace_" in note for note in result.report["notes"])

@@ -92,8 +92,9 @@ class TrainingOptions(Options):
     """seed of initial values, of random numbers in the model, and of the data"""
     seeds: int | None = None
     """number of seeds to train side by side, counted from --seed, on the batches of --seed"""
-    devices: Literal["all"] | int = 1
-    """number of devices that share each batch (or the seeds); on CPU they are created, for all one per core"""
+    devices: Literal["auto", "all"] | int = "auto"
+    """devices that share each batch (or the seeds); auto: on CPU one per core, if the batch divides and a time step is
+    worth it; all: one per core, or every GPU"""
     chunk: Literal["auto"] | int = "auto"
     """steps per dispatch"""
     log_every: int = 50
@@ -175,7 +176,7 @@ def check_options(config: Options, counts: Sequence[str] = (), updates: int | No
         _refuse_poles(config)
     if isinstance(config, TrainingOptions):
         counts, periods = (*counts, "batch_size", "seeds"), ["validate_every", "checkpoint_every"]
-        if config.devices != "all":
+        if config.devices not in ("auto", "all"):
             counts = (*counts, "devices")
         _not_below(config, 0, "warmup", "weight_decay")
         _not_below(config, None, "lr", "pole_rate")

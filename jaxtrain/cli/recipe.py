@@ -18,6 +18,7 @@ from typing import Any
 
 from ..distributed import processes
 from ..errors import ConfigError
+from ..utils.allocator import keep_freed_memory
 from ..utils.compilation_cache import use_compilation_cache
 from ..utils.diff import require_equal
 from .config import Options as Options
@@ -25,7 +26,7 @@ from .config import check as check
 from .failures import guarded, is_deliberate
 from .make import make_run
 from .parse import Start, parse
-from .run_dirs import drop_unused, fresh_run
+from .run_dirs import drop_unused, fresh_run, saved_devices
 from .summary import summary
 
 
@@ -59,6 +60,11 @@ def _main(Config, make, presets, chance, argv) -> int:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     devices = getattr(config, "devices", 1)
+    if devices == "auto" and flags["processes"] != 1:
+        devices = 1  # what "auto" means in each of several processes
+    elif devices == "auto" and start.source is not None:
+        devices = saved_devices(start.source)  # Fit takes the same number from the run
+    keep_freed_memory()
     use_compilation_cache()
     if devices != 1:
         from ..engine.sharding import start as start_devices

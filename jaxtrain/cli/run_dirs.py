@@ -6,7 +6,7 @@ import fcntl
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..checkpoint.migration import upgrade_options
 from ..utils.files import read_json
@@ -59,6 +59,12 @@ def saved_config(run_dir: Path) -> dict[str, Any] | None:
     path = run_dir / "config.json"
     config = read_json(path).get("config") if path.exists() else None
     return None if config is None else upgrade_options(config)
+
+
+def saved_devices(run_dir: Path) -> int | Literal["auto"]:
+    """The number of devices in a run's config.json; "auto" if no run was started there."""
+    path = run_dir / "config.json"
+    return (read_json(path).get("fit") or {}).get("devices", 1) if path.exists() else "auto"
 
 
 def saved_steps(run_dir: Path) -> list[int]:

@@ -72,4 +72,7 @@ def configured(
     values, unknown = read_options(rest, get_type_hints(recipe.Config))
     if unknown:
         raise ConfigError(f"{command} {args.recipe}: neither {command} nor the recipe has an option {unknown[0]}")
-    return recipe, dataclasses.replace(config, **values), fields
+    config = dataclasses.replace(config, **values)
+    if getattr(config, "devices", 1) == "auto":  # measurements must not depend on whether a strategy can be split
+        config = dataclasses.replace(config, devices=1)
+    return recipe, config, fields

@@ -17,6 +17,10 @@ from ..core.state import State, kind_of
 from .collectives import AXIS
 
 
+class NotDivisible(ValueError):
+    """The batches of a run cannot be split over its devices."""
+
+
 @dataclass(frozen=True)
 class BatchSplit:
     """Splits the sequences of a module's batches over ``count`` devices; with one, a batch stays whole.
@@ -33,7 +37,7 @@ class BatchSplit:
 
     def divides(self, batch: Any) -> bool:
         """Return True if a batch of these shapes can be split."""
-        return self.count == 1 or self._sequences(batch) % self.count == 0
+        return self.count == 1 or self.sequences(batch) % self.count == 0
 
     def share(self, batch: Any, number: int = 0) -> Any:
         """The share of a batch that device ``number`` receives."""
@@ -47,7 +51,7 @@ class BatchSplit:
         could be wrong.
 
         Raises:
-            ValueError: The sequences do not divide evenly, or ``Module.phases`` of a share is not that share of the
+            NotDivisible: The sequences do not divide evenly, or ``Module.phases`` of a share is not that share of the
                 whole.
         """
         if self.count == 1:
@@ -57,16 +61,17 @@ class BatchSplit:
             self._specs[key] = self._new_specs(batch)
         return self._specs[key]
 
-    def _sequences(self, batch: Any) -> int:
+    def sequences(self, batch: Any) -> int:
+        """Number of sequences of a batch."""
         key = kind_of(batch)
         if key not in self._sizes:
             self._sizes[key] = _phases(self.module, batch)[0].sizes[2]
         return self._sizes[key]
 
     def _new_specs(self, batch: Any) -> Any:
-        sequences = self._sequences(batch)
+        sequences = self.sequences(batch)
         if sequences % self.count:
-            raise ValueError(
+            raise NotDivisible(
                 f"{self.option}: a batch of {sequences} sequences does not divide over {self.count} devices; "
                 f"choose a batch size that is a multiple of {self.count}"
             )
@@ -83,7 +88,7 @@ class BatchSplit:
             differences.append(self._difference(batch, specs))
             if not differences[-1]:
                 return specs
-        raise ValueError(
+        raise NotDivisible(
             f"{self.option}: {type(self.module).__name__}.phases of a share of the batch is not the share of "
             f"Module.phases of the whole batch ({differences[0]}); return arrays (T, B, ...) in which each sequence "
             "depends on its own data only"
@@ -122,7 +127,7 @@ class BatchSplit:
             strategy: Name of the strategy, for messages.
 
         Raises:
-            ValueError: A State is shared by all sequences of a device, so the devices would diverge.
+            NotDivisible: A State is shared by all sequences of a device, so the devices would diverge.
         """
         specs = {}
         for name, state in own.items():
@@ -132,7 +137,7 @@ class BatchSplit:
                 differ = [axis for axis, (a, b) in enumerate(pairs) if a != b]
                 constant = isinstance(state, brainstate.ParamState) or not jnp.issubdtype(ours.dtype, jnp.inexact)
                 if not differ and not constant:
-                    raise ValueError(
+                    raise NotDivisible(
                         f"{self.option}: strategy {strategy!r} keeps one {name} for all sequences, so the devices "
                         "would diverge; use devices=1, batching='vmap' or another strategy"
                     )

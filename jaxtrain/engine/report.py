@@ -153,10 +153,11 @@ def lines(report: dict[str, Any]) -> list[str]:
         out.append(
             f"seeds      {', '.join(map(str, report['seeds']))}, side by side; parameters are counted for one seed"
         )
-    if report["devices"] > 1:
-        seeds, count = report["seeds"], report["devices"]
+    seeds, count, why = report["seeds"], report["devices"], report.get("why_devices")
+    if count > 1 or why:
         share = f"{report['batch'] // count} sequences" if seeds is None else f"{len(seeds) // count} seeds"
-        out.append(f"devices    {count}, {share} each; memory is per device")
+        each = f", {share} each; memory is per device" if count > 1 else ""
+        out.append(f"devices    {count}{each}" + (f" (auto: {why})" if why else ""))
     width = max(len(name) for name in table)
     for name, entry in table.items():
         trace = f"  trace {_bytes(entry['trace_bytes'])}" if entry["trace_bytes"] else ""

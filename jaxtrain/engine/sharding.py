@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ from .collectives import AXIS, Collectives
 
 
 def start(devices: Any) -> None:
-    """Set the number of CPU devices, which JAX reads only when it starts: ``devices``, or one per core for "all".
+    """Set the number of CPU devices, which JAX reads only when it starts; "all" and "auto": one per core.
 
     Does nothing for one device, or if the environment or the program has already set a number.
     """
@@ -29,7 +29,7 @@ def start(devices: Any) -> None:
     if devices == 1 or forced or jax.config.jax_num_cpu_devices >= 0:  # pyright: ignore[reportAttributeAccessIssue]
         return
     with suppress(RuntimeError):  # JAX has started: as_devices reports how many devices exist
-        jax.config.update("jax_num_cpu_devices", cores() if devices == "all" else devices)
+        jax.config.update("jax_num_cpu_devices", devices if type(devices) is int else cores())
 
 
 def cores() -> int:
@@ -37,24 +37,24 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def as_devices(devices: Any) -> int:
-    """Check ``Fit(devices=...)``: a number of devices of this process, or "all".
+def as_devices(devices: Any) -> int | Literal["auto"]:
+    """Check ``Fit(devices=...)``: a number of devices of this process, "all" or "auto".
 
     Returns:
-        The number of devices of this process.
+        The number of devices of this process, or "auto".
 
     Raises:
         ValueError: The value is invalid, or there are fewer devices.
     """
-    if devices != "all" and (type(devices) is not int or devices < 1):
-        raise ValueError(f"Fit(devices={devices!r}): expected a whole number, 1 or more, or 'all'")
+    if devices not in ("all", "auto") and (type(devices) is not int or devices < 1):
+        raise ValueError(f"Fit(devices={devices!r}): expected a whole number, 1 or more, 'all' or 'auto'")
     if devices == 1 and processes.count() == 1:
         return 1
     # Counting devices also starts JAX, which waits for all processes: it must happen now, in every process.
     start(devices)
     there, kind = jax.local_device_count(), jax.default_backend()
-    if devices == "all":
-        return there
+    if type(devices) is not int:
+        return there if devices == "all" else "auto"
     if devices > there:
         cpu = f", or set jax_num_cpu_devices={devices} before JAX starts" if kind == "cpu" else ""
         own = "" if processes.count() == 1 else " in this process"
@@ -125,6 +125,11 @@ class Devices:
     def count(self) -> int:
         """Number of devices of all processes."""
         return 1 if self.mesh is None else self.mesh.size
+
+    @property
+    def processes(self) -> int:
+        """Number of processes that train together."""
+        return processes.count()
 
     @property
     def collectives(self) -> Collectives:

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core.functional import gradient
 from ..core.metrics import Metrics, add
 from ..core.module import Phases
 from ..core.objective import Objective, total_weight
@@ -19,7 +18,6 @@ from .base import (
     choose_batching,
     evolve,
     input_of,
-    score,
     scored,
     split_reset,
     trained,
@@ -27,6 +25,7 @@ from .base import (
     zeros_like_parameters,
 )
 from .flow import Flow, initial_values
+from .hoisted import HoistedStep, scored_piece, warm_piece
 from .parameter_report import START, describe_window
 from .specs.bptt import TBPTT
 from .update_schedule import SEQUENCE, UpdateSchedule, over_tiles
@@ -34,11 +33,12 @@ from .update_schedule import SEQUENCE, UpdateSchedule, over_tiles
 
 def bind(strategy: TBPTT, objective: Objective, example: Phases) -> Learner:
     warm, time, batch_size = example.sizes
-    batching = choose_batching(strategy.batching, objective.model, input_of(objective, example), batch_size)
+    x = input_of(objective, example)
+    batching = choose_batching(strategy.batching, objective.model, x, batch_size)
     schedule, window = strategy.update_schedule(), strategy.window
     network = Network(objective.model, batching)
     start = schedule == SEQUENCE and warm < window and any(initial_values(network, batch_size).values())
-    learner = _Learner(objective, network, window, schedule, start)
+    learner = _Learner(objective, network, x, window, schedule, start)
     if window == warm + time:
         across = "; no gradient passes from one sequence to the previous one" if schedule.stateful else ""
         learner.notes.append(f"tbptt: a window is the whole sequence of {window} time steps, as in bptt{across}")
@@ -46,12 +46,24 @@ def bind(strategy: TBPTT, objective: Objective, example: Phases) -> Learner:
 
 
 class _Learner(Learner):
-    def __init__(self, objective: Objective, network: Network, window: int, schedule: UpdateSchedule, start: bool):
-        """``start``: whether the first window includes the initialisation of the hidden states."""
+    """Truncated BPTT bound to a module.
+
+    Args:
+        objective: The module, with its model and its loss.
+        network: The model over a batch.
+        x: Shapes and dtypes of the model's input in one time step.
+        window: Time steps of a window.
+        schedule: When gradients become updates.
+        start: Whether the first window includes the initialisation of the hidden states.
+    """
+
+    def __init__(self, objective: Objective, network: Network, x: Any, window: int, schedule: UpdateSchedule,
+                 start: bool):  # fmt: skip
         super().__init__(objective, network)
         self._start = start
         self._params = trained(objective)
         self._window, self._update_schedule, self.carried = window, schedule, schedule.stateful
+        self._step = HoistedStep(network, x, self._params, self._reset)
 
     def learn(self, phases: Phases, update: Update) -> Metrics:
         warm, _, batch = phases.sizes
@@ -89,14 +101,14 @@ class _Learner(Learner):
     def _gradient(self, sequences: Any, lead: Any = None) -> tuple[dict[str, Any], Metrics]:
         """The gradient of one window; ``lead``: time steps of the warm-up that it begins with."""
 
-        def loss():
-            if lead is not None:
-                if self._start:
-                    self.restart(jax.tree.leaves(sequences)[0].shape[1])
-                self._evolve(*lead)
-            return score(self.objective, self.network, sequences, self._reset)
-
-        return gradient(loss, self._params)()
+        pieces, begin = [scored_piece(self.objective, sequences)], lambda: None
+        if lead is not None:
+            if self._start:
+                batch = jax.tree.leaves(sequences)[0].shape[1]
+                begin = lambda: self.restart(batch)  # noqa: E731
+            if any(leaf.shape[0] for leaf in jax.tree.leaves(lead[0])):
+                pieces.insert(0, warm_piece(self.objective, *lead))
+        return self._step.gradient(pieces, begin)
 
     def report(self, phases: Phases) -> list[ParameterReport]:
         start = "" if self._start else f"{START}; a window of tbptt must be longer than the warm-up"

@@ -59,9 +59,11 @@ class Fit:
             program on the same batches. Log entries hold means over the seeds, and each seed's values below ``seeds/``;
             a checkpoint holds all seeds; the module ends with the model of the first. With ``nonfinite="raise"``, a
             seed whose numbers are no longer finite is frozen with its last finite values.
-        devices: Number of devices, or "all". The batch (or, with ``seeds``, the seeds) is split evenly over them. CPU
-            devices are created if JAX has not started. Results with different numbers of devices agree up to rounding.
-            With several processes (``jax.distributed.initialize``), the number for each process.
+        devices: Number of devices, "all" or "auto". The batch (or, with ``seeds``, the seeds) is split evenly over
+            them. CPU devices are created if JAX has not started. Results with different numbers of devices agree up to
+            rounding. With several processes (``jax.distributed.initialize``), the number for each process. "auto" means
+            one per CPU core if the batch divides and a time step is worth it, else fewer; a resumed run keeps its
+            number.
         chunk: Steps per dispatch; "auto" chooses it by the work of one step.
         validate_every: Steps, ``"1ep"`` or ``"10min"`` between validations. A run with validation data always ends with
             a validation.
@@ -95,7 +97,7 @@ class Fit:
         accumulate: int = 1,
         seed: int = 0,
         seeds: int | Sequence[int] | None = None,
-        devices: int | Literal["all"] = 1,
+        devices: int | Literal["all", "auto"] = 1,
         chunk: int | Literal["auto"] = "auto",
         validate_every: int | str | Period | None = None,
         log_every: int = 50,

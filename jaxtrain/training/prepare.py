@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..callbacks.recorder import Recorder
@@ -16,6 +16,7 @@ from ..core.state import flatten, parameters, signature
 from ..data.datamodule import DataModule, warn_of_layout
 from ..data.eval_loader import EvalLoader, validation_loader
 from ..data.iterator import DataIterator
+from ..engine import auto_devices
 from ..engine.report import val_sizes
 from ..utils.logging import log
 from .checkpointer import parts
@@ -71,6 +72,7 @@ def prepare(
         log_changes({**origin.config, "optimizer": rates}, now)
     run, progress, live = restore(workload, schedule, origin, stored, reader)
     report = {**program.report(), "batch_first": workload.batch_first, "val": val_sizes(module, val)}
+    report["why_devices"] = workload.settings.why_devices
     return Prepared(workload, run, schedule, progress, live, report)
 
 
@@ -115,6 +117,24 @@ def check_resumable(
     return described, initial
 
 
+def with_devices(settings: FitSettings, module: Module, example: Any, before: dict[str, Any] | None) -> FitSettings:
+    """Replace "auto" by a number of devices: the one that an earlier part of the run had, or one chosen by sizes.
+
+    Args:
+        settings: The settings of the ``Fit``.
+        module: The module, with its model built.
+        example: A train batch on the host.
+        before: The settings in the run's config.json, or None.
+    """
+    if settings.devices != "auto":
+        return settings
+    if before is not None:
+        count, why = auto_devices.again(before.get("devices", 1))
+    else:
+        count, why = auto_devices.choose(module, example, None if settings.seeds is None else len(settings.seeds))
+    return replace(settings, devices=count, why_devices=why)
+
+
 def make_workload(
     settings: FitSettings,
     module: Module,
@@ -132,14 +152,18 @@ def make_workload(
     if saved is not None and not several:  # before the model receives data, whose sizes may not match
         values = {name: state.value for name, state in parameters(module.model).items()}
         refuse(saved.meta, {"model": signature(flatten(values))}, ("model",))
+    settings = with_devices(settings, module, iterator.example(), before.get("fit"))
     program = make_program(settings.resolved(before.get("auto") or {}), module, data, iterator.example(), models)
+    if not before and settings.why_devices:  # a strategy that cannot be split has one device for the whole run
+        settings = replace(settings, devices=program.devices.count)
     if saved is not None:
         params, train = program.signature()
         refuse(saved.meta, {"model": params, "optimizer": train}, ("model", "optimizer"))
         program.load(saved.params, saved.train, saved.meta["optimizer_settings"])
         iterator.restore(saved.meta["position"])
-        devices = (before.get("fit") or {}).get("devices", 1) * before.get("processes", 1)
-        program.learner.notes.extend(program.devices.notes(devices))
+        used = (before.get("fit") or {}).get("devices", 1) * before.get("processes", 1)
+        if used != settings.devices * program.devices.processes:
+            program.learner.notes.extend(program.devices.notes(used))
     return Workload(settings, data, iterator, val, program)
 
 

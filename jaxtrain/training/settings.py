@@ -38,13 +38,15 @@ class FitSettings:
     accumulate: int
     seed: int
     seeds: tuple[int, ...] | None
-    devices: int
+    devices: int | Literal["auto"]
     chunk: int | Literal["auto"]
     validate_every: Period | None
     log_every: int
     nonfinite: NonFinite
     callbacks: Callbacks
     run_dir: Path | None
+    why_devices: str = ""
+    """Why "auto" chose this number of devices; empty if the user chose it."""
 
     def __post_init__(self) -> None:
         if self.nonfinite not in ("raise", "skip", "warn"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from ..callbacks.checkpoint import require_metrics
@@ -13,6 +14,7 @@ from ..data.batch import Spec, stated_layout
 from ..data.datamodule import DataModule, change_task, identity_of
 from ..data.eval_loader import EvalLoader, validation_loader
 from ..data.iterator import DataIterator
+from ..engine.batch_split import NotDivisible
 from ..engine.program import Program
 from ..utils.diff import first_difference
 from ..utils.files import as_json
@@ -32,6 +34,8 @@ def make_program(
 ) -> Program:
     """The programs of a module that is built, for batches like ``example``. Nothing is compiled yet.
 
+    If "auto" chose the number of devices and this strategy or batch cannot be split, one device is used.
+
     Args:
         settings: The settings of the ``Fit``.
         module: A module whose model is built.
@@ -39,7 +43,8 @@ def make_program(
         example: A batch on the host.
         models: A module built under each seed, the first of which is ``module``; default: ``module`` for all seeds.
     """
-    return Program(
+    build = partial(
+        Program,
         module,
         settings.strategy,
         data.encode,
@@ -50,8 +55,15 @@ def make_program(
         nonfinite=settings.nonfinite,
         chunk=settings.chunk,
         models=models,
-        devices=settings.devices,
     )
+    try:
+        return build(devices=1 if settings.devices == "auto" else settings.devices)  # "auto": not a run, a measurement
+    except NotDivisible as error:
+        if not settings.why_devices:
+            raise
+        program = build(devices=1)
+        program.learner.notes.append(f"devices: auto uses one. {error}")
+        return program
 
 
 @dataclass
@@ -74,7 +86,7 @@ class Workload:
     @property
     def processes(self) -> int:
         """Number of processes that train together."""
-        return self.program.devices.count // self.settings.devices
+        return self.program.devices.processes
 
     def compile(self) -> None:
         """Compile everything that the run needs, so that nothing is compiled after step 0."""

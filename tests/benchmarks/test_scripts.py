@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import step_time
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-SCRIPTS = ["devices.py", "memory.py", "online.py", "peers.py", "seeds.py", "start.py", "step_time.py"]
+SCRIPTS = [f"{name}.py" for name in "allocator devices memory online peers rules seeds start step_time".split()]
 
 
 def run(*argv, code=0):
@@ -57,8 +58,11 @@ def test_help_of_overhead():
         ("memory.py", ["--times", "10"], "--times must be 21 or more"),
         ("online.py", ["--rounds", "0"], "--rounds must be 1 or more"),
         ("devices.py", ["--devices", "1"], "--devices must be 2 or more"),
+        ("allocator.py", ["--chunk", "0"], "--rounds and --chunk must be 1 or more"),
         ("start.py", ["--repeats", "0"], "--repeats must be 1 or more"),
         ("peers.py", ["--steps", "1"], "--steps 20 or more"),
+        ("rules.py", ["--rounds", "0"], "--rounds and --devices must be 1 or more"),
+        ("rules.py", ["--rules", "rtrl"], "invalid choice: 'rtrl'"),
     ],
 )
 def test_an_invalid_command_line(script, argv, message):
@@ -66,7 +70,7 @@ def test_an_invalid_command_line(script, argv, message):
 
 
 def test_make_bench_knows_every_script():
-    parts = {"common.py", "contenders.py", "copy_task.py", "page.py", "trainers.py"}
+    parts = {"classify.py", "common.py", "contenders.py", "copy_task.py", "page.py", "trainers.py"}
     scripts = {path.name for path in BENCHMARKS.glob("*.py")} - parts
     (line,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("BENCHMARKS")]
     known = {name.removesuffix(".py") for name in scripts}
@@ -97,11 +101,14 @@ def test_make_bench_runs_each_and_then_the_page(tmp_path):
 
 
 def test_peers_are_skipped_with_a_message(monkeypatch, capsys):
-    monkeypatch.setattr(peers, "NEEDED", ("json", "no_such_package"))
-    assert peers.missing(sys.executable) == ["no_such_package"]
+    monkeypatch.setattr(peers, "NEEDED", {"lightning": ("json", "no_such_package"), "loop": ("no_such_package",)})
+    assert peers.missing(sys.executable, ("json", "no_such_package")) == ["no_such_package"]
     monkeypatch.setattr(sys, "argv", ["peers.py"])
     peers.main()
-    assert capsys.readouterr().out == (f"skipped: {sys.executable} has no no_such_package; pip install -e '.[bench]'\n")
+    assert capsys.readouterr().out == (
+        f"skipped: PyTorch Lightning: {sys.executable} has no no_such_package; pip install -e '.[bench]'\n"
+        f"skipped: PyTorch loop: {sys.executable} has no no_such_package; pip install -e '.[bench]'\n"
+    )
 
 
 @pytest.mark.long
@@ -172,3 +179,13 @@ def test_seeds_compares_the_same_parameters(tmp_path, options):
 def test_devices_compares_the_same_gradient():
     output = run(BENCHMARKS / "devices.py", "--smoke", "--rounds", "1", "--turn", "0.01").stdout
     assert "| bptt, 2 devices |" in output and "### Goals" in output
+
+
+@pytest.mark.long
+def test_allocator_saves_page_faults(tmp_path):
+    path = tmp_path / "allocator.json"
+    run(BENCHMARKS / "allocator.py", "--rounds", "1", "--seconds", "0.5", "--json", path)
+    for contenders in json.loads(path.read_text())["numbers"].values():
+        (default,), (ours,), (theirs,) = contenders.values()
+        pages = default["temporary"] / resource.getpagesize()
+        assert default["faults"] > 0.9 * pages and max(ours["faults"], theirs["faults"]) < 0.5 * pages

@@ -24,6 +24,7 @@ from ...callbacks.throughput import peak_rss_mb
 from ...cli.make import RecipeError, make_run
 from ...engine.sharding import start as start_devices
 from ...loggers import TensorBoard
+from ...utils.allocator import keep_freed_memory
 from ...utils.coerce import overlay
 from ...utils.compilation_cache import use_compilation_cache
 from ...utils.files import read_json, write_json
@@ -189,6 +190,7 @@ def main(request: Path, answer: Path) -> None:
         sys.stdout.flush()
         os._exit(0)
 
+    keep_freed_memory()
     use_compilation_cache()
     write_json(answer, run_trial(read_json(request), abort))
 

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from ...errors import ConfigError
+from ...utils.allocator import keep_freed_memory
 from ..recipes import REPLACED, configured
 from ..strategies import parse_strategies
 
@@ -26,6 +27,7 @@ def command(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     if getattr(config, "devices", 1) != 1:
         raise ConfigError("fidelity --devices: gradients are compared on one device; leave it out")
 
+    keep_freed_memory()
     from . import measure, table
 
     measure.check_cells(config, cells)

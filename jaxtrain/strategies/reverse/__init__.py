@@ -1,1 +1,1 @@
-"""D-RTRL by reverse mode through detached time steps."""
+"""Online rules with a linear trace, computed backward in time."""

@@ -1,0 +1,104 @@
+"""How many floating-point operations a rule spends on matrix products."""
+
+import math
+
+import brainstate
+import braintrace
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.interpreters import partial_eval
+
+from jaxtrain import BPTT, DRTRL
+from jaxtrain.core.functional import pure
+from jaxtrain.core.module import Phases
+from jaxtrain.core.objective import Objective, check_phases
+from jaxtrain.strategies import EProp, PPProp
+
+I, H, O = 12, 8, 3  # noqa: E741
+
+
+class Elman(brainstate.nn.Module):
+    """``h = tanh([x, h] W + b)`` and a linear readout."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.out = braintrace.nn.Linear(I + H, H), braintrace.nn.Linear(H, O)
+
+    def init_state(self, batch_size=None, **_):
+        self.h = brainstate.HiddenState(jnp.zeros((batch_size, H) if batch_size else (H,)))
+
+    def update(self, x):
+        self.h.value = jnp.tanh(self.rnn(jnp.concatenate([x, self.h.value], -1)))
+        return self.out(self.h.value)
+
+
+def is_jaxpr(value) -> bool:
+    return isinstance(value, ClosedJaxpr | Jaxpr)
+
+
+def product_flops(jaxpr) -> int:
+    """Multiplications and additions of all products; a loop counts as often as it runs."""
+    total = 0
+    for equation in jaxpr.eqns:
+        name, times = equation.primitive.name, equation.params.get("length", 1)
+        assert name != "while", "a loop of unknown length"
+        if name == "dot_general":
+            ((contracted, _), _) = equation.params["dimension_numbers"]
+            width = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            total += 2 * width * math.prod(equation.outvars[0].aval.shape)
+        elif name.startswith("etp_mm"):
+            total += 2 * equation.invars[0].aval.shape[-1] * math.prod(equation.outvars[0].aval.shape)
+        else:
+            assert not name.startswith(("etp_", "conv_general"))
+            inner = jax.tree.leaves([*equation.params.values()], is_leaf=is_jaxpr)
+            bodies = [getattr(each, "jaxpr", each) for each in inner if is_jaxpr(each)]
+            total += times * sum(map(product_flops, bodies))
+    return total
+
+
+def spent(lab, strategy, phases) -> int:
+    with brainstate.random.seed_context(0):
+        module = lab.Task(Elman())
+    learner = strategy.bind(Objective(module, lambda x: x), check_phases(phases))
+
+    def step(phases):
+        found = []
+        learner.learn(phases, lambda grads, weight, metrics: found.append(grads) or metrics)
+        return found[0]
+
+    states, call = pure(step, phases)
+    closed = jax.make_jaxpr(lambda values: call(values, phases)[1])([state.value for state in states])
+    used, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    return product_flops(used)
+
+
+@pytest.mark.parametrize("time", [4, 12])
+@pytest.mark.parametrize(
+    ("strategy", "through_recurrence"),
+    [(DRTRL(), True), (DRTRL(window=3), True), (DRTRL(vjp="single-step"), False), (EProp(), False), (PPProp(), True)],
+    ids=["drtrl", "window 3", "single-step", "eprop", "pp_prop"],
+)
+def test_products_are_computed_once(lab, strategy, through_recurrence, time):
+    """One forward product, one product for the gradient of each weight, and the windows' way back."""
+    n, warm = time * lab.B, 2 * lab.B
+    x, y = jnp.zeros((time + 2, lab.B, I)), jnp.zeros((time, lab.B, O))
+    phases = Phases(warmup=x[:2], inputs=x[2:], targets=y)
+    forward = 2 * (n + warm) * (I + H) * H + 2 * n * H * O
+    warm_readout = 2 * warm * H * O
+    back = 2 * n * H * O + (2 * n * H * H if through_recurrence else 0)
+    count, wanted = spent(lab, strategy, phases), 2 * forward + warm_readout + back
+    print(count / wanted)
+    assert count <= 1.15 * wanted
+
+
+def test_bptt_sends_nothing_to_the_inputs(lab):
+    n = 6 * lab.B
+    phases = lab.sequences(warm=0).__class__(
+        warmup=None, inputs=jnp.zeros((6, lab.B, I)), targets=jnp.zeros((6, lab.B, O))
+    )
+    forward = 2 * n * ((I + H) * H + H * O)
+    count, wanted = spent(lab, BPTT(), phases), 2 * forward + 2 * n * (H * H + H * O)
+    print(count / wanted)
+    assert count <= 1.02 * wanted

@@ -9,8 +9,11 @@ SCHEMA = 2
 READABLE = (1, SCHEMA)
 _RENAMED = {"feed": "position", "over": "ending"}
 _KEPT = {"last": "keep_last", "best": "keep_best"}
-_WITHOUT_ENGINE = ("pp_prop", "eprop", "ostl_recurrent", "ostl_feedforward")
-_REVERSE = {"engine": "trace", "segment": "auto", "readout_memory": False}
+_TRACE = {"engine": "trace", "segment": "auto"}
+_WITHOUT_ENGINE: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("pp_prop", "eprop", "ostl_recurrent", "ostl_feedforward"), {**_TRACE, "readout_memory": False}),
+    **dict.fromkeys(("uoro", "three_factor", "dni"), _TRACE),
+}
 """Strategies that had only braintrace's trace, and the values of the fields that choose another engine."""
 _STREAM = {"lanes": "batch_size", "piece": "unroll"}
 
@@ -57,8 +60,8 @@ def as_written(config: dict[str, Any]) -> dict[str, Any]:
     strategy, data = dict(config["strategy"]), dict(config["data"])
     if "stateful" in strategy:
         strategy["carry"] = "carry" if strategy.pop("stateful") else "reset"
-    if strategy["name"] in _WITHOUT_ENGINE:
-        strategy = {name: value for name, value in strategy.items() if name not in _REVERSE}
+    new = _WITHOUT_ENGINE.get(strategy["name"], {})
+    strategy = {name: value for name, value in strategy.items() if name not in new}
     if data.get("class") == "StreamDataModule":
         back = {new: old for old, new in _STREAM.items()}
         data = {back.get(name, name): value for name, value in data.items()}
@@ -70,8 +73,7 @@ def _upgraded(config: dict[str, Any]) -> dict[str, Any]:
     if data.get("class") == "StreamDataModule":
         data = {_STREAM.get(name, name): value for name, value in data.items()}
     strategy = _stateful(config["strategy"])
-    if strategy["name"] in _WITHOUT_ENGINE:
-        strategy = {**_REVERSE, **strategy}
+    strategy = {**_WITHOUT_ENGINE.get(strategy["name"], {}), **strategy}
     return {**config, "strategy": strategy, "data": data}
 
 

@@ -18,11 +18,12 @@ MODELS = {"bypass": Bypass, "layers": Layers, "masked": Masked}
 
 
 class Shared(brainstate.nn.Module):
-    """One weight acts on the hidden state twice, and another one on two layers."""
+    """One weight acts on a hidden state twice, another one on two layers."""
 
     def __init__(self, lab):
         super().__init__()
-        self.a, self.b = braintrace.nn.Linear(lab.N_IN, lab.N), braintrace.nn.Linear(lab.N, lab.N)
+        self.a = braintrace.nn.Linear(lab.N_IN, lab.N)
+        self.b, self.c = braintrace.nn.Linear(lab.N, lab.N), braintrace.nn.Linear(lab.N, lab.N)
         self.out = braintrace.nn.Linear(lab.N, lab.N_OUT)
 
     def init_state(self, batch_size=None, **_):
@@ -32,7 +33,7 @@ class Shared(brainstate.nn.Module):
     def update(self, x):
         h, g = self.h.value, self.g.value
         self.h.value = jnp.tanh(self.a(x) + 0.5 * self.a(-2 * x) + self.b(h))
-        self.g.value = jnp.tanh(0.3 * self.h.value + self.b(g))
+        self.g.value = jnp.tanh(self.c(self.h.value) + self.b(g))
         return self.out(self.g.value)
 
 
@@ -45,7 +46,7 @@ def task_of(lab, model: str):
 
 @pytest.mark.cover
 @pytest.mark.parametrize("kind", ["plain", "warm-up, weights, resets"])
-@pytest.mark.parametrize("model", [*CELLS, "lru", *MODELS])
+@pytest.mark.parametrize("model", [*CELLS, "lru", *MODELS, "shared"])
 def test_the_gradient_is_that_of_the_trace(lab, model, kind):
     phases = sequences(lab, kind)
     reverse, trace = (lab.Drive(UORO(engine=engine), task_of(lab, model), phases) for engine in ("reverse", "trace"))

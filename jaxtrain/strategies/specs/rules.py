@@ -136,6 +136,10 @@ class UORO(EngineRule):
     estimate is unbiased, but its variance is high. Other weights receive the credit of one time step. The random
     projections come from the random numbers of the training step. Every sequence starts a new series of them; with
     ``stateful=True`` one series starts at the beginning of the stream and continues. The rule requires batched states.
+
+    braintrace (``engine="trace"``) creates a Jacobian of (batch x hidden) squared at every time step. With
+    ``engine="reverse"`` the same estimate, with the same random numbers, advances over known hidden states and
+    products.
     """
 
     name: ClassVar[str] = "uoro"
@@ -215,8 +219,8 @@ class DNI(EngineRule):
     synthesiser predicts the gradient of the losses that follow (Jaderberg et al., ICML 2017).
 
     The synthesiser is fitted once, before step 0, on the first batch, by gradient descent. Its targets are the
-    gradients that the rule sends to the hidden states. It is not trained after that. A resumed run fits it again at its
-    start, then loads the synthesiser of the checkpoint.
+    gradients that each time step sends to the hidden states before it. It is not trained after that. A resumed run fits
+    it again at its start, then loads the synthesiser of the checkpoint.
 
     Args:
         fit_epochs: Passes over the first batch, at least 1.

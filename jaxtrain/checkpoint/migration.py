@@ -9,12 +9,11 @@ SCHEMA = 2
 READABLE = (1, SCHEMA)
 _RENAMED = {"feed": "position", "over": "ending"}
 _KEPT = {"last": "keep_last", "best": "keep_best"}
-_TRACE = {"engine": "trace", "segment": "auto"}
-_WITHOUT_ENGINE: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("pp_prop", "eprop", "ostl_recurrent", "ostl_feedforward"), {**_TRACE, "readout_memory": False}),
-    **dict.fromkeys(("uoro", "three_factor", "dni"), _TRACE),
-}
-"""Strategies that had only braintrace's trace, and the values of the fields that choose another engine."""
+_WITHOUT_ENGINE = ("pp_prop", "eprop", "ostl_recurrent", "ostl_feedforward", "uoro", "three_factor", "dni")
+_WITHOUT_MEMORY = ("uoro", "three_factor", "dni")
+_REVERSE = {"engine": "trace", "segment": "auto", "readout_memory": False}
+"""Strategies that had only braintrace's trace, those without ``readout_memory``, and the values of the fields that choose
+another engine."""
 _STREAM = {"lanes": "batch_size", "piece": "unroll"}
 
 
@@ -60,8 +59,8 @@ def as_written(config: dict[str, Any]) -> dict[str, Any]:
     strategy, data = dict(config["strategy"]), dict(config["data"])
     if "stateful" in strategy:
         strategy["carry"] = "carry" if strategy.pop("stateful") else "reset"
-    new = _WITHOUT_ENGINE.get(strategy["name"], {})
-    strategy = {name: value for name, value in strategy.items() if name not in new}
+    if strategy["name"] in _WITHOUT_ENGINE:
+        strategy = {name: value for name, value in strategy.items() if name not in _REVERSE}
     if data.get("class") == "StreamDataModule":
         back = {new: old for old, new in _STREAM.items()}
         data = {back.get(name, name): value for name, value in data.items()}
@@ -73,7 +72,10 @@ def _upgraded(config: dict[str, Any]) -> dict[str, Any]:
     if data.get("class") == "StreamDataModule":
         data = {_STREAM.get(name, name): value for name, value in data.items()}
     strategy = _stateful(config["strategy"])
-    strategy = {**_WITHOUT_ENGINE.get(strategy["name"], {}), **strategy}
+    if strategy["name"] in _WITHOUT_ENGINE:
+        strategy = {**_REVERSE, **strategy}
+    if strategy["name"] in _WITHOUT_MEMORY:
+        del strategy["readout_memory"]
     return {**config, "strategy": strategy, "data": data}
 
 

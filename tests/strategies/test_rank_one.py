@@ -57,8 +57,10 @@ def test_the_gradient_is_that_of_the_trace(lab, model, kind):
         lab.same(grads, wanted)
         assert weight == same
     with brainstate.environ.context(**task_of(lab, model).environ, fit=True):
-        assert reverse.learner.report(phases) == trace.learner.report(phases)
-    assert reverse.learner.trace_bytes() == trace.learner.trace_bytes()
+        reports = [drive.learner.report(phases) for drive in (reverse, trace)]
+    assert [replace(row, bytes=0) for row in reports[0]] == [replace(row, bytes=0) for row in reports[1]]
+    total = sum(row.bytes for row in reports[0])
+    assert total == reverse.learner.trace_bytes() == trace.learner.trace_bytes()
 
 
 @pytest.mark.parametrize("options", [name for name in OPTIONS if "mapped" not in name])

@@ -253,13 +253,14 @@ class RankOneLearner(ReverseLearner):
             self._key.value = jax.lax.select(self._steps.value == 0, self._fresh_key(), self._key.value)
         return super()._learn(phases, update)
 
-    def _gradients(self, pieces: list[Piece], begin: Pull = lambda entry: {}) -> tuple[dict[str, Any], Metrics | None]:
-        parts = self._forward(pieces)
+    def _gradients(self, pieces: list[Piece], begin: Pull = lambda entry: {}) -> tuple[dict[str, Any], Metrics]:
+        parts: Any = self._forward(pieces)
         weights, to_parameters = self.relation_weights()
         sides = {group: {name: state.value for name, state in own.items()} for group, own in self._sides.items()}
         estimate = Estimate({name: state.value for name, state in self._hidden.items()}, sides, self._key.value)
         grads = jax.tree.map(jnp.zeros_like, self.parameter_values())
-        carry, metrics = (estimate, grads, {i: jax.tree.map(jnp.zeros_like, weights[i]) for i in self.chosen}), None
+        carry: Any = estimate, grads, {i: jax.tree.map(jnp.zeros_like, weights[i]) for i in self.chosen}
+        metrics: Any = None
         for part in parts:
             carry, found = part.forward(carry, weights, to_parameters)
             if found is not None:

@@ -26,11 +26,15 @@ TIMES = (100, 300, 1_000, 3_000, 10_000)
 STRATEGIES: dict[str, dict[str, Any]] = {
     "drtrl": {"name": "DRTRL"},
     "pp_prop": {"name": "PPProp"},
+    "eprop": {"name": "EProp"},
+    "eprop, kappa": {"name": "EProp", "kappa": 0.9},
+    "ostl_recurrent": {"name": "OSTLRecurrent"},
+    "ostl_feedforward": {"name": "OSTLFeedforward"},
     "bptt": {"name": "BPTT"},
     "bptt(remat)": {"name": "BPTT", "remat": True},
 }
 GOAL = 1.05
-"""Largest ratio of the memory of drtrl at ten times the sequence length, if both lengths have segments of one size."""
+"""Largest ratio of a rule's memory at ten times the sequence length, if both lengths have segments of one size."""
 
 
 def alone(name: str, time: int, hidden: int, batch: int) -> dict[str, Any]:
@@ -38,11 +42,11 @@ def alone(name: str, time: int, hidden: int, batch: int) -> dict[str, Any]:
     from contenders import FitSteps
     from copy_task import Setting
 
-    import jaxtrain as jt
+    from jaxtrain import strategies
     from jaxtrain.engine.report import compiled_memory
 
     options = dict(STRATEGIES[name])
-    strategy = getattr(jt, options.pop("name"))(**options)
+    strategy = getattr(strategies, options.pop("name"))(**options)
     steps = FitSteps(Setting(hidden=hidden, time=time, batch=batch, scored=SCORED), strategy, chunk=1)
     compiled = compiled_memory(steps.program._train)
     gc.collect()
@@ -97,13 +101,14 @@ def make_sections(measured: dict[str, dict[int, dict[str, Any]]]) -> dict[str, l
 
 
 def make_goals(measured: dict[str, dict[int, dict[str, Any]]]) -> list[common.Goal]:
-    by_time = measured.get("drtrl", {})
-    if not {1_000, 10_000} <= set(by_time) or by_time[1_000]["segment"] != by_time[10_000]["segment"]:
-        return []
-    return [
-        common.Goal(f"drtrl, {what}: 10,000 over 1,000 time steps", by_time[10_000][key] / by_time[1_000][key], GOAL)
-        for key, what in (("resident_bytes", "resident set"), ("temporary_bytes", "temporary memory"))
-    ]
+    goals = []
+    for name, by_time in measured.items():
+        segments = [by_time[time]["segment"] for time in (1_000, 10_000) if time in by_time]
+        if len(segments) == 2 and segments[0] == segments[1] not in (None, "sequence"):
+            for key, what in (("resident_bytes", "resident set"), ("temporary_bytes", "temporary memory")):
+                ratio = by_time[10_000][key] / by_time[1_000][key]
+                goals.append(common.Goal(f"{name}, {what}: 10,000 over 1,000 time steps", ratio, GOAL))
+    return goals
 
 
 def main() -> None:

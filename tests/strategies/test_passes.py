@@ -4,19 +4,25 @@ from dataclasses import replace
 
 import brainstate
 import braintrace
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import saiunit as u
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from jaxtrain import DRTRL
+from jaxtrain.core.state import parameters
 from jaxtrain.strategies import EProp, OSTLFeedforward, OSTLRecurrent, PPProp
 from jaxtrain.strategies.reverse.learner import ReverseLearner
+from tests.strategies.conftest import CELLS as CELLS_BY_NAME
 from tests.strategies.sums import sums
 
 pytestmark = pytest.mark.full
 
 RULES = {
+    "drtrl, window 3": DRTRL(window=3),
     "eprop": EProp(),
     "eprop, filtered": EProp(kappa=0.9),
     "eprop, filtered, multi-step": EProp(kappa=0.9, vjp="multi-step"),
@@ -213,3 +219,59 @@ def test_a_factored_trace_has_no_array_of_batch_times_parameters(lab, rule):
     units, inputs = lab.N, lab.N_IN + lab.N
     traces = {leaf.shape for state in drive.learner.own.values() for leaf in [state.value]}
     assert traces == {(), (lab.B, inputs), (lab.B, units)}
+
+
+class Stack(brainstate.nn.Module):
+    """Layers of cells, and a readout."""
+
+    def __init__(self, cells: tuple[str, ...], inputs: int, outputs: int, width: int):
+        super().__init__()
+        made = []
+        for cell in cells:
+            made.append(CELLS_BY_NAME[cell](inputs))
+            inputs = width
+        self.layers = brainstate.nn.Sequential(*made)
+        self.out = braintrace.nn.Linear(inputs, outputs)
+
+    def update(self, x):
+        return self.out(self.layers(x))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@settings(max_examples=40, deadline=None)
+@given(
+    rule=st.sampled_from(list(RULES)),
+    cells=st.lists(st.sampled_from(["gru", "lstm", "minigru", "vanilla"]), min_size=1, max_size=2).map(tuple),
+    warm=st.sampled_from([0, 3]),
+    time=st.sampled_from([4, 7]),
+    fields=st.sampled_from([{}, *OPTIONS.values()]),
+    weights=st.sampled_from([None, "time", "sequences"]),
+    resets=st.booleans(),
+    seed=st.integers(0, 3),
+)
+def test_any_rule_on_any_network(lab, rule, cells, warm, time, fields, weights, resets, seed):
+    strategy = RULES[rule]
+    assume("batching" not in fields or (strategy.window_of() == 1 and strategy.works_in()[0] == "either"))
+    assume(not rule.startswith("ostl_recurrent") or (len(cells) == 1 and "batching" not in fields))
+    rng = np.random.default_rng(seed)
+    shape = {"time": (time,), "sequences": (time, lab.B)}.get(weights)
+    batches = [
+        lab.sequences(
+            number, warm=warm, time=time,
+            weights=None if shape is None else jnp.asarray(rng.integers(0, 3, shape), jnp.float32),
+            reset=jnp.asarray(rng.random((warm + time, lab.B)) < 0.2) if resets else None,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+
+    def task():
+        with brainstate.random.seed_context(seed):
+            model = Stack(cells, lab.N_IN, lab.N_OUT, lab.N)
+            for state in parameters(model).values():
+                state.value = jax.tree.map(lambda leaf: leaf + 0.1 * brainstate.random.randn(*leaf.shape), state.value)
+        return lab.Task(model)
+
+    every = replace(strategy, engine="reverse", **fields), in_trace(strategy, fields)
+    grads, wanted = (sums(lab, each, task(), batches)[0] for each in every)
+    lab.same(grads, wanted, 2e-5)

@@ -54,9 +54,14 @@ class KnownProducts(Products):
         equation = self.equations[k]
         if equation.primitive.name != "etp_mm" or equation.params.get("weight_fn"):
             return None
-        _, inside, width = self.split.get(k, (None, equation.invars[0], 0))
-        known = inside is not None and id(equation.invars[1]) in self.step.params
-        return width if known and inside.aval.shape == equation.outvars[0].aval.shape else None
+        inside, width = self.inside(k), self.split[k][2] if k in self.split else 0
+        if inside is None or id(equation.invars[1]) not in self.step.params:
+            return None
+        return width if inside.aval.shape == equation.outvars[0].aval.shape else None
+
+    def _relation(self, equation: Any) -> Any:
+        """The number of an equation's relation, or None."""
+        return self.step.relation_of(equation)
 
     def check_own_recurrence(self) -> None:
         """Raise Irreversible where a unit's way to itself has no element-wise form.
@@ -173,7 +178,7 @@ class KnownProducts(Products):
             results, perturbations = given
             seen, inside = {}, {}
             for equation in self.step.jaxpr.eqns:
-                k, number = self.number.get(id(equation)), self.step.relation_of(equation)
+                k, number = self.number.get(id(equation)), self._relation(equation)
                 operands = [read(env, var) for var in equation.invars]
                 if number in perturbations and self.step.relations[number].x_place is not None:
                     seen[number] = self._parts(k, env, operands[self.step.relations[number].x_place])
@@ -199,7 +204,7 @@ class KnownProducts(Products):
               given: Any = None) -> None:  # fmt: skip
         news = {id(self.step.short[name][1][0]): name for name in self.step.traced}
         for equation in self.step.jaxpr.eqns:
-            k, number = self.number.get(id(equation)), self.step.relation_of(equation)
+            k, number = self.number.get(id(equation)), self._relation(equation)
             operands = [read(env, var) for var in equation.invars]
             constant = number is not None and self.step.relations[number].detached
             if constant:

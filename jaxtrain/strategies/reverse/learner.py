@@ -244,14 +244,16 @@ class ReverseLearner(Learner):
                 totals[i] = jax.tree.map(jnp.add, totals[i], more)
             joined = kept[0] if len(kept) == 1 else _joined(kept)
             self.trace.advance(joined, carry.ends if outputs is None else [outputs], is_filtered)
-        return self.combined(grads, totals, weights, to_parameters), metrics
+        return self.combined(grads, totals, weights, to_parameters), {} if metrics is None else metrics
 
     def relation_weights(self) -> tuple[list[list[Any]], Callable]:
         """The weights of each relation, and a function from their gradients to those of parameters."""
         values = {name: jax.tree.leaves(state.value) for name, state in parameters(self.objective.model).items()}
         return jax.vjp(self.step.weights, values)
 
-    def combined(self, grads: dict[str, Any], totals: dict[int, Any], weights: list[Any], to_parameters: Callable):
+    def combined(
+        self, grads: dict[str, Any], totals: dict[int, Any], weights: list[Any], to_parameters: Callable
+    ) -> dict[str, Any]:
         """Gradients by parameter, from those by parameter and those by relation."""
         every = [totals.get(i, jax.tree.map(jnp.zeros_like, weight)) for i, weight in enumerate(weights)]
         grads = dict(grads)
@@ -342,7 +344,7 @@ class ReverseLearner(Learner):
             outside = self.products.outside_products(given)
 
         def step(slices, mask, outside):
-            at = [{n: s.value for n, s in states.items()} for states in (self.credited, self.memory)]
+            hidden, memory = ({n: s.value for n, s in own.items()} for own in (self.credited, self.memory))
             others, box = [state.value for state in self._others], []
             self._reset(mask)
             learn(lambda u: self.products.forward(u, outside, box), slices)
@@ -351,7 +353,7 @@ class ReverseLearner(Learner):
                     f"warmup_step called forward {len(box)} times; engine='reverse' needs one call per time step: use "
                     "engine='trace'"
                 )
-            return *at, others, box[0]
+            return hidden, memory, others, box[0]
 
         return brainstate.transform.for_loop(step, sequences, masks, outside)
 

@@ -272,7 +272,7 @@ class RankOneLearner(ReverseLearner):
             for name, state in own.items():
                 state.value = estimate.parameters[group][name]
         self._key.value, self._steps.value = estimate.key, self._steps.value + sum(part.count for part in parts)
-        return self.combined(grads, totals, weights, to_parameters), metrics
+        return self.combined(grads, totals, weights, to_parameters), {} if metrics is None else metrics
 
     # -------------------------------------------------------------------------------------------------- report
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import brainstate
@@ -193,8 +193,8 @@ class TimeSteps:
 
     def _ends(self, ends: list[Any], signals: Signals, jacobians: Jacobians) -> tuple[list[Any], list[Any]]:
         """The recursion without signals, from each value at the end of the segment: ``(depth, T, ...)``."""
-        none = jax.tree.map(jnp.zeros_like, (signals.before, signals.after))
-        silent = Signals(*none, signals.jacobian, signals.keep, signals.steps, signals.is_filtered)
+        zeros = {name: jnp.zeros_like(value) for name, value in signals.before.items()}
+        silent = replace(signals, before=zeros, after=zeros)
         states, deltas = [], []
         for end in ends:
             state, lam = jax.vmap(lambda state: propagate(self._learner.rule, state, silent))(end)
@@ -256,7 +256,7 @@ class TimeSteps:
                 estimated = learner.traced if learner.rule.estimate else {}
                 return *found, {name: leaf(state.value) for name, state in estimated.items()}
             losses, metrics = brainstate.transform.for_loop(step, *rows)
-            return losses.sum(), sum_over_time(metrics), {}
+            return losses.sum(), sum_over_time(metrics) if self._is_scored else None, {}
 
         def tiled(tree):
             return jax.tree.map(lambda leaf: leaf.reshape(-1, window, *leaf.shape[1:]), tree)

@@ -12,8 +12,8 @@ _KEPT = {"last": "keep_last", "best": "keep_best"}
 _WITHOUT_ENGINE = ("pp_prop", "eprop", "ostl_recurrent", "ostl_feedforward", "uoro", "three_factor", "dni")
 _WITHOUT_MEMORY = ("uoro", "three_factor", "dni")
 _REVERSE = {"engine": "trace", "segment": "auto", "readout_memory": False}
-"""Strategies that had only braintrace's trace; those of them without ``readout_memory``; and the values of the fields that
-choose another engine."""
+"""Strategies that had only braintrace's trace, those of them without ``readout_memory``, and the values of the fields
+that choose another engine."""
 _STREAM = {"lanes": "batch_size", "piece": "unroll"}
 
 

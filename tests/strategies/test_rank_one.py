@@ -14,39 +14,48 @@ from tests.strategies.test_passes import CELLS, OPTIONS, Bypass, Layers, Masked,
 
 pytestmark = pytest.mark.full
 
-MODELS = {"bypass": Bypass, "layers": Layers, "masked": Masked}
 
-
-class Shared(brainstate.nn.Module):
-    """One weight acts on a hidden state twice, another one on two layers."""
+class Equal(brainstate.nn.Module):
+    """Two layers of equal size."""
 
     def __init__(self, lab):
         super().__init__()
-        self.a = braintrace.nn.Linear(lab.N_IN, lab.N)
-        self.b, self.c = braintrace.nn.Linear(lab.N, lab.N), braintrace.nn.Linear(lab.N, lab.N)
+        self.first, self.second = braintrace.nn.GRUCell(lab.N_IN, lab.N), braintrace.nn.ValinaRNNCell(lab.N, lab.N)
+        self.out = braintrace.nn.Linear(lab.N, lab.N_OUT)
+
+    def update(self, x):
+        return self.out(self.second(self.first(x)))
+
+
+class Twice(brainstate.nn.Module):
+    """One weight acts on the hidden state twice."""
+
+    def __init__(self, lab):
+        super().__init__()
+        self.a, self.b = braintrace.nn.Linear(lab.N_IN, lab.N), braintrace.nn.Linear(lab.N, lab.N)
         self.out = braintrace.nn.Linear(lab.N, lab.N_OUT)
 
     def init_state(self, batch_size=None, **_):
-        zeros = jnp.zeros((batch_size, 6) if batch_size else (6,))
-        self.h, self.g = brainstate.HiddenState(zeros), brainstate.HiddenState(zeros)
+        self.h = brainstate.HiddenState(jnp.zeros((batch_size, 6) if batch_size else (6,)))
 
     def update(self, x):
-        h, g = self.h.value, self.g.value
-        self.h.value = jnp.tanh(self.a(x) + 0.5 * self.a(-2 * x) + self.b(h))
-        self.g.value = jnp.tanh(self.c(self.h.value) + self.b(g))
-        return self.out(self.g.value)
+        self.h.value = jnp.tanh(self.a(x) + jnp.sin(self.a(-2 * x)) + self.b(self.h.value))
+        return self.out(self.h.value)
+
+
+MODELS = {"bypass": Bypass, "layers": Layers, "masked": Masked, "twice": Twice, "equal": Equal}
 
 
 def task_of(lab, model: str):
-    if model not in MODELS and model != "shared":
+    if model not in MODELS:
         return lab.task(model)
     with brainstate.random.seed_context(0):
-        return lab.Task(MODELS.get(model, Shared)(lab))
+        return lab.Task(MODELS[model](lab))
 
 
 @pytest.mark.cover
 @pytest.mark.parametrize("kind", ["plain", "warm-up, weights, resets"])
-@pytest.mark.parametrize("model", [*CELLS, "lru", *MODELS, "shared"])
+@pytest.mark.parametrize("model", [*CELLS, "lru", "bypass", "layers", "masked", "twice"])
 def test_the_gradient_is_that_of_the_trace(lab, model, kind):
     phases = sequences(lab, kind)
     reverse, trace = (lab.Drive(UORO(engine=engine), task_of(lab, model), phases) for engine in ("reverse", "trace"))
@@ -73,3 +82,13 @@ def test_segments_updates_and_streams(lab, cell, options):
     (grads, means, _), (wanted, others, _) = (sums(lab, each, lab.task(cell), batches) for each in every)
     lab.same(grads, wanted)
     assert means == [pytest.approx(other, rel=1e-5) for other in others]
+
+
+def test_layers_of_equal_size_are_one_group_for_braintrace(lab):
+    phases = lab.sequences()
+    with pytest.raises(ValueError, match=r"^UORO\(engine='reverse'\) does not fit Equal: weights connect .*'auto'$"):
+        lab.Drive(UORO(engine="reverse"), task_of(lab, "equal"), phases)
+    drive = lab.Drive(UORO(), task_of(lab, "equal"), phases)
+    assert drive.learner.notes == [
+        "engine: a trace, since weights connect hidden states of equal shape, which then are one group"
+    ]

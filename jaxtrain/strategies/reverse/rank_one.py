@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import brainstate
+import braintrace
 import jax
 import jax.numpy as jnp
 
@@ -188,7 +189,7 @@ class RankOneLearner(ReverseLearner):
         self.acting = {g: [i for i, r in enumerate(step.relations) if g in r.groups] for g in step.groups}
         self.acting = {group: numbers for group, numbers in self.acting.items() if numbers}
         self.groups = {group: step.groups[group] for group in self.acting}
-        self._check({group.index: len(group.hidden_paths) for group in found})
+        self._check(found)
         self.perturbed = range(len(step.relations))
         values = parameters(objective.model)
         zeros = lambda name: [jnp.zeros_like(leaf) for leaf in jax.tree.leaves(values[name].value)]  # noqa: E731
@@ -204,8 +205,16 @@ class RankOneLearner(ReverseLearner):
             "projection_rng": self._key, "steps": self._steps,
         }  # fmt: skip
 
-    def _check(self, sizes: dict[int, int]) -> None:
-        """Raise Irreversible for a model whose random signs or projections would differ from braintrace's."""
+    def _check(self, found: Any) -> None:
+        """Raise Irreversible for a model whose random signs or projections would differ from braintrace's.
+
+        For this rule, braintrace also groups hidden states that recurrent weights connect, if their shapes are equal.
+        """
+        module = self.step.report.graph.module_info
+        coupled, _ = braintrace.find_hidden_groups_from_minfo(module, include_recurrent_mixing=True)
+        if [group.hidden_paths for group in found] != [group.hidden_paths for group in coupled]:
+            raise Irreversible("weights connect hidden states of equal shape, which then are one group")
+        sizes = {group.index: len(group.hidden_paths) for group in found}
         if self.step.mapped:
             raise Irreversible("the model is mapped over sequences")
         for relation in self.step.relations:

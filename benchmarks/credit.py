@@ -2,7 +2,7 @@
 
 python benchmarks/credit.py
 
-Random inputs and targets, 16 sequences of 50 time steps, one gradient at initialization. Each row of the table shows
+Random inputs and targets, 16 sequences of 50 time steps, one gradient at initialisation. Each row of the table shows
 the gradient of one weight.
 """
 

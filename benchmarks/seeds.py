@@ -66,7 +66,7 @@ def main() -> None:
         "--only", nargs="+", choices=list(POINTS), metavar="POINT", help=f"points to measure: {', '.join(POINTS)}"
     )
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--vmap", action="store_true", help="vectorize over seeds on CPU too, as on an accelerator")
+    parser.add_argument("--vmap", action="store_true", help="vectorise over seeds on CPU too, as on an accelerator")
     options = parser.parse_args()
     if options.seeds < 2 or options.rounds < 1:
         parser.error("--seeds must be 2 or more, and --rounds 1 or more")

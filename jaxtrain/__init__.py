@@ -1,4 +1,4 @@
-"""jaxtrain: a trainer for stateful one-step models in JAX, where how gradients are made is one flag.
+"""jaxtrain: a trainer for recurrent networks in JAX; one flag selects how gradients are computed.
 
 ``import jaxtrain`` imports neither JAX nor numpy, so that a recipe's ``--help`` does not wait for them.
 """

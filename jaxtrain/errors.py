@@ -55,3 +55,16 @@ class NonFiniteError(FloatingPointError):
 
 class ProcessError(RuntimeError):
     """Another process failed, so this one cannot continue."""
+
+
+class InsufficientMemory(MemoryError):
+    """A program or its arrays need more memory than there is. Raised before they are allocated.
+
+    Attributes:
+        needed: Bytes that would be in use at once.
+        available: Bytes that can be allocated, including those of ``needed`` that already are.
+    """
+
+    def __init__(self, message: str, needed: int, available: int):
+        super().__init__(message)
+        self.needed, self.available = needed, available

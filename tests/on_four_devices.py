@@ -19,7 +19,7 @@ from jaxtrain.engine.collectives import Collectives
 from jaxtrain.engine.program import Program
 from jaxtrain.engine.sharding import as_devices
 from jaxtrain.engine.steps import ALL_FINITE, NONFINITE_INDEX
-from tests.small import CopyGRU, Linear, copies, line, lines
+from tests.small import CopyGRU, Linear, copies, leaves, line, lines
 
 STEPS = 20
 STREAM = jt.DRTRL(update_every=2, stateful=True)
@@ -234,13 +234,38 @@ def test_accumulated_batches():
     assert collectives(two._train.as_text()) == [("all-reduce", 1)]
 
 
+def test_encoders_draw_the_same_spikes_on_any_number_of_devices():
+    rng = np.random.default_rng(0)
+    x, y = rng.random((8, 2)).astype(np.float32), rng.random((8, 5, 3)).astype(np.float32)
+    data = jt.datasets.ArrayDataset(x, y, batch_size=4, encoder=jt.datasets.Bernoulli(5))
+    batches = [data.batch(i) for i in range(4)]
+    found = [trained(program(Linear(), jt.BPTT(), batches[0], n), batches) for n in (1, 2, 4)]
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=1e-5)
+    again = trained(program(Linear(), jt.BPTT(), batches[0], 1), [data.batch(i) for i in range(2, 6)])
+    assert not np.allclose(again, found[0], rtol=1e-2)  # other spikes give another loss
+
+
+def test_several_lengths():
+    rng, found = np.random.default_rng(0), []
+    x = [rng.normal(size=(n, 2)).astype(np.float32) for n in (1, 2, 3, 4) * 4]
+    y = [rng.normal(size=(len(one), 3)).astype(np.float32) for one in x]
+    for devices in (1, 2):
+        module = Linear()
+        data = jt.datasets.bucket(x, y, batch_size=4, lengths=(2, 4))
+        jt.Fit("bptt", max_epochs=2, devices=devices).run(module, data)
+        found.append(leaves(module))
+    for name, leaf in found[0].items():
+        np.testing.assert_allclose(found[1][name], leaf, rtol=1e-5)
+
+
 def test_validation_is_split_where_it_divides():
     batches = [copies().train_data().batch(0), copies(batch_size=3).train_data().batch(0)]
     made = [program(CopyGRU(), STREAM, stream_batch(0), n) for n in (1, 4)]
     for batch in batches:
         one, four = (p.evaluate(batch, 0).fetch()["loss"] for p in made)
         np.testing.assert_allclose(four.num / four.weight, one.num / one.weight, rtol=1e-5)
-    split, alone = (executable.as_text() for executable in made[1]._executables.values())
+    split, alone = (executable.program.as_text() for executable in made[1]._executables.values())
     assert [kind for kind, _ in collectives(split)] == ["all-reduce"] and not collectives(alone)
 
 

@@ -128,7 +128,7 @@ MADE: dict[str, tuple[Any, ...]] = {
         registered("bptt"), "the name 'bptt' is taken; choose another", registered(),
     ),
     "a field without default": (
-        without_default, "a name alone must make one", registered(size=3),
+        without_default, "the strategy must be constructible without arguments", registered(size=3),
     ),
     "a class of data": (
         lambda: jt.Fit("bptt", max_steps=1).run(Linear(), Named), r"give an instance: Named\(...\)", Named,

@@ -1,5 +1,8 @@
 """Values that Fit, the copying task or a logger cannot have: one clear line each."""
 
+import copy
+import pickle
+
 import pytest
 
 import jaxtrain as jt
@@ -30,6 +33,11 @@ FITS = {
         ConfigError,
         "unknown strategy 'dtrrl'; expected bptt.* did you mean 'drtrl'",
     ),
+    "an argument of Lightning": (
+        dict(gradient_clip_val=1.0),
+        TypeError,
+        "^Fit has no argument 'gradient_clip_val': use clip$",
+    ),
     "strategy class": (
         dict(max_steps=1, strategy=jt.BPTT),
         TypeError,
@@ -56,6 +64,25 @@ def test_a_fit_that_cannot_be(what, tmp_path, monkeypatch):
     with pytest.raises(error, match=message) as caught:
         jt.Fit(**{"strategy": "bptt", **options})
     assert len(str(caught.value).splitlines()) == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_arguments_of_other_frameworks():
+    for make, message in (
+        (lambda: jt.Checkpoint(save_top_k=3), "^Checkpoint has no argument 'save_top_k': use keep_best$"),  # type: ignore
+        (lambda: jt.EarlyStopping(stopping_threshold=1), "^EarlyStopping has no argument .*: use threshold$"),  # type: ignore
+        (lambda: jt.DRTRL(carry=True), "^DRTRL has no argument 'carry': use stateful$"),  # type: ignore
+        (lambda: jt.Fit("bptt", nonsense=1), "unexpected keyword argument 'nonsense'"),  # type: ignore
+        (lambda: jt.callbacks.Throughput(5), r"^Throughput\(\) takes no arguments$"),  # type: ignore
+    ):
+        with pytest.raises(TypeError, match=message):
+            make()
+
+    class Mine(jt.EarlyStopping):
+        def __init__(self, stopping_threshold):
+            super().__init__(threshold=stopping_threshold)
+
+    assert Mine(stopping_threshold=0.5).threshold == 0.5, "a subclass may have such an argument"
+    assert copy.copy(jt.DRTRL(window=3)) == pickle.loads(pickle.dumps(jt.DRTRL(window=3))) == jt.DRTRL(window=3)
 
 
 @pytest.mark.parametrize("name,value", [("time_lag", -1), ("num_digits", -1), ("batch_size", 0), ("val_batches", 0)])

@@ -57,6 +57,18 @@ def test_a_method_that_is_no_event_is_named(name, hint):
     assert len(caught) == 1 and caught[0].filename == __file__
 
 
+def test_a_key_that_an_event_does_not_have():
+    """The error of a misspelled metric lists the metrics that there are."""
+
+    class Mine(Callback):
+        def on_chunk_end(self, run, metrics):
+            metrics["los"]
+
+    with pytest.raises(KeyError) as caught:
+        Callbacks([Mine()])("on_chunk_end", None, {"loss": 1.0, "lr": 0.1})
+    assert caught.value.__notes__ == ["jaxtrain: in Mine.on_chunk_end, whose dict has the keys loss, lr"]
+
+
 def test_events_and_helpers_are_no_mistake():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -131,6 +131,7 @@ def test_help(call):
         "sequences in a batch" in text
         and "drtrl Real-time recurrent learning with a diagonal Jacobian (default)" in text
     )
+    assert "numbered directory under checkpoints/ (default: None)" in text, "one default"
     for name in registry.REGISTRY:
         assert f" {name} {summary(registry.lookup(name))} " in text
     assert "tutorial lr=0.001, clip=None, drtrl.vjp=single-step" in text

@@ -12,8 +12,8 @@ import pytest
 
 import jaxtrain
 from jaxtrain import cli
+from jaxtrain.commands.load_recipe import load_recipe
 from jaxtrain.commands.main import tool
-from jaxtrain.commands.recipes import load_recipe
 from jaxtrain.strategies import registry
 from tests.commands import ROOT, Config
 
@@ -234,7 +234,7 @@ def test_a_run_goes_on_though_nobody_reads_along(tmp_path):
 CARELESS = """
 from dataclasses import dataclass
 from jaxtrain import cli
-from jaxtrain.commands.recipes import load_recipe
+from jaxtrain.commands.load_recipe import load_recipe
 from jaxtrain.commands.main import tool
 
 @dataclass(frozen=True)

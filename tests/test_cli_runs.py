@@ -26,7 +26,7 @@ def test_dry_run_leaves_nothing_behind(fit, call):
 def test_resume_takes_the_saved_config_and_flags_win(fit, call):
     call("--run-dir", "r", "--preset", "tutorial", "--batch-size", 8, "--strategy.batching", "vmap", "--no-progress")
     _, out, _ = call("--run-dir", "r", "--resume", "last", "--preset", "tutorial", "--lr", 0.5)
-    assert "resuming r at last with its saved configuration, which replaces --preset" in out
+    assert "resuming r from its last checkpoint, with its saved configuration, which replaces --preset" in out
     assert fit.asked["resume"] == "last" and fit.config.run_dir == "r" and fit.config.progress is True
     assert (fit.config.lr, fit.config.clip, fit.config.batch_size) == (0.5, None, 8)
     assert fit.config.make_strategy() == jaxtrain.DRTRL(vjp="single-step", batching="vmap")

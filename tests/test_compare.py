@@ -12,9 +12,9 @@ import pytest
 
 from jaxtrain.callbacks.early_stopping import Monitor
 from jaxtrain.commands.compare import figures, plan, runner, table
+from jaxtrain.commands.load_recipe import load_recipe
 from jaxtrain.commands.main import tool
-from jaxtrain.commands.recipes import load_recipe
-from jaxtrain.commands.strategies import parse_strategies
+from jaxtrain.commands.strategies_option import parse_strategies
 from jaxtrain.utils.files import RunLock
 from tests.kit import forks
 

@@ -254,7 +254,7 @@ def test_as_data():
     assert as_data(module) is module
     assert as_data(LIST, SHORT).val_data() is SHORT
     assert as_data(Encodes()).encode(1) == 2  # a source's own encode is part of it
-    with pytest.raises(DataError, match="val data: given beside DataModule, which has its own"):
+    with pytest.raises(DataError, match="val data: given in addition to DataModule, which has its own"):
         as_data(module, SHORT)
     with pytest.raises(DataError, match="DataModule is a class; give an instance"):
         as_data(DataModule)

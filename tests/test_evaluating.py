@@ -254,13 +254,25 @@ def test_snapshots():
 # ------------------------------------------------------------------------------------- what predictions cannot be
 
 
-def test_batches_of_several_lengths_are_refused_and_the_advice_works():
+def test_batches_of_several_lengths_give_one_output_for_each_sequence():
     fit, module, data = jt.Fit("bptt", max_steps=1), Linear(), [line(0), line(1, time=5), line(2)]
-    said = r"^predict data: batch 1 has outputs over 5 time steps, batch 0 over 3, .*: call predict once for each"
+    found = fit.predict(module, data)
+    assert [out.shape for out in found] == [(3, 3), (3, 3), (5, 3), (5, 3), (3, 3), (3, 3)]
+    alone = [fit.predict(module, [batch]) for batch in data]
+    assert [out.shape for out in alone] == [(3, 2, 3), (5, 2, 3), (3, 2, 3)]
+    for index, out in enumerate(found):
+        np.testing.assert_array_equal(out, alone[index // 2][:, index % 2])
+    assert fit.predict(module, data[::2]).shape == (3, 4, 3)
+
+
+def test_a_shorter_batch_of_unstated_layout_is_refused_and_the_advice_works():
+    fit, module, data = jt.Fit("bptt", max_steps=1), Linear(), [line(0, time=4), line(1)]
+    said = (
+        "^predict data: batch 1 has outputs over 3 time steps, batch 0 over 4: pass batch_first=True if axis 0 is the"
+    )
     with pytest.raises(jt.errors.DataError, match=said):
         fit.predict(module, data)
-    assert [fit.predict(module, [batch]).shape for batch in data] == [(3, 2, 3), (5, 2, 3), (3, 2, 3)]
-    assert fit.predict(module, data[::2]).shape == (3, 4, 3)
+    assert [len(out) for out in fit.predict(module, data, batch_first=False)] == [4, 4, 3, 3]
 
 
 def test_an_output_without_a_batch_axis_is_refused_and_the_advice_works():

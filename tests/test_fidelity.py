@@ -9,9 +9,9 @@ import pytest
 
 from jaxtrain import cli
 from jaxtrain.commands.fidelity import measure, table
+from jaxtrain.commands.load_recipe import load_recipe
 from jaxtrain.commands.main import tool
-from jaxtrain.commands.recipes import load_recipe
-from jaxtrain.commands.strategies import parse_strategies
+from jaxtrain.commands.strategies_option import parse_strategies
 from tests.kit.tiers import longer
 
 pytestmark = pytest.mark.full

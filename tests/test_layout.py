@@ -117,7 +117,7 @@ def test_a_layout_beside_a_data_module_is_refused():
     data = jt.DataModule(BATCH_MAJOR)
     for call in (fit().run, fit().validate, fit().test, fit().predict):
         with pytest.raises(
-            jt.errors.DataError, match=r"^batch_first=True: given beside DataModule, .*; set its attribute b"
+            jt.errors.DataError, match=r"^batch_first=True: given in addition to DataModule, .*; set its attribute b"
         ):
             call(Linear(), data, batch_first=True)
     data.batch_first = True
@@ -214,7 +214,7 @@ def test_a_short_last_batch_of_a_batch_major_loader_is_refused_with_advice():
     with pytest.raises(jt.errors.DataError, match=message.replace("train", "val")):
         fit().validate(Linear(), LOADER)
     with pytest.raises(
-        jt.errors.DataError, match=rf"^predict data: batch 2 has outputs over 2 time steps, .*, or {ADVICE}$"
+        jt.errors.DataError, match=rf"^predict data: batch 2 has outputs over 2 time steps, .*: {ADVICE}, "
     ):
         fit().predict(Linear(), LOADER)
     with pytest.raises(jt.errors.DataError, match=r"make all alike$"):

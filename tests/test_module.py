@@ -27,6 +27,13 @@ def phases(**changes) -> Phases:
 # ---------------------------------------------------------------------------------------------------------- phases
 
 
+def test_a_dict_whose_targets_nobody_names():
+    with pytest.raises(TypeError, match=r"^a batch is a dict with the key 'y', .*: define Module\.phases, and return"):
+        Module().phases({"x": np.zeros((3, 2, 1)), "y": np.zeros((3, 2, 1))})
+    inputs = {"left": np.zeros((3, 2, 1)), "right": np.zeros((3, 2, 1))}
+    assert Module().phases(inputs).inputs is inputs, "a model may have several inputs"
+
+
 def test_sizes():
     assert phases().sizes == (T_W, T_L, B) == jaxtrain.Phases(**vars(phases())).sizes
     assert phases(warmup=None).sizes == (0, T_L, B)

@@ -122,34 +122,3 @@ def test_what_a_person_should_know_is_a_line_each():
     rows = sum(entry["trace_bytes"] for entry in report["parameters"].values())
     assert report["trace_bytes"] == rows + int(traces.split()[1].replace(",", ""))
     assert jt.Fit(jt.strategies.PPProp(), max_steps=3).run(CopyGRU(), copies(), dry_run=True).report["notes"] == []
-
-
-# ------------------------------------------------------------------------------------- more than there is
-
-
-def test_more_memory_than_there_is_is_refused_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxtrain.engine.report.device_memory", lambda: 1000)
-    fit = jt.Fit("drtrl", max_steps=1, run_dir=tmp_path / "run")
-    with pytest.raises(MemoryError) as caught:
-        fit.run(CopyGRU(), copies())
-    text = str(caught.value)
-    assert text.startswith("a train step of strategy 'drtrl' needs ") and "this machine has 1000 B" in text
-    assert "\n" not in text and not (tmp_path / "run").exists()
-    fit.run(CopyGRU(), copies(), dry_run=True)  # it may be for another machine
-    monkeypatch.setattr("jaxtrain.engine.report.device_memory", lambda: None)
-    assert fit.run(CopyGRU(), copies()).step == 1
-
-
-def test_the_memory_of_a_machine(tmp_path, monkeypatch):
-    assert preflight.device_memory() > 2**28, "of this one"
-    (tmp_path / "meminfo").write_text("MemTotal:       1000 kB\nMemFree:  10 kB\nSwapTotal:       24 kB\n")
-    monkeypatch.setattr(preflight, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(preflight, "CGROUP", tmp_path / "none")
-    assert preflight.device_memory() == 1024**2
-    (tmp_path / "none").write_text("max\n")
-    assert preflight.device_memory() == 1024**2
-    (tmp_path / "none").write_text("4096\n")
-    assert preflight.device_memory() == 4096
-    monkeypatch.setattr(preflight, "MEMINFO", tmp_path / "no meminfo")
-    (tmp_path / "none").write_text("max\n")
-    assert preflight.device_memory() is None

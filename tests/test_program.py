@@ -172,7 +172,7 @@ def test_tracing_changes_no_object_of_the_trainer(strategy):
     for step, fit in ((steps.train, True), (steps.evaluate, False)):
         with environ(module, fit=fit):
             steps.functional(step, jnp.int32(0), batch, fresh=not fit)
-    program._compile_train()
+    program._lower_train(program.example, program.chunk)
     for each, held in zip(objects, before, strict=True):
         now = vars(each)
         assert now.keys() == held.keys() and all(now[name] is held[name] for name in held), type(each).__name__

@@ -1,16 +1,19 @@
 """The programs in the pages run as they stand, and their links lead somewhere."""
 
 import dataclasses
+import gzip
 import inspect
 import re
 from pathlib import Path
 
+import brainstate
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxtrain
 from jaxtrain import cli
-from jaxtrain.commands.recipes import load_recipe
+from jaxtrain.commands.load_recipe import load_recipe
 from jaxtrain.strategies import registry
 from jaxtrain.utils.fields import options, summary
 from tests.small import Linear, Lines
@@ -163,10 +166,60 @@ def test_the_cell_of_the_page_has_a_trace_of_all(strategy):
     }
 
 
-def test_the_source_of_the_page_gives_each_row_once_an_epoch():
-    source = execute(blocks("docs/data.md")[1], "docs/data.md")["Shuffled"]
-    x, y = np.arange(8.0).reshape(8, 1, 1) * np.ones((8, 3, 2), "f"), np.zeros((8, 3, 3), "f")
-    data = source(x, y, batch_size=2)
-    epochs = [[int(row) for step in range(4 * n, 4 * n + 4) for row in data.batch(step)[0][:, 0, 0]] for n in range(2)]
-    assert [sorted(rows) for rows in epochs] == [[*range(8)]] * 2 and epochs[0] != epochs[1]
-    assert jaxtrain.Fit("bptt", max_epochs=2).run(Linear(), data).step == 8
+# ------------------------------------------------------------------------------------------------ docs/data.md
+
+
+class Scores(Linear):
+    """A score for each sequence, from three inputs."""
+
+    class Net(Linear.Net):
+        def __init__(self):
+            super().__init__()
+            self.w = brainstate.ParamState(jnp.full((3, 3), 0.1, jnp.float32))
+
+    def learning_step(self, forward, x, y):
+        return jnp.square(forward(x).sum(-1) - y)
+
+
+def data_block(text):
+    (found,) = [block for block in blocks("docs/data.md") if text in block]
+    return found
+
+
+def test_the_arrays_of_the_page_train():
+    page = execute(data_block("x.npy"), "docs/data.md")
+    module, fit = Scores(), jaxtrain.Fit("drtrl", max_epochs=1)
+    result = fit.run(module, jaxtrain.DataModule(page["train"], page["val"]))
+    assert result.step == 1000 // 32 and result.report["warmup"] == 15 and "val/loss" in result.metrics
+    assert fit.predict(module, page["val"]).shape == (100, 5, 3)
+
+
+def test_the_sequences_of_the_page_train():
+    page = execute(data_block("import bucket"), "docs/data.md")
+    module, fit = Scores(), jaxtrain.Fit("bptt", max_epochs=1)
+    result = fit.run(module, page["data"])
+    assert result.step == sum(page["data"].train_data()._counts()[i] // 16 for i in range(3))
+    outputs = fit.predict(module, page["data"].val_data())
+    assert [len(out) for out in outputs] == [len(x) for x in page["x"][:50]]
+
+
+def test_the_images_of_the_page_are_decided_on(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name, content in (
+        ("images-idx3", bytes(16) + rng.integers(0, 256, (60, 784), np.uint8).tobytes()),
+        ("labels-idx1", bytes(8) + rng.integers(0, 10, 60, np.uint8).tobytes()),
+    ):
+        with gzip.open(tmp_path / f"train-{name}-ubyte.gz", "wb") as file:
+            file.write(content)
+    program = data_block("fashion-mnist").replace("/usr/share/datasets/fashion-mnist", str(tmp_path))
+    for large, small in (("5000", "20"), ("128", "8"), ("n=256", "n=8")):
+        program = program.replace(large, small)
+    page = execute(program, "docs/data.md")
+    assert page["logits"].shape == (20, 10, 10) and len(capsys.readouterr().out.split()) == 2
+
+
+def test_the_source_of_the_page_is_a_source():
+    page = execute(data_block("class Sines"), "docs/data.md")
+    inputs, targets = page["Sines"]().batch(3)
+    assert inputs.shape == targets.shape == (16, 20, 1)
+    np.testing.assert_array_equal(inputs[:, 1:], targets[:, :-1])

@@ -57,14 +57,18 @@ def test_the_clock(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     schedule = make(max_time=Period.of("1min"), validate_every=Period.of("10s"), total=None)
-    assert schedule.look() == (False, False) and not schedule.validation_due(10) and schedule.next_boundary(3) is None
+    assert (
+        schedule.read_clock() == (False, False)
+        and not schedule.validation_due(10)
+        and schedule.next_boundary(3) is None
+    )
     now[0] = 110.0
     assert not schedule.validation_due(7)  # the clock is looked at once a chunk
-    assert schedule.look() == (True, False) and schedule.validate_now and schedule.validation_due(7)
+    assert schedule.read_clock() == (True, False) and schedule.validate_now and schedule.validation_due(7)
     schedule.validated()
-    assert not schedule.validate_now and schedule.look() == (False, False)
+    assert not schedule.validate_now and schedule.read_clock() == (False, False)
     now[0] = 160.0
-    assert schedule.look() == (True, True) and schedule.out_of_time
+    assert schedule.read_clock() == (True, True) and schedule.out_of_time
 
 
 def test_the_length_of_a_run():

@@ -18,12 +18,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 FOLDERS = """
     _lazy _version errors period distributed utils core data strategies engine callbacks loggers checkpoint training
-    nn datasets cli commands
+    nn datasets cli commands __main__
 """.split()
 """A file imports only from its own folder and from folders to the left. nn and datasets do not know each other's files
 either way, but no rule needs that."""
 
-LONGEST_FILE, LONGEST_FUNCTION, MOST_ATTRIBUTES, MOST_CODE = 300, 40, 12, 13_400
+LONGEST_FILE, LONGEST_FUNCTION, MOST_ATTRIBUTES, MOST_CODE = 300, 40, 12, 14_600
 """Lines of a file, statements of a function, attributes that a class sets outside dataclass fields, code lines."""
 
 # Older code that is still longer. Remove an entry when it fits; never add one.

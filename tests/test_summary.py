@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from jaxtrain import cli
-from jaxtrain.commands.recipes import load_recipe
-from tests.commands import RECIPES, ROOT
+from jaxtrain.commands.load_recipe import load_recipe
+from tests.commands import RECIPES, ROOT, Config
 
 
 def test_summary(fit, call):
@@ -23,6 +23,18 @@ def test_summary(fit, call):
     _, out, _ = call("--run-dir", "a b")
     assert out.strip().startswith("interrupted at step 100 (Ctrl-C)")
     assert "tensorboard --logdir 'a b'" in out and out.strip().endswith("--run-dir 'a b' --resume last")
+
+
+def test_the_script_that_was_started_is_resumed(fit, capsys, monkeypatch, tmp_path):
+    """A script of the user's may import the ``make`` of another file."""
+    (tmp_path / "mine.py").touch()
+    monkeypatch.setattr("sys.argv", ["mine.py"])
+    assert cli.main(Config, fit.make) == 0
+    run = Path("checkpoints/mine/0001-drtrl-seed0")
+    assert f"mine.py --run-dir {run} --resume last" in capsys.readouterr().out and run.is_dir()
+    monkeypatch.setattr("sys.argv", ["-c"])  # no file: that of make
+    assert cli.main(Config, fit.make) == 0
+    assert f"--run-dir {ROOT}/0001-" in capsys.readouterr().out
 
 
 def test_summary_of_several_seeds(fit, call):

@@ -28,7 +28,7 @@ def ask(out, give_up=None, **changes):
 
 def test_a_metric_that_there_is_not_ends_a_trial_before_its_first_step(tmp_path, capsys):
     result = ask(tmp_path / "run", metric="val/acuracy")
-    assert result["failed"].startswith("KeyError") and "did you mean 'val/accuracy'?" in result["failed"]
+    assert result["failed"].startswith("ValueError") and "did you mean 'val/accuracy'?" in result["failed"]
     assert result["steps"] == 0 and "Traceback" in capsys.readouterr().err
     assert (
         "no log entry has 'train/acuracy'; their tags are" in ask(tmp_path / "other", metric="train/acuracy")["failed"]

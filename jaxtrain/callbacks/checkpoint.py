@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..period import Period
+from ..utils.foreign_arguments import ForeignArguments
 from .arguments import COUNT, expect, is_count, optional_period
 from .base import Callback
 from .early_stopping import EarlyStopping, Mode, Monitor, pack, same_monitor
@@ -20,7 +21,7 @@ DEFAULT = "val/loss", None, 1
 """Default of monitor, mode and keep_best: the best checkpoint is kept if there is validation data."""
 
 
-class Checkpoint(Callback):
+class Checkpoint(ForeignArguments, Callback):
     """Saves a run periodically and after each validation whose score is among the best.
 
     A score belongs to the step at which it was measured. NaN is worse than any number. A fork starts without the
@@ -40,8 +41,7 @@ class Checkpoint(Callback):
 
     Raises:
         ValueError: An argument is invalid, or ``monitor``, ``mode`` or ``keep_best`` is given but the run has no
-            validation data.
-        KeyError: Validation gives no such metric. Raised before the first step.
+            validation data, or validation gives no such metric. Raised before the first step.
     """
 
     rank = "persist"
@@ -142,7 +142,7 @@ def best_of(callback: Checkpoint | None) -> dict[str, Any] | None:
 
 
 def require_metrics(callbacks: Iterable[Callback], metrics: Iterable[str]) -> None:
-    """Raise KeyError if a callback monitors a validation metric that is not in ``metrics``."""
+    """Raise ValueError if a callback monitors a validation metric that is not in ``metrics``."""
     given = {f"val/{name}": 0.0 for name in metrics}
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)

@@ -56,7 +56,6 @@ class Curriculum(Callback):
     Raises:
         ValueError: An argument is invalid, the data has another task, or ``monitor`` needs validation data that is
             missing.
-        KeyError: There is no such metric.
     """
 
     rank = "decide"
@@ -140,7 +139,7 @@ class Curriculum(Callback):
             name = self.monitor.tag.removeprefix("train/")
             if name not in metrics:
                 known = sorted(name for name in metrics if "/" not in name)
-                raise KeyError(
+                raise ValueError(
                     f"Curriculum monitors {self.monitor.tag!r}, but training gives {known}; choose one of these"
                 )
             values = metrics[name].tolist()

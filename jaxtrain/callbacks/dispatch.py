@@ -75,6 +75,7 @@ class Callbacks:
             self._late.retry(name, callback)
             getattr(callback, event)(*args)
         except Exception as error:
+            _note_keys(error, callback, event, args)
             if callback.rank != "record" or event in ("on_fit_start", "on_restore") or self._ended:
                 raise
             self._excuse(name, event, args, error)
@@ -155,6 +156,14 @@ class Callbacks:
             keys[f"{name}.{counts.get(name, 0)}"] = callback
             counts[name] = counts.get(name, 0) + 1
         return keys
+
+
+def _note_keys(error: Exception, callback: Callback, event: str, args: tuple[Any, ...]) -> None:
+    """Note which keys an event has if the error is about another one."""
+    for given in args:
+        if isinstance(error, KeyError) and isinstance(given, dict) and error.args[:1] and error.args[0] not in [*given]:
+            name = f"{type(callback).__name__}.{event}"
+            error.add_note(f"jaxtrain: in {name}, whose dict has the keys {', '.join(map(str, given))}")
 
 
 def _overrides(callback: Callback, event: str) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.metrics import SEEDS
 from ..utils.coerce import did_you_mean
+from ..utils.foreign_arguments import ForeignArguments
 from .arguments import COUNT, expect, is_count, is_number
 from .base import Callback
 
@@ -50,10 +51,10 @@ class Monitor:
             )
 
     def read(self, metrics: dict[str, Any], owner: str) -> float:
-        """The value of the metric. Raises KeyError if it is missing."""
+        """The value of the metric. Raises ValueError if it is missing."""
         if self.tag not in metrics:
             known = sorted(tag for tag in metrics if not tag.startswith(SEEDS))
-            raise KeyError(
+            raise ValueError(
                 f"{owner} monitors {self.tag!r}, which validation does not give; {did_you_mean(self.tag, known)}"
             )
         return float(metrics[self.tag])
@@ -69,7 +70,7 @@ class Monitor:
         return False, score if self.mode == "min" else -score
 
 
-class EarlyStopping(Callback):
+class EarlyStopping(ForeignArguments, Callback):
     """Stops a run when a validation metric has not improved for ``patience`` validations.
 
     >>> callbacks = [EarlyStopping("val/accuracy", patience=5, threshold=0.99)]
@@ -83,8 +84,8 @@ class EarlyStopping(Callback):
         threshold: Stop as soon as the metric equals this value or is better.
 
     Raises:
-        ValueError: An argument is invalid, or there is no validation data.
-        KeyError: Validation gives no such metric. Raised before the first step.
+        ValueError: An argument is invalid, there is no validation data, or validation has no such metric. Raised before
+            the first step.
     """
 
     rank = "decide"

@@ -31,7 +31,7 @@ class GradientFidelity(Callback):
 
     Args:
         every: Steps or epochs between comparisons.
-        per_parameter: Whether to log each trained parameter besides the totals.
+        per_parameter: Whether to log each trained parameter in addition to the totals.
 
     Raises:
         ValueError: ``every`` is not a number of steps or epochs.

@@ -46,7 +46,7 @@ class Options:
     strategy_fields: Annotated[dict[str, Any], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
     """fields of the strategy, as set by --strategy.FIELD"""
     run_dir: str | None = None
-    """run directory (default: a new numbered directory under checkpoints/)"""
+    """run directory; none: a new numbered directory under checkpoints/"""
     progress: bool = True
     """show a progress bar"""
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ConfigError
@@ -55,17 +56,19 @@ class NetworkOptions(Options):
             memory: Time steps that the task must bridge. By default, an LRU keeps a third of a value over this time at
                 the smallest modulus, and nine tenths at the largest.
         """
+        from ..core.one_program import in_one_program
         from ..nn.networks import Network, radii
 
         r_min, r_max = radii(memory)
         r_min = r_min if self.r_min is None else self.r_min
         r_max = r_max if self.r_max is None else self.r_max
-        return Network(
-            n_in, n_out, cell=self.cell, hidden=self.hidden, layers=self.layers, width=self.width,
+        make = partial(
+            Network, n_in, n_out, cell=self.cell, hidden=self.hidden, layers=self.layers, width=self.width,
             nonlinear=self.nonlinear, mlp=self.mlp,
             chrono=self.chrono, orthogonal=self.orthogonal, learned_state=self.learned_state, r_min=r_min,
             r_max=r_max, max_phase=self.max_phase,
         )  # fmt: skip
+        return in_one_program(make)
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,8 @@ def parse(
         config, fields = overlaid(Config(), [(saved, f"{start.source}/config.json")])
         ignored = [f"--{name}" for name in ("preset", "config") if given.get(name) is not None]
         replaces = f", which replaces {' and '.join(ignored)}" if ignored else ""
-        note = f"resuming {start.source} at {resume} with its saved configuration{replaces}"
+        which = {"last": "its last checkpoint", "best": "its best checkpoint"}.get(resume, f"step {Path(resume).name}")
+        note = f"resuming {start.source} from {which}, with its saved configuration{replaces}"
         start = dataclasses.replace(start, note=note)
     strategy = registry.lookup(given.get("strategy", config.strategy))
     own = {name: option.default for name, option in options(strategy).items()} | fields.get(strategy.name, {})
@@ -176,7 +177,7 @@ def find_start(resume: str, run_dir: str | None, root: Path) -> Start:
     return Start(source, int(resume) if resume.isdecimal() else resume, source)
 
 
-# --------------------------------------------------------------------------------------------------- what tyro shows
+# --------------------------------------------------------------------------------------------------- help text
 
 
 def _show_help(

@@ -51,7 +51,8 @@ def main(Config: type[Options], make: Callable[[Any], tuple[Any, Any, Any]], *,
 def _main(Config, make, presets, chance, argv) -> int:
     if not (isinstance(Config, type) and issubclass(Config, Options)):
         raise TypeError(f"{Config!r} is not a recipe's Config; expected a dataclass that extends jaxtrain.cli.Options")
-    script = Path(inspect.getfile(make))
+    started = Path(sys.argv[0])  # it may import `make` from another file
+    script = started if argv is None and started.is_file() else Path(inspect.getfile(make))
     root = Path("checkpoints") / script.stem
     config, flags, start = parse(Config, presets, list(sys.argv[1:] if argv is None else argv), script.name, root)
     distributed = [flags[name] for name in ("processes", "process", "coordinator", "process_timeout")]
@@ -69,7 +70,7 @@ def _main(Config, make, presets, chance, argv) -> int:
     if devices != 1:
         from ..engine.sharding import start as start_devices
 
-        start_devices(devices)  # must come before `make` initializes JAX
+        start_devices(devices)  # must come before `make` initialises JAX
     processes.start(*distributed)
     with processes.report_failures(ends=True):
         return _train(make, config, flags["dry_run"], start, script, root, chance)

@@ -59,7 +59,8 @@ class Functional:
             if id(state) not in names and id(state) not in free:
                 raise ValueError(
                     f"the step touches a {type(state).__name__} that belongs neither to the model nor to the optimizer "
-                    f"(value {jax.tree.map(jax.numpy.shape, state.value)}): make it an attribute of the module's model"
+                    f"(value {jax.tree.map(jax.numpy.shape, state.value)}): make it an attribute of the module's "
+                    "model; if a learning rule created it, put it into Learner.own, or return it from Learner.states()"
                 )
         self._call = stateful.jaxpr_call
         self._states = [(names.get(id(state)), state.value) for state in states]

@@ -169,7 +169,7 @@ class Module:
             The batch as ``Phases``.
 
         Raises:
-            TypeError: The batch is a tuple or list, but not a pair.
+            TypeError: The batch is a tuple or list, but not a pair, or a dict with a key such as "targets" or "y".
             ValueError: The targets have more time steps than the inputs.
         """
         if isinstance(batch, Phases):
@@ -178,6 +178,11 @@ class Module:
             raise TypeError(
                 f"a batch of {len(batch)} parts; expected (inputs, targets). For weights, resets and "
                 "further sequences let Module.phases return jaxtrain.Phases"
+            )
+        if isinstance(batch, dict) and (named := [key for key in batch if key in TARGETS]):
+            raise TypeError(
+                f"a batch is a dict with the key {named[0]!r}, and by default a dict is the model's input: define "
+                f"Module.phases, and return jaxtrain.Phases(warmup=None, inputs=..., targets=batch[{named[0]!r}])"
             )
         inputs, targets = batch if isinstance(batch, tuple | list) else (batch, None)
         scored = {np.shape(leaf)[0] for leaf in jax.tree.leaves(targets) if np.ndim(leaf)}
@@ -242,6 +247,8 @@ TIME_MAJOR = (
     "data or set on the DataModule"
 )
 ONE_TARGET = "a target for a whole sequence is (1, B, ...), or (B, 1, ...) with batch_first=True"
+TARGETS = ("y", "target", "targets", "label", "labels")
+"""Keys under which other data holds targets."""
 LIGHTNING_METHODS = {
     "training_step": "define learning_step(forward, x, y), which is one time step",
     **dict.fromkeys(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .arrays import ArrayBatch
 from .metrics import Mean
 from .module import ONE_TARGET, TIME_MAJOR, Module, Phases
 
@@ -67,6 +68,8 @@ def check_phases(phases: Any) -> Phases:
 
 def phases_of(module: Module, batch: Any) -> Phases:
     """Split a batch in time with its module's ``phases``, and check the result with ``check_phases``."""
+    if isinstance(batch, ArrayBatch):
+        return batch.weighted(phases_of(module, batch.sequences()))
     try:
         phases = module.phases(batch)
     except Exception as error:

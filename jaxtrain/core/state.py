@@ -57,7 +57,7 @@ def with_strong_types(value: Any) -> Any:
         if is_key(leaf):
             return jax.random.wrap_key_data(one(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
         array = jnp.asarray(leaf)
-        return jnp.array(np.asarray(array), dtype=array.dtype)
+        return jax.device_put(np.asarray(array), may_alias=False)  # jnp.array would compile a program for each shape
 
     return jax.tree.map(one, value)
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.arrays import ArrayBatch
 from ..errors import DataError
 
 # ---- the layout: which of the axes 0 and 1 is time ---------------------------------------------------------------
@@ -89,6 +90,8 @@ _READY = frozenset(map(np.dtype, ["?", "b", "B", "h", "H", "i", "I", "e", "f", "
 def host(batch: Any, name: str, number: int, batch_first: bool | None = None) -> Any:
     """Convert a batch to time-major numpy arrays with the dtypes that JAX will use."""
     arrays = _arrays(batch, name, number)
+    if isinstance(batch, ArrayBatch):  # time-major; ``batch_first`` is the layout of the data set's arrays
+        return arrays
     return time_major(arrays) if stated_layout(batch, name, batch_first) else arrays
 
 

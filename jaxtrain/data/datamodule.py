@@ -150,12 +150,13 @@ def as_data(data: Any, val: Any = None, batch_first: bool | None = None) -> Data
         return DataModule(data, val, batch_first=batch_first)
     if val is not None:
         raise DataError(
-            f"val data: given beside {type(data).__qualname__}, which has its own; define its val_data() instead"
+            f"val data: given in addition to {type(data).__qualname__}, which has its own; define its val_data() "
+            "instead"
         )
     if batch_first is not None:
         raise DataError(
-            f"batch_first={batch_first}: given beside {type(data).__qualname__}, which states its own layout; set its "
-            "attribute batch_first instead"
+            f"batch_first={batch_first}: given in addition to {type(data).__qualname__}, which states its own layout; "
+            "set its attribute batch_first instead"
         )
     return data
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ..errors import DataEnded, DataError
@@ -36,13 +36,14 @@ class EvalLoader:
             raise DataError(f"{name} data: a one-shot iterator cannot be read twice; give a list")
         self.length = reader.length
         self.examples = _examples(reader)
-        """A batch of each shape known in advance: the first batch, and a smaller last one of an indexed source."""
+        """A batch of each shape known in advance: the first batch and a smaller last one of an indexed source, or those
+        that a source of several shapes names."""
         self._known = [Spec(batch) for batch in self.examples]
 
     def once(self) -> Iterator[Any]:
         """Iterate over the batches of one pass; see ``alike``."""
         batches = one_pass(self._source, self.name, self.batch_first)
-        for number, batch in enumerate(alike(batches, self.name, self.batch_first)):
+        for number, batch in enumerate(alike(batches, self.name, self.batch_first, self._known)):
             if all(spec.mismatch(batch) for spec in self._known):
                 log.info(
                     "%s data: batch %d is smaller than the first one; a program is compiled for it", self.name, number
@@ -62,6 +63,8 @@ def validation_loader(data: DataModule) -> EvalLoader | None:
 
 
 def _examples(reader: IndexedReader | SequentialReader) -> list[Any]:
+    if isinstance(reader, IndexedReader) and (examples := reader.examples()):
+        return examples
     last = _end(reader) - 1 if isinstance(reader, IndexedReader) else 0
     origin = reader.position(0)
     first = reader.read(0)
@@ -91,8 +94,15 @@ def one_pass(source: Any, name: str, batch_first: bool | None = None) -> Iterato
         number += 1
 
 
-def alike(batches: Iterable[Any], name: str, batch_first: bool | None = False) -> Iterator[Any]:
+def alike(batches: Iterable[Any], name: str, batch_first: bool | None = False,
+          known: Sequence[Spec] = ()) -> Iterator[Any]:  # fmt: skip
     """Pass batches through unchanged.
+
+    Args:
+        batches: The batches.
+        name: Name of the data, for messages.
+        batch_first: Layout stated for the source.
+        known: Shapes that are accepted, too.
 
     Raises:
         DataError: A batch differs from the first in more than a smaller batch axis.
@@ -100,8 +110,15 @@ def alike(batches: Iterable[Any], name: str, batch_first: bool | None = False) -
     spec = None
     for number, batch in enumerate(batches):
         spec = spec or Spec(batch, batch_first)
-        _smaller(spec, batch, name, number)
+        if not any(other.mismatch(batch) is None for other in known):
+            _smaller(spec, batch, name, number)
         yield batch
+
+
+def shapes_of(source: Any, name: str, batch_first: bool | None = None) -> list[Spec]:
+    """The shapes of the batches of a source that has several; else an empty list."""
+    reader = adapt(source, name, batch_first) if hasattr(source, "shape_examples") else None
+    return [Spec(batch) for batch in reader.examples()] if isinstance(reader, IndexedReader) else []
 
 
 def _smaller(spec: Spec, batch: Any, name: str, number: int) -> bool:

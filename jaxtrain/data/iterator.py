@@ -28,7 +28,8 @@ class DataIterator:
 
     Batches are pytrees of arrays. They are returned as numpy copies, time-major `(T, B, ...)` whatever the source's
     layout (`batch_first`). 64-bit types become 32-bit unless `jax_enable_x64` is set; a list of plain numbers is one
-    array. All batches have the tree, shapes and dtypes of the first. Batches are numbered from 0.
+    array. All batches have the tree, shapes and dtypes of the first, unless an addressed source has an attribute
+    `shape_examples`, the numbers of batches of all its shapes, the largest first. Batches are numbered from 0.
 
     `length` is the number of batches per epoch, or None if unknown. `kind` is one of the words above. `taken` counts
     the batches consumed, and `ready` those that `take` can return without reading the source.
@@ -86,6 +87,13 @@ class DataIterator:
         self._require(1)
         return self._queue[0][0]
 
+    def examples(self) -> list[Any]:
+        """A batch of each shape, the largest first, if the source has several shapes; else the next batch."""
+        return self._examples() or [self.example()]
+
+    def _examples(self) -> list[Any]:
+        return self._source.examples() if isinstance(self._source, IndexedReader) else []
+
     def take(self, n: int) -> list[Any]:
         """Consume the next `n` batches.
 
@@ -113,13 +121,13 @@ class DataIterator:
                 self._error = error
 
     def first(self) -> Any:
-        """Batch 0 as the source returns it now. The position does not move.
+        """Batch 0 as the source returns it now, or the largest of `examples`. The position does not move.
 
         Raises:
             DataError: A one-shot iterator is past batch 0.
         """
         if isinstance(self._source, IndexedReader):
-            return self._source.read(0)
+            return (self._examples() or [self._source.read(0)])[0]
         if self.taken == 0:
             return self.example()
         target, position = self.taken, self._position
@@ -218,6 +226,8 @@ class DataIterator:
             batch = self._source.read(number)
             position = self._source.position(number + 1)  # before ended(), which may read ahead
             why = self._spec.mismatch(batch) if self._spec else None
+            if why and any(shape.mismatch(batch) is None for shape in self._source.shapes):
+                why = None
             expected = self._old_spec if self._spec is None else self._spec if why else None  # a match is not short
             short = expected is not None and expected.short(batch) and self._source.ended()
             if why is None and not short:
@@ -241,6 +251,7 @@ class DataIterator:
         source = self._source
         if source.kind != "iterator":
             source.length = length_of(source.source, self.name)
+        source.shapes = [Spec(batch) for batch in self._examples()]
         if not isinstance(source, IndexedReader) or source.kind == "addressed":
             return
         last = (source.length or 1) - 1

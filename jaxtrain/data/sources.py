@@ -4,14 +4,14 @@ import inspect
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import jax
 import numpy as np
 
 from ..errors import DataEnded, DataError
 from ..utils.digests import digest
-from .batch import host, stated_layout
+from .batch import Spec, host, stated_layout
 from .source_state import from_json, to_json
 
 Kind = Literal["addressed", "stateful", "reiterable", "iterator"]
@@ -44,6 +44,8 @@ class _Reader(ABC):
     name: str
     batch_first: bool | None = None
     """Layout stated for the source; None: not stated, so its batches are read as time-major."""
+    shapes: Sequence[Spec] = ()
+    """The shapes of the batches, if there are several."""
 
     @abstractmethod
     def get(self, number: int) -> Any:
@@ -71,6 +73,13 @@ class IndexedReader(_Reader):
     def __init__(self, source: Any, name: str, kind: Kind) -> None:
         self.source, self.name, self.kind = source, name, kind
         self.length = length_of(source, name)
+
+    def examples(self) -> list[Any]:
+        """A batch of each shape, the largest first, if the source has several shapes; else an empty list.
+
+        Its attribute ``shape_examples`` holds the numbers of these batches.
+        """
+        return [self.read(number) for number in getattr(self.source, "shape_examples", ())]
 
     def get(self, number: int) -> Any:
         if self.kind == "addressed":
@@ -236,7 +245,7 @@ def _refuse_one_batch(source: Any, name: str) -> None:
 
 
 def fingerprint(source: Any, name: str) -> dict[str, Any] | None:
-    """The number of batches, and the arrays and sha256 of the first batch.
+    """The number of batches, the arrays and sha256 of the first batch, and what the source's ``identity()`` adds.
 
     None if the source is not read by number; it is not touched then.
     """
@@ -245,10 +254,15 @@ def fingerprint(source: Any, name: str) -> dict[str, Any] | None:
     reader = adapt(source, name)
     if not isinstance(reader, IndexedReader):
         return None
-    batch = reader.read(0)
+    batch, identity = reader.read(0), cast(Any, getattr(source, "identity", None))
     leaves = {f"batch{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree_util.tree_leaves_with_path(batch)}
     arrays = {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves.items()}
-    return {"batches": reader.length, "arrays": arrays, "sha256": digest(leaves)}
+    return {
+        "batches": reader.length,
+        "arrays": arrays,
+        "sha256": digest(leaves),
+        **(identity() if callable(identity) else {}),
+    }
 
 
 def _is_sequence(source: Any) -> bool:

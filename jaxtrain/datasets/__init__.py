@@ -1,4 +1,4 @@
-"""Tasks whose data is generated on the fly."""
+"""Arrays and sequences as data, encoders, and tasks whose data is generated on the fly."""
 
 from .._lazy import attach
 

@@ -3,24 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from ..core.module import Phases
 from .copy import CopyDataModule, CopyDataset
-
-
-def padded(size: int, sizes: Sequence[int], what: str) -> int:
-    """The smallest of ``sizes`` that is at least ``size``.
-
-    >>> padded(3, (2, 5, 10), "digits")
-    5
-
-    Raises ValueError if there is none.
-    """
-    fitting = [other for other in sizes if other >= size]
-    if not fitting:
-        raise ValueError(f"copying task: {size} {what} do not fit into the sizes {list(sizes)}; give a larger one")
-    return min(fitting)
+from .sequences import fitting, pad
 
 
 class _Padded:
@@ -32,23 +17,9 @@ class _Padded:
     def batch(self, step: int) -> Phases:
         module = self._module
         inputs, targets = self._source.batch(step)
-        time, digits = len(inputs), len(targets)
-        total, scored = padded(time, module.lengths, "time steps"), padded(digits, module.digits, "digits")
-        scored = min(scored, total)
-        blank = lambda n, like: np.zeros((n, like.shape[1]), like.dtype)  # noqa: E731
-        reset = np.zeros((total, inputs.shape[1]), bool)
-        reset[total - time] = True  # the sequence starts from fresh states after the padding
-        weights = np.zeros(scored, np.float32)
-        weights[-digits:] = 1.0
-        ids = np.concatenate([blank(total - time, inputs), inputs])
-        warm = total - scored
-        return Phases(
-            warmup=ids[:warm] if warm else None,
-            inputs=ids[warm:],
-            targets=np.concatenate([blank(scored - digits, targets), targets]),
-            weights=weights,
-            reset=reset,
-        )
+        time = fitting(len(inputs), module.lengths, "copying task: time steps")
+        scored = fitting(len(targets), module.digits, "copying task: digits")
+        return pad(list(inputs.T), list(targets.T), time=time, scored=scored, side="start")
 
     def __len__(self) -> int:
         return len(self._source)

@@ -153,7 +153,7 @@ def broadcast(value: Any = None) -> Any:
     turn, client = next(_turns), _state().client
     if is_first():
         client.key_value_set(_key(turn), json.dumps(value))
-        if turn >= _KEPT:  # no process is so far behind: devices synchronize more often
+        if turn >= _KEPT:  # no process is so far behind: devices synchronise more often
             client.key_value_delete(_key(turn - _KEPT))
         return value
     return json.loads(_wait(_key(turn)))

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from braintools.optim import OptaxOptimizer
 
+from ..core.one_program import at_once
 from ..core.state import State, drop_weak_types, states_of
 
 UNJITTED = {
@@ -102,7 +103,7 @@ class Optax:
     def __init__(self, transformation: optax.GradientTransformation, params: dict[str, State], schedule: Any = None):
         self._tx = optax.with_extra_args_support(transformation)
         self._params, self._schedule = params, schedule
-        self._state = State(self._tx.init({name: state.value for name, state in params.items()}))
+        self._state = State(at_once(self._tx.init, {name: state.value for name, state in params.items()}))
         self._initial = self._hyperparameters()
         self.wants_loss = isinstance(transformation, optax.GradientTransformationExtraArgs) and self._refuses()
 

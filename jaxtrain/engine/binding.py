@@ -9,6 +9,7 @@ from typing import Any
 
 import brainstate
 
+from ..core.arrays import ArrayBatch
 from ..core.module import Module, Phases
 from ..core.objective import Objective, phases_of
 from ..core.state import (
@@ -23,6 +24,7 @@ from ..core.state import (
 from ..strategies import Strategy
 from ..strategies.base import Learner, ParameterReport, trained
 from ..strategies.padding import inert
+from . import contract
 from .batch_split import BatchSplit
 from .optimizer import Optimizer
 
@@ -91,8 +93,14 @@ def bind(module: Module, strategy: Strategy, encode: Callable, example: Any, spl
         objective, phases, share = Objective(module, encode), phases_of(module, example), split.share(example)
         own_phases = phases_of(module, share)
         learner = strategy.bind(objective, own_phases)
-        reports = learner.report(own_phases)
-        optimizer = _optimizer(objective, strategy, reports, clip, accumulate)
+        if learner.carried and isinstance(example, ArrayBatch):
+            raise ValueError(
+                f"strategy {strategy.name!r} with stateful=True continues hidden states in the next batch, but the "
+                "batches of an ArrayDataset hold independent sequences: use stateful=False"
+            )
+        chosen = trained(objective)
+        reports = contract.report(learner, own_phases, chosen)
+        optimizer = _optimizer(objective, strategy, chosen, reports, clip, accumulate)
         long_term, own = long_term_states(model), learner.states()
         states: dict[str, State] = {
             **parameters(model),
@@ -116,15 +124,14 @@ def bind(module: Module, strategy: Strategy, encode: Callable, example: Any, spl
         return binding, {name: with_strong_types(value) for name, value in values.items()}
 
 
-def _optimizer(objective: Objective, strategy: Strategy, reports: list[ParameterReport], clip: float | None,
-               accumulate: int) -> Optimizer:  # fmt: skip
+def _optimizer(objective: Objective, strategy: Strategy, chosen: dict[str, State], reports: list[ParameterReport],
+               clip: float | None, accumulate: int) -> Optimizer:  # fmt: skip
     """Create the optimizer for the parameters that the rule trains.
 
     A parameter without a gradient would still be moved by weight decay, so those that the rule does not train are
     left out.
     """
     untrained = {report.name for report in reports if report.trains == "no"}
-    chosen = trained(objective)
     params = {name: state for name, state in chosen.items() if name not in untrained}
     if not params:
         raise ValueError(

@@ -50,7 +50,8 @@ class Optimizer:
         self._accumulate = accumulate
         self._parts = _bind(module, params, idle or {})
         self._updates = State(jnp.int32(0))
-        self._total = {name: State(wide_zeros(state.value)) for name, state in params.items()}
+        summed = params if accumulate > 1 else {}
+        self._total = {name: State(wide_zeros(state.value)) for name, state in summed.items()}
         self._weight, self._count = State(jnp.float32(0)), State(jnp.int32(0))
         self._loss = State(jnp.float32(0))
         self.wants_loss = any(part.wants_loss for part in self._parts.values())

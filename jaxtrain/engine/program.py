@@ -12,19 +12,22 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.functional import Functional, traced
+from ..core.functional import Functional
 from ..core.metrics import Pending
 from ..core.module import Module
 from ..core.objective import phases_of
 from ..core.state import fold_in, kind_of, parameters, restore_objects, set_key
 from ..strategies import Strategy
 from ..strategies.independence import mixed_loss
+from ..utils.memory import allocated
 from . import chunks
-from .binding import Binding, bind, environ
-from .report import compiled_memory, describe_parameters, flops, time_steps
-from .seeds import require_one_step
+from .bind_seeds import bind_each
+from .binding import bind, environ
+from .compilation import Compilation, Reading
+from .report import compiled_memory, describe_parameters, flops
+from .room import require_room_for_reading, require_room_for_training
 from .sharding import make_devices
-from .steps import PROBE, NonFinite, Steps, guarded
+from .steps import PROBE, NonFinite, Packed, Steps, guarded
 from .train_state import TrainState
 
 
@@ -67,12 +70,14 @@ class Program(TrainState):
         placed = make_devices(module, devices, len(seeds) if several else None)
         options = {"encode": encode, "example": example, "clip": clip, "accumulate": accumulate}
         bind_to = partial(bind, strategy=strategy, split=placed.split, **options)
-        binding, initial = _bind_each(seeds, models or [module] * len(seeds), bind_to)
+        binding, initial = bind_each(seeds, models or [module] * len(seeds), bind_to)
         super().__init__(binding, replace(placed, specs=binding.specs), seed, initial)
         self.example = example
         self._nonfinite: NonFinite = nonfinite
-        self._executables: dict[Any, Any] = {}
+        self._executables: dict[Any, Compilation] = {}
         self._train: Any = None
+        self._trains: dict[Any, Any] = {}
+        """Train programs by the kind of their batches, if there are several kinds; each runs one step per dispatch."""
         self.evaluated: list[str] = []
         """Names of the metrics of a validation."""
         self.chunk = chunks.chosen(self.flops) if chunk == "auto" else chunk
@@ -93,9 +98,12 @@ class Program(TrainState):
     @cached_property
     def _step(self) -> Functional:
         """One train step. It is traced on first use, because data for prediction has no targets to train with."""
+        return self._trace(self.example)
+
+    def _trace(self, example: Any) -> Functional:
         steps = Steps(self.binding, self.devices.collectives)
         with environ(self.module, fit=True):
-            return steps.functional(steps.train, jnp.int32(0), self.binding.share)
+            return steps.functional(steps.train, jnp.int32(0), self.devices.split.share(example))
 
     @cached_property
     def flops(self) -> float:
@@ -106,20 +114,31 @@ class Program(TrainState):
     def _seeds(self) -> int:
         return 1 if self.seed_axis is None else len(self.seed_axis.seeds)
 
+    @property
+    def _trace_bytes(self) -> int:
+        return self.learner.trace_bytes() * self._seeds
+
     # ------------------------------------------------------------------------------------------------- running
 
     def train(self, batches: list[Any], first_step: int) -> Pending:
         """Dispatch the steps ``first_step + 1 ... first_step + len(batches)`` and return their pending metrics."""
-        data = self.devices.to_global_batch(batches, lambda some: chunks.stacked(some, self.chunk))
-        self.values, packed = self._train(self.values, self.root, np.int32(first_step), np.int32(len(batches)), data)
+        if self._trains:
+            each = [self._dispatch(self._trains[kind_of(b)], [b], i, 1) for i, b in enumerate(batches, first_step)]
+            return Pending(each, lambda each: Packed.joined(each).unpack(self.seed_axis))
+        packed = self._dispatch(self._train, batches, first_step, self.chunk)
         return Pending(packed, lambda packed: packed.unpack(self.seed_axis))
+
+    def _dispatch(self, program: Any, batches: list[Any], first_step: int, length: int) -> Packed:
+        data = self.devices.to_global_batch(batches, lambda some: chunks.stacked(some, length))
+        self.values, packed = program(self.values, self.root, np.int32(first_step), np.int32(len(batches)), data)
+        return packed
 
     def evaluate(self, batch: Any, index: int, values: Any = None, *, first: bool = False) -> Pending:
         """Metrics of one batch, by name, as ``Mean``.
 
         With several seeds, metrics are merged over seeds, and each seed's own are added under ``seeds/``.
         """
-        metrics = self._read("evaluate", lambda steps: steps.evaluate, batch, index, values=values, first=first)
+        metrics = self._evaluation(batch, values, first).run(batch, index)
         return Pending(metrics) if self.seed_axis is None else Pending(metrics, self.seed_axis.merged)
 
     def probe(self, callback: Any, batch: Any, index: int) -> Pending:
@@ -128,13 +147,8 @@ class Program(TrainState):
         It runs for the first seed that is not frozen, or on the first device's share of the batch.
         """
 
-        def step(root, index, batch):
-            set_key(fold_in(root, PROBE, index))
-            return callback.probe(self.module, self.learner, self.binding.phases_of(batch, self.objective.learn))
-
-        with environ(self.module, fit=True):
-            share = self.devices.split.share(batch)
-        return Pending(self.read(("probe", id(callback)), step, share, index, first=True, fit=True))
+        probing, share = self._probing(callback, batch)
+        return Pending(probing.run(share, index))
 
     def read(self, kind: Any, step: Callable, batch: Any, index: int, *, values: Any = None, first: bool = False,
              fit: bool = False) -> Any:  # fmt: skip
@@ -149,10 +163,25 @@ class Program(TrainState):
             first: Run for the whole batch on the first device, and for the first seed that is not frozen.
             fit: Value of ``fit`` in ``brainstate.environ``; if False, the step starts from fresh hidden states.
         """
-        return self._read(kind, lambda steps: step, batch, index, values=values, first=first, fit=fit)
+        return self._reading(kind, lambda steps: step, batch, values, first=first, fit=fit).run(batch, index)
 
-    def _read(self, kind: Any, choose: Callable[[Steps], Callable], batch: Any, index: int, *, values: Any, first: bool,
-              fit: bool = False) -> Any:  # fmt: skip
+    def _evaluation(self, batch: Any, values: Any = None, first: bool = False) -> Reading:
+        return self._reading("evaluate", lambda steps: steps.evaluate, batch, values, first=first, fit=False)
+
+    def _probing(self, callback: Any, batch: Any) -> tuple[Reading, Any]:
+        """A callback's probe, and the share of the batch that it reads."""
+
+        def step(root, index, batch):
+            set_key(fold_in(root, PROBE, index))
+            return callback.probe(self.module, self.learner, self.binding.phases_of(batch, self.objective.learn))
+
+        with environ(self.module, fit=True):
+            share = self.devices.split.share(batch)
+        return self._reading(("probe", id(callback)), lambda steps: step, share, None, first=True, fit=True), share
+
+    def _reading(self, kind: Any, choose: Callable[[Steps], Callable], batch: Any, values: Any, *, first: bool,
+                 fit: bool) -> Reading:  # fmt: skip
+        """A program that reads the state. Its compilation starts now, unless it has been compiled before."""
         key = (kind, first, self.objective.encode, kind_of(batch))
         devices, values, root = self.devices, values or self.values, self.root
         with environ(self.module, fit=fit):
@@ -166,40 +195,62 @@ class Program(TrainState):
                 read: Callable = lambda *args: functional(*args)[1]  # noqa: E731
                 if self.seed_axis is not None:
                     read = self.seed_axis.first(read) if first else self.seed_axis.map_live(read)
-                self._executables[key] = devices.lower(read, values, root, (jnp.int32(0),), batch).compile()
-        data = devices.to_global_batch([batch], lambda some: some[0])
-        return self._executables[key](values, root, np.int32(index), data)
+                lowered = devices.lower(read, values, root, (jnp.int32(0),), batch)
+            held = allocated(values)
+            check = lambda compiled: require_room_for_reading(compiled, held, devices.own, kind)  # noqa: E731
+            self._executables[key] = Compilation(lowered, check)
+        return Reading(self._executables[key], devices, values, root)
 
     # ----------------------------------------------------------------------------------------------- compiling
 
-    def prepare(self, *, evaluate: Iterable[Any] = (), probes: Iterable[Any] = (), train: bool = True) -> None:
+    def prepare(self, *, evaluate: Iterable[Any] = (), probes: Iterable[Any] = (), train: bool = True,
+                must_fit: bool = True, shapes: Sequence[Any] = ()) -> None:  # fmt: skip
         """Compile what a run will need, so that nothing is compiled after step 0.
 
         Args:
             evaluate: Batches of a validation, one of each shape.
             probes: Callbacks whose ``probe`` will run.
             train: Whether to compile the train program.
+            must_fit: Whether the train program will run.
+            shapes: Train batches, one of each shape, the first of the shape of ``example``; empty if all batches have
+                its shape.
+
+        Raises:
+            InsufficientMemory: A program needs more memory than there is.
         """
         started = time.perf_counter()
-        if train:
-            self._train = self._compile_train()
+        check, first = self._check_train if must_fit else None, 1 if shapes[1:] else self.chunk
+        training = Compilation(self._lower_train(self.example, first), check) if train else None
+        others = {kind_of(batch): Compilation(self._lower_train(batch, 1), check) for batch in shapes[1:] if train}
+        validations = [self._evaluation(batch) for batch in evaluate]
+        probing = [self._probing(callback, self.example)[0] for callback in probes]
+        if training is not None:
             with environ(self.module, fit=True):
                 share = phases_of(self.module, self.binding.share)
                 note = mixed_loss(self.objective, self.learner.network, share)
             self.learner.notes += [note] if note else []
-        for batch in evaluate:
-            self.evaluated = self.evaluate(batch, 0).names()
-        for callback in probes:
-            self.probe(callback, self.example, 0)
+            self._train = training.program
+            compiled = {kind: each.program for kind, each in others.items()}
+            self._trains = {kind_of(self.example): self._train, **compiled} if others else {}
+        for reading in validations:
+            self.evaluated = reading.compilation.names
+        for reading in probing:
+            reading.compilation.program  # noqa: B018 - waits, and raises an error of the compiler
         self.compile_seconds += time.perf_counter() - started
 
-    def _compile_train(self):
-        """Compile one program for every number of steps up to ``chunk``: a loop with a traced count."""
-        step = guarded(self._step, self._nonfinite, self.seed_axis is not None)
-        chunk = chunks.looped(step if self.seed_axis is None else self.seed_axis.map(step), self.chunk)
-        lower = partial(self.devices.lower, stacked=self.chunk, donate=True)
+    def _lower_train(self, example: Any, length: int) -> Any:
+        """Lower one program for every number of steps up to ``length``: a loop with a traced count."""
+        step = self._step if example is self.example else self._trace(example)
+        step = guarded(step, self._nonfinite, self.seed_axis is not None)
+        chunk = chunks.looped(step if self.seed_axis is None else self.seed_axis.map(step), length)
+        lower = partial(self.devices.lower, stacked=length, donate=True)
         with environ(self.module, fit=True):
-            return lower(chunk, self.values, self.root, (jnp.int32(0), jnp.int32(0)), self.example).compile()
+            return lower(chunk, self.values, self.root, (jnp.int32(0), jnp.int32(0)), example)
+
+    def _check_train(self, compiled: Any) -> None:
+        require_room_for_training(
+            compiled, allocated(self.values), self.devices.own, self.strategy, self._trace_bytes, self._seeds
+        )
 
     # ----------------------------------------------------------------------------------------------- reporting
 
@@ -227,30 +278,6 @@ class Program(TrainState):
             "devices": self.devices.count,
             "auto": self.auto,
             "compile_seconds": self.compile_seconds,
-            "trace_bytes": self.learner.trace_bytes() * self._seeds,
+            "trace_bytes": self._trace_bytes,
             "notes": self.learner.notes,
         }
-
-
-def _bind_each(
-    seeds: Sequence[int], modules: Sequence[Module], bind_to: Callable
-) -> tuple[Binding, list[dict[str, Any]]]:
-    """Bind each seed's module, and check that all seeds have the same traced time step.
-
-    A module that serves several seeds is bound once. The first is bound last: models may share parts, and programs are
-    traced with the States of the first.
-
-    Returns:
-        The binding of the first module, and the initial values of each seed.
-    """
-    bound: dict[int, tuple[Binding, dict[str, Any]]] = {}
-    steps: dict[int, Any] = {}
-    for module in reversed(modules):
-        if id(module) not in bound:
-            binding, values = bound[id(module)] = bind_to(module)
-            if modules[0] is not modules[-1]:
-                with environ(module, fit=True):
-                    steps[id(module)] = traced(lambda b=binding: time_steps(b.learner, b.phases))
-    if steps:
-        require_one_step(seeds, [steps[id(module)] for module in modules], type(modules[0]).__name__)
-    return bound[id(modules[0])][0], [bound[id(module)][1] for module in modules]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,9 +13,8 @@ from ..core.objective import phases_of
 from ..core.state import State
 from ..data.eval_loader import EvalLoader
 from ..strategies.base import Learner, ParameterReport, scored
+from ..utils.memory import shown
 from .binding import environ
-
-MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 
 
 def time_steps(learner: Learner, phases: Phases) -> Any:
@@ -73,39 +69,6 @@ def compiled_memory(compiled: Any) -> dict[str, int]:
     return {"peak_bytes": int(alive + analysis.temp_size_in_bytes), "temporary_bytes": int(analysis.temp_size_in_bytes)}
 
 
-def refuse_beyond_memory(report: dict[str, Any]) -> None:
-    """Raise MemoryError if the compiled train step alone needs more memory than the device has."""
-    available, kind = device_memory(), jax.default_backend()
-    shares = report["devices"] if kind == "cpu" else 1  # devices on CPU share the memory of the machine
-    needed = report["memory"].get("peak_bytes", 0) * shares
-    if available is not None and needed > available:
-        traces = report["trace_bytes"]
-        of_traces = f", of which traces are {_bytes(traces)}" if traces > needed / 10 else ""
-        raise MemoryError(
-            f"a train step of strategy {report['strategy']['name']!r} needs {_bytes(needed)} at once{of_traces}, and "
-            f"this {'machine' if kind == 'cpu' else 'device'} has {_bytes(available)}: use a smaller batch or model, "
-            "or another strategy"
-        )
-
-
-def device_memory() -> int | None:
-    """Bytes available to a program on one device, or None if unknown.
-
-    On CPU, this is the machine's memory including swap, or the limit of the control group if that is lower.
-    """
-    stats = jax.local_devices()[0].memory_stats()
-    if stats is not None:
-        return stats.get("bytes_limit")
-    limits = [_meminfo("MemTotal") + _meminfo("SwapTotal")] if MEMINFO.exists() else []
-    with suppress(OSError, ValueError):  # no control group, or "max": no limit
-        limits.append(int(CGROUP.read_text()))
-    return min(limits, default=None)
-
-
-def _meminfo(name: str) -> int:
-    return int(re.search(rf"{name}:\s*(\d+) kB", MEMINFO.read_text())[1]) * 1024  # pyright: ignore
-
-
 def val_sizes(module: Module, val: EvalLoader | None) -> tuple[int, int, int] | None:
     """Warm-up time steps, scored time steps and sequences of the first validation batch; None without validation."""
     if val is None:
@@ -140,7 +103,7 @@ def lines(report: dict[str, Any]) -> list[str]:
     out = [
         f"strategy   {strategy['name']}" + (f" ({fields})" if fields else ""),
         f"sequence   {report['warmup']} warm-up + {report['learning']} scored time steps, {report['batch']} sequences",
-        f"parameters {total:,} ({_bytes(sum(entry['bytes'] for entry in table.values()))})",
+        f"parameters {total:,} ({shown(sum(entry['bytes'] for entry in table.values()))})",
     ]
     if "batch_first" in report:  # absent from the report of a program without a run
         axes = "axis 0 is the batch, axis 1 time" if report["batch_first"] else "axis 0 is time, axis 1 the batch"
@@ -160,28 +123,18 @@ def lines(report: dict[str, Any]) -> list[str]:
         out.append(f"devices    {count}{each}" + (f" (auto: {why})" if why else ""))
     width = max(len(name) for name in table)
     for name, entry in table.items():
-        trace = f"  trace {_bytes(entry['trace_bytes'])}" if entry["trace_bytes"] else ""
+        trace = f"  trace {shown(entry['trace_bytes'])}" if entry["trace_bytes"] else ""
         note = "" if entry["trains"] == "yes" else f"  trained: {entry['trains']}"
         out.append(f"  {name:<{width}}  {entry['count']:>9,}{trace}{note}")
         if entry["trains"] != "yes":
             out.append(f"  {'':<{width}}  {entry['why']}")
     if report["trace_bytes"]:
-        out.append(f"traces     {_bytes(report['trace_bytes'])}")
+        out.append(f"traces     {shown(report['trace_bytes'])}")
     if "peak_bytes" in report["memory"]:
         memory = report["memory"]
-        out.append(
-            f"memory     {_bytes(memory['peak_bytes'])} peak, {_bytes(memory['temporary_bytes'])} of it temporary"
-        )
+        out.append(f"memory     {shown(memory['peak_bytes'])} peak, {shown(memory['temporary_bytes'])} of it temporary")
     out.append(f"work       {report['flops'] / 1e6:,.1f} MFLOP per step")
     out.append("resolved   " + ", ".join(f"{key}={value}" for key, value in report["auto"].items()))
     out.append(f"compiled   in {report['compile_seconds']:.1f} s")
     out += [f"note       {note}" for note in report["notes"]]
     return out
-
-
-def _bytes(n: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if n < 1024:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1024
-    return f"{n:.1f} GiB"

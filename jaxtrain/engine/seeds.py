@@ -95,7 +95,7 @@ class SeedAxis:
     Every leaf of ``values`` has a leading axis of size S. All seeds see the same batch. Metrics have the seed axis
     last until ``merged`` reduces it.
 
-    On accelerators, which do many small products at once, the step is vectorized over seeds (``vmap``). On CPU,
+    On accelerators, which do many small products at once, the step is vectorised over seeds (``vmap``). On CPU,
     where the products of one seed already use all cores, seeds run one after another within the program.
     benchmarks/seeds.py measures both.
     """

@@ -132,6 +132,11 @@ class Devices:
         return processes.count()
 
     @property
+    def own(self) -> int:
+        """Number of devices of this process."""
+        return self.count // processes.count() if self.mesh is not None else 1
+
+    @property
     def collectives(self) -> Collectives:
         return Collectives(self.split.count)
 

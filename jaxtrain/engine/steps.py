@@ -1,4 +1,4 @@
-"""The traced bodies of programs: one train step, one evaluation, and what becomes of a nonfinite step."""
+"""The traced bodies of programs: one train step, one evaluation, and how a nonfinite step is handled."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from ..core.functional import Functional
 from ..core.metrics import Mean, Metrics
 from ..core.state import flatten, fold_in, global_norm, set_key
+from . import contract
 from .binding import Binding
 from .collectives import Collectives
 from .seeds import LIVE, SeedAxis
@@ -22,10 +23,8 @@ NonFinite = Literal["raise", "skip", "warn"]
 TRAIN, EVALUATE, PREDICT, PROBE = range(4)
 """Random streams, each derived from the same root key."""
 NONFINITE_INDEX, ZERO_GRADIENT = "nonfinite", "dead"
-"""Outputs of a train program beside metrics: index of the first nonfinite quantity, and flags of zero gradients.
-
-The flags mark the parameters whose gradient was exactly zero.
-"""
+"""Outputs of a train program in addition to metrics: index of the first nonfinite quantity, and flags of the parameters
+whose gradient was exactly zero."""
 ALL_FINITE, FROZEN_SEED = -1, -2
 """Values of the nonfinite index that are no index: everything is finite; the seed was frozen at an earlier step."""
 
@@ -33,7 +32,7 @@ ALL_FINITE, FROZEN_SEED = -1, -2
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainOutput:
-    """What a train step computes beside the new values. The static fields say what the arrays hold."""
+    """What a train step computes in addition to the new values. The static fields say what the arrays hold."""
 
     metrics: Metrics
     nonfinite: jax.Array
@@ -58,6 +57,11 @@ class Packed:
     def of(output: TrainOutput) -> Packed:
         numbers = jnp.stack([leaf for mean in output.metrics.values() for leaf in mean])
         return Packed(jnp.concatenate([numbers, output.zero_gradient]), output.nonfinite, tuple(output.metrics))
+
+    @staticmethod
+    def joined(each: list[Packed]) -> Packed:
+        """The steps of several dispatches, from numpy."""
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *each)
 
     def unpack(self, seed_axis: SeedAxis | None) -> dict[str, Any]:
         """Metrics by name, the nonfinite index ``(steps, seeds)``, and the flags of zero gradients, from numpy."""
@@ -97,7 +101,8 @@ class Steps:
         set_key(self.collectives.fold(fold_in(root, TRAIN, index)))
         phases = binding.phases_of(batch, binding.objective.learn, carried=learner.carried)
         with self.collectives.own_random(binding.long_term.values()):
-            metrics = learner.learn(phases, self._update)
+            params = {name: binding.states[name] for name in binding.parameters}
+            metrics = contract.learn(learner, phases, self._update, params, binding.optimizer.names)
         counts, live = metrics.pop(NONFINITE_INDEX).num, metrics.pop(ZERO_GRADIENT).num
         # grad_norm comes last, so that a nonfinite gradient is reported by its own name.
         means = {name: mean for name, mean in metrics.items() if name != "grad_norm"}

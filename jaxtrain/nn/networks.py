@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.one_program import when_known
 from .cells import CellName
 
 CELLS: dict[str, Callable] = {
@@ -44,12 +45,12 @@ GATES: dict[str, dict[str, tuple[int, float]]] = {
 """Gates of each cell that determine how long a unit remembers: (sign, offset) of the gate's bias.
 
 The sign is 1 if an open gate keeps the state, -1 if it overwrites it. The offset is added to the bias of a chrono
-initialization: -1 for an LSTM's forget gate, since the cell itself adds 1.
+initialisation: -1 for an LSTM's forget gate, since the cell itself adds 1.
 """
 
 
 def chrono_bias(rng: np.random.Generator, units: int, longest: float) -> np.ndarray:
-    """Gate biases of the chrono initialization (Tallec & Ollivier, ICLR 2018).
+    """Gate biases of the chrono initialisation (Tallec & Ollivier, ICLR 2018).
 
     A unit keeps its content for 1 to ``longest - 1`` time steps. Biases are the logarithms of times drawn uniformly at
     random from this range.
@@ -75,7 +76,7 @@ def chrono_bias(rng: np.random.Generator, units: int, longest: float) -> np.ndar
 
 
 def orthogonal_recurrence(inputs: int, gain: float = 1.0) -> Callable:
-    """Initializer for weights ``(inputs + units, units)`` that act on ``[x, h]``.
+    """Initialiser for weights ``(inputs + units, units)`` that act on ``[x, h]``.
 
     The part that acts on the ``units`` hidden states is orthogonal (Saxe et al. 2014); the part that acts on the
     ``inputs`` is Xavier-normal. Weights of any other number of rows are Xavier-normal.
@@ -165,7 +166,7 @@ class Network(brainstate.nn.Module):
         nonlinear: Apply a GELU after the encoder.
         mlp: Hidden units of a residual MLP after every cell; 0: no MLP.
         chrono: Longest memory, in time steps, of the initial gates (see ``chrono_bias``); None: default biases.
-        orthogonal: Initialize recurrent weights as orthogonal matrices.
+        orthogonal: Initialise recurrent weights as orthogonal matrices.
         learned_state: Start hidden states from learned values (see ``LearnedState``).
         r_min: Smallest initial modulus of an LRU's poles (Orvieto et al. 2023). A pole of modulus r forgets within
             about 1 / (1 - r) time steps.
@@ -235,7 +236,7 @@ def make_cell(name: str, inputs: int, hidden: int, chrono: float | None = None, 
         inputs: Size of the input.
         hidden: Number of units.
         chrono: Longest memory, in time steps, of the initial gates; None: default biases.
-        orthogonal: Initialize recurrent weights as orthogonal matrices.
+        orthogonal: Initialise recurrent weights as orthogonal matrices.
 
     Raises:
         ValueError: The name is unknown, or ``chrono`` is given for a cell without gates.
@@ -250,11 +251,15 @@ def make_cell(name: str, inputs: int, hidden: int, chrono: float | None = None, 
     if chrono is not None:
         if name not in GATES:
             raise ValueError(f"cell {name!r} has no gates, so chrono does not apply")
-        seed = np.asarray(brainstate.random.randint(0, 2**31 - 1, (2,)))  # from the random state of the run
-        bias = chrono_bias(np.random.default_rng(seed), hidden, chrono)
-        for gate, (sign, more) in GATES[name].items():
-            state = getattr(cell, gate).weight
-            state.value = {**state.value, "bias": jnp.asarray(sign * bias + more, jnp.float32)}
+        longest, gates = chrono, GATES[name]
+
+        def set_biases(seed: Any) -> None:
+            bias = chrono_bias(np.random.default_rng(np.asarray(seed)), hidden, longest)
+            for gate, (sign, more) in gates.items():
+                state = getattr(cell, gate).weight
+                state.value = {**state.value, "bias": jnp.asarray(sign * bias + more, jnp.float32)}
+
+        when_known(set_biases, brainstate.random.randint(0, 2**31 - 1, (2,)))  # from the random state of the run
     return cell
 
 

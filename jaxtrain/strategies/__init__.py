@@ -1,4 +1,4 @@
-"""Strategies: how gradients are made."""
+"""Strategies: how gradients are computed."""
 
 from .._lazy import attach
 

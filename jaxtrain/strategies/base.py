@@ -30,8 +30,7 @@ Args:
 Returns:
     The metrics, together with those of the update (``grad_norm``, ``lr``).
 
-It sums all arguments over devices, divides the gradients by the weight, clips and accumulates them, and steps the
-optimizer.
+It sums all arguments over devices, divides the gradients by the weight, clips, accumulates and steps the optimizer.
 """
 
 
@@ -41,8 +40,7 @@ class ParameterReport:
 
     Attributes:
         name: Name of the parameter.
-        trains: "yes", "in part" or "no". With "no" the optimizer does not hold the parameter, so weight decay does not
-            change it either.
+        trains: "yes", "in part" or "no". With "no" the optimizer, and thus weight decay, leaves it unchanged.
         why: The reason, and advice, unless it trains fully.
         bytes: Memory of the trace that the rule keeps for it. A trace that several parameters share is counted for the
             first of them.
@@ -57,15 +55,16 @@ class ParameterReport:
 class Learner(ABC):
     """A strategy bound to one module: computes gradients, and owns the states that the rule needs.
 
-    A subclass implements ``learn`` and ``report``. If it keeps state of its own, it puts it into ``own``, and overrides
-    ``restart`` to initialise it.
+    A subclass implements ``learn`` and ``report``. A State of a sequence (a trace) goes into ``own``: override
+    ``restart`` to initialise it. A State of the run (a running average) is added to what ``states()`` returns.
 
     Args:
         objective: The module, with its model and its loss.
         network: The model over a batch.
 
     Attributes:
-        own: States that the rule keeps in addition to the model's hidden states, under stable names.
+        own: States of a sequence, under stable names. Unless ``carried`` is True, they start from their initial
+            values in every batch, and no checkpoint holds them.
         carried: Whether hidden states and ``own`` continue from one sequence to the next (default: False).
         notes: Additional lines of the report that is printed before step 0.
     """

@@ -15,7 +15,7 @@ from .base import Learner, trained, zeros_like_parameters
 from .bptt import BPTTLearner
 
 TOTAL = ""
-"""The key of the comparison of the whole gradient, beside the parameter names."""
+"""The key of the comparison of the whole gradient; the other keys are parameter names."""
 
 
 def gradient_of(learner: Learner, phases: Phases) -> dict[str, Any]:

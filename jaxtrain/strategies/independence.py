@@ -126,7 +126,9 @@ def mixed_loss(objective: Objective, network: Network, phases: Phases) -> str:
         traced = each.trace(values, x, y, extras)
         if traced.jaxpr.effects:  # a print in the loss, for example, must not run before step 0
             return ""
-        losses = np.asarray(traced.lower().compile()(values, x, y, extras))
+        # It runs once, so it is compiled with little optimization.
+        quickly = traced.lower().compile(compiler_options={"xla_backend_optimization_level": 0})
+        losses = np.asarray(quickly(values, x, y, extras))
     none, rest, one, both = losses.reshape(4, -1)
     mixed = (rest - none if losses.ndim > 1 else both - one - rest + none)[0]
     if not abs(mixed) > 1e-4 * np.abs(losses).max():

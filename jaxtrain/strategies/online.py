@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import saiunit as u
 
+from ..core.allocation import require_room_for_traces
 from ..core.functional import gradient
 from ..core.metrics import Metrics
 from ..core.module import Phases
@@ -48,7 +50,9 @@ def compile_rule(objective: Objective, x: Any, batch_size: int, vmapped: bool, a
         warnings.simplefilter("ignore")
         try:
             options.update(batch_size=batch_size, vmap=vmapped)
-            return braintrace.compile(objective.model, algorithm, example, **options)
+            make = partial(braintrace.compile, objective.model, algorithm, example, **options)
+            require_room_for_traces(make, objective.model, batch_size)
+            return make()
         except braintrace.CompilationError as error:
             raise ValueError(
                 f"no weight of {type(objective.model).__name__} reaches a hidden state through a braintrace operation: "
@@ -66,7 +70,7 @@ class OnlineLearner(Learner):
 
     def __init__(self, objective: Objective, rule: Any, *, window: int = 1, update_schedule: UpdateSchedule = SEQUENCE,
                  reach: Reach = ONE_STEP):  # fmt: skip
-        self.rule, self.reach, self.starting = rule, reach, START
+        self.rule, self.reach, self.advice = rule, reach, START
         # Any, because braintrace's engines have different attributes.
         self.inner: Any = rule.module if isinstance(rule, brainstate.nn.Vmap) else rule
         super().__init__(objective, Network(objective.model, "vmap" if rule is not self.inner else "batched"))
@@ -110,7 +114,7 @@ class OnlineLearner(Learner):
     def _learn(self, phases: Phases, update: Update) -> Metrics:
         if not self.carried:
             self.restart(phases.sizes[2])
-        warm_up(self.objective, self._warm_forward, phases, self._clear)
+        warm_up(self.objective, self._warm_forward, phases, self._reset_with_traces)
         return self.update_schedule.drive(phases, self._gradients, update)
 
     def restart(self, batch_size: int) -> None:
@@ -132,9 +136,9 @@ class OnlineLearner(Learner):
         """The gradients of the sum of ``w * loss`` over these scored time steps, and the metrics."""
         if self.window > 1:
             return over_tiles(sequences, self.window, self._window, zeros_like_parameters(self._params))
-        return score_by_step(self.objective, self._forward, sequences, self._params, self._clear)
+        return score_by_step(self.objective, self._forward, sequences, self._params, self._reset_with_traces)
 
-    def _clear(self, mask) -> None:
+    def _reset_with_traces(self, mask) -> None:
         """Reset the hidden states and the traces of the sequences in ``mask``."""
         self._reset(mask)
         if mask is not None:
@@ -156,7 +160,7 @@ class OnlineLearner(Learner):
         before = self._snapshot()
 
         def loss():
-            # _reset, not _clear: the trace at the start of the window is still needed.
+            # _reset, not _reset_with_traces: the trace at the start of the window is still needed.
             return score(self.objective, self.network, sequences, self._reset)
 
         grads, metrics = gradient(loss, {"params": self._params, "entry": entry})()
@@ -164,7 +168,7 @@ class OnlineLearner(Learner):
         from_trace = self._contract(grads["entry"])
 
         def advance(x, y, w, extras, reset):
-            self._clear(reset)
+            self._reset_with_traces(reset)
             self.objective.learn(self._forward(w, extras), x, y, w, extras)
 
         brainstate.transform.for_loop(advance, *sequences)
@@ -214,8 +218,8 @@ class OnlineLearner(Learner):
     # -------------------------------------------------------------------------------------------------- report
 
     def report(self, phases: Phases) -> list[ParameterReport]:
-        single, again = self.inner.vjp_method == "single-step", self.window > 1 and phases.reset is not None
-        flow, traces = Flow.of(self, phases), replace(self.traces(), again=again, starting=self.starting)
+        single, resets = self.inner.vjp_method == "single-step", self.window > 1 and phases.reset is not None
+        flow, traces = Flow.of(self, phases), replace(self.traces(), credits_resets=resets, advice=self.advice)
         return describe(self._params, flow, traces, window=self.window, single=single, reach=self.reach)
 
     def traces(self) -> Traces:

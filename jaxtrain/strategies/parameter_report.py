@@ -41,9 +41,9 @@ class Traces:
         partial: Traced parameters that also reach it through another weight.
         memory: States through which credit passes back without a trace.
         memory_end: Where credit through ``memory`` ends, with advice; empty if it spans the whole sequence.
-        start: Whether initial states receive credit.
-        starting: Advice that gives them credit.
-        again: Whether the initial states after ``Phases.reset`` receive some credit.
+        credits_initial_state: Whether initial states receive credit.
+        advice: What gives them credit otherwise.
+        credits_resets: Whether the initial states after ``Phases.reset`` receive some credit.
     """
 
     states: Mapping[str, frozenset[str]]
@@ -53,9 +53,9 @@ class Traces:
     partial: frozenset[str]
     memory: frozenset[str] = frozenset()
     memory_end: str = ""
-    start: bool = False
-    starting: str = START
-    again: bool = False
+    credits_initial_state: bool = False
+    advice: str = START
+    credits_resets: bool = False
 
     @staticmethod
     def of(report: Any, groups: Mapping[str, set[int]], names: Mapping[int, Iterable[str]], sizes: Mapping[str, int],
@@ -79,7 +79,7 @@ class Traces:
 
 
 def describe_window(
-    params: Iterable[str], flow: Flow, steps: int, what: str, start: str = "", again: bool = False
+    params: Iterable[str], flow: Flow, steps: int, what: str, advice: str = "", credits_resets: bool = False
 ) -> list[ParameterReport]:
     """The report of a rule that differentiates ``steps`` time steps together and keeps no trace.
 
@@ -88,8 +88,8 @@ def describe_window(
         flow: The dependence analysis of the model.
         steps: Time steps that are differentiated together.
         what: Their name in messages, for example "a window".
-        start: Advice for training an initial state; empty if the rule trains it.
-        again: Whether the initial states after ``Phases.reset`` receive credit anyway.
+        advice: What trains an initial state; empty if the rule does.
+        credits_resets: Whether the initial states after ``Phases.reset`` receive credit anyway.
     """
     inside, late = flow.within(steps), f"more than the {steps} time steps of {what} later"
 
@@ -97,8 +97,8 @@ def describe_window(
         return TRAINS if name in inside else ("no", f"affects the loss only by {_listed(flow.through(name))}, {late}")
 
     def by_start(begun: frozenset[str]) -> Verdict:
-        if start:
-            return _no_start(begun, start, again)
+        if advice:
+            return _no_start(begun, advice, credits_resets)
         return TRAINS if begun & inside else ("no", f"{_determines(begun)}, which affects the loss {late}")
 
     return _reports(params, flow, {}, by_steps, by_start)
@@ -162,8 +162,8 @@ def describe(
         return "in part", f"{what}: its credit lies within {within}. {reach.besides or more}"
 
     def by_start(begun: frozenset[str]) -> Verdict:
-        if not traces.start:
-            return _no_start(begun, traces.starting, traces.again)
+        if not traces.credits_initial_state:
+            return _no_start(begun, traces.advice, traces.credits_resets)
         credited = memory.union(*(group for group in traces.groups if group & begun))
         reached = begun | flow.after(begun)
         lost = reached & flow.within(None) - credited
@@ -198,10 +198,10 @@ def _reports(
     return [one(name) for name in params]
 
 
-def _no_start(begun: frozenset[str], advice: str, again: bool) -> Verdict:
-    """The verdict on initial states without credit, except ``again``: by resets within a window or segment."""
+def _no_start(begun: frozenset[str], advice: str, credits_resets: bool) -> Verdict:
+    """The verdict on initial states without credit, except by resets within a window or segment."""
     why = f"{_determines(begun)}, and receives no credit for it. {advice}"
-    return ("in part", f"{why}. Only resets near the loss give it credit") if again else ("no", why)
+    return ("in part", f"{why}. Only resets near the loss give it credit") if credits_resets else ("no", why)
 
 
 def _determines(begun: frozenset[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
@@ -66,18 +66,24 @@ def register(cls: Any) -> Any:
             def bind(self, objective, example): ...
     """
     name = getattr(cls, "name", None)
-    kind = isinstance(cls, type) and issubclass(cls, Strategy) and is_dataclass(cls)
-    settings: Any = getattr(cls, "__dataclass_params__", None)
-    if not (kind and settings.frozen and isinstance(name, str)):
+    # A subclass inherits the parameters of a base class that is a dataclass, so only its own count.
+    settings: Any = (
+        vars(cls).get("__dataclass_params__") if isinstance(cls, type) and issubclass(cls, Strategy) else None
+    )
+    if settings is None or not settings.frozen or not isinstance(name, str):
         raise TypeError(
-            f"register({cls!r}): expected a frozen dataclass that extends Strategy, with a class attribute name"
+            f"register({cls!r}): expected a frozen dataclass that extends Strategy, with a class attribute name; put "
+            "@dataclass(frozen=True) below @register"
         )
+    if any(field.name == "name" for field in fields(cls)):
+        raise TypeError(f"register({cls.__name__}): name is a field; write name: ClassVar[str] = {name!r}")
     if name in ALIASES or (name in REGISTRY and not _same_class(REGISTRY[name], cls)):
         raise ValueError(f"register({cls.__name__}): the name {name!r} is taken; choose another")
     for field in fields(cls):
         if field.init and field.default is field.default_factory is MISSING:
             raise ValueError(
-                f"register({cls.__name__}): the field {field.name!r} has no default; a name alone must make one"
+                f"register({cls.__name__}): the field {field.name!r} has no default; "
+                "the strategy must be constructible without arguments"
             )
     REGISTRY[name] = cls
     return cls
@@ -108,7 +114,10 @@ def lookup(name: str) -> type[Strategy]:
                     "must give both the same name"
                 )
     if name not in REGISTRY:
-        raise ConfigError(f"unknown strategy {name!r}; {did_you_mean(name, available())}")
+        own = (
+            f"import the file that registers a rule of your own first, or declare the rule as an entry point of {GROUP}"
+        )
+        raise ConfigError(f"unknown strategy {name!r}; {did_you_mean(name, available())}; {own}")
     found = REGISTRY[name]
     if isinstance(found, str):
         module, _, cls_name = found.partition(":")

@@ -15,7 +15,7 @@ from ..utils.logging import one_line
 from .base import Learner, choose_batching, input_of
 from .independence import dependence
 from .online import compile_rule, refused
-from .specs.rule import OnlineRule
+from .specs.rule import OnlineRule, SteppedRule
 
 VMAP_FROM = 2**19
 """Size of the traces, about batch x parameters, from which a mapped model is faster than a batched one, as measured."""
@@ -58,7 +58,7 @@ def _bind_mapped(rule: OnlineRule, objective: Objective, example: Phases, x: Any
 
 
 def _bind(rule: OnlineRule, objective: Objective, example: Phases, x: Any, batching: str) -> Learner:
-    algorithm, options = rule.rule()
+    algorithm, options = _called(rule)
     if options.get("vjp_method") == "single-step":
         _check_perturbed(rule, objective)
     try:
@@ -71,6 +71,19 @@ def _bind(rule: OnlineRule, objective: Objective, example: Phases, x: Any, batch
         raise
     _check_width(rule, objective, compiled)
     return rule.learner(objective, compiled, example)
+
+
+def _called(rule: OnlineRule) -> tuple[Any, dict[str, Any]]:
+    """The result of ``rule.rule()``, checked. Raises TypeError if it is no pair, ValueError if it ignores ``vjp``."""
+    result, where = rule.rule(), f"{type(rule).__name__}.rule()"
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+        raise TypeError(f"{where} returned {result!r}; expected (algorithm, options of braintrace.compile)")
+    if isinstance(rule, SteppedRule) and result[1].get("vjp_method") != rule.vjp:
+        raise ValueError(
+            f"{where} ignores the field vjp={rule.vjp!r}: add {{'vjp_method': self.vjp}} to the options that it "
+            "returns, or extend OnlineRule, which has no such field"
+        )
+    return result
 
 
 def _check_perturbed(rule: OnlineRule, objective: Objective) -> None:

@@ -111,6 +111,6 @@ class _Learner(Learner):
         return self._step.gradient(pieces, begin)
 
     def report(self, phases: Phases) -> list[ParameterReport]:
-        start = "" if self._start else f"{START}; a window of tbptt must be longer than the warm-up"
-        flow, again = Flow.of(self, phases), phases.reset is not None
-        return describe_window(self._params, flow, self._window, "a window", start, again)
+        advice = "" if self._start else f"{START}; a window of tbptt must be longer than the warm-up"
+        flow, resets = Flow.of(self, phases), phases.reset is not None
+        return describe_window(self._params, flow, self._window, "a window", advice, resets)

@@ -1,7 +1,4 @@
-"""Control: what is due, and whether the run ends, decided alike in all processes.
-
-Of the files in this folder, only this one deals with processes.
-"""
+"""Control: what is due, and whether the run ends: the same in all processes."""
 
 from __future__ import annotations
 
@@ -116,7 +113,7 @@ class Control:
     def _exchange(self, clock: bool) -> None:
         """Make the first process's clock and requests those of all processes."""
         schedule, run = self.schedule, self._run
-        now = schedule.look() if clock else None
+        now = schedule.read_clock() if clock else None
         if not self.alone:
             requests = as_json(vars(run.requests), f"what callbacks ask for at step {run.step}")
             now, requests = processes.broadcast([now, requests])

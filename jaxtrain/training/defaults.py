@@ -1,4 +1,4 @@
-"""The callbacks that ``Fit`` adds to those given by hand."""
+"""The callbacks that ``Fit`` adds to those of the user."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def with_defaults(
     ProgressBar, and Checkpoint. A callback in ``callbacks`` or ``loggers`` replaces the default of its class.
 
     Args:
-        callbacks: The callbacks given by hand.
+        callbacks: The user's callbacks.
         loggers: "default" means JSONL and TensorBoard if there is a run directory, else none.
         progress: "auto" shows a bar on a terminal, and nothing elsewhere.
         run_dir: The run directory. Without one there is no default Checkpoint.

@@ -26,6 +26,7 @@ from ..engine.steps import NonFinite
 from ..period import Period
 from ..strategies import Strategy
 from ..utils.coerce import as_count
+from ..utils.foreign_arguments import ForeignArguments
 from ..utils.logging import log
 from .control import in_all_processes
 from .defaults import Loggers, Progress, with_defaults
@@ -37,7 +38,7 @@ from .session import Session
 from .settings import FitSettings, as_norm, as_seed, as_strategy, as_time
 
 
-class Fit:
+class Fit(ForeignArguments):
     """Trains a ``Module`` on data under a strategy, which determines how gradients are computed.
 
     The budget is ``max_steps``, ``max_epochs`` or ``max_time``; the first one that is reached ends the run.
@@ -202,7 +203,6 @@ class Fit:
                 log.info("%s", line)
             if dry_run:
                 return Result("finished", prepared.run.step, "dry run", report=prepared.report)
-            preflight.refuse_beyond_memory(prepared.report)
             self._latest = origin.run_dir
             self._readers.trained(module, data)
             with under_way(prepared.live), Session(prepared, origin, self._readers, started) as session:
@@ -246,14 +246,15 @@ class Fit:
 
         Args:
             module: The module.
-            data: A DataModule (its ``predict_data`` is used), or batches of any number of sequences, all of one length.
-                Targets are not needed.
+            data: A DataModule (its ``predict_data`` is used), or batches of any number of sequences. Targets are not
+                needed.
             checkpoint: As in ``validate``.
             batch_first: Layout of bare batches, as in ``run``.
 
         Returns:
             The outputs, joined along the sequences, in the layout of the data: ``(T_l, N, ...)``, or ``(N, T_l, ...)``
-            for batch-first data.
+            for batch-first data. If the sequences differ in length, a list with the outputs ``(T_i, ...)`` of each.
+            For a data set of ``jaxtrain.datasets``, the outputs are in its order, without padding.
         """
         return predict(*self._read(module, data, "predict", checkpoint, batch_first, "predict"))
 

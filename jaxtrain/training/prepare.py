@@ -63,7 +63,7 @@ def prepare(
     program = workload.program
     stored = run_config(workload, described, initial, config, origin.parent)
     require_same_run(stored, settings.callbacks, program, iterator, val)
-    workload.compile()
+    workload.compile(must_fit=not dry_run)
     schedule = settings.schedule(program.chunk, iterator.length)  # after compilation: its clock starts now
     program.learner.notes.extend(notes)
     if origin.config is not None and not dry_run:
@@ -152,8 +152,9 @@ def make_workload(
     if saved is not None and not several:  # before the model receives data, whose sizes may not match
         values = {name: state.value for name, state in parameters(module.model).items()}
         refuse(saved.meta, {"model": signature(flatten(values))}, ("model",))
-    settings = with_devices(settings, module, iterator.example(), before.get("fit"))
-    program = make_program(settings.resolved(before.get("auto") or {}), module, data, iterator.example(), models)
+    example = iterator.examples()[0]
+    settings = with_devices(settings, module, example, before.get("fit"))
+    program = make_program(settings.resolved(before.get("auto") or {}), module, data, example, models)
     if not before and settings.why_devices:  # a strategy that cannot be split has one device for the whole run
         settings = replace(settings, devices=program.devices.count)
     if saved is not None:

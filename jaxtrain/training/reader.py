@@ -37,8 +37,9 @@ from ..core.state import (
 )
 from ..data.batch import stated_layout, time_major
 from ..data.datamodule import DataModule, as_data, encodes, set_up, warn_of_layout
-from ..data.eval_loader import alike, one_pass
+from ..data.eval_loader import alike, one_pass, shapes_of
 from ..engine.steps import EVALUATE, PREDICT
+from ..errors import DataError
 from ..strategies import OnlineRule, Strategy
 from ..strategies.base import Network, choose_batching, input_of
 from ..strategies.bptt import BPTTLearner
@@ -187,6 +188,10 @@ def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: 
     source = data.train_data() if bare else getattr(data, f"{name}_data")()
     if source is None:
         raise ValueError(f"{type(data).__name__} has no {name} data: define {name}_data()")
+    if kind == "predict" and (dropped := getattr(source, "dropped", 0)):
+        raise DataError(
+            f"predict data: its batches leave out {dropped} sequences; give {type(source).__name__} last='pad'"
+        )
     if live is not None and saved is not None:
         refuse_in_use(module, f"a checkpoint (step {saved.step}) cannot be loaded")
     reader = None if live is None else live.view(source, None if bare else data.encode)
@@ -213,7 +218,9 @@ def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: 
     layout = stated_layout(first, name, layout)
     if live is not None and layout is None and bare:
         layout, batches = live.batch_first, map(time_major, batches) if live.batch_first else batches
-    return reader, alike(batches, name, layout) if kind == "evaluate" else batches, layout
+    if kind == "evaluate":
+        batches = alike(batches, name, layout, shapes_of(source, name))
+    return reader, batches, layout
 
 
 def _identity(x: Any) -> Any:

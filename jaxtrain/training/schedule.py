@@ -103,7 +103,7 @@ class Schedule:
             return self.validate_now
         return self.validate_every.due(step, self.epoch_length)
 
-    def look(self) -> tuple[bool, bool]:
+    def read_clock(self) -> tuple[bool, bool]:
         """Read the clock: whether a validation is due by time, and whether ``max_time`` has passed."""
         every, now = self.validate_every, time.monotonic()
         self.validate_now = every is not None and every.unit == "time" and now - self._validated >= every.n

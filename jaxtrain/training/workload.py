@@ -88,10 +88,15 @@ class Workload:
         """Number of processes that train together."""
         return self.program.devices.processes
 
-    def compile(self) -> None:
-        """Compile everything that the run needs, so that nothing is compiled after step 0."""
+    def compile(self, *, must_fit: bool = True) -> None:
+        """Compile everything that the run needs, so that nothing is compiled after step 0.
+
+        Args:
+            must_fit: Whether to refuse a train program that needs more memory than there is.
+        """
         probes = [callback for callback in self.settings.callbacks if callback.probe_every is not None]
-        self.program.prepare(evaluate=self._val_examples, probes=probes)
+        shapes = self.iterator.examples()
+        self.program.prepare(evaluate=self._val_examples, probes=probes, must_fit=must_fit, shapes=shapes)
         if self.val is not None:
             require_metrics(self.settings.callbacks, self.program.evaluated)
 

@@ -176,6 +176,13 @@ def test_seeds_compares_the_same_parameters(tmp_path, options):
 
 
 @pytest.mark.long
+def test_feed_compares_with_one_batch():
+    argv = ["--strategies", "bptt", "--only", "rows", "--rounds", "1", "--turn", "0.01"]
+    output = run(BENCHMARKS / "feed.py", *argv).stdout
+    assert "| rows |" in output and "bptt, rows: time over that of one batch, per cent" in output
+
+
+@pytest.mark.long
 def test_devices_compares_the_same_gradient():
     output = run(BENCHMARKS / "devices.py", "--smoke", "--rounds", "1", "--turn", "0.01").stdout
     assert "| bptt, 2 devices |" in output and "### Goals" in output

@@ -163,7 +163,7 @@ def test_without_a_monitor_there_are_no_scores(make_run):
 
 def test_a_missing_monitor_names_the_tags_there_are(make_run):
     callback = Checkpoint(monitor="val/acc")
-    with pytest.raises(KeyError, match="Checkpoint monitors 'val/acc', which validation does not give; expected"):
+    with pytest.raises(ValueError, match="Checkpoint monitors 'val/acc', which validation does not give; expected"):
         callback.on_validation_end(make_run(callback), {"val/loss": 1.0, "val/accuracy": 0.5})
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain.callbacks import Curriculum
-from jaxtrain.datasets.padded import padded
+from jaxtrain.datasets.sequences import fitting
 from tests.kit.tiers import longer
 from tests.small import At, Linear, Lines, count_compiles, kill, leaves, line, rows, same
 
@@ -98,9 +98,9 @@ def test_validation(started):
     assert callback.advances == [(20, 0.9), (40, 0.95), (50, 0.99)]
     assert run.requests.stop == "val/accuracy is 0.99 at the curriculum's last stage, time_lag=3"
     run = started(Curriculum(LAGS, "val/loss", 0.1))
-    with pytest.raises(KeyError, match="monitors 'val/loss', which validation does not give"):
+    with pytest.raises(ValueError, match="monitors 'val/loss', which validation does not give"):
         run.callbacks.all[0].on_validation_end(run, {"val/accuracy": 1.0})
-    with pytest.raises(KeyError, match="monitors 'train/speed', but training gives"):
+    with pytest.raises(ValueError, match="monitors 'train/speed', but training gives"):
         Curriculum(LAGS, "train/speed", 0.1).on_chunk_end(run, {"accuracy": np.zeros(1)})
 
 
@@ -191,7 +191,7 @@ class Pieces:
 
     def batch(self, step):
         time = self.module.task["time"]
-        x, y = line(self.first + step, time=padded(time, (2, 4, 8), "time steps"))
+        x, y = line(self.first + step, time=fitting(time, (2, 4, 8), "lines: time steps"))
         weights = (np.arange(len(x)) < time).astype(np.float32)
         return jt.Phases(warmup=None, inputs=time * x, targets=y, weights=weights)
 

@@ -5,7 +5,7 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain.datasets import CopyDataModule, PaddedCopyDataModule
-from jaxtrain.datasets.padded import padded
+from jaxtrain.datasets.sequences import fitting
 from tests.kit.tiers import longer
 from tests.small import CopyGRU, leaves
 
@@ -28,7 +28,7 @@ def test_where_everything_is():
     ids = np.concatenate([batch.warmup, batch.inputs])
     np.testing.assert_array_equal(ids[7:], inputs)
     assert not ids[:7].any()
-    assert batch.weights.tolist() == [0, 1, 1, 1]
+    assert batch.weights.tolist() == [[0] * 4, [1] * 4, [1] * 4, [1] * 4]
     np.testing.assert_array_equal(batch.targets[1:], targets)
     assert batch.reset[7].all() and batch.reset.sum() == 4
 
@@ -52,7 +52,7 @@ def test_a_run_is_that_of_the_sequences_alone(strategy, task):
 
 
 def test_what_fits_nowhere():
-    assert padded(9, (8, 16), "time steps") == 16
+    assert fitting(9, (8, 16), "copying task: time steps") == 16
     with pytest.raises(ValueError, match=r"^copying task: 17 time steps do not fit into the sizes \[8, 16\]"):
         pads(11, 3).train_data().batch(0)
     assert pads().identity() != plain().identity() and pads().identity()["lengths"] == [8, 16]

@@ -70,7 +70,7 @@ def test_a_run_goes_on_and_forks(call):
     code, out, _ = call("--resume", "last", "--max-steps", 40)
     run = Path("checkpoints/copy_gru/0001-drtrl-seed3")
     assert code == 0 and [row["step"] for row in rows(run)] == list(range(5, 45, 5))
-    assert f"resuming {run} at last with its saved configuration" in out
+    assert f"resuming {run} from its last checkpoint, with its saved configuration" in out
     assert call("--resume", "last")[0] == 0 and len(list(run.parent.iterdir())) == 1  # already finished
     code, out, _ = call("--resume", 30, "--lr", 1e-4)
     assert code == 0 and len(list(run.parent.iterdir())) == 2

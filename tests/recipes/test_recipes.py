@@ -11,7 +11,7 @@ import pytest
 
 import jaxtrain
 from jaxtrain.callbacks.dispatch import Callbacks
-from jaxtrain.commands.recipes import load_recipe
+from jaxtrain.commands.load_recipe import load_recipe
 from jaxtrain.core.state import parameters
 from tests.kit.tiers import longer
 

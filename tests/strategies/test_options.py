@@ -67,7 +67,7 @@ def test_a_class_without_source_has_no_help():
 
 def test_make_strategy():
     assert registry.make_strategy("drtrl", window=3).window == 3
-    with pytest.raises(ValueError, match=r"^unknown strategy 'drtl'; expected .*did you mean 'drtrl'\?$"):
+    with pytest.raises(ValueError, match=r"^unknown strategy 'drtl'; expected .*did you mean 'drtrl'\?; import"):
         registry.make_strategy("drtl")
     with pytest.raises(ValueError, match=r"^strategy 'drtrl': no field 'windw'; .*did you mean 'window'\?$"):
         registry.make_strategy("drtrl", windw=3)

@@ -1,4 +1,4 @@
-"""Strategies by name: every one that there is, those of others, and a rule of one's own trained through Fit."""
+"""Strategies by name: the built-in ones, those of other packages, and a user's own rule trained through Fit."""
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -131,6 +131,22 @@ def test_what_cannot_be_registered():
             register(wrong)
 
 
+def test_a_class_that_inherits_its_dataclass():
+    """Its fields would not become options, and its name would become one."""
+    plain = type("Plain", (jt.BPTT,), {"name": "plain", "size": 3, "__annotations__": {"size": int}})
+    with pytest.raises(
+        TypeError, match=r"expected a frozen dataclass .*; put @dataclass\(frozen=True\) below @register$"
+    ):
+        register(plain)
+
+    @dataclass(frozen=True)
+    class Named(jt.BPTT):
+        name: str = "named"  # type: ignore
+
+    with pytest.raises(TypeError, match=r"^register\(Named\): name is a field; write name: ClassVar\[str\] = 'named'$"):
+        register(Named)
+
+
 def test_fields_with_a_factory_and_without_a_default():
     @dataclass(frozen=True)
     class Made(jt.BPTT):
@@ -178,7 +194,10 @@ def test_entry_points_of_other_packages(monkeypatch):
 
     monkeypatch.setattr(registry, "entry_points", entry_points)
     assert registry.available()[-1] == "sign_bptt" and not loaded, "listed without an import"
-    with pytest.raises(ValueError, match=r"^unknown strategy 'sign_bpt'; .*did you mean 'sign_bptt'\?$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^unknown strategy 'sign_bpt'; .*did you mean 'sign_bptt'\?; import the file that registers a rule",
+    ):
         registry.lookup("sign_bpt")
     assert not loaded
     assert (

@@ -42,14 +42,14 @@ def test_coordinates_with_recurrent_mixing_are_mapped(lab):
 
 
 def test_a_model_without_a_recurrence_is_refused(lab):
-    for strategy in (PPProp(), EProp(), UORO(), SnAp()):
+    for strategy in (PPProp(), EProp(kappa=0.5), UORO(), SnAp()):
         with pytest.raises(ValueError, match="no weight of Linear reaches a hidden state through a braintrace op"):
             bind(lab, strategy, braintrace.nn.Linear(lab.N_IN, lab.N_OUT))
 
 
 def test_a_filtered_trace_stays_batched_where_lanes_would_be_faster(lab, monkeypatch):
     monkeypatch.setattr(rules_of, "VMAP_FROM", 1)
-    for strategy in (EProp(kappa=0.8), ETrace(trace_filter="kappa", kappa=0.8)):
+    for strategy in (EProp(kappa=0.8, engine="trace"), ETrace(trace_filter="kappa", kappa=0.8)):
         assert bind(lab, strategy).resolved() == {"batching": "batched"}
 
 
@@ -66,11 +66,11 @@ def test_why_a_model_is_not_mapped_over_lanes_is_said(lab, monkeypatch):
             return self.last.value
 
     monkeypatch.setattr(rules_of, "VMAP_FROM", 1)
-    learner = bind(lab, PPProp(), Made())
+    learner = bind(lab, PPProp(engine="trace"), Made())
     assert learner.resolved() == {"batching": "batched"}
     (note,) = learner.notes
     assert note.startswith("batching: batched, since the model cannot be mapped over sequences (") and len(note) > 70
-    assert bind(lab, PPProp()).notes == []
+    assert bind(lab, PPProp(engine="trace")).notes == []
 
 
 class Counting(brainstate.nn.Module):
@@ -113,7 +113,7 @@ def test_what_braintrace_refuses_is_a_line_and_what_a_model_raises_is_not(lab, m
         assert "\n" not in str(raised.value)
     monkeypatch.setattr(rules_of, "compile_rule", lambda *args, **kwargs: int("the model's"))
     with pytest.raises(ValueError, match=r"^invalid literal for int") as raised:
-        bind(lab, PPProp())
+        bind(lab, PPProp(engine="trace"))
     assert raised.value.__notes__ == ["jaxtrain: strategy 'pp_prop' cannot run on Net"]
 
 
@@ -169,7 +169,7 @@ def test_a_reward_stands_where_the_gradient_of_a_loss_would(lab):
 
 # ------------------------------------------------------------------------------------------------------- narrow numbers
 
-NARROW = [DRTRL(engine="trace"), PPProp(), EProp(), OSTLFeedforward(), SnAp(), DNI(fit_epochs=1), ETrace(**LEAK)]
+NARROW = [DRTRL(engine="trace"), PPProp(), EProp(kappa=0.5), OSTLFeedforward(), SnAp(), DNI(fit_epochs=1), ETrace(**LEAK)]
 
 
 def halved(lab):
@@ -218,7 +218,9 @@ def test_upstream_a_trace_is_float32_and_its_model_must_be(lab, name):
 @pytest.mark.parametrize("cell,name", [("gru", "uoro"), ("lstm", "pp_prop"), ("gru", "eprop-kappa"), ("gru", "snap")])
 def test_rows_add_up_to_the_traces(lab, cell, name):
     """A trace that several parameters share is counted once; random numbers and counters are no traces."""
-    learner = CASES[name].strategy.bind(Objective(lab.task(cell), lambda x: x), lab.sequences())
+    strategy = CASES[name].strategy
+    strategy = replace(strategy, engine="trace") if hasattr(strategy, "engine") else strategy
+    learner = strategy.bind(Objective(lab.task(cell), lambda x: x), lab.sequences())
     total = sum(row.bytes for row in learner.report(lab.sequences()))
     assert (
         total

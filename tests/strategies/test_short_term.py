@@ -270,11 +270,11 @@ def test_a_large_batched_model_is_mapped_only_where_it_is_the_same(lab, monkeypa
                     state.value = state.value[0] if state.value.ndim else state.value
 
     make = of(lab, Either, kinds)
-    learner = PPProp().bind(Objective(make(), lambda x: x), lab.sequences())
+    learner = PPProp(engine="trace").bind(Objective(make(), lambda x: x), lab.sequences())
     (note,) = learner.notes
     assert learner.resolved()["batching"] == "batched" and why in note
-    got, metrics, _ = sums(lab, PPProp(), make(), [lab.sequences()])
-    wanted, known, _ = sums(lab, PPProp(batching="batched"), make(), [lab.sequences()])
+    got, metrics, _ = sums(lab, PPProp(engine="trace"), make(), [lab.sequences()])
+    wanted, known, _ = sums(lab, PPProp(engine="trace", batching="batched"), make(), [lab.sequences()])
     lab.same(got, wanted)
     assert metrics == known
 
@@ -306,7 +306,7 @@ def test_a_large_model_whose_sequences_are_alone_is_mapped(lab, monkeypatch):
             super().init_state(1)
             self.h = HIDDEN(jnp.zeros(N if batch_size is None else (batch_size, N)))
 
-    learner = PPProp().bind(Objective(of(lab, Either, ("Clock",))(), lambda x: x), lab.sequences())
+    learner = PPProp(engine="trace").bind(Objective(of(lab, Either, ("Clock",))(), lambda x: x), lab.sequences())
     assert learner.resolved()["batching"] == "vmap" and not learner.notes
 
 

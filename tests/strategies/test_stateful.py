@@ -212,7 +212,7 @@ def test_uoro_clears_the_hidden_side_of_a_lane(lab):
     learner = UORO(engine="trace").bind(Objective(lab.task(), lambda x: x), phases)
     for state in learner.own.values():
         state.value = jax.tree.map(lambda leaf: leaf if is_key(leaf) else jnp.ones_like(leaf), state.value)
-    learner._clear(jnp.arange(lab.B) == 1)
+    learner._reset_with_traces(jnp.arange(lab.B) == 1)
     for name, state in learner.own.items():
         if name.startswith("etrace_s."):
             assert not state.value[1].any() and state.value[0].all() and state.value[2:].all()

@@ -86,7 +86,7 @@ def test_a_reset_clears_every_trace_of_a_lane_and_of_no_other(lab, strategy):
     learner = strategy.bind(Objective(lab.task(), lambda x: x), lab.sequences())
     for trace in learner._sequence_traces():
         trace.value = jax.tree.map(jnp.ones_like, trace.value)
-    learner._clear(jnp.arange(lab.B) == CHOSEN)
+    learner._reset_with_traces(jnp.arange(lab.B) == CHOSEN)
     traces = [leaf for trace in learner._traces().values() for leaf in jax.tree.leaves(trace.value)]
     assert traces
     for leaf in traces:

@@ -16,8 +16,8 @@ from ...cli.argv import literal
 from ...errors import ConfigError
 from ...utils.coerce import coerce
 from ...utils.files import RunLock
-from ..recipes import REPLACED, configured
-from ..strategies import StrategySpec, parse_strategies
+from ..load_recipe import REPLACED, configured
+from ..strategies_option import StrategySpec, parse_strategies
 from .runner import Comparison, Goal
 from .table import write
 
@@ -59,9 +59,9 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
         raise ConfigError("compare --tune-seeds: expected the seeds that select the learning rate")
     if len(rates) > 1 and (both := sorted({*seeds} & {*tune_seeds})):
         raise ConfigError(f"compare --tune-seeds {args.tune_seeds}: seed {both[0]} is also one of --seeds")
-    strategies = with_controls(args.strategies)
     replaced = {**REPLACED, "--seed": "--seeds", **({"--lr": "--lrs"} if rates else {})}
     recipe, config, fields = configured("compare", args, rest, replaced)
+    strategies = with_controls(args.strategies)  # the recipe may register some
     needs = {"--seed": ("--seeds ''", seeds or len(rates) > 1), "--lr": ("--lrs", rates)}
     for name, (option, given) in {**needs, "--max-steps": ("--steps", args.steps)}.items():
         if given and not hasattr(config, name[2:].replace("-", "_")):

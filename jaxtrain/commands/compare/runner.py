@@ -28,7 +28,7 @@ from ...training.signals import ENDING
 from ...utils.diff import first_difference
 from ...utils.files import RunLock, jsonable, read_json, write_atomic, write_json
 from ..output import last_words
-from ..strategies import StrategySpec
+from ..strategies_option import StrategySpec
 from .trial import reached
 
 NUMBERS = ("steps", "seconds", "value", "peak_mb", "compile_seconds", "total_seconds")

@@ -29,7 +29,7 @@ from ...utils.coerce import overlay
 from ...utils.compilation_cache import use_compilation_cache
 from ...utils.files import read_json, write_json
 from ...utils.logging import one_line
-from ..recipes import load_recipe
+from ..load_recipe import load_recipe
 
 OVERRUN = 2.0
 """A dispatch that is still running at this multiple of the budget is aborted."""
@@ -163,7 +163,7 @@ def run_trial(request: dict[str, Any], abort: Callable[[dict[str, Any]], Any] | 
     try:
         recipe = load_recipe(Path(request["recipe"]))
         config = overlay(recipe.Config(), request["config"], "the request")
-        start_devices(getattr(config, "devices", 1))  # must come before `make` initializes JAX
+        start_devices(getattr(config, "devices", 1))  # must come before `make` initialises JAX
         fit, module, data = make_run(recipe.make, config)
         # metrics.jsonl and the last state are enough. Writing in the background would slow the steps down, for some
         # strategies more than for others.

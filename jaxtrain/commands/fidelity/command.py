@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ...errors import ConfigError
 from ...utils.allocator import keep_freed_memory
-from ..recipes import REPLACED, configured
-from ..strategies import parse_strategies
+from ..load_recipe import REPLACED, configured
+from ..strategies_option import parse_strategies
 
 STRATEGIES = ("bptt", "tbptt", "drtrl", "pp_prop", "eprop", "ostl_recurrent", "ostl_feedforward", "snap", "uoro", "dni",
               "readout_only")  # fmt: skip
@@ -21,9 +21,9 @@ def command(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     args, rest = _add_arguments(parser).parse_known_args(argv)
     if args.steps < 1:
         raise ConfigError(f"fidelity --steps {args.steps}: expected a positive number")
-    strategies = parse_strategies(args.strategies)
     cells = [name.strip() for name in args.cells.split(",") if name.strip()]
     recipe, config, _ = configured("fidelity", args, rest, REPLACED)
+    strategies = parse_strategies(args.strategies)  # the recipe may register some
     if getattr(config, "devices", 1) != 1:
         raise ConfigError("fidelity --devices: gradients are compared on one device; leave it out")
 

@@ -23,7 +23,7 @@ from ...training.workload import make_program
 from ...utils.coerce import coerce
 from ...utils.logging import log, one_line
 from ..output import markdown, markdown_row
-from ..strategies import StrategySpec
+from ..strategies_option import StrategySpec
 from .table import COLUMNS, Entry, reasons, row
 
 ROUNDS = 5
@@ -134,6 +134,7 @@ def _prepare(recipe: Any, strategy: StrategySpec, config: Any) -> Training:
     iterator = DataIterator(data.train_data(), "train", data.batch_first)
     warn_of_layout(data, iterator.example(), iterator.batch_first)
     build(module, fit.seed)
-    program = make_program(fit.settings, module, data, iterator.example())
-    program.prepare()
+    examples = iterator.examples()
+    program = make_program(fit.settings, module, data, examples[0])
+    program.prepare(shapes=examples)
     return program, iterator

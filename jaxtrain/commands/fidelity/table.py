@@ -16,7 +16,7 @@ from ..output import markdown, new_figure, save_figure
 class Entry:
     """One row of the table: a strategy on a cell.
 
-    ``cosine``, ``norm_ratio``, ``sign_agreement``: of the gradient and BPTT's, at initialization and (``trained_...``)
+    ``cosine``, ``norm_ratio``, ``sign_agreement``: of the gradient and BPTT's, at initialisation and (``trained_...``)
     after training. ``time``: that of a step relative to BPTT's. ``trace_bytes``: memory of the traces. ``failed``: why
     there are no values; ``untimed``: why there is no time.
     """
@@ -73,11 +73,11 @@ def write(table: Sequence[Entry], out: Path, command: str) -> None:
 
 
 def _figure(table: Sequence[Entry]) -> Any:
-    """Cosine to BPTT's gradient at initialization and after training: a heat map of cells and strategies."""
+    """Cosine to BPTT's gradient at initialisation and after training: a heat map of cells and strategies."""
     cells, strategies = list(dict.fromkeys(e.cell for e in table)), list(dict.fromkeys(e.strategy for e in table))
     entries = {(entry.cell, entry.strategy): entry for entry in table}
     figure = new_figure(2.6 + 0.85 * len(strategies), 1.6 + 1.1 * len(cells))
-    for place, (title, name) in enumerate((("at initialization", "cosine"), ("after training", "trained_cosine")), 1):
+    for place, (title, name) in enumerate((("at initialisation", "cosine"), ("after training", "trained_cosine")), 1):
         axes = figure.add_subplot(2, 1, place)
         values = [[getattr(entries[cell, strategy], name) for strategy in strategies] for cell in cells]
         axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import brainstate
@@ -100,8 +101,11 @@ class ReverseLearner(Learner):
         """Raise Irreversible for a model whose gradient needs braintrace's trace."""
         if self.rule == BackwardRule():
             return
-        if any(leaf(self.network.hidden[name].value).dtype.itemsize < 4 for name in self.step.traced):
-            raise Irreversible("a hidden state has less than 32 bits")
+        if not self.chosen:
+            raise Irreversible("no weight has a trace")
+        values = [leaf(self.network.hidden[name].value) for name in self.step.traced]
+        if any(each.dtype.itemsize < 4 for each in (*values, *(r.y_var.aval for r in self.step.relations))):
+            raise Irreversible("its recurrence has less than 32 bits")
         if not self.needs_factors:
             return
         if self.starts:
@@ -204,8 +208,7 @@ class ReverseLearner(Learner):
             new, _ = call(now)
             return {name: new[place[id(state)]] for name, state in started.items()}, new
 
-        values = {name: self._params[name].value for name in self.starts}
-        initial, pull, new = jax.vjp(restart, values, has_aux=True)
+        initial, pull, new = jax.vjp(restart, self.start_values(), has_aux=True)
         for state, value in zip(states, new, strict=True):
             state.value = value
 
@@ -295,6 +298,22 @@ class ReverseLearner(Learner):
             value, found = part.factors(value)
             every.append(found)
         return value, every
+
+    def start_values(self) -> dict[str, Any]:
+        """Values of the trained parameters that determine initial states, by name."""
+        return {name: self._params[name].value for name in self.starts}
+
+    @contextmanager
+    def starting(self, starts: dict[str, Any]) -> Iterator[None]:
+        """Temporarily replace the values of the parameters of initial states."""
+        before = self.start_values()
+        for name, value in starts.items():
+            self._params[name].value = value
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                self._params[name].value = value
 
     def parameter_values(self) -> dict[str, Any]:
         """Values of the trained parameters, by name."""
@@ -401,8 +420,8 @@ class ReverseLearner(Learner):
             self.step.report, self.step.parameter_groups(), self.step.groups, self.trace_sizes(),
             memory=frozenset(self.memory),
             memory_end=f"ends at the start of a segment. {whole} gives it all" if self.segment else "",
-            start=self.segment is None and self.trains_starts, again=resets,
-            starting=f"Use {whole}" if self.trains_starts else START,
+            credits_initial_state=self.segment is None and self.trains_starts, credits_resets=resets,
+            advice=f"Use {whole}" if self.trains_starts else START,
         )  # fmt: skip
 
     def trace_sizes(self) -> dict[str, int]:

@@ -313,16 +313,17 @@ class TimeSteps:
         """One detached time step as a pure function: new hidden states, ``inside`` and inputs of its products."""
         learner = self._learner
 
-        def step(slices, mask, results, perturbations):
+        def step(slices, mask, results, perturbations, starts):
             box: list[Any] = []
-            learner._reset(mask)
+            with learner.starting(starts):  # a parameter that determines an initial state may also act in the time step
+                learner._reset(mask)
             forward = learner.products.detached
             self._learn(lambda u: forward(u, results, perturbations, box, learner.rule.own_recurrence), slices)
             inputs, inside = box[0]
             return ({name: leaf(state.value) for name, state in learner.credited.items()}, inside), inputs
 
         example = block.sequences, block.masks, block.results, self._perturbations(block)
-        call = learner.stateless(step, *jax.tree.map(lambda leaf: leaf[0], example))
+        call = learner.stateless(step, *jax.tree.map(lambda leaf: leaf[0], example), learner.start_values())
         return lambda *args: call(*args)[1]
 
     def _jacobians(self, block: Rows) -> Jacobians:
@@ -330,12 +331,11 @@ class TimeSteps:
         rule, params = learner.rule, learner.parameter_values()
 
         def new(hidden, perturbations, starts):
-            each = lambda *args: self._step(params | starts, *args)  # noqa: E731
+            each = lambda *args: self._step(params, *args, starts)  # noqa: E731
             rows = block.memory, block.others, block.sequences, block.masks, block.results
             return jax.vmap(each)(hidden, *rows, perturbations)
 
-        starts = {name: params[name] for name in learner.starts}
-        given = block.hidden, self._perturbations(block), starts
+        given = block.hidden, self._perturbations(block), learner.start_values()
         (news, inside), vjp, inputs = jax.vjp(new, *given, has_aux=True)
         none = jax.tree.map(jnp.zeros_like, (news, inside))
 

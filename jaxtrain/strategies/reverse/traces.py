@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...core.allocation import require_traces
 from ...core.state import SHORT, State
 from ..equations import Irreversible
 from ..products import DENSE, EMBEDDING
@@ -154,6 +155,8 @@ class FullTrace(Trace):
         self._rule = rule
         self._groups = {group for r in relations.values() for group in r.groups}
         self._depth = max((len(step.groups[group]) for group in self._groups), default=1)
+        shapes = [jax.ShapeDtypeStruct(self._shape(r), r.y_var.aval.dtype) for r in relations.values()]
+        require_traces(shapes * (2 if rule.kappa else 1))
         for i, relation in relations.items():
             for name in ("influence", *(["filtered"] if rule.kappa else [])):
                 self._add(i, f"{name}{i}", self._shape(relation))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...errors import ConfigError
 from ...utils.coerce import coerce, field_types, is_plain, spell
+from ...utils.foreign_arguments import ForeignArguments
 
 if TYPE_CHECKING:
     from ...core.module import Phases
@@ -93,7 +94,7 @@ class Strategy(ABC):
 
 
 @dataclass(frozen=True)
-class ScheduledStrategy(Strategy):
+class ScheduledStrategy(ForeignArguments, Strategy):
     """A strategy that can update the weights within a sequence and continue states across sequences.
 
     Args:

@@ -9,9 +9,11 @@ SCHEMA = 2
 READABLE = (1, SCHEMA)
 _RENAMED = {"feed": "position", "over": "ending"}
 _KEPT = {"last": "keep_last", "best": "keep_best"}
-_WITHOUT_ENGINE = ("pp_prop", "eprop", "ostl_recurrent", "ostl_feedforward")
+_WITHOUT_ENGINE = ("pp_prop", "eprop", "ostl_recurrent", "ostl_feedforward", "uoro", "three_factor", "dni")
+_WITHOUT_MEMORY = ("uoro", "three_factor", "dni")
 _REVERSE = {"engine": "trace", "segment": "auto", "readout_memory": False}
-"""Strategies that had only braintrace's trace, and the values of the fields that choose another engine."""
+"""Strategies that had only braintrace's trace, those of them without ``readout_memory``, and the values of the fields
+that choose another engine."""
 _STREAM = {"lanes": "batch_size", "piece": "unroll"}
 
 
@@ -72,6 +74,8 @@ def _upgraded(config: dict[str, Any]) -> dict[str, Any]:
     strategy = _stateful(config["strategy"])
     if strategy["name"] in _WITHOUT_ENGINE:
         strategy = {**_REVERSE, **strategy}
+    if strategy["name"] in _WITHOUT_MEMORY:
+        del strategy["readout_memory"]
     return {**config, "strategy": strategy, "data": data}
 
 

@@ -245,12 +245,11 @@ class Module:
         """Make a parameter satisfy a constraint. Called while tracing. The default returns the value unchanged.
 
         A run calls it for the initial value of every parameter, and after each update for every trained parameter.
-        ``jaxtrain.projections`` has ready projections.
 
         Args:
             name: The parameter's dotted path.
             value: An array or a pytree of arrays, for example ``{"weight": (n_in, n_out), "bias": (n_out,)}`` of a
-                linear layer. Leaves may be quantities with a unit.
+                linear layer. Leaves may be quantities with a unit. Ready projections: ``jaxtrain.projections``.
 
         Returns:
             The projected value, with the tree, shapes, dtypes and units of ``value``.

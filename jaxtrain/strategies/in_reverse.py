@@ -13,16 +13,15 @@ from .base import Learner, Network, choose_batching, input_of, trained
 from .equations import ELEMENTWISE, Irreversible
 from .parameter_report import WITHOUT_REVERSE
 from .reverse.detached_step import DetachedStep
-from .reverse.learner import ReverseLearner
 from .rule import bind as by_trace
-from .specs.rule import ReversibleRule
+from .specs.rule import EngineRule
 
 SEGMENT, SEQUENCE_UP_TO = 120, 512
 """``segment="auto"``: a sequence of up to ``SEQUENCE_UP_TO`` time steps is one segment; a longer one has segments of
 ``SEGMENT``."""
 
 
-def bind(strategy: ReversibleRule, objective: Objective, example: Phases) -> Learner:
+def bind(strategy: EngineRule, objective: Objective, example: Phases) -> Learner:
     """Create the learner.
 
     Raises:
@@ -34,7 +33,7 @@ def bind(strategy: ReversibleRule, objective: Objective, example: Phases) -> Lea
         return _reverse(strategy, objective, example)
     except Irreversible as reason:
         name, model = type(strategy).__name__, type(objective.model).__name__
-        if strategy.readout_memory:
+        if strategy.credits_memory():
             raise ValueError(
                 f"{name}(readout_memory=True) does not fit {model}, which needs a trace: {reason}; use "
                 "readout_memory=False"
@@ -47,18 +46,18 @@ def bind(strategy: ReversibleRule, objective: Objective, example: Phases) -> Lea
         return learner
 
 
-def _reverse(strategy: ReversibleRule, objective: Objective, example: Phases) -> Learner:
+def _reverse(strategy: EngineRule, objective: Objective, example: Phases) -> Learner:
     x = input_of(objective, example)
     warm, scored, batch_size = example.sizes
     network = Network(objective.model, choose_batching(strategy.batching, objective.model, x, batch_size))
-    names, random = list(trained(objective)), draws_random(network, x)
+    names, random, memory = list(trained(objective)), draws_random(network, x), strategy.credits_memory()
 
     def detached_step(per_sequence: bool) -> DetachedStep:
         mapped = per_sequence or network.vmapped
         if random and mapped:
             raise Irreversible("the model draws random numbers, which mapped sequences would share")
         try:
-            return DetachedStep(objective, network, x, names, per_sequence=per_sequence, memory=strategy.readout_memory)
+            return DetachedStep(objective, network, x, names, per_sequence=per_sequence, memory=memory)
         except Exception as error:
             if isinstance(error, Irreversible) or not mapped:
                 raise
@@ -67,23 +66,24 @@ def _reverse(strategy: ReversibleRule, objective: Objective, example: Phases) ->
     step, segment = detached_step(per_sequence=False), None
     if _needs_trace(strategy, warm + scored):
         segment = SEGMENT if strategy.segment in ("auto", "sequence") else strategy.segment
-        if not network.vmapped and any(r.trained and r.name == ELEMENTWISE for r in step.relations):
+        whole = not network.vmapped and not strategy.backward_rule().rank_one
+        if whole and any(r.trained and r.name == ELEMENTWISE for r in step.relations):
             step = detached_step(per_sequence=True)  # a weight without inputs has no batch axis
-    return ReverseLearner(
+    return strategy.reverse_learner(
         objective,
         network,
         step,
-        strategy.backward_rule(),
+        example,
         window=min(strategy.window_of(), scored),
-        single=strategy.vjp == "single-step",
+        single=strategy.is_single_step(),
         update_schedule=strategy.update_schedule(),
         segment=segment,
-        memory=strategy.readout_memory,
+        memory=memory,
         reach=strategy.reach(scored),
     )
 
 
-def _needs_trace(strategy: ReversibleRule, time: int) -> bool:
+def _needs_trace(strategy: EngineRule, time: int) -> bool:
     """Whether a trace is needed between segments, for a sequence of ``time`` time steps."""
     if strategy.stateful or strategy.update_every != "sequence":
         return True

@@ -6,8 +6,6 @@ from typing import Any
 
 import brainstate
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from ..core.metrics import Metrics
 from ..core.module import Phases
@@ -15,7 +13,7 @@ from ..core.objective import Objective
 from ..core.state import State, is_key
 from .base import ParameterReport, Update
 from .online import OnlineLearner
-from .parameter_report import PARTLY, TRAINS, Verdict
+from .reward import describe_rewarded, weighted
 from .update_schedule import UpdateSchedule
 
 
@@ -47,36 +45,14 @@ class UOROLearner(OnlineLearner):
         return [state for name, state in self.own.items() if name.startswith("etrace_s.")]
 
 
-def check_modulator(name: str, compiled: Any, example: Phases) -> None:
-    """Raise ValueError if ``Phases.extras`` does not contain the reward, or if its shape is wrong."""
-    extras = example.extras or {}
-    if name not in extras:
-        raise ValueError(
-            f"ThreeFactor(modulator={name!r}): Phases.extras holds {list(extras)}; give it "
-            f"the reward as a sequence: in Module.phases, Phases(..., extras={{{name!r}: reward}}) with "
-            f"reward (T_l, B), (T_l, B, 1) or (T_l, B, units); extras reach learning_step by keyword, too, so it "
-            f"takes {name}=. The recipes have none; an example is in docs/strategies.md"
-        )
-    given, groups = np.shape(extras[name]), compiled.graph.hidden_groups
-    units = {tuple(group.varshape[1:]) for group in groups}
-    if given[2:] not in ((), (1,)) and units != {given[2:]}:
-        wanted = ", ".join(str((*example.sizes[1:], *more)) for more in ((), (1,), *units))
-        raise ValueError(
-            f"ThreeFactor(modulator={name!r}): Phases.extras[{name!r}] has shape {given}; "
-            f"expected one of {wanted}: time steps, sequences, units"
-        )
-
-
 class ThreeFactorLearner(OnlineLearner):
     def __init__(self, objective: Objective, rule: Any, *, modulator: str, update_schedule: UpdateSchedule):
         super().__init__(objective, rule, update_schedule=update_schedule)
         self.modulator = modulator
 
     def _forward(self, w: Any, extras: dict[str, Any]):
-        signal = extras[self.modulator]
-        batch_size = signal.shape[0]
-        w = jnp.broadcast_to(w, (batch_size,)).reshape(batch_size, *(1,) * (signal.ndim - 1))
-        signal = jnp.where(w != 0, w * signal, 0)  # a reward of weight 0 may have any value, including NaN
+        batch_size = extras[self.modulator].shape[0]
+        signal = weighted(extras[self.modulator], w, 1)
         if signal.size == batch_size:  # one number per sequence, for all units
             signal = signal.reshape((batch_size,) + (1,) * len(self.inner.graph.hidden_groups[0].varshape))
         return lambda x: self.rule(x, modulator=signal)
@@ -85,14 +61,4 @@ class ThreeFactorLearner(OnlineLearner):
         return self.rule(x, modulator=0.0)
 
     def report(self, phases: Phases) -> list[ParameterReport]:
-        traces = self.traces()
-        why = "no trace of it is kept, and the loss's own gradient is not used: its gradient is exactly zero"
-        partly = f"{PARTLY}: the other has no credit"  # this rule has no option that gives it any
-
-        def one(name: str) -> ParameterReport:
-            if name not in traces.states:
-                return ParameterReport(name, "no", why)
-            verdict: Verdict = ("in part", partly) if name in traces.partial else TRAINS
-            return ParameterReport(name, *verdict, traces.sizes.get(name, 0))
-
-        return [one(name) for name in self._params]
+        return describe_rewarded(self._params, self.traces())

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.checkpoint.migration import upgrade_metadata, upgrade_options
+from jaxtrain.checkpoint.migration import upgrade_config, upgrade_metadata, upgrade_options
 from jaxtrain.checkpoint.run_directory import run_key
+from jaxtrain.strategies import DNI, UORO, PPProp, ThreeFactor
 from jaxtrain.utils.digests import json_digest
 from tests.small import At, Linear, lines
 
 STRATEGY = jt.TBPTT(window=3, stateful=True)
+REVERSE = ("engine", "segment", "readout_memory")
 
 
 def fit(run_dir, steps, **options):
@@ -76,6 +78,20 @@ def test_another_strategy_is_another_run():
     carried = {**config, "strategy": {"name": "tbptt", "carry": "carry"}}
     assert run_key(config) == run_key(carried) != run_key(reset)
     assert run_key(config, 1) == run_key(carried, 1) != run_key(reset, 1)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [PPProp(engine="trace"), UORO(engine="trace"), ThreeFactor(engine="trace"), DNI(engine="trace", fit_epochs=1)],
+    ids=lambda strategy: strategy.name,
+)
+def test_a_rule_that_had_only_a_trace_keeps_it(strategy):
+    """The fields of the reverse engine are those of a trace; a run has the key that 0.1.0 gave it."""
+    new = {"fit": {"seed": 0}, "data": {}, "strategy": strategy.config()}
+    fields = {name: value for name, value in strategy.config().items() if name not in REVERSE and name != "stateful"}
+    old = {**new, "strategy": {**fields, "carry": "reset"}}
+    assert upgrade_config(old) == new
+    assert run_key(new, 1) == run_key(old, 1)
 
 
 def test_names_of_seeds_streams_and_options():

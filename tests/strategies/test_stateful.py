@@ -209,7 +209,7 @@ def test_uoro_clears_the_hidden_side_of_a_lane(lab):
     assert all(np.isfinite(leaf).all() for leaf in lab.flat(reset).values())
     assert not np.allclose(lab.flat(reset)["rnn.Wh.weight['weight']"], lab.flat(plain)["rnn.Wh.weight['weight']"])
     phases = lab.sequences()
-    learner = UORO().bind(Objective(lab.task(), lambda x: x), phases)
+    learner = UORO(engine="trace").bind(Objective(lab.task(), lambda x: x), phases)
     for state in learner.own.values():
         state.value = jax.tree.map(lambda leaf: leaf if is_key(leaf) else jnp.ones_like(leaf), state.value)
     learner._reset_with_traces(jnp.arange(lab.B) == 1)

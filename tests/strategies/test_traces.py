@@ -79,7 +79,9 @@ def test_a_sequence_that_is_reset_is_the_sequence_alone_from_fresh(lab, name):
         assert lab.cosine(left, alone) < 0.9999, "negative control: without the reset something is"
 
 
-@pytest.mark.parametrize("strategy", [PPProp(engine="trace"), DNI(fit_epochs=1)], ids=["pp_prop", "dni"])
+@pytest.mark.parametrize(
+    "strategy", [PPProp(engine="trace"), DNI(engine="trace", fit_epochs=1)], ids=["pp_prop", "dni"]
+)
 def test_a_reset_clears_every_trace_of_a_lane_and_of_no_other(lab, strategy):
     learner = strategy.bind(Objective(lab.task(), lambda x: x), lab.sequences())
     for trace in learner._sequence_traces():

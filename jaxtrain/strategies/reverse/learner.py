@@ -22,7 +22,7 @@ from ..base import Learner, Network, ParameterReport, Update, split_reset, train
 from ..equations import ELEMENTWISE, Irreversible
 from ..flow import Flow, initial_values
 from ..hoisted import Piece, pieces_of, scored_piece, warm_piece
-from ..parameter_report import WHOLE, Traces, describe
+from ..parameter_report import START, WHOLE, Traces, describe
 from ..specs.backward_rule import BackwardRule
 from ..specs.rule import ONE_STEP, Reach
 from ..update_schedule import SEQUENCE, UpdateSchedule, over_tiles
@@ -32,7 +32,7 @@ from .time_steps import Carry, Rows, TimeSteps, leaf
 from .traces import FactoredTrace, Kept, Trace, trace_of
 
 Pull = Callable[[dict[str, Any]], dict[str, Any]]
-"""A function from cotangents of initial states, by name, to gradients of parameters."""
+"""A function from cotangents of hidden states, by name, to gradients of parameters."""
 
 
 class ReverseLearner(Learner):
@@ -63,6 +63,10 @@ class ReverseLearner(Learner):
         Irreversible: The model needs braintrace's trace.
     """
 
+    trains_starts = True
+    """Whether parameters receive credit for the initial states that they determine."""
+    steps_class: type[TimeSteps] = TimeSteps
+
     def __init__(self, objective: Objective, network: Network, step: DetachedStep, rule: BackwardRule, *, window: int,
                  single: bool, update_schedule: UpdateSchedule = SEQUENCE, segment: int | None = None,
                  memory: bool = False, reach: Reach = ONE_STEP):  # fmt: skip
@@ -71,14 +75,16 @@ class ReverseLearner(Learner):
         self.update_schedule, self.carried, self.segment = update_schedule, update_schedule.stateful, segment
         self._params = trained(objective)
         starting = frozenset().union(*initial_values(network, step.batch_size).values())
-        self.starts = [name for name in self._params if name in starting]
+        self.starts = [name for name in self._params if name in starting and self.trains_starts]
         self.chosen = [i for i, relation in enumerate(step.relations) if relation.detached]
         self.needs_factors = rule.decay is not None or rule.own_recurrence
         self._refuse()
         self.products = KnownProducts(step)
         if rule.own_recurrence:
             self.products.check_own_recurrence()
-        self.trace: Trace | None = None if segment is None else trace_of(rule, step, single or window > 1)
+        none = segment is None or rule.rank_one
+        self.trace: Trace | None = None if none else trace_of(rule, step, single or window > 1)
+        self.perturbed = self.chosen if self.trace is None else self.trace.relations
         self.own = {} if self.trace is None else self.trace.states
         self.traced = {name: network.hidden[name] for name in step.traced}
         credited = step.credited if self.trace is not None and rule.decay is None else step.traced
@@ -139,6 +145,15 @@ class ReverseLearner(Learner):
             return signal / (norm + 1e-8) @ self._feedback[self.step.hidden_of[name]]
 
         return {name: one(name, leaf(signal)) for name, signal in signals.items()}
+
+    def later(self, hidden: dict[str, Any], pull: Pull) -> dict[str, Any]:
+        """Gradients of parameters without a trace from estimates of later losses, if the rule makes any.
+
+        Args:
+            hidden: The new hidden states of time steps side by side, ``(T, B, units)``.
+            pull: A function from their cotangents to gradients of parameters within a time step.
+        """
+        return {}
 
     # ------------------------------------------------------------------------------------------------ learning
 
@@ -209,8 +224,7 @@ class ReverseLearner(Learner):
     def _gradients(self, pieces: list[Piece], begin: Pull = lambda entry: {}) -> tuple[dict[str, Any], Metrics]:
         """Gradients of ``sum(w * loss)`` and metrics of one segment, whose States and trace advance to its end."""
         parts = self._forward(pieces)
-        values = {name: jax.tree.leaves(state.value) for name, state in parameters(self.objective.model).items()}
-        weights, to_parameters = jax.vjp(self.step.weights, values)
+        weights, to_parameters = self.relation_weights()
         outputs, factors = self._factors(parts)
         carry, metrics, kept = self._last(weights), None, []
         for part, factor in zip(parts[::-1], factors[::-1], strict=True):
@@ -233,13 +247,24 @@ class ReverseLearner(Learner):
                 totals[i] = jax.tree.map(jnp.add, totals[i], more)
             joined = kept[0] if len(kept) == 1 else _joined(kept)
             self.trace.advance(joined, carry.ends if outputs is None else [outputs], is_filtered)
+        return self.combined(grads, totals, weights, to_parameters), {} if metrics is None else metrics
+
+    def relation_weights(self) -> tuple[list[list[Any]], Callable]:
+        """The weights of each relation, and a function from their gradients to those of parameters."""
+        values = {name: jax.tree.leaves(state.value) for name, state in parameters(self.objective.model).items()}
+        return jax.vjp(self.step.weights, values)
+
+    def combined(
+        self, grads: dict[str, Any], totals: dict[int, Any], weights: list[Any], to_parameters: Callable
+    ) -> dict[str, Any]:
+        """Gradients by parameter, from those by parameter and those by relation."""
         every = [totals.get(i, jax.tree.map(jnp.zeros_like, weight)) for i, weight in enumerate(weights)]
+        grads = dict(grads)
         for name, leaves in to_parameters(every)[0].items():
             if name in grads:
                 traced = jax.tree.unflatten(jax.tree.structure(grads[name]), leaves)
                 grads[name] = jax.tree.map(jnp.add, grads[name], traced)
-        grads = jax.tree.map(lambda t, g: g.astype(t.dtype), zeros_like_parameters(self._params), grads)
-        return grads, {} if metrics is None else metrics
+        return jax.tree.map(lambda t, g: g.astype(t.dtype), zeros_like_parameters(self._params), grads)
 
     def _last(self, weights: list[list[Any]]) -> Carry:
         """The carry after the last time step."""
@@ -317,7 +342,8 @@ class ReverseLearner(Learner):
                 part = jax.tree.map(lambda leaf, which=which: leaf[which], rows)
                 if part.steps.shape[0]:
                     signals = is_scored or bool(self.memory and scored.any())
-                    parts.append(TimeSteps(self, learn, part, window=length, is_scored=is_scored, has_signals=signals))
+                    steps = self.steps_class(self, learn, part, window=length, is_scored=is_scored, has_signals=signals)
+                    parts.append(steps)
             start += time
         return parts
 
@@ -387,19 +413,24 @@ class ReverseLearner(Learner):
         )  # fmt: skip
 
     def traces(self, resets: bool) -> Traces:
-        sizes: dict[str, int] = {}
-        for i, relation in enumerate(self.step.relations):
-            for name in relation.paths:
-                sizes[name] = sizes.get(name, 0) + (0 if self.trace is None else self.trace.bytes_of(i))
         whole = WHOLE
         if self.carried or self.update_schedule.update_every != "sequence":
             whole += " with stateful=False and update_every='sequence'"
         return Traces.of(
-            self.step.report, self.step.parameter_groups(), self.step.groups, sizes,
+            self.step.report, self.step.parameter_groups(), self.step.groups, self.trace_sizes(),
             memory=frozenset(self.memory),
             memory_end=f"ends at the start of a segment. {whole} gives it all" if self.segment else "",
-            credits_initial_state=self.segment is None, advice=f"Use {whole}", credits_resets=resets,
+            credits_initial_state=self.segment is None and self.trains_starts, credits_resets=resets,
+            advice=f"Use {whole}" if self.trains_starts else START,
         )  # fmt: skip
+
+    def trace_sizes(self) -> dict[str, int]:
+        """Bytes of the trace of each traced parameter."""
+        sizes: dict[str, int] = {}
+        for i, relation in enumerate(self.step.relations):
+            for name in relation.paths:
+                sizes[name] = sizes.get(name, 0) + (0 if self.trace is None else self.trace.bytes_of(i))
+        return sizes
 
     def resolved(self) -> dict[str, Any]:
         return {**super().resolved(), "engine": "reverse", "segment": self.segment or "sequence"}

@@ -41,7 +41,8 @@ class Signals:
 jax.tree_util.register_dataclass(Signals, ["before", "after", "jacobian", "keep", "steps", "is_filtered"], [])
 
 
-def _kept(keep: Any, value: Any) -> Any:
+def keep_sequences(keep: Any, value: Any) -> Any:
+    """``value`` with zeros for the sequences that restart (``keep`` is 0), if there are any."""
     return value if keep is None else value * keep.reshape(*keep.shape, *(1,) * (value.ndim - keep.ndim))
 
 
@@ -76,7 +77,8 @@ def propagate(rule: BackwardRule, state: Cotangents, signals: Signals) -> tuple[
     def back(state: Cotangents, s: Signals) -> tuple[Cotangents, Values]:
         lam, mu = receive(rule, state, s.after, s.is_filtered)
         earlier = {m: sum(s.jacobian[n][m] * lam[n] for n in lam if m in s.jacobian[n]) for m in lam}
-        return (earlier, {n: _kept(s.keep, value) for n, value in mu.items()} if rule.kappa else mu, s.before), lam
+        mu = {n: keep_sequences(s.keep, value) for n, value in mu.items()} if rule.kappa else mu
+        return (earlier, mu, s.before), lam
 
     return jax.lax.scan(back, state, signals, reverse=True)
 
@@ -132,6 +134,6 @@ def propagate_factored(rule: BackwardRule, state: Any, signals: Signals, eps: An
         total, late = state
         s, eps, fix = xs
         total, q = received_factored(decay, total, {n: s.after[n] + late[n] for n in s.after}, eps, fix)
-        return ({i: _kept(s.keep, value) for i, value in total.items()}, s.before), (total, q)
+        return ({i: keep_sequences(s.keep, value) for i, value in total.items()}, s.before), (total, q)
 
     return jax.lax.scan(back, state, (signals, eps, fix), reverse=True)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ...core.metrics import Metrics, sum_over_time
 from ...core.state import add_to, differentiable
+from .. import reward
 from ..products import is_plain, matrix_gradient, merge
 from .recursion import Signals, filtered_factors, propagate, propagate_factored
 from .traces import Kept
@@ -158,7 +159,7 @@ class TimeSteps:
             if self._has_signals:
                 more, found, new, memory, direct, metrics = self._signals(block, memory)
                 before, after = before | found, after | new
-                grads = {name: add_to(grads[name], grad) for name, grad in more.items()}
+                grads = grads | {name: add_to(grads[name], grad) for name, grad in more.items()}
             jacobians = self._jacobians(block)
             keep = None if block.masks is None else 1 - block.masks.astype(jnp.float32)
             signals = Signals(before, after, jacobians.state, keep, block.steps, block.is_filtered)
@@ -233,7 +234,8 @@ class TimeSteps:
         """
         learner, window = self._learner, self._window
         traced = {name: block.hidden[name] for name in learner.traced}
-        after = {name: jnp.zeros_like(leaf(value)) for name, value in traced.items()} if learner.single else {}
+        single = learner.single and learner.rule.modulator is None
+        after = {name: jnp.zeros_like(leaf(value)) for name, value in traced.items()} if single else {}
         count = block.steps.shape[0]
         given = learner.products.zeros(count, block.results, learner.chosen, own=False), after
 
@@ -241,7 +243,7 @@ class TimeSteps:
             learner._reset(mask)
 
             def forward(u):
-                if learner.single:
+                if single:
                     return learner.products.single(u, results, perturbations, after)
                 return learner.products.window(u, results, perturbations)
 
@@ -250,9 +252,11 @@ class TimeSteps:
 
         def run(*rows):
             if window == 1:
-                return step(*jax.tree.map(lambda leaf: leaf[0], rows))
+                found = step(*jax.tree.map(lambda leaf: leaf[0], rows))
+                estimated = learner.traced if learner.rule.estimate else {}
+                return *found, {name: leaf(state.value) for name, state in estimated.items()}
             losses, metrics = brainstate.transform.for_loop(step, *rows)
-            return losses.sum(), sum_over_time(metrics) if self._is_scored else None
+            return losses.sum(), sum_over_time(metrics) if self._is_scored else None, {}
 
         def tiled(tree):
             return jax.tree.map(lambda leaf: leaf.reshape(-1, window, *leaf.shape[1:]), tree)
@@ -270,14 +274,23 @@ class TimeSteps:
 
             xs = (hidden, others, *rows, perturbations, after)
             if begin:
-                end, (losses, metrics) = jax.lax.scan(one, begin | inexact, xs)
+                end, (losses, metrics, new) = jax.lax.scan(one, begin | inexact, xs)
             else:
-                end, (losses, metrics) = {}, jax.vmap(lambda xs: one({}, xs)[1])(xs)
+                end, (losses, metrics, new) = {}, jax.vmap(lambda xs: one({}, xs)[1])(xs)
             found = sum_over_time(metrics) if metrics is not None else None
-            return (losses.sum(), {name: end[name] for name in inexact}), found
+            return (losses.sum(), {name: end[name] for name in inexact}, new), found
 
-        (loss, _), pull, metrics = jax.vjp(total, learner.parameter_values(), hidden, inexact, *given, has_aux=True)
-        grads, before, memory, direct, after = pull((jnp.ones_like(loss), memory))
+        point = learner.parameter_values(), hidden, inexact, *given
+        if learner.rule.modulator is not None:
+            metrics = total(*point)[1]
+            *_, weights, extras = block.sequences
+            states = {name: leaf(value) for name, value in traced.items()}
+            return {}, {}, reward.signals(extras[learner.rule.modulator], weights, states), memory, {}, metrics
+        (loss, _, new), pull, metrics = jax.vjp(total, *point, has_aux=True)
+        silent = jax.tree.map(jnp.zeros_like, (loss, memory, new))
+        grads, before, memory, direct, after = pull((jnp.ones_like(loss), memory, silent[2]))
+        for name, grad in learner.later(new, lambda cotangents: pull((*silent[:2], cotangents))[0]).items():
+            grads[name] = add_to(grads[name], grad)
         direct, after = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (direct, after))
         before = {name: self._at_starts(signal) for name, signal in learner.project(before).items()}
         return grads, before, learner.project(after), memory, direct, metrics
@@ -293,8 +306,8 @@ class TimeSteps:
 
     def _perturbations(self, block: Rows) -> dict[int, Any]:
         learner = self._learner
-        every = learner.chosen if learner.trace is None else learner.trace.relations
-        return learner.products.zeros(block.steps.shape[0], block.results, every, own=learner.rule.own_recurrence)
+        count, every = block.steps.shape[0], learner.perturbed
+        return learner.products.zeros(count, block.results, every, own=learner.rule.own_recurrence)
 
     def _detached(self, block: Rows) -> Callable:
         """One detached time step as a pure function: new hidden states, ``inside`` and inputs of its products."""

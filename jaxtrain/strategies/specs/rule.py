@@ -11,7 +11,7 @@ from .base import ScheduledStrategy, UpdateEvery
 if TYPE_CHECKING:
     from ...core.module import Phases
     from ...core.objective import Objective
-    from ..base import Learner
+    from ..base import Learner, Network
     from .backward_rule import BackwardRule
 
 RequiredBatching = Literal["either", "batched", "vmap"]
@@ -149,16 +149,15 @@ class SteppedRule(OnlineRule):
 
 
 @dataclass(frozen=True)
-class ReversibleRule(SteppedRule):
-    """An online rule with a linear trace, whose gradient can also be computed backward in time.
+class EngineRule(OnlineRule):
+    """An online rule that can also be computed without a forward trace of every weight.
 
     Args:
         engine: "reverse", "trace" or "auto".
         segment: Time steps whose activations are stored at once by the reverse engine, "sequence" or "auto".
-        readout_memory: Also backpropagate through the memory of the readout.
 
     Raises:
-        ValueError: ``segment`` is out of range, or ``segment`` or ``readout_memory`` is combined with a trace.
+        ValueError: ``segment`` is out of range or is combined with a trace.
     """
 
     engine: Literal["auto", "reverse", "trace"] = "auto"
@@ -173,6 +172,59 @@ class ReversibleRule(SteppedRule):
 
     "sequence" makes the whole sequence one segment.
     """
+
+    def __post_init__(self):
+        super().__post_init__()
+        valid = isinstance(self.segment, str) or self.segment >= 1
+        self._require(valid, "segment", "'auto', 'sequence' or a number of time steps, 1 or more")
+        if self.engine == "trace" and self.segment != "auto":
+            name = type(self).__name__
+            raise ValueError(f"{name}(engine='trace', segment={self.segment!r}): a trace has no segments; drop one")
+
+    @abstractmethod
+    def backward_rule(self) -> BackwardRule:
+        """Return what distinguishes the rule from others in the reverse engine."""
+
+    def is_single_step(self) -> bool:
+        """Return whether each learning signal acts on the new hidden states of its time step only."""
+        return False
+
+    def credits_memory(self) -> bool:
+        """Return whether credit passes through readout memory."""
+        return False
+
+    def reverse_learner(self, objective: Objective, network: Network, step: Any, example: Phases, **options: Any):
+        """Create the learner of the reverse engine.
+
+        Args:
+            objective: The module, with its model and its loss.
+            network: The model over a batch.
+            step: Its detached time step (``DetachedStep``).
+            example: A batch of the shape that the learner will receive.
+            **options: Options of ``ReverseLearner``.
+        """
+        from ..reverse.learner import ReverseLearner
+
+        return ReverseLearner(objective, network, step, self.backward_rule(), **options)
+
+    def bind(self, objective: Objective, example: Phases) -> Learner:
+        from ..in_reverse import bind
+
+        self._check_times(example)
+        return bind(self, objective, example)
+
+
+@dataclass(frozen=True)
+class ReversibleRule(EngineRule, SteppedRule):
+    """An online rule with a linear trace and a choice of ``vjp``, whose gradient can also be computed backward in time.
+
+    Args:
+        readout_memory: Also backpropagate through the memory of the readout.
+
+    Raises:
+        ValueError: ``readout_memory`` is combined with a trace.
+    """
+
     readout_memory: bool = False
     """also backpropagate through the memory of the readout: a leaky readout, a sum over time, a delay
 
@@ -182,25 +234,17 @@ class ReversibleRule(SteppedRule):
 
     def __post_init__(self):
         super().__post_init__()
-        name = type(self).__name__
-        valid = isinstance(self.segment, str) or self.segment >= 1
-        self._require(valid, "segment", "'auto', 'sequence' or a number of time steps, 1 or more")
-        if self.engine == "trace" and self.segment != "auto":
-            raise ValueError(f"{name}(engine='trace', segment={self.segment!r}): a trace has no segments; drop one")
         if self.engine == "trace" and self.readout_memory:
             raise ValueError(
-                f"{name}(engine='trace', readout_memory=True): a trace does not go through readout memory; drop one"
+                f"{type(self).__name__}(engine='trace', readout_memory=True): a trace does not go through readout "
+                "memory; drop one"
             )
 
-    @abstractmethod
-    def backward_rule(self) -> BackwardRule:
-        """Return what distinguishes the rule from others in the reverse engine."""
+    def is_single_step(self) -> bool:
+        return self.vjp == "single-step"
 
-    def bind(self, objective: Objective, example: Phases) -> Learner:
-        from ..in_reverse import bind
-
-        self._check_times(example)
-        return bind(self, objective, example)
+    def credits_memory(self) -> bool:
+        return self.readout_memory
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from .backward_rule import BackwardRule
-from .rule import OnlineRule, Reach, RequiredBatching, ReversibleRule, SteppedRule, WindowedRule
+from .rule import EngineRule, Reach, RequiredBatching, ReversibleRule, SteppedRule, WindowedRule
 
 if TYPE_CHECKING:
     from ...core.module import Phases
     from ...core.objective import Objective
-    from ..base import Learner
+    from ..base import Learner, Network
 
 FILTERED: tuple[RequiredBatching, str] = ("batched", "braintrace cannot map its trace filter (kappa) over sequences")
 
@@ -129,13 +129,17 @@ class SnAp(SteppedRule):
 
 
 @dataclass(frozen=True)
-class UORO(OnlineRule):
+class UORO(EngineRule):
     """Unbiased rank-one estimate of RTRL.
 
     It estimates RTRL within each hidden group (Tallec and Ollivier, ICLR 2018). For weights that have a trace the
     estimate is unbiased, but its variance is high. Other weights receive the credit of one time step. The random
     projections come from the random numbers of the training step. Every sequence starts a new series of them; with
     ``stateful=True`` one series starts at the beginning of the stream and continues. The rule requires batched states.
+
+    braintrace (``engine="trace"``) creates a Jacobian of (batch x hidden) squared at every time step. With
+    ``engine="reverse"`` the same estimate, with the same random numbers, advances over known hidden states and
+    products.
     """
 
     name: ClassVar[str] = "uoro"
@@ -146,6 +150,14 @@ class UORO(OnlineRule):
     def rule(self) -> tuple[Any, dict[str, Any]]:
         return "uoro", {}
 
+    def backward_rule(self) -> BackwardRule:
+        return BackwardRule(rank_one=True)
+
+    def reverse_learner(self, objective: Objective, network: Network, step: Any, example: Phases, **options: Any):
+        from ..reverse.rank_one import RankOneLearner
+
+        return RankOneLearner(objective, network, step, self.backward_rule(), **options)
+
     def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
         from ..rules import UOROLearner
 
@@ -153,7 +165,7 @@ class UORO(OnlineRule):
 
 
 @dataclass(frozen=True)
-class ThreeFactor(OnlineRule):
+class ThreeFactor(EngineRule):
     """Reward-modulated learning: the trace times a reward.
 
     The reward is part of the batch and is not a gradient of the loss (Fremaux and Gerstner 2016). It replaces the
@@ -180,23 +192,35 @@ class ThreeFactor(OnlineRule):
 
         return braintrace.ThreeFactor, {}
 
-    def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
-        from ..rules import ThreeFactorLearner, check_modulator
+    def backward_rule(self) -> BackwardRule:
+        return BackwardRule(modulator=self.modulator)
 
-        check_modulator(self.modulator, compiled, example)
+    def is_single_step(self) -> bool:
+        return True
+
+    def reverse_learner(self, objective: Objective, network: Network, step: Any, example: Phases, **options: Any):
+        from ..reverse.rewarded import RewardedLearner
+
+        return RewardedLearner(objective, network, step, self.backward_rule(), example, **options)
+
+    def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
+        from ..reward import check_modulator
+        from ..rules import ThreeFactorLearner
+
+        check_modulator(self.modulator, {tuple(group.varshape[1:]) for group in compiled.graph.hidden_groups}, example)
         return ThreeFactorLearner(objective, compiled, modulator=self.modulator, update_schedule=self.update_schedule())
 
 
 @dataclass(frozen=True)
-class DNI(OnlineRule):
+class DNI(EngineRule):
     """D-RTRL with synthetic gradients (decoupled neural interfaces).
 
     Parameters without a trace also receive an estimate of their later credit: from the hidden states, a linear
     synthesiser predicts the gradient of the losses that follow (Jaderberg et al., ICML 2017).
 
     The synthesiser is fitted once, before step 0, on the first batch, by gradient descent. Its targets are the
-    gradients that the rule sends to the hidden states. It is not trained after that. A resumed run fits it again at its
-    start, then loads the synthesiser of the checkpoint.
+    gradients that each time step sends to the hidden states before it. It is not trained after that. A resumed run fits
+    it again at its start, then loads the synthesiser of the checkpoint.
 
     Args:
         fit_epochs: Passes over the first batch, at least 1.
@@ -222,6 +246,16 @@ class DNI(OnlineRule):
 
     def reach(self, time: int) -> Reach:
         return Reach(besides="For later losses it has the synthesiser's estimate")
+
+    def backward_rule(self) -> BackwardRule:
+        return BackwardRule(estimate=True)
+
+    def reverse_learner(self, objective: Objective, network: Network, step: Any, example: Phases, **options: Any):
+        from ..reverse.estimated import EstimatedLearner
+
+        learner = EstimatedLearner(objective, network, step, self.backward_rule(), **options)
+        learner.synthesiser.fit(objective, example, self.fit_epochs, self.fit_lr)
+        return learner
 
     def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
         from ..dni import fitted

@@ -15,9 +15,10 @@ from ..core.objective import Objective, total_weight
 from ..core.state import State
 from .base import Learner, Network, ParameterReport, Update, choose_batching, input_of, score, scored, trained, warm_up
 from .flow import Flow
-from .hoisted import HoistedStep, pieces_of
+from .hoisted import HoistedStep
 from .parameter_report import describe_window
 from .specs.bptt import BPTT
+from .stretches import stretches_of
 
 
 def bind(strategy: BPTT, objective: Objective, example: Phases) -> Learner:
@@ -48,8 +49,8 @@ class BPTTLearner(Learner):
         return update(grads, total_weight(phases), metrics)
 
     def _once(self, phases: Phases) -> tuple[dict[str, Any], Metrics]:
-        step = HoistedStep(self.network, input_of(self.objective, phases), self._params, self._reset)
-        return step.gradient(pieces_of(self.objective, phases), lambda: self.network.reset(phases.sizes[2]))
+        step = HoistedStep(self.network, self._params, self._reset)
+        return step.gradient(stretches_of(self.objective, phases), lambda: self.network.reset(phases.sizes[2]))
 
     def _again(self, phases: Phases) -> tuple[dict[str, Any], Metrics]:
         forward = brainstate.transform.checkpoint(self.network)

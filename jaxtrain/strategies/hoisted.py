@@ -10,35 +10,14 @@ import jax
 import jax.numpy as jnp
 from brainstate.transform import StatefulFunction
 
-from ..core.functional import gradient, pure
+from ..core.functional import gradient
 from ..core.metrics import Metrics, sum_over_time
-from ..core.module import Phases
-from ..core.objective import Objective
 from ..core.state import State, add_to, states_of
-from .base import scored, split_reset
 from .equations import bind, read
 from .network import Network
-from .products import EMBEDDING, Products, is_plain, matrix_gradient, merge
+from .products import Products, is_plain, matrix_gradient, merge
 from .step_graph import StepGraph
-
-Piece = tuple[Callable, Any, Any, bool]
-"""Time steps of one phase: ``learn(forward, slices)`` runs one; their slices, reset masks, whether they are scored."""
-
-
-def pieces_of(objective: Objective, phases: Phases) -> list[Piece]:
-    """The warm-up, if there is one, and the learning phase of a batch."""
-    warm_masks, _ = split_reset(phases)
-    warm = [] if phases.warmup is None else [warm_piece(objective, phases.warmup, warm_masks)]
-    return [*warm, scored_piece(objective, scored(phases))]
-
-
-def warm_piece(objective: Objective, inputs: Any, masks: Any) -> Piece:
-    return objective.warmup, inputs, masks, False
-
-
-def scored_piece(objective: Objective, sequences: Any) -> Piece:
-    *slices, masks = sequences
-    return lambda forward, slices: objective.learn(forward, *slices), tuple(slices), masks, True
+from .stretches import Stretch, use_of
 
 
 def graph_of(network: Network, u: Any) -> StepGraph:
@@ -57,46 +36,59 @@ class HoistedStep:
     Products of inputs with weights are computed for all time steps before the loop, and the gradients of weights after
     it, by one product each. What remains in the loop and in its derivative are products with what depends on states.
 
+    If a module's step calls ``forward`` more or less than once, nothing is moved. If the inputs depend on States, such
+    as random numbers, only the gradients of weights are.
+
     Args:
         network: The network over a batch.
-        u: Shapes and dtypes of its input in one time step, ``(B, ...)``.
         params: The trained parameters, by name.
         reset: Resets the sequences of a mask.
     """
 
-    def __init__(self, network: Network, u: Any, params: dict[str, State], reset: Callable):
+    def __init__(self, network: Network, params: dict[str, State], reset: Callable):
         self.network, self._params, self._reset = network, params, reset
-        graph = graph_of(network, u)
-        self._products, self._graph = Products(graph), graph
-        trained = {var for var, (name, _) in graph.params.items() if name in params}
-        equations = enumerate(self._products.equations)
-        self._weighted = {
+
+    def _trace(self, u: Any, inputs_known: bool) -> None:
+        """Trace the time step for inputs with the shapes and dtypes of ``u``, and find its products."""
+        self._graph = graph_of(self.network, u)
+        self._products = Products(self._graph)
+        if not inputs_known:
+            self._products.split.clear()
+        trained = {var for var, (name, _) in self._graph.params.items() if name in self._params}
+        self._trained_places = {
             k: [place for place, var in enumerate(equation.invars) if id(var) in trained]
-            for k, equation in equations
-            if equation.primitive.name in ("etp_mm", EMBEDDING[0])
+            for k, equation in enumerate(self._products.equations)
+            if equation.primitive.name in ("etp_mm", "etp_emb")
             and all(id(var) in trained for var in equation.invars[1:])
         }
 
-    def gradient(self, pieces: list[Piece], begin: Callable[[], None]) -> tuple[dict[str, Any], Metrics]:
+    def gradient(self, stretches: list[Stretch], begin: Callable[[], None]) -> tuple[dict[str, Any], Metrics]:
         """Gradients of the sum of ``w * loss`` over consecutive time steps, and the metrics.
 
         Args:
-            pieces: The time steps, in order; at least one piece is scored.
+            stretches: The time steps, in order; at least one stretch is scored.
             begin: Initialises the hidden states, if these time steps do.
         """
-        shapes = {k: self._products.equations[k].outvars[0].aval for k in self._weighted}
+        key = brainstate.random.DEFAULT.value
+        begin()  # the time step is traced for hidden states of this batch
+        brainstate.random.DEFAULT.value = key
+        use = use_of(self.network, stretches)
+        if not use.once:
+            return self._as_it_is(stretches, begin)
+        self._trace(use.u, use.inputs_known)
+        shapes = {k: self._products.equations[k].outvars[0].aval for k in self._trained_places}
         perturbations = {
-            f"{number}.{k}": brainstate.State(jnp.zeros((_length(piece), *aval.shape), aval.dtype))
-            for number, piece in enumerate(pieces)
+            f"{number}.{k}": brainstate.State(jnp.zeros((stretch.length, *aval.shape), aval.dtype))
+            for number, stretch in enumerate(stretches)
             for k, aval in shapes.items()
         }
 
         def loss() -> tuple[jax.Array, tuple[Metrics, list[Any]]]:
             begin()
             total, metrics, inputs = jnp.zeros(()), [], []
-            for number, piece in enumerate(pieces):
-                given = {k: perturbations[f"{number}.{k}"].value for k in self._weighted}
-                found, seen = self._run(piece, given)
+            for number, stretch in enumerate(stretches):
+                given = {k: perturbations[f"{number}.{k}"].value for k in self._trained_places}
+                found, seen = self._run(stretch, given)
                 inputs.append(seen)
                 if found is not None:
                     total = total + found[0].sum()
@@ -106,9 +98,9 @@ class HoistedStep:
         states = {"params": self._params, "outputs": perturbations}
         grads, (metrics, inputs) = gradient(loss, states)()
         found = dict(grads["params"])
-        for k in self._weighted:
+        for k in self._trained_places:
             parts = [seen[k] for seen in inputs]
-            deltas = [grads["outputs"][f"{number}.{k}"] for number in range(len(pieces))]
+            deltas = [grads["outputs"][f"{number}.{k}"] for number in range(len(stretches))]
             joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts), jnp.concatenate(deltas)
             for name, leaves in self._weight_gradients(k, *joined).items():
                 flat, tree = jax.tree.flatten(found[name])
@@ -117,10 +109,32 @@ class HoistedStep:
                 )
         return found, metrics
 
-    def _run(self, piece: Piece, perturbations: dict[int, Any]) -> tuple[Any, dict[int, Any]]:
+    def _as_it_is(self, stretches: list[Stretch], begin: Callable[[], None]) -> tuple[dict[str, Any], Metrics]:
+        """The same, with every product inside the loop over time."""
+
+        def loss() -> tuple[jax.Array, Metrics]:
+            begin()
+            total, metrics = jnp.zeros(()), []
+            for stretch in stretches:
+
+                def step(slices, mask, stretch=stretch):
+                    self._reset(mask)
+                    found = stretch.learn(self.network, slices)
+                    return found if stretch.is_scored else None
+
+                found = brainstate.transform.for_loop(step, stretch.sequences, stretch.masks)
+                if found is not None:
+                    total = total + found[0].sum()
+                    metrics.append(sum_over_time(found[1]))
+            return total, jax.tree.map(lambda *leaves: sum(leaves), *metrics)
+
+        return gradient(loss, self._params)()
+
+    def _run(self, stretch: Stretch, perturbations: dict[int, Any]) -> tuple[Any, dict[int, Any]]:
         """Losses and metrics of some time steps, or None, and the inputs of the products, ``(T, B, ...)``."""
-        learn, sequences, masks, is_scored = piece
-        outside, given = self._outside(learn, sequences)
+        learn, sequences, masks, is_scored = stretch
+        given = {k: x for k, x in self._products.outside_inputs(stretch).items() if k in self._trained_places}
+        outside = self._products.outside_products(given)
 
         def step(slices, mask, outside, perturbations):
             box: list[Any] = []
@@ -129,24 +143,8 @@ class HoistedStep:
             return (found if is_scored else None), box[0]
 
         found, inside = brainstate.transform.for_loop(step, sequences, masks, outside, perturbations)
-        return found, {k: (*given.get(k, ()), *inside[k]) for k in self._weighted}
-
-    def _outside(self, learn: Callable, sequences: Any) -> tuple[dict[int, Any], dict[int, Any]]:
-        """The products of inputs with weights at all time steps, and these inputs."""
-        split = {k: self._products.split[k] for k in self._weighted if k in self._products.split}
-        if not split:
-            return {}, {}
-
-        def inputs(slices: Any) -> Any:
-            box: list[Any] = []
-            learn(lambda u: self._products.inputs(u, box), slices)
-            return {k: box[0][k] for k in split}
-
-        states, call = pure(inputs, jax.tree.map(lambda leaf: leaf[0], sequences))
-        values = [state.value for state in states]
-        given = jax.vmap(lambda slices: call(values, slices)[1])(sequences)
-        outside = self._products.outside_products(given)
-        return outside, {k: (jax.lax.stop_gradient(x),) for k, x in given.items()}
+        given = {k: (jax.lax.stop_gradient(x),) for k, x in given.items()}
+        return found, {k: (*given.get(k, ()), *inside[k]) for k in self._trained_places}
 
     def _forward(self, u: Any, outside: dict[int, Any], perturbations: dict[int, Any], box: list[Any]) -> Any:
         def body(env: dict[int, Any], _: Any) -> dict[int, tuple[Any, ...]]:
@@ -154,10 +152,10 @@ class HoistedStep:
             for equation in self._graph.jaxpr.eqns:
                 k = self._products.number.get(id(equation))
                 operands = [read(env, var) for var in equation.invars]
-                if k not in self._weighted:
+                if k not in self._trained_places:
                     outs = bind(equation, operands)
                 else:
-                    for place in self._weighted[k]:
+                    for place in self._trained_places[k]:
                         operands[place] = jax.lax.stop_gradient(operands[place])
                     if k in self._products.split:
                         _, var, width = self._products.split[k]
@@ -176,7 +174,7 @@ class HoistedStep:
 
     def _weight_gradients(self, k: int, parts: tuple[Any, ...], delta: Any) -> dict[str, dict[int, Any]]:
         """Gradients by parameter and leaf, from inputs and cotangents of the outputs of a product."""
-        equation, places = self._products.equations[k], self._weighted[k]
+        equation, places = self._products.equations[k], self._trained_places[k]
         if is_plain(equation):
             grads = [matrix_gradient(parts, delta), *([merge(delta, 1).sum(0)] if len(places) > 1 else [])]
         else:
@@ -196,7 +194,3 @@ class HoistedStep:
             name, leaf = self._graph.params[id(equation.invars[place])]
             found.setdefault(name, {})[leaf] = grad
         return found
-
-
-def _length(piece: Piece) -> int:
-    return jax.tree.leaves(piece[1])[0].shape[0]

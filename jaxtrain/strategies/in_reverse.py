@@ -8,6 +8,7 @@ from typing import Any
 from ..core.functional import draws_random
 from ..core.module import Phases
 from ..core.objective import Objective
+from ..core.state import SHORT
 from ..utils.logging import one_line
 from .base import Learner, Network, choose_batching, input_of, trained
 from .equations import ELEMENTWISE, Irreversible
@@ -15,6 +16,7 @@ from .parameter_report import WITHOUT_REVERSE
 from .reverse.detached_step import DetachedStep
 from .rule import bind as by_trace
 from .specs.rule import EngineRule
+from .stretches import stretches_of, use_of
 
 SEGMENT, SEQUENCE_UP_TO = 120, 512
 """``segment="auto"``: a sequence of up to ``SEQUENCE_UP_TO`` time steps is one segment; a longer one has segments of
@@ -52,6 +54,14 @@ def _reverse(strategy: EngineRule, objective: Objective, example: Phases) -> Lea
     network = Network(objective.model, choose_batching(strategy.batching, objective.model, x, batch_size))
     names, random, memory = list(trained(objective)), draws_random(network, x), strategy.credits_memory()
 
+    use = use_of(network, stretches_of(objective, example))
+    if not use.once:
+        raise Irreversible("a step of the module does not call forward once, always with inputs of the same kind")
+    if use.writes or any(isinstance(state, SHORT) for state in use.inputs_from):
+        raise Irreversible("a step of the module computes the model's input from hidden states, or assigns them")
+    if not use.inputs_known and strategy.backward_rule().own_recurrence:
+        raise Irreversible("a step of the module computes the model's input from random numbers or other States")
+
     def detached_step(per_sequence: bool) -> DetachedStep:
         mapped = per_sequence or network.vmapped
         if random and mapped:
@@ -69,7 +79,7 @@ def _reverse(strategy: EngineRule, objective: Objective, example: Phases) -> Lea
         whole = not network.vmapped and not strategy.backward_rule().rank_one
         if whole and any(r.trained and r.name == ELEMENTWISE for r in step.relations):
             step = detached_step(per_sequence=True)  # a weight without inputs has no batch axis
-    return strategy.reverse_learner(
+    learner = strategy.reverse_learner(
         objective,
         network,
         step,
@@ -81,6 +91,9 @@ def _reverse(strategy: EngineRule, objective: Objective, example: Phases) -> Lea
         memory=memory,
         reach=strategy.reach(scored),
     )
+    if not use.inputs_known:
+        learner.products.split.clear()  # products of inputs cannot be computed before the loop over time
+    return learner
 
 
 def _needs_trace(strategy: EngineRule, time: int) -> bool:

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
+from ..core.functional import pure
 from .equations import ELEMENTWISE, bind, read
 from .step_graph import StepGraph
+from .stretches import Stretch, input_in
 
 DENSE = ("etp_mm", "etp_mv")
 EMBEDDING = ("etp_emb", "etp_emb_v")
@@ -85,21 +87,20 @@ class Products:
             (first, rest[0], first.aval.shape[-1]) if len(rest) == 1 and id(first) in outside and along_units else None
         )
 
-    def inputs(self, u: Any, box: list[Any]) -> Any:
-        """Append the outside parts of the split products' inputs to ``box``; the returned outputs are zeros."""
+    def outside_inputs(self, stretch: Stretch) -> dict[int, Any]:
+        """The outside parts of the split products' inputs in all time steps, ``(T, B, I)``, by product."""
+        if not self.split:
+            return {}
 
-        def body(env, _):
+        def body(env: dict[int, Any]) -> dict[int, Any]:
             for equation in self._outside:
                 outs = bind(equation, [read(env, var) for var in equation.invars])
                 env |= {id(var): out for var, out in zip(equation.outvars, outs, strict=True)}
-            for var in self.step.jaxpr.outvars:
-                if not isinstance(var, Literal):
-                    env.setdefault(id(var), jnp.zeros(var.aval.shape, var.aval.dtype))
             return {k: env[id(first)] for k, (first, _, _) in self.split.items()}
 
-        out, found = self.step.evaluate(u, body)
-        box.append(found)
-        return out
+        states, call = pure(lambda slices: self.step.of_input(input_in(stretch.learn, slices), body), stretch.first())
+        values = [state.value for state in states]
+        return jax.vmap(lambda slices: call(values, slices)[1])(stretch.sequences)
 
     def outside_products(self, given: dict[int, Any]) -> dict[int, Any]:
         """The outside part of each split product, with the bias, from inputs ``(T, B, I)``."""

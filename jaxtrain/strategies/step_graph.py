@@ -40,7 +40,7 @@ class StepGraph:
     def __init__(self, closed: Any, states: Sequence[State], names: Sequence[str], out_tree: Any, *,
                  axes: dict[str, list[int | None]] | None = None, as_batch: bool = False):  # fmt: skip
         self.jaxpr, self.consts = closed.jaxpr, closed.consts
-        self.states, self.names, self._out_tree = list(states), list(names), out_tree
+        self.states, self._out_tree = list(states), out_tree
         self.mapped, self.as_batch, self._axes = axes is not None, as_batch, axes or {}
         sizes = [len(jax.tree.leaves(state.value)) for state in states]
         invars = iter(self.jaxpr.invars[len(self.jaxpr.invars) - sum(sizes) :])
@@ -58,6 +58,11 @@ class StepGraph:
         }
         self.short = {name: (ins, outs) for state, name, ins, outs in self.variables if isinstance(state, SHORT)}
         self._state_axes = [self._axes.get(name, [None] * len(ins)) for _, name, ins, _ in self.variables]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the States."""
+        return [name for _, name, _, _ in self.variables]
 
     def evaluate(self, u: Any, body: Body, given: Any = None, axes: Any = 0) -> tuple[Any, Any]:
         """Run one time step on the States, for the whole batch or sequence by sequence.
@@ -99,6 +104,17 @@ class StepGraph:
             if not isinstance(state, brainstate.ParamState):
                 state.value = value
         return out, found
+
+    def of_input(self, u: Any, body: Callable[[dict[int, Any]], Any]) -> Any:
+        """What ``body(env)`` computes from the input alone, for the whole batch or sequence by sequence."""
+
+        def run(u: Any) -> Any:
+            env = {id(var): value for var, value in zip(self.jaxpr.invars, jax.tree.leaves(u), strict=False)}
+            return body(env | {id(var): const for var, const in zip(self.jaxpr.constvars, self.consts, strict=True)})
+
+        if not self.mapped:
+            return run(u)
+        return jax.vmap(lambda u: run(jax.tree.map(lambda x: x[None], u) if self.as_batch else u))(u)
 
     def equation_by_equation(self, env: dict[int, Any], given: Any = None) -> None:
         """Evaluate the step as it is."""

@@ -25,20 +25,20 @@ from .base import (
     zeros_like_parameters,
 )
 from .flow import Flow, initial_values
-from .hoisted import HoistedStep, scored_piece, warm_piece
+from .hoisted import HoistedStep
 from .parameter_report import START, describe_window
 from .specs.bptt import TBPTT
+from .stretches import scored_stretch, warm_stretch
 from .update_schedule import SEQUENCE, UpdateSchedule, over_tiles
 
 
 def bind(strategy: TBPTT, objective: Objective, example: Phases) -> Learner:
     warm, time, batch_size = example.sizes
-    x = input_of(objective, example)
-    batching = choose_batching(strategy.batching, objective.model, x, batch_size)
+    batching = choose_batching(strategy.batching, objective.model, input_of(objective, example), batch_size)
     schedule, window = strategy.update_schedule(), strategy.window
     network = Network(objective.model, batching)
     start = schedule == SEQUENCE and warm < window and any(initial_values(network, batch_size).values())
-    learner = _Learner(objective, network, x, window, schedule, start)
+    learner = _Learner(objective, network, window, schedule, start)
     if window == warm + time:
         across = "; no gradient passes from one sequence to the previous one" if schedule.stateful else ""
         learner.notes.append(f"tbptt: a window is the whole sequence of {window} time steps, as in bptt{across}")
@@ -51,19 +51,17 @@ class _Learner(Learner):
     Args:
         objective: The module, with its model and its loss.
         network: The model over a batch.
-        x: Shapes and dtypes of the model's input in one time step.
         window: Time steps of a window.
         schedule: When gradients become updates.
         start: Whether the first window includes the initialisation of the hidden states.
     """
 
-    def __init__(self, objective: Objective, network: Network, x: Any, window: int, schedule: UpdateSchedule,
+    def __init__(self, objective: Objective, network: Network, window: int, schedule: UpdateSchedule,
                  start: bool):  # fmt: skip
         super().__init__(objective, network)
         self._start = start
         self._params = trained(objective)
         self._window, self._update_schedule, self.carried = window, schedule, schedule.stateful
-        self._step = HoistedStep(network, x, self._params, self._reset)
 
     def learn(self, phases: Phases, update: Update) -> Metrics:
         warm, _, batch = phases.sizes
@@ -101,14 +99,14 @@ class _Learner(Learner):
     def _gradient(self, sequences: Any, lead: Any = None) -> tuple[dict[str, Any], Metrics]:
         """The gradient of one window; ``lead``: time steps of the warm-up that it begins with."""
 
-        pieces, begin = [scored_piece(self.objective, sequences)], lambda: None
+        stretches, begin = [scored_stretch(self.objective, sequences)], lambda: None
         if lead is not None:
             if self._start:
                 batch = jax.tree.leaves(sequences)[0].shape[1]
                 begin = lambda: self.restart(batch)  # noqa: E731
             if any(leaf.shape[0] for leaf in jax.tree.leaves(lead[0])):
-                pieces.insert(0, warm_piece(self.objective, *lead))
-        return self._step.gradient(pieces, begin)
+                stretches.insert(0, warm_stretch(self.objective, *lead))
+        return HoistedStep(self.network, self._params, self._reset).gradient(stretches, begin)
 
     def report(self, phases: Phases) -> list[ParameterReport]:
         advice = "" if self._start else f"{START}; a window of tbptt must be longer than the warm-up"

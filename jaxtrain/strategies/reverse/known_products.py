@@ -92,6 +92,8 @@ class KnownProducts(Products):
                 follow(equation, depends)
                 continue
             before = depends.get(id(self.inside(k)), frozenset())
+            if any(depends.get(id(var)) for var in equation.invars[1:] if not isinstance(var, Literal)):
+                raise Irreversible("a recurrent product reads a hidden state as its second operand")
             if not before:
                 continue
             earlier = [number for kind, number in before if kind == "product"]

@@ -17,14 +17,14 @@ from ...core.functional import pure
 from ...core.metrics import Metrics
 from ...core.module import Phases
 from ...core.objective import Objective, total_weight
-from ...core.state import add_to, differentiable, long_term_states, parameters
+from ...core.state import add_to, differentiable, long_term_states, parameters, wide_zeros
 from ..base import Learner, Network, ParameterReport, Update, split_reset, trained, zeros_like_parameters
 from ..equations import ELEMENTWISE, Irreversible
 from ..flow import Flow, initial_values
-from ..hoisted import Piece, pieces_of, scored_piece, warm_piece
 from ..parameter_report import START, WHOLE, Traces, describe
 from ..specs.backward_rule import BackwardRule
 from ..specs.rule import ONE_STEP, Reach
+from ..stretches import Stretch, scored_stretch, stretches_of, warm_stretch
 from ..update_schedule import SEQUENCE, UpdateSchedule, over_tiles
 from .detached_step import DetachedStep
 from .known_products import KnownProducts
@@ -139,10 +139,11 @@ class ReverseLearner(Learner):
         """The learning signals as the rule feeds them back, ``(T, B, units)``."""
 
         def one(name: str, signal: Any) -> Any:
-            if not self._feedback:
+            matrix = self._feedback.get(self.step.hidden_of[name])
+            if matrix is None:  # no feedback, or of a state that no weight reaches
                 return signal
             norm = jnp.sqrt((signal * signal).sum(-1, keepdims=True))
-            return signal / (norm + 1e-8) @ self._feedback[self.step.hidden_of[name]]
+            return signal / (norm + 1e-8) @ matrix
 
         return {name: one(name, leaf(signal)) for name, signal in signals.items()}
 
@@ -167,7 +168,7 @@ class ReverseLearner(Learner):
         warm_masks, _ = split_reset(phases)
         if self.segment is None:
             begin = self._begin(phases.sizes[2])
-            grads, metrics = self._gradients(pieces_of(self.objective, phases), begin)
+            grads, metrics = self._gradients(stretches_of(self.objective, phases), begin)
             return update(grads, total_weight(phases), metrics)
         if not self.carried:
             self.restart(phases.sizes[2])
@@ -177,13 +178,13 @@ class ReverseLearner(Learner):
 
     def _evolve(self, tile: tuple[Any, Any]) -> tuple[dict[str, Any], Metrics]:
         """Advance the States and the trace over time steps of the warm-up."""
-        self._gradients([warm_piece(self.objective, *tile)])
+        self._gradients([warm_stretch(self.objective, *tile)])
         return {}, {}
 
     def _by_segments(self, sequences: Any) -> tuple[dict[str, Any], Metrics]:
         assert self.segment is not None
         tile = max(self.segment - self.segment % self.window, self.window)
-        segment = lambda tile: self._gradients([scored_piece(self.objective, tile)])  # noqa: E731
+        segment = lambda tile: self._gradients([scored_stretch(self.objective, tile)])  # noqa: E731
         return over_tiles(sequences, tile, segment, zeros_like_parameters(self._params))
 
     def restart(self, batch_size: int) -> None:
@@ -221,9 +222,9 @@ class ReverseLearner(Learner):
 
     # ----------------------------------------------------------------------------------------------- a segment
 
-    def _gradients(self, pieces: list[Piece], begin: Pull = lambda entry: {}) -> tuple[dict[str, Any], Metrics]:
+    def _gradients(self, stretches: list[Stretch], begin: Pull = lambda entry: {}) -> tuple[dict[str, Any], Metrics]:
         """Gradients of ``sum(w * loss)`` and metrics of one segment, whose States and trace advance to its end."""
-        parts = self._forward(pieces)
+        parts = self._forward(stretches)
         weights, to_parameters = self.relation_weights()
         outputs, factors = self._factors(parts)
         carry, metrics, kept = self._last(weights), None, []
@@ -242,9 +243,9 @@ class ReverseLearner(Learner):
             for name, more in begin(entry).items():
                 grads[name] = add_to(grads[name], more)
         if self.trace is not None:
-            is_filtered = pieces[0][-1] and not self.single
+            is_filtered = stretches[0].is_scored and not self.single
             for i, more in self.trace.contract(state, is_filtered, weights).items():
-                totals[i] = jax.tree.map(jnp.add, totals[i], more)
+                totals[i] = add_to(totals[i], more)
             joined = kept[0] if len(kept) == 1 else _joined(kept)
             self.trace.advance(joined, carry.ends if outputs is None else [outputs], is_filtered)
         return self.combined(grads, totals, weights, to_parameters), {} if metrics is None else metrics
@@ -258,7 +259,12 @@ class ReverseLearner(Learner):
         self, grads: dict[str, Any], totals: dict[int, Any], weights: list[Any], to_parameters: Callable
     ) -> dict[str, Any]:
         """Gradients by parameter, from those by parameter and those by relation."""
-        every = [totals.get(i, jax.tree.map(jnp.zeros_like, weight)) for i, weight in enumerate(weights)]
+        every = [
+            [total.astype(leaf.dtype) for leaf, total in zip(weight, totals[i], strict=True)]
+            if i in totals
+            else jax.tree.map(jnp.zeros_like, weight)
+            for i, weight in enumerate(weights)
+        ]
         grads = dict(grads)
         for name, leaves in to_parameters(every)[0].items():
             if name in grads:
@@ -275,9 +281,9 @@ class ReverseLearner(Learner):
             recursion = {i: zeros[name] for i, name in acted.items()}, zeros
         memory = {n: jax.tree.map(jnp.zeros_like, s.value) for n, s in self.memory.items() if differentiable(s.value)}
         every = self.chosen if self.trace is None else {*self.chosen, *self.trace.relations}
-        totals = {i: jax.tree.map(jnp.zeros_like, weights[i]) for i in sorted(every)}
+        totals = {i: wide_zeros(weights[i]) for i in sorted(every)}
         ends = [] if self.trace is None else self.trace.ends()
-        return Carry(recursion, ends, memory, jax.tree.map(jnp.zeros_like, self.parameter_values()), totals)
+        return Carry(recursion, ends, memory, zeros_like_parameters(self._params), totals)
 
     def _groups(self, i: int) -> set[int]:
         return self.step.relations[i].groups
@@ -321,16 +327,17 @@ class ReverseLearner(Learner):
 
     # ------------------------------------------------------------------------------------------------- forward
 
-    def _forward(self, pieces: list[Piece]) -> list[TimeSteps]:
+    def _forward(self, stretches: list[Stretch]) -> list[TimeSteps]:
         """Run all time steps; return them in order of time."""
-        scored = np.concatenate([np.full(_length(inputs), flag) for _, inputs, _, flag in pieces])
+        scored = np.concatenate([np.full(stretch.length, stretch.is_scored) for stretch in stretches])
         # braintrace's filter advances in the backward pass: after a scored time step in single-step rules, else before.
         filtered = scored if self.single else np.append(scored[1:], False)
         count = self.trace.steps() if self.trace is not None else 0
         parts, start = [], 0
-        for learn, sequences, masks, is_scored in pieces:
-            hidden, memory, others, results = self._run(learn, sequences, masks)
-            time = _length(sequences)
+        for stretch in stretches:
+            hidden, memory, others, results = self._run(stretch)
+            learn, sequences, masks, is_scored = stretch
+            time = stretch.length
             now = slice(start, start + time)
             steps = count + jnp.arange(start + 1, start + time + 1)
             rows = Rows(
@@ -347,31 +354,17 @@ class ReverseLearner(Learner):
             start += time
         return parts
 
-    def _run(self, learn: Callable, sequences: Any, masks: Any) -> tuple[Any, Any, Any, Any]:
+    def _run(self, stretch: Stretch) -> tuple[Any, Any, Any, Any]:
         """Hidden states, readout memory and other States at the start of each time step, and the results of all
         products."""
-        outside: Any = {}
-        if self.products.split:
-
-            def inputs(slices: Any) -> Any:
-                box: list[Any] = []
-                learn(lambda u: self.products.inputs(u, box), slices)
-                return box[0]
-
-            call = self.stateless(inputs, jax.tree.map(lambda leaf: leaf[0], sequences))
-            given = jax.vmap(lambda slices: call({}, {}, {}, None, slices)[1])(sequences)
-            outside = self.products.outside_products(given)
+        learn, sequences, masks, _ = stretch
+        outside = self.products.outside_products(self.products.outside_inputs(stretch))
 
         def step(slices, mask, outside):
             hidden, memory = ({n: s.value for n, s in own.items()} for own in (self.credited, self.memory))
             others, box = [state.value for state in self._others], []
             self._reset(mask)
             learn(lambda u: self.products.forward(u, outside, box), slices)
-            if len(box) != 1:
-                raise ValueError(
-                    f"warmup_step called forward {len(box)} times; engine='reverse' needs one call per time step: use "
-                    "engine='trace'"
-                )
             return hidden, memory, others, box[0]
 
         return brainstate.transform.for_loop(step, sequences, masks, outside)
@@ -434,10 +427,6 @@ class ReverseLearner(Learner):
 
     def resolved(self) -> dict[str, Any]:
         return {**super().resolved(), "engine": "reverse", "segment": self.segment or "sequence"}
-
-
-def _length(sequences: Any) -> int:
-    return jax.tree.leaves(sequences)[0].shape[0]
 
 
 def _joined(kept: list[Kept]) -> Kept:

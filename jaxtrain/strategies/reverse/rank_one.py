@@ -12,10 +12,10 @@ import jax.numpy as jnp
 
 from ...core.metrics import Metrics, add, sum_over_time
 from ...core.module import Phases
-from ...core.state import SHORT, State, add_to, parameters
-from ..base import Update
+from ...core.state import SHORT, State, add_to, parameters, wide_zeros
+from ..base import Update, zeros_like_parameters
 from ..equations import Irreversible
-from ..hoisted import Piece
+from ..stretches import Stretch
 from .detached_step import REVERSIBLE
 from .learner import Pull, ReverseLearner
 from .recursion import keep_sequences
@@ -134,7 +134,7 @@ class RankOneSteps(TimeSteps):
                     factor = (new * later).reshape(-1, *(1,) * (delta[i].ndim - 1))
                     cotangents = factor * delta[i] + direct.get(i, 0)
                     more = self._weight_gradients(i, jacobians.inputs.get(i), cotangents, cotangents, weights[i])
-                    totals[i] = jax.tree.map(jnp.add, totals[i], more)
+                    totals[i] = add_to(totals[i], more)
         return grads, totals
 
     def _product(self, i: int, parts: Any, delta: Any, weights: list[Any]) -> list[Any]:
@@ -262,13 +262,13 @@ class RankOneLearner(ReverseLearner):
             self._key.value = jax.lax.select(self._steps.value == 0, self._fresh_key(), self._key.value)
         return super()._learn(phases, update)
 
-    def _gradients(self, pieces: list[Piece], begin: Pull = lambda entry: {}) -> tuple[dict[str, Any], Metrics]:
-        parts: Any = self._forward(pieces)
+    def _gradients(self, stretches: list[Stretch], begin: Pull = lambda entry: {}) -> tuple[dict[str, Any], Metrics]:
+        parts: Any = self._forward(stretches)
         weights, to_parameters = self.relation_weights()
         sides = {group: {name: state.value for name, state in own.items()} for group, own in self._sides.items()}
         estimate = Estimate({name: state.value for name, state in self._hidden.items()}, sides, self._key.value)
-        grads = jax.tree.map(jnp.zeros_like, self.parameter_values())
-        carry: Any = estimate, grads, {i: jax.tree.map(jnp.zeros_like, weights[i]) for i in self.chosen}
+        grads = zeros_like_parameters(self._params)
+        carry: Any = estimate, grads, {i: wide_zeros(weights[i]) for i in self.chosen}
         metrics: Any = None
         for part in parts:
             carry, found = part.forward(carry, weights, to_parameters)

@@ -178,7 +178,7 @@ class TimeSteps:
                     i, jacobians.inputs.get(i), self._as_output(i, delta[i]) + own, self._as_output(i, bias[i]) + own,
                     weights[i],
                 )  # fmt: skip
-                totals[i] = jax.tree.map(jnp.add, totals[i], more)
+                totals[i] = add_to(totals[i], more)
             ends, deltas = self._ends(carry.ends, signals, jacobians)
             kept = None if learner.trace is None else Kept(deltas, jacobians.inputs, keep)
             return Carry(recursion, ends, memory, grads, totals), (metrics, kept)
@@ -216,7 +216,7 @@ class TimeSteps:
             return jax.vjp(relation.alone, weights)[1](merge(delta, units).sum(0))[0]
         kept = len(relation.x_var.aval.shape) - relation.batched
         if is_plain(relation.equation) and kept == 1:
-            product = matrix_gradient(inputs, delta).astype(weights[0].dtype)
+            product = matrix_gradient(inputs, delta)
             return [product, *([merge(bias, 1).sum(0)] if len(weights) > 1 else [])]
         delta, bias = merge(delta, units - relation.batched), merge(bias, units - relation.batched)
         x = merge(inputs[0] if len(inputs) == 1 else jnp.concatenate(inputs, -1), kept)

@@ -19,7 +19,7 @@ RESHAPES = frozenset(("broadcast_in_dim", "expand_dims", "reshape", "squeeze"))
 
 
 class Irreversible(Exception):
-    """Raised with the property of a model for which reverse mode does not give D-RTRL's gradient."""
+    """Raised with the property of a model for which reverse mode does not give the rule's gradient."""
 
 
 def follow(equation: Any, depends: dict[int, frozenset]) -> None:

@@ -1,8 +1,8 @@
 """One time step of a model as braintrace reads it, with the inputs of its traced weights held constant.
 
-Reverse mode through such steps gives D-RTRL's gradient: braintrace's trace obeys ``e_t = D_t e_{t-1} + df_t (x) x_t``
-with a block-diagonal ``D_t``. The derivative of the step equals ``D_t`` once every path through a weight is detached.
-All code that depends on the structure of braintrace's graph, and of a jaxpr, is in this file.
+Reverse mode through such steps gives the gradient of a rule with a linear trace: braintrace's trace obeys
+``e_t = D_t e_{t-1} + df_t (x) x_t`` with a block-diagonal ``D_t``. The derivative of the step equals ``D_t`` once every
+path through a weight is detached. All code that depends on the structure of braintrace's graph is in this file.
 """
 
 from __future__ import annotations

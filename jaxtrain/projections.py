@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import saiunit as u
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 type Projection = Callable[[Any], Any]
@@ -182,7 +183,8 @@ def clip(low: Any, high: Any, *, rows: slice | None = None) -> Projection:
         ValueError: A limit is not a number, ``low`` is above ``high``, or their units differ.
         TypeError: ``rows`` is not a slice.
     """
-    _number("clip", "low", low), _number("clip", "high", high)
+    _number("clip", "low", low)
+    _number("clip", "high", high)
     unit = u.get_unit(low)
     if not u.have_same_dim(low, high) or _decimal(low, unit) > _decimal(high, unit):
         raise ValueError(f"clip: low={low}, high={high}; expected low <= high, in the same unit")
@@ -247,7 +249,7 @@ def _number(name: str, argument: str, limit: Any) -> float:
 
 def _constant(name: str, argument: str, given: Any, allowed: tuple[int, int]) -> Any:
     """A constant array. Its values are checked, unless it is traced, as the value of a State of the model is."""
-    if isinstance(given, jax.core.Tracer):
+    if isinstance(given, Tracer):
         return given
     # Numpy's: an array of JAX would start JAX before the number of devices is set.
     array = np.asarray(given)

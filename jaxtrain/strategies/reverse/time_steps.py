@@ -256,7 +256,7 @@ class TimeSteps:
                 estimated = learner.traced if learner.rule.estimate else {}
                 return *found, {name: leaf(state.value) for name, state in estimated.items()}
             losses, metrics = brainstate.transform.for_loop(step, *rows)
-            return losses.sum(), sum_over_time(metrics) if self._is_scored else None, {}
+            return losses.sum(), None if metrics is None else sum_over_time(metrics), {}
 
         def tiled(tree):
             return jax.tree.map(lambda leaf: leaf.reshape(-1, window, *leaf.shape[1:]), tree)

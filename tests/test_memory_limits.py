@@ -50,6 +50,7 @@ def test_a_train_step_that_does_not_fit_is_refused_with_both_numbers(limit, tmp_
     assert jt.Fit("drtrl", max_steps=1).run(CopyGRU(), copies()).step == 1
 
 
+@pytest.mark.full
 def test_what_the_program_holds_already_counts_as_available(limit):
     """Parameters and optimizer are part of the program's memory, but they need not be allocated again."""
     needed = peak()
@@ -65,6 +66,7 @@ def test_what_the_program_holds_already_counts_as_available(limit):
     refused()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "advice, large, small",
     [

@@ -114,11 +114,14 @@ def test_what_a_person_should_know_is_a_line_each():
             made = super().phases(batch)
             return dataclasses.replace(made, reset=np.zeros((sum(made.sizes[:2]), made.sizes[2]), bool))
 
-    report = jt.Fit(jt.strategies.PPProp(), max_steps=3).run(Reset(), copies(), dry_run=True).report
+    report = jt.Fit(jt.strategies.PPProp(engine="trace"), max_steps=3).run(Reset(), copies(), dry_run=True).report
     traces, resets = report["notes"]
     assert "of rnn.layers.0.Wh.weight, which Module.trainable excludes" in traces
     assert resets == "pp_prop: after a sequence is reset, its gradient is too small for about 10 time steps"
     assert [line.split(maxsplit=1)[1] for line in preflight.lines(report)[-2:]] == [traces, resets]
     rows = sum(entry["trace_bytes"] for entry in report["parameters"].values())
     assert report["trace_bytes"] == rows + int(traces.split()[1].replace(",", ""))
-    assert jt.Fit(jt.strategies.PPProp(), max_steps=3).run(CopyGRU(), copies(), dry_run=True).report["notes"] == []
+    assert (
+        jt.Fit(jt.strategies.PPProp(engine="trace"), max_steps=3).run(CopyGRU(), copies(), dry_run=True).report["notes"]
+        == []
+    )

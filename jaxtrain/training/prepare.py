@@ -163,8 +163,7 @@ def make_workload(
         program.load(saved.params, saved.train, saved.meta["optimizer_settings"])
         iterator.restore(saved.meta["position"])
         used = (before.get("fit") or {}).get("devices", 1) * before.get("processes", 1)
-        if used != settings.devices * program.devices.processes:
-            program.learner.notes.extend(program.devices.notes(used))
+        program.learner.notes.extend(program.devices.notes(used))
     return Workload(settings, data, iterator, val, program)
 
 

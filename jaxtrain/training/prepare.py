@@ -156,7 +156,7 @@ def make_workload(
     settings = with_devices(settings, module, example, before.get("fit"))
     program = make_program(settings.resolved(before.get("auto") or {}), module, data, example, models)
     if not before and settings.why_devices:  # a strategy that cannot be split has one device for the whole run
-        settings = replace(settings, devices=program.devices.count)
+        settings = replace(settings, devices=program.devices.own)
     if saved is not None:
         params, train = program.signature()
         refuse(saved.meta, {"model": params, "optimizer": train}, ("model", "optimizer"))

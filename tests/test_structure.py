@@ -28,7 +28,7 @@ LONGEST_FILE, LONGEST_FUNCTION, MOST_ATTRIBUTES, MOST_CODE = 300, 40, 12, 15_150
 
 # Older code that is still longer. Remove an entry when it fits; never add one.
 LONG_FILES = {
-    "strategies/reverse/learner.py", "strategies/reverse/time_steps.py", "strategies/reverse/traces.py",
+    "strategies/reverse/learner.py", "strategies/reverse/time_steps.py",
 }  # fmt: skip
 LONG_FUNCTIONS: set[str] = set()
 LARGE_CLASSES = {

@@ -1,6 +1,6 @@
 """Creates a model whose initial values one compiled program computes, instead of a program for each operation.
 
-Outside of ``jax.jit``, JAX compiles every operation by itself: about fifty programs for a small network.
+Outside of ``jax.jit``, JAX compiles a program for each operation: about fifty for a small network.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def when_known(function: Callable[..., None], *arrays: Any) -> None:
 def _run(closed: Any, arguments: list[Any]) -> list[Any]:
     """Evaluate a closed jaxpr in one program whose numbers are those of its operations outside of ``jax.jit``.
 
-    XLA compiles each operation that rounds by itself: a product and a sum together would be rounded once, not twice.
+    XLA compiles each operation that rounds separately: a product and a sum together would be rounded once, not twice.
     Literals are arguments, since XLA computes with constants when it compiles, which may round differently.
     """
     atoms = [atom for eqn in closed.jaxpr.eqns for atom in eqn.invars] + closed.jaxpr.outvars

@@ -13,9 +13,12 @@ import jax
 from ..core.functional import gradient
 from ..core.metrics import Metrics, sum_over_time
 from ..core.module import Phases
-from ..core.objective import Objective, weights_of
+from ..core.objective import Objective
 from ..core.state import State, add_to, parameters, wide_zeros
 from .batching import choose_batching as choose_batching
+from .inputs import input_of as input_of
+from .inputs import scored as scored
+from .inputs import split_reset as split_reset
 from .network import Network as Network
 from .specs.base import Batching as Batching
 
@@ -149,17 +152,6 @@ class Learner(ABC):
             self.network.reset_sequences(mask)
 
 
-def split_reset(phases: Phases) -> tuple[Any, Any]:
-    """Split ``Phases.reset`` into the warm-up and the learning phase."""
-    warm = phases.sizes[0]
-    return (None, None) if phases.reset is None else (phases.reset[:warm], phases.reset[warm:])
-
-
-def scored(phases: Phases) -> tuple[Any, ...]:
-    """The arrays of the learning phase: inputs, targets, weights, extras, reset; each ``(T_l, B, ...)``."""
-    return phases.inputs, phases.targets, weights_of(phases), phases.extras or {}, split_reset(phases)[1]
-
-
 def evolve(objective: Objective, forward: Callable, inputs: Any, masks: Any, reset: Callable) -> None:
     """Run time steps without a loss, which advance the hidden states (and any other state of ``forward``)."""
 
@@ -233,42 +225,6 @@ def score_by_step(
 
     grads, metrics = brainstate.transform.scan(step, zeros_like_parameters(params), sequences)
     return grads, sum_over_time(metrics)
-
-
-def input_of(objective: Objective, phases: Phases, kind: Literal["learn", "evaluate", "predict"] = "learn") -> Any:
-    """Find the model's input in one time step, which the module may compute from the batch.
-
-    Args:
-        objective: The module, with its model and its loss.
-        phases: An example of a batch.
-        kind: Which step of the module is traced.
-
-    Returns:
-        Shapes and dtypes, ``(B, ...)``.
-    """
-
-    class Captured(BaseException):
-        pass
-
-    def forward(u):
-        raise Captured(u)
-
-    def first(x, y, w, extras):
-        try:
-            if kind == "predict":
-                objective.predict(forward, x)
-            else:
-                getattr(objective, kind)(forward, x, y, w, extras)  # raises an error if it never calls forward
-        except Captured as captured:
-            return captured.args[0]
-        except Exception as error:
-            name = {"learn": "learning", "evaluate": "evaluation", "predict": "predict"}[kind]
-            error.add_note(f"jaxtrain: raised before {name}_step called forward(x), which is what runs the model")
-            raise
-        raise ValueError(f"{type(objective.module).__name__}.predict_step never calls forward, which runs the model")
-
-    head = jax.tree.map(lambda leaf: leaf[0], scored(phases)[:4])
-    return brainstate.transform.StatefulFunction(first).make_jaxpr(*head).get_out_shapes(*head)[0]
 
 
 def zeros_like_parameters(params: dict[str, State]) -> dict[str, Any]:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
 import brainstate
-import jax
 
-from ..core.functional import gradient
 from ..core.metrics import Metrics
 from ..core.module import Phases
 from ..core.objective import Objective, total_weight
 from ..core.state import State
-from .base import Learner, Network, ParameterReport, Update, choose_batching, input_of, score, scored, trained, warm_up
+from .base import Learner, Network, ParameterReport, Update, choose_batching, trained
 from .flow import Flow
-from .hoisted import HoistedStep
+from .hoisted import HoistedStep, gradient_in_loop
+from .inputs import input_of
 from .parameter_report import describe_window
 from .specs.bptt import BPTT
 from .stretches import stretches_of
@@ -45,22 +43,13 @@ class BPTTLearner(Learner):
         return trained(self.objective)
 
     def learn(self, phases: Phases, update: Update) -> Metrics:
-        grads, metrics = self._again(phases) if self._remat else self._once(phases)
+        stretches, begin = stretches_of(self.objective, phases), lambda: self.network.reset(phases.sizes[2])
+        if self._remat:
+            forward = brainstate.transform.checkpoint(self.network)
+            grads, metrics = gradient_in_loop(forward, self._params, self._reset, stretches, begin)
+        else:
+            grads, metrics = HoistedStep(self.network, self._params, self._reset).gradient(stretches, begin)
         return update(grads, total_weight(phases), metrics)
-
-    def _once(self, phases: Phases) -> tuple[dict[str, Any], Metrics]:
-        step = HoistedStep(self.network, self._params, self._reset)
-        return step.gradient(stretches_of(self.objective, phases), lambda: self.network.reset(phases.sizes[2]))
-
-    def _again(self, phases: Phases) -> tuple[dict[str, Any], Metrics]:
-        forward = brainstate.transform.checkpoint(self.network)
-
-        def loss() -> tuple[jax.Array, Metrics]:
-            self.network.reset(phases.sizes[2])
-            warm_up(self.objective, forward, phases, self._reset)
-            return score(self.objective, forward, scored(phases), self._reset)
-
-        return gradient(loss, self._params)()
 
     def report(self, phases: Phases) -> list[ParameterReport]:
         warm, time, _ = phases.sizes

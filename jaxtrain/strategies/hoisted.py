@@ -16,7 +16,7 @@ from ..core.state import State, add_to, states_of
 from .equations import bind, read
 from .network import Network
 from .products import Products, is_plain, matrix_gradient, merge
-from .step_graph import StepGraph
+from .step_graph import StepGraph, walk
 from .stretches import Stretch, use_of
 
 
@@ -28,6 +28,34 @@ def graph_of(network: Network, u: Any) -> StepGraph:
     states = list(stateful.get_states(u))
     closed, tree = stateful.get_jaxpr(u), stateful.get_out_treedef_by_cache(key)
     return StepGraph(closed, states, [names.get(id(state), "") for state in states], tree)
+
+
+def gradient_in_loop(forward: Callable, params: dict[str, State], reset: Callable, stretches: list[Stretch],
+                     begin: Callable[[], None]) -> tuple[dict[str, Any], Metrics]:  # fmt: skip
+    """Like ``HoistedStep.gradient``, with every product inside the loop over time.
+
+    Args:
+        forward: The network over a batch.
+        params: The trained parameters, by name.
+        reset: Resets the sequences of a mask.
+        stretches: The time steps, in order; the last stretch is scored.
+        begin: Initialises the hidden states, if these time steps do.
+    """
+
+    def loss() -> tuple[jax.Array, Metrics]:
+        begin()
+        found: Any = None
+        for stretch in stretches:
+
+            def step(slices, mask, stretch=stretch):
+                reset(mask)
+                found = stretch.learn(forward, slices)
+                return found if stretch.is_scored else None
+
+            found = brainstate.transform.for_loop(step, stretch.sequences, stretch.masks)
+        return found[0].sum(), sum_over_time(found[1])
+
+    return gradient(loss, params)()
 
 
 class HoistedStep:
@@ -66,7 +94,7 @@ class HoistedStep:
         """Gradients of the sum of ``w * loss`` over consecutive time steps, and the metrics.
 
         Args:
-            stretches: The time steps, in order; at least one stretch is scored.
+            stretches: The time steps, in order; the last stretch is scored.
             begin: Initialises the hidden states, if these time steps do.
         """
         key = brainstate.random.DEFAULT.value
@@ -74,7 +102,7 @@ class HoistedStep:
         brainstate.random.DEFAULT.value = key
         use = use_of(self.network, stretches)
         if not use.once:
-            return self._as_it_is(stretches, begin)
+            return gradient_in_loop(self.network, self._params, self._reset, stretches, begin)
         self._trace(use.u, use.inputs_known)
         shapes = {k: self._products.equations[k].outvars[0].aval for k in self._trained_places}
         perturbations = {
@@ -85,15 +113,15 @@ class HoistedStep:
 
         def loss() -> tuple[jax.Array, tuple[Metrics, list[Any]]]:
             begin()
-            total, metrics, inputs = jnp.zeros(()), [], []
+            total, metrics, inputs = jnp.zeros(()), None, []
             for number, stretch in enumerate(stretches):
                 given = {k: perturbations[f"{number}.{k}"].value for k in self._trained_places}
                 found, seen = self._run(stretch, given)
                 inputs.append(seen)
                 if found is not None:
-                    total = total + found[0].sum()
-                    metrics.append(sum_over_time(found[1]))
-            return total, (jax.tree.map(lambda *leaves: sum(leaves), *metrics), inputs)
+                    total, metrics = found[0].sum(), sum_over_time(found[1])
+            assert metrics is not None
+            return total, (metrics, inputs)
 
         states = {"params": self._params, "outputs": perturbations}
         grads, (metrics, inputs) = gradient(loss, states)()
@@ -108,27 +136,6 @@ class HoistedStep:
                     [f if i not in leaves else add_to(f, leaves[i]) for i, f in enumerate(flat)]
                 )
         return found, metrics
-
-    def _as_it_is(self, stretches: list[Stretch], begin: Callable[[], None]) -> tuple[dict[str, Any], Metrics]:
-        """The same, with every product inside the loop over time."""
-
-        def loss() -> tuple[jax.Array, Metrics]:
-            begin()
-            total, metrics = jnp.zeros(()), []
-            for stretch in stretches:
-
-                def step(slices, mask, stretch=stretch):
-                    self._reset(mask)
-                    found = stretch.learn(self.network, slices)
-                    return found if stretch.is_scored else None
-
-                found = brainstate.transform.for_loop(step, stretch.sequences, stretch.masks)
-                if found is not None:
-                    total = total + found[0].sum()
-                    metrics.append(sum_over_time(found[1]))
-            return total, jax.tree.map(lambda *leaves: sum(leaves), *metrics)
-
-        return gradient(loss, self._params)()
 
     def _run(self, stretch: Stretch, perturbations: dict[int, Any]) -> tuple[Any, dict[int, Any]]:
         """Losses and metrics of some time steps, or None, and the inputs of the products, ``(T, B, ...)``."""
@@ -149,23 +156,22 @@ class HoistedStep:
     def _forward(self, u: Any, outside: dict[int, Any], perturbations: dict[int, Any], box: list[Any]) -> Any:
         def body(env: dict[int, Any], _: Any) -> dict[int, tuple[Any, ...]]:
             inside: dict[int, tuple[Any, ...]] = {}
-            for equation in self._graph.jaxpr.eqns:
+
+            def outs_of(equation: Any, operands: list[Any]) -> list[Any]:
                 k = self._products.number.get(id(equation))
-                operands = [read(env, var) for var in equation.invars]
                 if k not in self._trained_places:
-                    outs = bind(equation, operands)
-                else:
-                    for place in self._trained_places[k]:
-                        operands[place] = jax.lax.stop_gradient(operands[place])
-                    if k in self._products.split:
-                        _, var, width = self._products.split[k]
-                        inside[k] = () if var is None else (read(env, var),)
-                        within = [z @ operands[1][width:] for z in inside[k]]
-                        outs = [sum(within, outside[k]) + perturbations[k]]
-                    else:
-                        inside[k] = (operands[0],)
-                        outs = [bind(equation, operands)[0] + perturbations[k]]
-                env |= {id(var): out for var, out in zip(equation.outvars, outs, strict=True)}
+                    return bind(equation, operands)
+                for place in self._trained_places[k]:
+                    operands[place] = jax.lax.stop_gradient(operands[place])
+                if k not in self._products.split:
+                    inside[k] = (operands[0],)
+                    return [bind(equation, operands)[0] + perturbations[k]]
+                _, var, width = self._products.split[k]
+                inside[k] = () if var is None else (read(env, var),)
+                within = [z @ operands[1][width:] for z in inside[k]]
+                return [sum(within, outside[k]) + perturbations[k]]
+
+            walk(self._graph.jaxpr.eqns, env, outs_of)
             return jax.lax.stop_gradient(inside)
 
         out, inside = self._graph.evaluate(u, body)

@@ -10,8 +10,9 @@ from ..core.module import Phases
 from ..core.objective import Objective
 from ..core.state import SHORT
 from ..utils.logging import one_line
-from .base import Learner, Network, choose_batching, input_of, trained
+from .base import Learner, Network, choose_batching, trained
 from .equations import ELEMENTWISE, Irreversible
+from .inputs import input_of
 from .parameter_report import WITHOUT_REVERSE
 from .reverse.detached_step import DetachedStep
 from .rule import bind as by_trace

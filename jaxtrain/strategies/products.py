@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from ..core.functional import pure
-from .equations import ELEMENTWISE, bind, read
-from .step_graph import StepGraph
-from .stretches import Stretch, input_in
+from .equations import ELEMENTWISE, bind
+from .inputs import input_in
+from .step_graph import StepGraph, walk
+from .stretches import Stretch
 
 DENSE = ("etp_mm", "etp_mv")
 EMBEDDING = ("etp_emb", "etp_emb_v")
@@ -93,9 +94,7 @@ class Products:
             return {}
 
         def body(env: dict[int, Any]) -> dict[int, Any]:
-            for equation in self._outside:
-                outs = bind(equation, [read(env, var) for var in equation.invars])
-                env |= {id(var): out for var, out in zip(equation.outvars, outs, strict=True)}
+            walk(self._outside, env, bind)
             return {k: env[id(first)] for k, (first, _, _) in self.split.items()}
 
         states, call = pure(lambda slices: self.step.of_input(input_in(stretch.learn, slices), body), stretch.first())

@@ -9,9 +9,10 @@ from ..core.metrics import Metrics
 from ..core.module import Phases
 from ..core.objective import Objective
 from ..core.state import State
-from .base import Learner, ParameterReport, Update, input_of, score_by_step, trained, warm_up, zeros_like_parameters
+from .base import Learner, ParameterReport, Update, score_by_step, trained, warm_up, zeros_like_parameters
 from .batching import choose_batching
 from .flow import Flow
+from .inputs import input_of
 from .network import Network
 from .parameter_report import UNUSED
 from .specs.bptt import ReadoutOnly

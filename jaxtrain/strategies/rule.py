@@ -12,8 +12,9 @@ from ..core.module import Phases
 from ..core.objective import Objective
 from ..core.state import long_term_states, parameters, states_of
 from ..utils.logging import one_line
-from .base import Learner, choose_batching, input_of
+from .base import Learner, choose_batching
 from .independence import dependence
+from .inputs import input_of
 from .online import compile_rule, refused
 from .specs.rule import OnlineRule, SteppedRule
 

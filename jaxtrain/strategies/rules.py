@@ -17,6 +17,14 @@ from .reward import describe_rewarded, weighted
 from .update_schedule import UpdateSchedule
 
 
+def projection_key() -> jax.Array:
+    """The key of UORO's random projections at the start of a sequence or stream.
+
+    It is derived instead of split off, so that the model draws the same random numbers as under any other rule.
+    """
+    return jax.random.fold_in(brainstate.random.DEFAULT.value, 0)
+
+
 class UOROLearner(OnlineLearner):
     def restart(self, batch_size: int) -> None:
         super().restart(batch_size)
@@ -33,8 +41,7 @@ class UOROLearner(OnlineLearner):
         return self.own["projection_rng"]
 
     def _fresh_projections(self) -> Any:
-        # Derived instead of split off, so that the model draws the same random numbers as under any other rule.
-        key = jax.random.fold_in(brainstate.random.DEFAULT.value, 0)
+        key = projection_key()
         return key if is_key(self._projections.value) else jax.random.key_data(key)
 
     def _belongs(self, trace: str, parameter: str) -> bool:

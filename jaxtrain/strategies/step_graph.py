@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -16,6 +16,13 @@ from .network import along
 
 Body = Callable[[dict[int, Any], Any], Any]
 """``body(env, given)``: evaluates a time step into ``env``, the values by id of the variable."""
+
+
+def walk(equations: Iterable[Any], env: dict[int, Any], outs_of: Callable[[Any, list[Any]], list[Any]]) -> None:
+    """Evaluate equations in order into ``env``; ``outs_of(equation, operands)`` computes the results of one."""
+    for equation in equations:
+        outs = outs_of(equation, [read(env, var) for var in equation.invars])
+        env.update((id(var), out) for var, out in zip(equation.outvars, outs, strict=True))
 
 
 class StepGraph:
@@ -118,9 +125,7 @@ class StepGraph:
 
     def equation_by_equation(self, env: dict[int, Any], given: Any = None) -> None:
         """Evaluate the step as it is."""
-        for equation in self.jaxpr.eqns:
-            outs = bind(equation, [read(env, var) for var in equation.invars])
-            env |= {id(var): out for var, out in zip(equation.outvars, outs, strict=True)}
+        walk(self.jaxpr.eqns, env, bind)
 
     def axes_of(self, name: str) -> list[int | None]:
         """The batch axes of a hidden state's leaves, of a mapped step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import brainstate
@@ -15,6 +16,7 @@ from ..core.module import Phases
 from ..core.objective import Objective
 from ..core.state import SHORT, State
 from .base import scored, split_reset
+from .inputs import NeverCalled, input_in
 
 
 class Stretch(NamedTuple):
@@ -57,27 +59,6 @@ def scored_stretch(objective: Objective, sequences: Any) -> Stretch:
     return Stretch(lambda forward, slices: objective.learn(forward, *slices), tuple(slices), masks, True)
 
 
-class _Captured(BaseException):
-    """Carries the input of the model out of a module's step."""
-
-
-class NeverCalled(Exception):
-    """A module's step never calls ``forward``."""
-
-
-def input_in(learn: Callable, slices: Any) -> Any:
-    """The model's input in one time step. What the step does after its call of ``forward`` is not run."""
-
-    def forward(u: Any) -> Any:
-        raise _Captured(u)
-
-    try:
-        learn(forward, slices)
-    except _Captured as captured:
-        return captured.args[0]
-    raise NeverCalled
-
-
 @dataclass(frozen=True)
 class Use:
     """How the steps of a module use the model.
@@ -107,7 +88,7 @@ def use_of(network: Callable, stretches: list[Stretch]) -> Use:
         network: The model over a batch.
         stretches: The stretches.
     """
-    kinds, sources, writes, once, u = [], dict[int, State](), False, True, None
+    sources, writes, once, u, kind, out = dict[int, State](), False, True, None, None, None
     for stretch in stretches:
         slices = stretch.first()
         captured = StatefulFunction(lambda slices, s=stretch: input_in(s.learn, slices), return_only_write=False)
@@ -117,16 +98,23 @@ def use_of(network: Callable, stretches: list[Stretch]) -> Use:
             return Use(False, (), False, None)
         sources |= {id(s): s for s in captured.get_states(slices) if not isinstance(s, brainstate.ParamState)}
         u = captured.get_out_shapes(slices)[0]
-        kinds.append((jax.tree.structure(u), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(u)]))
-        out = StatefulFunction(network, return_only_write=False).make_jaxpr(u).get_out_shapes(u)[0]
+        before, kind = kind, (jax.tree.structure(u), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(u)])
+        if kind != before:
+            once = once and before is None
+            out = StatefulFunction(network, return_only_write=False).make_jaxpr(u).get_out_shapes(u)[0]
         calls: list[Any] = []
-
-        def forward(u: Any, out: Any = out, calls: list[Any] = calls) -> Any:
-            calls.append(u)
-            return jax.tree.map(jnp.zeros_like, out)
-
-        whole = StatefulFunction(lambda slices, s=stretch, f=forward: s.learn(f, slices), return_only_write=False)
+        whole = StatefulFunction(partial(_learn, stretch.learn, out, calls), return_only_write=False)
         whole.make_jaxpr(slices)
         once = once and len(calls) == 1
         writes = writes or any(isinstance(state, SHORT) for state in whole.get_write_states(slices))
-    return Use(once and all(kind == kinds[0] for kind in kinds), tuple(sources.values()), writes, u)
+    return Use(once, tuple(sources.values()), writes, u)
+
+
+def _learn(learn: Callable, out: Any, calls: list[Any], slices: Any) -> Any:
+    """One time step with a model that returns zeros; its inputs are appended to ``calls``."""
+
+    def forward(u: Any) -> Any:
+        calls.append(u)
+        return jax.tree.map(jnp.zeros_like, out)
+
+    return learn(forward, slices)

@@ -17,7 +17,6 @@ from .base import (
     Update,
     choose_batching,
     evolve,
-    input_of,
     scored,
     split_reset,
     trained,
@@ -26,6 +25,7 @@ from .base import (
 )
 from .flow import Flow, initial_values
 from .hoisted import HoistedStep
+from .inputs import input_of
 from .parameter_report import START, describe_window
 from .specs.bptt import TBPTT
 from .stretches import scored_stretch, warm_stretch

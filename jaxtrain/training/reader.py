@@ -41,8 +41,9 @@ from ..data.eval_loader import alike, one_pass, shapes_of
 from ..engine.steps import EVALUATE, PREDICT
 from ..errors import DataError
 from ..strategies import OnlineRule, Strategy
-from ..strategies.base import Network, choose_batching, input_of
+from ..strategies.base import Network, choose_batching
 from ..strategies.bptt import BPTTLearner
+from ..strategies.inputs import input_of
 from ..strategies.padding import inert
 from ..utils.logging import log
 

@@ -1,11 +1,13 @@
 """All that a learner hands to ``update`` over several batches, however often it does."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxtrain.core.functional import Functional
 from jaxtrain.core.metrics import Metrics
@@ -43,3 +45,10 @@ def sums(lab, strategy, module, batches: list[Any]) -> tuple[dict[str, Any], lis
             values, metrics = call(values, phases, jnp.int32(number))
             means.append({name: float(np.sum(mean.num) / np.sum(mean.weight)) for name, mean in metrics.items()})
     return {name: values[f"sum/{name}"] for name in zeros}, means, learner.notes
+
+
+def assert_same_sums(lab, strategies: Iterable[Any], make: Callable[[], Any], batches: list[Any]) -> None:
+    """Two strategies give the same sum of all gradients, and the same metrics for each batch."""
+    (grads, means, _), (wanted, others, _) = (sums(lab, each, make(), batches) for each in strategies)
+    lab.same(grads, wanted)
+    assert means == [pytest.approx(other, rel=1e-5) for other in others]

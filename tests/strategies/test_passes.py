@@ -17,7 +17,7 @@ from jaxtrain.core.state import parameters
 from jaxtrain.strategies import EProp, OSTLFeedforward, OSTLRecurrent, PPProp
 from jaxtrain.strategies.reverse.learner import ReverseLearner
 from tests.strategies.conftest import CELLS as CELLS_BY_NAME
-from tests.strategies.sums import sums
+from tests.strategies.sums import assert_same_sums, sums
 
 pytestmark = pytest.mark.full
 
@@ -206,9 +206,7 @@ def test_segments_updates_and_streams(lab, rule, kind, cell, options):
         return
     every = replace(strategy, engine="reverse", **fields), in_trace(strategy, fields)
     batches = [sequences(lab, kind, seed) for seed in range(3)]
-    (grads, means, _), (wanted, others, _) = (sums(lab, each, lab.task(cell), batches) for each in every)
-    lab.same(grads, wanted)
-    assert means == [pytest.approx(other, rel=1e-5) for other in others]
+    assert_same_sums(lab, every, lambda: lab.task(cell), batches)
 
 
 @pytest.mark.parametrize("rule", ["pp_prop", "ostl_feedforward"])

@@ -237,8 +237,8 @@ class DetachedStep(StepGraph):
 
     # ---------------------------------------------------------------------------------------------- evaluating
 
-    def relation_of(self, equation: Any) -> int | None:
-        """The number of the relation that an equation computes."""
+    def relation_of(self, equation: Any) -> Any:
+        """The number of the relation that an equation computes, or None."""
         return self._by_y.get(id(equation.outvars[0])) if len(equation.outvars) == 1 else None
 
     # ------------------------------------------------------------------------------------------------ checking

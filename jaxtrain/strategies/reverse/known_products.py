@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jax.extend.core import Literal
 from ..equations import Irreversible, bind, follow, read
 from ..network import along
 from ..products import Products
+from ..step_graph import walk
 from .detached_step import DetachedStep
 
 
@@ -58,10 +59,6 @@ class KnownProducts(Products):
         if inside is None or id(equation.invars[1]) not in self.step.params:
             return None
         return width if inside.aval.shape == equation.outvars[0].aval.shape else None
-
-    def _relation(self, equation: Any) -> Any:
-        """The number of an equation's relation, or None."""
-        return self.step.relation_of(equation)
 
     def check_own_recurrence(self) -> None:
         """Raise Irreversible where a unit's way to itself has no element-wise form.
@@ -131,18 +128,19 @@ class KnownProducts(Products):
 
         def body(env, outside):
             results = []
-            for equation in self.step.jaxpr.eqns:
-                operands = [read(env, var) for var in equation.invars]
+
+            def outs_of(equation, operands):
                 k = self.number.get(id(equation))
                 if k in self.split:
                     _, inside, width = self.split[k]
-                    within = 0 if inside is None else read(env, inside) @ operands[1][width:]
-                    outs = [outside[k] + within]
+                    outs = [outside[k] + (0 if inside is None else read(env, inside) @ operands[1][width:])]
                 else:
                     outs = bind(equation, operands)
                 if k is not None:
                     results.append(outs[0])
-                env |= {id(var): out for var, out in zip(equation.outvars, outs, strict=True)}
+                return outs
+
+            walk(self.step.jaxpr.eqns, env, outs_of)
             return results
 
         out, results = self.step.evaluate(u, body, outside)
@@ -179,9 +177,9 @@ class KnownProducts(Products):
         def body(env, given):
             results, perturbations = given
             seen, inside = {}, {}
-            for equation in self.step.jaxpr.eqns:
-                k, number = self.number.get(id(equation)), self._relation(equation)
-                operands = [read(env, var) for var in equation.invars]
+
+            def outs_of(equation, operands):
+                k, number = self.number.get(id(equation)), self.step.relation_of(equation)
                 if number in perturbations and self.step.relations[number].x_place is not None:
                     seen[number] = self._parts(k, env, operands[self.step.relations[number].x_place])
                 outs = bind(equation, operands) if k is None else [results[k]]
@@ -191,9 +189,9 @@ class KnownProducts(Products):
                         outs = [outs[0] + perturbations[-1 - k]]
                     else:
                         outs = [known(jnp.multiply, results[k], z, jnp.diagonal(operands[1][self.own[k] :]))]
-                if number in perturbations:
-                    outs = [outs[0] + perturbations[number]]
-                env |= {id(var): out for var, out in zip(equation.outvars, outs, strict=True)}
+                return [outs[0] + perturbations[number]] if number in perturbations else outs
+
+            walk(self.step.jaxpr.eqns, env, outs_of)
             return seen, inside
 
         out, found = self.step.evaluate(u, body, (results, perturbations))
@@ -205,34 +203,38 @@ class KnownProducts(Products):
     def _walk(self, env: dict[int, Any], results: list[Any], perturbations: dict[int, Any], hidden: Any = None,
               given: Any = None) -> None:  # fmt: skip
         news = {id(self.step.short[name][1][0]): name for name in self.step.traced}
-        for equation in self.step.jaxpr.eqns:
-            k, number = self.number.get(id(equation)), self._relation(equation)
-            operands = [read(env, var) for var in equation.invars]
-            constant = number is not None and self.step.relations[number].detached
-            if constant:
-                for place in self.step.relations[cast(int, number)].places:
-                    operands[place] = jax.lax.stop_gradient(operands[place])
+
+        def value(var: Any, out: Any) -> Any:
+            """The new hidden states are perturbed or given."""
+            name = news.get(id(var))
+            if name is not None and hidden is not None:
+                out = out + hidden[name]
+            return given[id(var)] if name is not None and given is not None else out
+
+        def outs_of(equation: Any, operands: list[Any]) -> list[Any]:
+            k, number = self.number.get(id(equation)), self.step.relation_of(equation)
+            relation = None if number is None else self.step.relations[number]
+            constant = relation is not None and relation.detached
+            for place in relation.places if relation is not None and constant else ():
+                operands[place] = jax.lax.stop_gradient(operands[place])
             if k is None:
                 outs = bind(equation, operands)
             elif constant and k in self.split:
                 # Operands that nothing differentiates cost nothing; the inputs are among them unless they are computed
                 # from parameters.
+                width = self.split[k][2]
 
-                def parts(weight: Any, *x: Any, width: int = self.split[k][2]) -> Any:
+                def parts(weight: Any, *x: Any) -> Any:
                     return sum(part @ rows for part, rows in zip(x, (weight[:width], weight[width:]), strict=False))
 
                 outs = [known(parts, results[k], operands[1], *self._parts(k, env, None))]
             else:
-                outs = [known(lambda *o, e=equation: bind(e, list(o))[0], results[k], *operands)]
+                outs = [known(lambda *o: bind(equation, list(o))[0], results[k], *operands)]
             if number in perturbations:
                 outs = [outs[0] + perturbations[number]]
-            for var, out in zip(equation.outvars, outs, strict=True):
-                name = news.get(id(var))
-                if name is not None and hidden is not None:
-                    out = out + hidden[name]
-                if name is not None and given is not None:
-                    out = given[id(var)]
-                env[id(var)] = out
+            return [value(var, out) for var, out in zip(equation.outvars, outs, strict=True)]
+
+        walk(self.step.jaxpr.eqns, env, outs_of)
 
     def _parts(self, k: int | None, env: dict[int, Any], x: Any) -> tuple[Any, ...]:
         parts = (x,) if k not in self.split else self.split[k][:2]

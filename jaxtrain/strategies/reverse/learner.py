@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core.functional import pure
-from ...core.metrics import Metrics
+from ...core.metrics import Metrics, add
 from ...core.module import Phases
 from ...core.objective import Objective, total_weight
 from ...core.state import add_to, differentiable, long_term_states, parameters, wide_zeros
@@ -27,9 +27,10 @@ from ..specs.rule import ONE_STEP, Reach
 from ..stretches import Stretch, scored_stretch, stretches_of, warm_stretch
 from ..update_schedule import SEQUENCE, UpdateSchedule, over_tiles
 from .detached_step import DetachedStep
+from .factored_trace import FactoredTrace, trace_of
 from .known_products import KnownProducts
 from .time_steps import Carry, Rows, TimeSteps, leaf
-from .traces import FactoredTrace, Kept, Trace, trace_of
+from .traces import Kept, Trace
 
 Pull = Callable[[dict[str, Any]], dict[str, Any]]
 """A function from cotangents of hidden states, by name, to gradients of parameters."""
@@ -232,7 +233,7 @@ class ReverseLearner(Learner):
             carry, found, more = part.backward(factor, carry, weights)
             kept.insert(0, more)
             if found is not None:
-                metrics = found if metrics is None else jax.tree.map(jnp.add, metrics, found)
+                metrics = found if metrics is None else add(metrics, found)
         grads, totals = dict(carry.grads), dict(carry.totals)
         state = carry.recursion
         if self.rule.decay is None:

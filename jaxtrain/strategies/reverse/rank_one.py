@@ -15,6 +15,7 @@ from ...core.module import Phases
 from ...core.state import SHORT, State, add_to, parameters, wide_zeros
 from ..base import Update, zeros_like_parameters
 from ..equations import Irreversible
+from ..rules import projection_key
 from ..stretches import Stretch
 from .detached_step import REVERSIBLE
 from .learner import Pull, ReverseLearner
@@ -243,23 +244,18 @@ class RankOneLearner(ReverseLearner):
 
     # ------------------------------------------------------------------------------------------------ learning
 
-    @staticmethod
-    def _fresh_key() -> Any:
-        # Derived instead of split off, so that the model draws the same random numbers as under any other rule.
-        return jax.random.fold_in(brainstate.random.DEFAULT.value, 0)
-
     def restart(self, batch_size: int) -> None:
         self.network.reset(batch_size)
         for state in self._arrays():
             state.value = jax.tree.map(jnp.zeros_like, state.value)
-        self._key.value, self._steps.value = self._fresh_key(), jnp.int32(0)
+        self._key.value, self._steps.value = projection_key(), jnp.int32(0)
 
     def _arrays(self) -> list[State]:
         return [*self._hidden.values(), *(state for own in self._sides.values() for state in own.values())]
 
     def _learn(self, phases: Phases, update: Update) -> Metrics:
         if self.carried:  # a stream is never restarted
-            self._key.value = jax.lax.select(self._steps.value == 0, self._fresh_key(), self._key.value)
+            self._key.value = jax.lax.select(self._steps.value == 0, projection_key(), self._key.value)
         return super()._learn(phases, update)
 
     def _gradients(self, stretches: list[Stretch], begin: Pull = lambda entry: {}) -> tuple[dict[str, Any], Metrics]:

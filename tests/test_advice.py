@@ -430,6 +430,8 @@ def masked(hold: Callable) -> Net:
     return net
 
 
+TRACED = jt.strategies.PPProp(engine="trace")
+
 TRAINED: dict[str, tuple[Any, ...]] = {
     "a scheduler on a plateau": (
         optimizer(lambda: bo.Adam(bo.ReduceLROnPlateau(1e-3))),
@@ -529,13 +531,13 @@ TRAINED: dict[str, tuple[Any, ...]] = {
         train(strategy="pp_prop"), train(lambda: Of(Dense)),
     ),
     "what also feeds a weight": (
-        train(drive(lambda y: y), strategy="pp_prop"), "return something made from it, or use strategy='bptt'",
-        train(drive(lambda y: 1.0 * y), strategy="pp_prop"), train(drive(lambda y: y)),
+        train(drive(lambda y: y), strategy=TRACED), "return something made from it, or use strategy='bptt'",
+        train(drive(lambda y: 1.0 * y), strategy=TRACED), train(drive(lambda y: y)),
     ),
     "a hidden state that copies another": (
-        train(copied(lambda h: h), strategy="pp_prop"),
+        train(copied(lambda h: h), strategy=TRACED),
         "give a HiddenState that copies another a value of its own, as 1.0 [*] h.value, or use strategy='bptt'",
-        train(copied(lambda h: 1.0 * h), strategy="pp_prop"), train(copied(lambda h: h)),
+        train(copied(lambda h: 1.0 * h), strategy=TRACED), train(copied(lambda h: h)),
     ),
     "a narrow recurrence": (
         train(lambda: Of(narrow(jnp.bfloat16)), strategy="pp_prop", data=cast_batch(jnp.bfloat16)),

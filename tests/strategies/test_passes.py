@@ -16,6 +16,7 @@ from jaxtrain import DRTRL
 from jaxtrain.core.state import parameters
 from jaxtrain.strategies import EProp, OSTLFeedforward, OSTLRecurrent, PPProp
 from jaxtrain.strategies.reverse.learner import ReverseLearner
+from jaxtrain.strategies.reverse.time_steps import BLOCK, parts_of, windows_per_block
 from tests.strategies.conftest import CELLS as CELLS_BY_NAME
 from tests.strategies.sums import assert_same_sums, sums
 
@@ -273,3 +274,23 @@ def test_any_rule_on_any_network(lab, rule, cells, warm, time, fields, weights, 
     every = replace(strategy, engine="reverse", **fields), in_trace(strategy, fields)
     grads, wanted = (sums(lab, each, task(), batches)[0] for each in every)
     lab.same(grads, wanted, 2e-5)
+
+
+@pytest.mark.parametrize("window", [1, 3, 40])
+@pytest.mark.parametrize("time", [1, 2, 7, 31, 32, 33, 37, 64, 101, 1009])
+def test_parts_hold_every_time_step_once_in_blocks_that_divide_them(time, window):
+    parts = parts_of(time, window)
+    steps = [step for which, _ in parts for step in range(time)[which]]
+    assert steps == list(range(time))
+    for which, own in parts:
+        count = len(range(time)[which])
+        windows = windows_per_block(count // own, own)
+        assert count % (windows * own) == 0
+        assert windows * own <= max(BLOCK, own)
+
+
+@pytest.mark.parametrize("rule", ["drtrl, window 3", "pp_prop", "eprop, filtered"])
+def test_a_number_of_windows_without_a_divisor(lab, rule):
+    phases = lab.sequences(0, warm=37, time=3 * 13 + 2)
+    one, other = (lab.learn(replace(RULES[rule], engine=engine), lab.task(), phases) for engine in ("reverse", "trace"))
+    lab.same(one, other)

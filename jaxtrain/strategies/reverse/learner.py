@@ -29,7 +29,7 @@ from ..update_schedule import SEQUENCE, UpdateSchedule, over_tiles
 from .detached_step import DetachedStep
 from .factored_trace import FactoredTrace, trace_of
 from .known_products import KnownProducts
-from .time_steps import Carry, Rows, TimeSteps, leaf
+from .time_steps import Carry, Rows, TimeSteps, leaf, parts_of
 from .traces import Kept, Trace
 
 Pull = Callable[[dict[str, Any]], dict[str, Any]]
@@ -344,14 +344,12 @@ class ReverseLearner(Learner):
             rows = Rows(
                 sequences, masks, hidden, memory, others, results, steps, jnp.asarray(filtered[now], jnp.float32)
             )
-            size = self.window if is_scored else 1
-            whole = time - time % size
-            for which, length in ((slice(whole), size), (slice(whole, None), time - whole)):
+            has_signals = is_scored or bool(self.memory and scored.any())
+            for which, window in parts_of(time, self.window if is_scored else 1):
                 part = jax.tree.map(lambda leaf, which=which: leaf[which], rows)
-                if part.steps.shape[0]:
-                    signals = is_scored or bool(self.memory and scored.any())
-                    steps = self.steps_class(self, learn, part, window=length, is_scored=is_scored, has_signals=signals)
-                    parts.append(steps)
+                parts.append(
+                    self.steps_class(self, learn, part, window=window, is_scored=is_scored, has_signals=has_signals)
+                )
             start += time
         return parts
 

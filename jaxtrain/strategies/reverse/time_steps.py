@@ -30,6 +30,25 @@ def leaf(value: Any) -> Any:
     return only
 
 
+def windows_per_block(windows: int, window: int) -> int:
+    """The largest divisor of a number of windows that fits into a block; the most that fit if all divisors are small."""
+    most = min(max(1, BLOCK // window), windows)
+    divisor = next(size for size in range(most, 0, -1) if windows % size == 0)
+    return divisor if 4 * divisor >= most else most
+
+
+def parts_of(time: int, window: int) -> list[tuple[slice, int]]:
+    """Divide time steps into parts, each for one ``TimeSteps``: whole blocks, further whole windows, a shorter window.
+
+    Returns:
+        The time steps of each part, and its window.
+    """
+    whole = time - time % window
+    even = whole and whole - whole % (windows_per_block(whole // window, window) * window)
+    parts = (slice(even), window), (slice(even, whole), window), (slice(whole, time), time - whole)
+    return [(which, length) for which, length in parts if range(time)[which]]
+
+
 @dataclass
 class Rows:
     """What the later passes need of each time step; all arrays are ``(T, ...)``.
@@ -117,15 +136,9 @@ class TimeSteps:
         self._learner, self._learn, self._window = learner, learn, window
         self._is_scored, self._has_signals = is_scored, has_signals
         self.count = rows.steps.shape[0]
-        size = self._block_size(self.count // window) * window
+        size = windows_per_block(self.count // window, window) * window
         self._blocks = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), rows)
         self._step = self._detached(jax.tree.map(lambda leaf: leaf[0], self._blocks))
-
-    def _block_size(self, windows: int) -> int:
-        """Windows per block: the largest divisor up to ``BLOCK`` time steps, or all if the divisors are small."""
-        most = min(max(1, BLOCK // self._window), windows)
-        divisor = next(size for size in range(most, 0, -1) if windows % size == 0)
-        return divisor if 4 * divisor >= most else windows
 
     def factors(self, value: Any) -> tuple[Any, Any]:
         """The output side of a factored trace after these time steps, and at each of them."""

@@ -126,6 +126,16 @@ def test_a_trace_is_refused_before_it_is_allocated(limit, compiled, batching):
     assert str(error).startswith("the trace of the strategy needs ")
 
 
+def test_a_trace_of_each_weight_by_each_unit_is_refused_before_it_is_allocated(limit, compiled, monkeypatch):
+    """SnAp's trace is larger than batch x parameters."""
+    monkeypatch.setattr("jaxtrain.core.allocation.SMALL", 1)
+    report = jt.Fit(jt.strategies.SnAp(), max_steps=1).run(CopyGRU(), copies(), dry_run=True).report
+    whole = sum(entry["trace_bytes"] for entry in report["parameters"].values())
+    limit(whole // 2)
+    assert refused(jt.strategies.SnAp()).needed > whole
+    assert compiled == [False, True]
+
+
 def test_the_trace_of_the_reverse_engine_is_refused_before_it_is_allocated(limit):
     strategy = jt.DRTRL(segment=4)
     sizes = jt.Fit(strategy, max_steps=1).run(CopyGRU(), copies(), dry_run=True).report

@@ -9,23 +9,25 @@ import brainstate
 import jax
 
 from ..utils import memory
-from .state import attributes_kept, parameters, states_of
+from .state import attributes_kept, parameters, short_term, states_of
 
 SMALL = 64
-"""Traces of batch x parameters that fit this often need no check, which takes a fraction of a second."""
+"""Traces that fit this often need no check, which takes a fraction of a second."""
 
 
-def require_room_for_traces(make: Callable[[], Any], model: Any, batch_size: int) -> None:
+def require_room_for_traces(make: Callable[[], Any], model: Any, batch_size: int, mapped: bool) -> None:
     """Raise InsufficientMemory if the States of a rule cannot be allocated.
 
     Args:
         make: Creates an object that holds them. It is traced, so nothing is allocated.
         model: The model that the rule trains; its States stay as they are.
         batch_size: Number of sequences.
+        mapped: Whether the model is mapped over sequences. A rule may then trace each weight's effect on every unit.
     """
     free = memory.available()
     weights = sum(leaf.nbytes for state in parameters(model).values() for leaf in jax.tree.leaves(state.value))
-    if free is None or batch_size * weights < free / SMALL:
+    units = sum(leaf.size for state in short_term(model).values() for leaf in jax.tree.leaves(state.value))
+    if free is None or batch_size * weights * max(1, units if mapped else 1) < free / SMALL:
         return
 
     def values() -> list[Any]:

@@ -51,7 +51,7 @@ def compile_rule(objective: Objective, x: Any, batch_size: int, vmapped: bool, a
         try:
             options.update(batch_size=batch_size, vmap=vmapped)
             make = partial(braintrace.compile, objective.model, algorithm, example, **options)
-            require_room_for_traces(make, objective.model, batch_size)
+            require_room_for_traces(make, objective.model, batch_size, vmapped)
             return make()
         except braintrace.CompilationError as error:
             raise ValueError(

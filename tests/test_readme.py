@@ -68,6 +68,17 @@ def test_the_example_of_a_projection_learns(capsys):
 
 
 @pytest.mark.full
+def test_the_metrics_page_runs(capsys):
+    page = None
+    for program in blocks("docs/metrics.md"):
+        page = execute(program, "docs/metrics.md", page)
+    first, *matrix, last = capsys.readouterr().out.strip().split("\n")
+    clean, noisy = map(float, first.split())
+    assert clean > 0.85 and noisy < clean - 0.1 and float(last) > 0.9
+    assert np.sum(eval("".join(matrix))) == 300
+
+
+@pytest.mark.full
 def test_the_strategies_page_runs(capsys, monkeypatch):
     monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
     programs = blocks("docs/strategies.md")

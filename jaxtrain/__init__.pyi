@@ -4,6 +4,7 @@ from . import datasets as datasets
 from . import distributed as distributed
 from . import errors as errors
 from . import loggers as loggers
+from . import metrics as metrics
 from . import nn as nn
 from . import period as period
 from . import projections as projections

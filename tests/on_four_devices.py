@@ -19,6 +19,7 @@ from jaxtrain.engine.collectives import Collectives
 from jaxtrain.engine.program import Program
 from jaxtrain.engine.sharding import as_devices
 from jaxtrain.engine.steps import ALL_FINITE, NONFINITE_INDEX
+from tests import test_metrics_of_sequences as metrics_of
 from tests.small import CopyGRU, Linear, copies, leaves, line, lines
 
 STEPS = 20
@@ -267,6 +268,13 @@ def test_validation_is_split_where_it_divides():
         np.testing.assert_allclose(four.num / four.weight, one.num / one.weight, rtol=1e-5)
     split, alone = (executable.program.as_text() for executable in made[1]._executables.values())
     assert [kind for kind, _ in collectives(split)] == ["all-reduce"] and not collectives(alone)
+
+
+def test_metrics_that_are_no_means_are_exact():
+    """Each device contributes a part of its own; of the last batch, which does not divide, one device has all."""
+    sets = metrics_of.batches(metrics_of.X, metrics_of.Y, 8)
+    found = jt.Fit("bptt", max_steps=2, accumulate=2, devices=4).run(metrics_of.OfSeed(), jt.DataModule(sets[:2], sets))
+    metrics_of.equal(found.metrics, jt.Fit("bptt").validate(metrics_of.OfSeed(), sets), rtol=1e-5)
 
 
 def test_phases_see_the_modules_environment(tmp_path):

@@ -1,5 +1,6 @@
 """The programs in the pages run as they stand, and their links lead somewhere."""
 
+import ast
 import dataclasses
 import gzip
 import inspect
@@ -64,6 +65,17 @@ def test_the_example_of_a_projection_learns(capsys):
     execute(program, "docs/modules.md")
     dale, no_loops, accuracy = capsys.readouterr().out.split()[-3:]
     assert (dale, no_loops) == ("True", "True") and float(accuracy) > 0.8
+
+
+@pytest.mark.full
+def test_the_metrics_page_runs(capsys):
+    page = None
+    for program in blocks("docs/metrics.md"):
+        page = execute(program, "docs/metrics.md", page)
+    first, *matrix, last = capsys.readouterr().out.strip().split("\n")
+    clean, noisy = map(float, first.split())
+    assert clean > 0.85 and noisy < clean - 0.1 and float(last) > 0.9
+    assert np.sum(eval("".join(matrix))) == 300
 
 
 @pytest.mark.full
@@ -213,9 +225,10 @@ def test_the_sequences_of_the_page_train():
 
 def test_the_images_of_the_page_are_decided_on(tmp_path, capsys):
     rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 60, np.uint8)
     for name, content in (
         ("images-idx3", bytes(16) + rng.integers(0, 256, (60, 784), np.uint8).tobytes()),
-        ("labels-idx1", bytes(8) + rng.integers(0, 10, 60, np.uint8).tobytes()),
+        ("labels-idx1", bytes(8) + labels.tobytes()),
     ):
         with gzip.open(tmp_path / f"train-{name}-ubyte.gz", "wb") as file:
             file.write(content)
@@ -223,7 +236,15 @@ def test_the_images_of_the_page_are_decided_on(tmp_path, capsys):
     for large, small in (("5000", "20"), ("128", "8"), ("n=256", "n=8")):
         program = program.replace(large, small)
     page = execute(program, "docs/data.md")
-    assert page["logits"].shape == (20, 10, 10) and len(capsys.readouterr().out.split()) == 2
+    logits = page["fit"].predict(page["module"], page["val"])
+    assert logits.shape == (20, 10, 10)
+    decided = (logits.sum(axis=1).argmax(-1) == labels[:20]).mean()
+    assert float(capsys.readouterr().out) == pytest.approx(decided)
+
+
+def test_the_images_of_the_page_need_few_statements():
+    nodes = [node for node in ast.walk(ast.parse(data_block("fashion-mnist"))) if isinstance(node, ast.stmt)]
+    assert len([node for node in nodes if not isinstance(node, ast.Import | ast.ImportFrom)]) <= 25
 
 
 def test_the_source_of_the_page_is_a_source():

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from ..core.metrics import numbers
 from ..period import Period
 from ..utils.foreign_arguments import ForeignArguments
 from .arguments import COUNT, expect, is_count, optional_period
@@ -33,9 +34,10 @@ class Checkpoint(ForeignArguments, Callback):
         every: Period between saves in steps, epochs or time (``500``, ``"1ep"``, ``"10min"``). A time is checked at
             the end of each chunk. None: save only at a new best score and at the end of the run.
         monitor: Tag of a validation metric that ranks checkpoints; None keeps only the newest ones. Without validation
-            data, the default has no effect.
+            data, the default has no effect. With several sets of it, ``"val/loss"`` stands for the loss of the first
+            one.
         mode: Whether a lower ("min") or a higher ("max") score is better. None selects "max" for tags that end in
-            accuracy, acc, r2 or score.
+            accuracy, acc, r2, score, f1, auroc or correlation.
         keep_best: Number of checkpoints with the best scores to keep.
         keep_last: Number of newest checkpoints to keep in addition.
 
@@ -141,9 +143,9 @@ def best_of(callback: Checkpoint | None) -> dict[str, Any] | None:
     return {"monitor": callback.monitor.tag, "score": score, "step": step}
 
 
-def require_metrics(callbacks: Iterable[Callback], metrics: Iterable[str]) -> None:
-    """Raise ValueError if a callback monitors a validation metric that is not in ``metrics``."""
-    given = {f"val/{name}": 0.0 for name in metrics}
+def require_metrics(callbacks: Iterable[Callback], metrics: dict[str, Any]) -> None:
+    """Raise ValueError if a callback monitors a validation metric that is not a number in ``metrics``."""
+    given = {**metrics, **numbers(metrics)}
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
         monitor = Monitor(monitor, "min") if isinstance(monitor, str) else monitor

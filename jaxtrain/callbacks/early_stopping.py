@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("jaxtrain")
 Mode = Literal["min", "max"]
-MAX = ("accuracy", "acc", "r2", "score")
-"""Ends of tags whose default mode is "max"."""
+MAX = re.compile(r"(accuracy|acc|r2|score|f1|auroc|correlation)(/\d+)?$")
+"""Ends of tags whose default mode is "max"; a number is that of a class."""
+LOSS = "val/loss"
+"""The default; of several sets of validation data, it stands for the loss of the first one."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Monitor:
                 f"{tag.removeprefix(SEEDS)!r}"
             )
         expect(mode in (None, "min", "max"), owner, "mode", mode, "'min', 'max' or None (by the monitor's name)")
-        return Monitor(tag, mode or ("max" if tag.endswith(MAX) else "min"))
+        return Monitor(tag, mode or ("max" if MAX.search(tag) else "min"))
 
     def require(self, run: Run, owner: str, alternative: str) -> None:
         """Raise ValueError if the run has no validation data."""
@@ -51,13 +54,20 @@ class Monitor:
             )
 
     def read(self, metrics: dict[str, Any], owner: str) -> float:
-        """The value of the metric. Raises ValueError if it is missing."""
-        if self.tag not in metrics:
+        """The value of the metric. Raises ValueError if it is missing or no number."""
+        tag = self.tag
+        if tag == LOSS and tag not in metrics:
+            tag = next((name for name in metrics if re.fullmatch("val/[^/]+/loss", name)), tag)
+        if tag not in metrics:
             known = sorted(tag for tag in metrics if not tag.startswith(SEEDS))
             raise ValueError(
                 f"{owner} monitors {self.tag!r}, which validation does not give; {did_you_mean(self.tag, known)}"
             )
-        return float(metrics[self.tag])
+        if isinstance(metrics[tag], list):
+            entries = [name for name in metrics if re.fullmatch(rf"{re.escape(tag)}/\d+", name)]
+            advice = f"monitor one of its entries, such as {entries[0]!r}" if entries else "monitor another metric"
+            raise ValueError(f"{owner} monitors {tag!r}, which is an array; expected one number: {advice}")
+        return float(metrics[tag])
 
     def reaches(self, score: float, target: float) -> bool:
         """Whether a score equals the target or is better."""
@@ -76,11 +86,12 @@ class EarlyStopping(ForeignArguments, Callback):
     >>> callbacks = [EarlyStopping("val/accuracy", patience=5, threshold=0.99)]
 
     Args:
-        monitor: Tag of a validation metric.
+        monitor: Tag of a validation metric. With several sets of validation data, ``"val/loss"`` stands for the loss of
+            the first one.
         patience: Number of validations in a row without improvement after which the run stops.
         min_delta: Smallest change that counts as an improvement. NaN is never an improvement.
         mode: Whether a lower ("min") or a higher ("max") value is better. None selects "max" for tags that end in
-            accuracy, acc, r2 or score.
+            accuracy, acc, r2, score, f1, auroc or correlation.
         threshold: Stop as soon as the metric equals this value or is better.
 
     Raises:

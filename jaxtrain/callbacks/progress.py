@@ -8,7 +8,7 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from ..core.metrics import SEEDS
+from ..core.metrics import SEEDS, numbers
 from .arguments import expect, is_number
 from .base import Callback
 
@@ -65,7 +65,7 @@ class ProgressBar(Callback):
             log.info(self._line(run, eta=True))
 
     def on_validation_end(self, run: Run, metrics: dict[str, float]) -> None:
-        self._val = dict(metrics)
+        self._val = numbers(metrics)
         if self._bar is not None:
             self._bar.set_postfix_str(self._numbers(), refresh=False)
 

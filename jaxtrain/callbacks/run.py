@@ -66,6 +66,7 @@ class Run:
         restored_step: The step that a resumed run started from, else None.
         forked: Whether the run continues another one in a new directory.
         has_validation: Whether the run has validation data.
+        tags: Tags of the metrics of training and validation that are numbers, as the log will show them.
         last_validation: The step of the last complete validation, or None.
         task: The data module's task; ``set_task`` changes it.
         score: The value that ranks a checkpoint saved at this step, or None.
@@ -90,6 +91,7 @@ class Run:
     requests: Requests = field(default_factory=Requests)
     score: float | None = None
     has_validation: bool = True
+    tags: list[str] = field(default_factory=list)
     forked: bool = False
     task: dict[str, Any] = field(default_factory=dict)
     accepts_values: bool = True

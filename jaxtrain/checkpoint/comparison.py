@@ -62,7 +62,7 @@ def log_changes(saved: dict[str, Any], live: dict[str, Any]) -> None:
 
 
 def require_same_run(
-    config: dict[str, Any], callbacks: Callbacks, program: Program, iterator: DataIterator, val: EvalLoader | None
+    config: dict[str, Any], callbacks: Callbacks, program: Program, iterator: DataIterator, val: Iterable[EvalLoader]
 ) -> None:
     """Raise ValueError if several processes would not train the same run.
 
@@ -78,9 +78,9 @@ def require_same_run(
     own |= {"fit": {**config["fit"], "callbacks": compared}, "model": params, "optimizer": train}
     first = digest(flatten({"batch": program.example}))
     own |= {"data": {**config["data"], "epoch": iterator.length, "first batch": first}}
-    if val is not None:
-        shapes = [signature(flatten({"batch": batch})) for batch in val.examples]
-        own["val data"] = {"batches": val.length, "shapes": shapes}
+    for loader in val:
+        shapes = [signature(flatten({"batch": batch})) for batch in loader.examples]
+        own[f"{loader.name} data"] = {"batches": loader.length, "shapes": shapes}
     require_equal(own)
     params, train = program.state()  # may gather from all processes, so shapes must agree first
     require_equal({"initial values": digest({**params, **train})})

@@ -42,7 +42,7 @@ def summary(result: Result, config: Options, script: Path, root: Path, chance: M
         scores = []
         for tag, value in result.metrics.items():
             head, _, name = tag.partition("/")
-            if head == part:
+            if head == part and not isinstance(value, list):
                 guess = f" (chance {chance[name]:.4g})" if name in chance else ""
                 scores.append(f"{name} {value:.4g}{guess}")
         if scores:
@@ -73,7 +73,7 @@ def _seeds(summary: Mapping[str, Any]) -> list[str]:
     lines = [f"seeds   {', '.join(map(str, summary['seeds']))}{stopped}"]
     spread = []
     for tag, values in summary["per_seed"].items():
-        finite = [value for value in values if math.isfinite(value)]
+        finite = [value for value in values if not isinstance(value, list) and math.isfinite(value)]
         if tag.startswith("val/") and finite:
             spread.append(f"{tag.removeprefix('val/')} {min(finite):.4g} to {max(finite):.4g}")
     return [*lines, f"spread  {', '.join(spread)}"] if spread else lines

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .arrays import ArrayBatch
+from .decisions import Metric
 from .metrics import Mean
 from .module import ONE_TARGET, TIME_MAJOR, Module, Phases
 
@@ -123,11 +125,17 @@ class Objective:
             self.module.warmup_step(forward, self.encode(x))
 
     def learn(self, forward: Callable, x: Any, y: Any, w: Any, extras: dict[str, Any]) -> tuple[Any, dict[str, Mean]]:
-        """One time step of the learning phase: ``(sum of w * loss, metrics)``. ``w`` is ``()`` or ``(B,)``."""
-        return self._score(self.module.learning_step, "learning_step", forward, x, y, w, extras)
+        """One time step of the learning phase: ``(sum of w * loss, metrics)``. ``w`` is ``()`` or ``(B,)``.
 
-    def evaluate(self, forward: Callable, x: Any, y: Any, w: Any, extras: dict[str, Any]) -> dict[str, Mean]:
-        return self._score(self.module.evaluation_step, "evaluation_step", forward, x, y, w, extras)[1]
+        Metrics that are no means over time steps are left out: they are for validations.
+        """
+        means = self._score(self.module.learning_step, "learning_step", forward, x, y, w, extras)
+        kept = {name: mean for name, mean in means.items() if isinstance(mean, Mean)}
+        return kept["loss"].num, kept
+
+    def evaluate(self, forward: Callable, x: Any, y: Any, w: Any, extras: dict[str, Any]) -> dict[str, Any]:
+        """One time step of a validation: means, and every other ``Metric`` for ``over_time``."""
+        return self._score(self.module.evaluation_step, "evaluation_step", forward, x, y, w, extras)
 
     def predict(self, forward: Callable, x: Any) -> Any:
         with _explained(f"{type(self.module).__name__}.predict_step", x):
@@ -164,12 +172,17 @@ class Objective:
             if key in RESERVED or key.startswith("lr/"):
                 raise ValueError(f"{where} returned a metric {key!r}; the trainer uses this name: choose another")
         scored = {"loss": loss, **metrics}
-        means = {key: _weighted(value, w, batch, f"{where}: {key}", key == "loss") for key, value in scored.items()}
-        return means["loss"].num, means
+        return {key: _weighted(value, w, batch, f"{where}: {key}", key == "loss") for key, value in scored.items()}
 
 
-def _weighted(value: Any, w: Any, batch: int, what: str, is_loss: bool) -> Mean:
-    """Sum a loss or metric over the sequences: ``sum(w * value)`` and ``sum(w)``."""
+def _weighted(value: Any, w: Any, batch: int, what: str, is_loss: bool) -> Mean | Metric:
+    """Sum a loss or metric over the sequences: ``sum(w * value)`` and ``sum(w)``; or give a ``Metric`` its weight."""
+    if isinstance(value, Metric) and not is_loss:
+        metric = value.checked(batch, what)
+        w = w * _per_sequence(metric.weight, batch, f"the weight of {what}").astype(jnp.float32)
+        if (each := metric.per_step()) is None:
+            return replace(metric, weight=jnp.broadcast_to(w, (batch,)).astype(jnp.float32))
+        value = each
     if isinstance(value, tuple) and not isinstance(value, Mean) and len(value) == 2 and not is_loss:
         value, own = value
         w = w * _per_sequence(own, batch, f"the weight of {what}").astype(jnp.float32)

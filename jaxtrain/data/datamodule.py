@@ -37,8 +37,9 @@ class DataModule:
 
     Args:
         train: Source of train batches.
-        val: Source of validation batches, or None.
-        test: Source of test batches, or None.
+        val: Source of validation batches, or a dict of several by name; or None. The metrics of `{"clean": ...}` have
+            the tags `val/clean/loss`, those of a single source `val/loss`.
+        test: Source of test batches, or a dict of several by name; or None.
         predict: Source of batches to predict, or None.
         batch_first: Layout of the arrays; None keeps the class's value.
     """
@@ -46,7 +47,7 @@ class DataModule:
     task: dict[str, Any] = {}
     batch_first: bool | None = None
     _life: _Life
-    _sources: tuple[Source | None, ...] = (None, None, None, None)
+    _sources: tuple[Any, ...] = (None, None, None, None)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -62,8 +63,8 @@ class DataModule:
     def __init__(
         self,
         train: Source | None = None,
-        val: Source | None = None,
-        test: Source | None = None,
+        val: Source | dict[str, Source] | None = None,
+        test: Source | dict[str, Source] | None = None,
         predict: Source | None = None,
         *,
         batch_first: bool | None = None,
@@ -87,12 +88,12 @@ class DataModule:
             )
         return self._sources[0]
 
-    def val_data(self) -> Source | None:
-        """The source of validation batches, or None."""
+    def val_data(self) -> Source | dict[str, Source] | None:
+        """The source of validation batches, or a dict of several by name; or None."""
         return self._sources[1]
 
-    def test_data(self) -> Source | None:
-        """The source of test batches, or None."""
+    def test_data(self) -> Source | dict[str, Source] | None:
+        """The source of test batches, or a dict of several by name; or None."""
         return self._sources[2]
 
     def predict_data(self) -> Source | None:
@@ -159,6 +160,29 @@ def as_data(data: Any, val: Any = None, batch_first: bool | None = None) -> Data
             "set its attribute batch_first instead"
         )
     return data
+
+
+def named_sources(source: Any, name: str) -> dict[str, Any]:
+    """The sources of a validation or test by the prefix of their metrics: ``val``, or ``val/clean`` of several.
+
+    >>> named_sources({"clean": [1.0], "noisy": [2.0]}, "val")
+    {'val/clean': [1.0], 'val/noisy': [2.0]}
+
+    Raises:
+        DataError: A name is no text, is empty or holds a slash, or there is no source.
+    """
+    if not isinstance(source, dict):
+        return {} if source is None else {name: source}
+    wrong = [key for key in source if not isinstance(key, str) or not key or "/" in key]
+    if wrong or not source:
+        found = f"the name {wrong[0]!r}" if wrong else "an empty dict"
+        raise DataError(
+            f"{name} data: got {found}; expected a dict of sources by name, such as {{'clean': ..., 'noisy': ...}}; "
+            "names are texts without a slash"
+        )
+    if missing := [key for key, each in source.items() if each is None]:
+        raise DataError(f"{name} data: {missing[0]!r} is None; give it a source of batches, or leave it out")
+    return {f"{name}/{key}": each for key, each in source.items()}
 
 
 def identity_of(data: DataModule) -> dict[str, Any]:

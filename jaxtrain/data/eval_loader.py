@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import DataEnded, DataError
 from ..utils.logging import log
 from .batch import Spec
-from .datamodule import DataModule, warn_of_layout
+from .datamodule import DataModule, named_sources, warn_of_layout
 from .sources import IndexedReader, SequentialReader, adapt
 
 
@@ -52,14 +52,12 @@ class EvalLoader:
             yield batch
 
 
-def validation_loader(data: DataModule) -> EvalLoader | None:
-    """The loader of a run's validation data, or None. Logs a warning if the layout is not stated."""
-    source = data.val_data()
-    if source is None:
-        return None
-    loader = EvalLoader(source, "val", data.batch_first)
-    warn_of_layout(data, loader.examples[0], loader.batch_first)
-    return loader
+def validation_loaders(data: DataModule) -> list[EvalLoader]:
+    """A loader for each set of a run's validation data. Logs a warning if the layout is not stated."""
+    loaders = [EvalLoader(each, name, data.batch_first) for name, each in named_sources(data.val_data(), "val").items()]
+    for loader in loaders:
+        warn_of_layout(data, loader.examples[0], loader.batch_first)
+    return loaders
 
 
 def _examples(reader: IndexedReader | SequentialReader) -> list[Any]:

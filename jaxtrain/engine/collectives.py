@@ -54,6 +54,21 @@ class Collectives:
         sums, totals = unravel(jax.lax.psum(vector, AXIS))
         return sums, jax.tree.map(mean, totals, means)
 
+    def gathered(self, parts: Any) -> Any:
+        """This device's arrays ``(n, ...)`` at rows of its own in zeros ``(count * n, ...)``.
+
+        The sum over devices then holds the arrays of all.
+        """
+        if self.count == 1:
+            return parts
+        here = jax.lax.axis_index(AXIS)
+
+        def placed(leaf: Any) -> Any:
+            everyone = jnp.zeros((self.count, *leaf.shape), leaf.dtype).at[here].set(leaf)
+            return everyone.reshape(-1, *leaf.shape[1:])
+
+        return jax.tree.map(placed, parts)
+
     def total_weight(self, weight: float) -> float:
         """Weight of the whole batch from that of one device's share, for a Python float; ``all_reduce`` sums others."""
         return weight * self.count if self.count > 1 else weight

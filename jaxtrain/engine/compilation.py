@@ -19,9 +19,11 @@ class Compilation:
     Args:
         lowered: The lowered program.
         check: Called with the compiled program before it is used; it may raise an error.
+        result: Shapes of what the traced step returns.
     """
 
-    def __init__(self, lowered: Any, check: Callable[[Any], None] | None = None):
+    def __init__(self, lowered: Any, check: Callable[[Any], None] | None = None, result: Any = None):
+        self.result = result
         self._check, pool = check, ThreadPoolExecutor(1, "compile")
         self._compiling = pool.submit(lowered.compile)
         pool.shutdown(wait=False)  # the thread ends with the compilation
@@ -33,12 +35,6 @@ class Compilation:
         if self._check is not None:
             self._check(compiled)
         return compiled
-
-    @property
-    def names(self) -> list[str]:
-        """The names in the dict that the program returns."""
-        tree = self.program.out_tree
-        return sorted(tree.unflatten(range(tree.num_leaves)))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.metrics import SEEDS, Metrics
+from ..core.metrics import SEEDS
 from ..core.module import Module, Phases
 from ..core.objective import phases_of
 from ..core.state import is_key, seeded
@@ -175,9 +175,9 @@ class Watched:
         """For each nonfinite metric, the number of the first batch in which it is nonfinite."""
         self._cause = ""
 
-    def look(self, number: int, batch: Any, metrics: Metrics) -> None:
+    def look(self, number: int, batch: Any, metrics: dict[str, Any]) -> None:
         """Check the metrics of one batch."""
-        bad = [name for name, mean in metrics.items() if not np.isfinite(mean.num).all() and not name.startswith(SEEDS)]
+        bad = [name for name, found in metrics.items() if not (name.startswith(SEEDS) or found.finite)]
         if bad and not self._first_batch:
             self._cause = self._find_cause(batch)
         for name in bad:
@@ -198,7 +198,7 @@ class Watched:
             else "all of its arrays are finite, so the model's outputs, or what is computed from them, are not"
         )
 
-    def end(self, total: Metrics) -> None:
+    def end(self, total: dict[str, Any]) -> None:
         """Warn about the metrics of all batches, ``total``."""
         prefix = self._prefix
         if self._first_batch:

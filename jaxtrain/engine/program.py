@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.functional import Functional
-from ..core.metrics import Pending
+from ..core.metrics import Pending, empty
 from ..core.module import Module
 from ..core.objective import phases_of
 from ..core.state import fold_in, kind_of, parameters, restore_objects, set_key
@@ -78,8 +78,8 @@ class Program(TrainState):
         self._train: Any = None
         self._trains: dict[Any, Any] = {}
         """Train programs by the kind of their batches, if there are several kinds; each runs one step per dispatch."""
-        self.evaluated: list[str] = []
-        """Names of the metrics of a validation."""
+        self.evaluated: dict[str, Any] = {}
+        """For each metric of a validation, a value of its shape."""
         self.chunk = chunks.chosen(self.flops) if chunk == "auto" else chunk
         self.compile_seconds = time.perf_counter() - started
 
@@ -104,6 +104,11 @@ class Program(TrainState):
         steps = Steps(self.binding, self.devices.collectives)
         with environ(self.module, fit=True):
             return steps.functional(steps.train, jnp.int32(0), self.devices.split.share(example))
+
+    @property
+    def trained(self) -> list[str]:
+        """Names of the metrics of a train step."""
+        return list(self._step.result.metrics)
 
     @cached_property
     def flops(self) -> float:
@@ -198,7 +203,7 @@ class Program(TrainState):
                 lowered = devices.lower(read, values, root, (jnp.int32(0),), batch)
             held = allocated(values)
             check = lambda compiled: require_room_for_reading(compiled, held, devices.own, kind)  # noqa: E731
-            self._executables[key] = Compilation(lowered, check)
+            self._executables[key] = Compilation(lowered, check, functional.result)
         return Reading(self._executables[key], devices, values, root)
 
     # ----------------------------------------------------------------------------------------------- compiling
@@ -232,8 +237,10 @@ class Program(TrainState):
             self._train = training.program
             compiled = {kind: each.program for kind, each in others.items()}
             self._trains = {kind_of(self.example): self._train, **compiled} if others else {}
+        self.evaluated = {}
         for reading in validations:
-            self.evaluated = reading.compilation.names
+            reading.compilation.program  # noqa: B018 - waits, and raises an error of the compiler
+            self.evaluated |= {name: empty(found) for name, found in reading.compilation.result.items()}
         for reading in probing:
             reading.compilation.program  # noqa: B018 - waits, and raises an error of the compiler
         self.compile_seconds += time.perf_counter() - started

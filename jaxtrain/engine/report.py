@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -69,12 +69,10 @@ def compiled_memory(compiled: Any) -> dict[str, int]:
     return {"peak_bytes": int(alive + analysis.temp_size_in_bytes), "temporary_bytes": int(analysis.temp_size_in_bytes)}
 
 
-def val_sizes(module: Module, val: EvalLoader | None) -> tuple[int, int, int] | None:
-    """Warm-up time steps, scored time steps and sequences of the first validation batch; None without validation."""
-    if val is None:
-        return None
+def val_sizes(module: Module, val: Iterable[EvalLoader]) -> dict[str, tuple[int, int, int]]:
+    """Warm-up time steps, scored time steps and sequences of the first batch of each set of validation data."""
     with environ(module, fit=False):
-        return phases_of(module, val.examples[0]).sizes
+        return {loader.name: phases_of(module, loader.examples[0]).sizes for loader in val}
 
 
 def describe_parameters(params: Mapping[str, State], reports: list[ParameterReport]) -> dict[str, dict[str, Any]]:
@@ -109,9 +107,9 @@ def lines(report: dict[str, Any]) -> list[str]:
         axes = "axis 0 is the batch, axis 1 time" if report["batch_first"] else "axis 0 is time, axis 1 the batch"
         source = "not stated" if report["batch_first"] is None else f"batch_first={report['batch_first']}"
         out.append(f"layout     {axes} ({source})")
-    if report.get("val"):
-        warm, time, sequences = report["val"]
-        out.append(f"validation {warm} warm-up + {time} scored time steps, {sequences} sequences")
+    for name, (warm, time, sequences) in report.get("val", {}).items():
+        which = name.removeprefix("val").replace("/", ", ")
+        out.append(f"validation {warm} warm-up + {time} scored time steps, {sequences} sequences{which}")
     if report["seeds"] is not None:
         out.append(
             f"seeds      {', '.join(map(str, report['seeds']))}, side by side; parameters are counted for one seed"

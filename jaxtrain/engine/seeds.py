@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.metrics import SEEDS, Mean, Metrics, is_rate
+from ..core.metrics import SEEDS, Mean, OfSeeds, Parts, is_rate
 from ..core.state import is_key, stack
 
 LIVE = "seeds/live"
@@ -142,7 +142,7 @@ class SeedAxis:
 
         return one
 
-    def select(self, values: dict[str, Any], index: Any) -> dict[str, Any]:
+    def select(self, values: Any, index: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf[index], values)
 
     def each(self, values: dict[str, Any]) -> list[dict[str, Any]]:
@@ -157,10 +157,15 @@ class SeedAxis:
         """The frozen seeds."""
         return [seed for seed, live in zip(self.seeds, np.asarray(values[LIVE]), strict=True) if not live]
 
-    def merged(self, means: Metrics) -> Metrics:
+    def merged(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """Sum metrics over seeds, and add each seed's own under ``seeds/``.
 
-        All seeds that are not frozen have equal weight, so the quotient of the sums is the mean over them.
+        All seeds that are not frozen have equal weight, so the quotient of the sums is the mean over them. ``Parts``
+        are only returned for each seed, because their mean over seeds is that of the finished metrics.
         """
+        parts = {name: found for name, found in metrics.items() if isinstance(found, Parts)}
+        means = {name: mean for name, mean in metrics.items() if name not in parts}
         total = {name: Mean(mean.num.sum(-1), mean.weight.sum(-1)) for name, mean in means.items()}
-        return {**total, **{f"{SEEDS}{name}": mean for name, mean in means.items() if not is_rate(name)}}
+        own = {name: OfSeeds(self.select(found, i) for i in range(len(self.seeds))) for name, found in parts.items()}
+        rated = {name: mean for name, mean in means.items() if not is_rate(name)}
+        return {**total, **{f"{SEEDS}{name}": found for name, found in {**rated, **own}.items()}}

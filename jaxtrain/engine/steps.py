@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.functional import Functional
-from ..core.metrics import Mean, Metrics
+from ..core.metrics import Mean, Metrics, Parts
 from ..core.state import flatten, fold_in, global_norm, set_key
 from . import contract
 from .binding import Binding
@@ -138,13 +138,14 @@ class Steps:
         loss = metrics["loss"].num if optimizer.wants_loss else 0.0
         return {**metrics, **optimizer.update(grads, weight, loss), **checks}
 
-    def evaluate(self, root: Any, index: Any, batch: Any) -> Metrics:
-        """Metrics of one batch."""
+    def evaluate(self, root: Any, index: Any, batch: Any) -> dict[str, Any]:
+        """Metrics of one batch, ``Mean`` or ``Parts``. Each device contributes a part of its own."""
         binding = self.binding
         set_key(self.collectives.fold(fold_in(root, EVALUATE, index)))
         with self.collectives.own_random(binding.long_term.values()):
             metrics = binding.learner.evaluate(binding.phases_of(batch, binding.objective.evaluate))
-        return self.collectives.all_reduce(metrics, ())[0]
+        own = {name: self.collectives.gathered(found) for name, found in metrics.items() if isinstance(found, Parts)}
+        return self.collectives.all_reduce({**metrics, **own}, ())[0]
 
 
 def guarded(train_step: Functional, policy: NonFinite, several: bool) -> Callable:

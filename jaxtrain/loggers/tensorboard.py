@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("jaxtrain")
 METRICS = ("val/loss", "val/accuracy", "train/loss", "train/accuracy")
-"""Tags shown as columns of TensorBoard's HPARAMS page."""
+"""Tags that are always columns of TensorBoard's HPARAMS page; those of the run's own metrics follow."""
 _FIGURE = re.compile(r"(.+)-(\d{8,})\.png")
 
 
@@ -177,7 +177,7 @@ class TensorBoard(Callback):
             text = f"`{shlex.join(map(str, config['command']))}`\n\n{text}"
         self._add(summary.text("config", text), step)
         # Not SummaryWriter.add_hparams: it creates a second run, named after the time.
-        for part in summary.hparams(hparams(config), dict.fromkeys(METRICS, 0.0)):
+        for part in summary.hparams(hparams(config), dict.fromkeys([*METRICS, *run.tags], 0.0)):
             self._add(part, step)
 
 

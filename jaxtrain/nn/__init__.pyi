@@ -5,5 +5,6 @@ from .networks import Network as Network
 from .networks import chrono_bias as chrono_bias
 from .networks import make_cell as make_cell
 from .networks import orthogonal_recurrence as orthogonal_recurrence
+from .running import Running as Running
 from .schedules import adam as adam
 from .schedules import schedule as schedule

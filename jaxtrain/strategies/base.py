@@ -10,6 +10,7 @@ from typing import Any, Literal
 import brainstate
 import jax
 
+from ..core.decisions import over_time
 from ..core.functional import gradient
 from ..core.metrics import Metrics, sum_over_time
 from ..core.module import Phases
@@ -123,15 +124,18 @@ class Learner(ABC):
         """Return the states that ``learn`` initialises for every sequence."""
         return [] if self.carried else [*self.network.hidden.values(), *self.own.values()]
 
-    def evaluate(self, phases: Phases) -> Metrics:
-        """Return the metrics of ``evaluation_step`` over the learning phase. This method is traced."""
+    def evaluate(self, phases: Phases) -> dict[str, Any]:
+        """Return the metrics of ``evaluation_step`` over the learning phase: ``Mean`` or ``Parts``, by name.
+
+        This method is traced.
+        """
         self._warm_up(phases)
 
         def step(x, y, w, extras, reset):
             self._reset(reset)
             return self.objective.evaluate(self.network, x, y, w, extras)
 
-        return sum_over_time(brainstate.transform.for_loop(step, *scored(phases)))
+        return over_time(brainstate.transform.for_loop(step, *scored(phases)))
 
     def predict(self, phases: Phases) -> Any:
         """Return the outputs of ``predict_step`` over the learning phase, ``(T_l, B, ...)``. This method is traced."""

@@ -6,6 +6,7 @@ from typing import Literal
 
 from ..callbacks.base import Callback
 from ..callbacks.run import Requests
+from ..core.metrics import numbers
 from ..data.datamodule import change_task
 from ..period import Period
 from ..utils.files import as_json
@@ -101,22 +102,27 @@ class Boundary:
     @property
     def _validated(self) -> bool:
         """Whether the validation of this step is done, or there is no validation data."""
-        return self._workload.val is None or self._run.last_validation == self._run.step
+        return not self._workload.val or self._run.last_validation == self._run.step
 
     def _validate(self) -> bool:
         """Validate, unless this is done. Returns False if a signal came before the end."""
         run, control, val = self._run, self._control, self._workload.val
-        if val is None or self._validated:
+        if self._validated:
             return True
         if control.signal is not None:
             return False
         with self._progress.timed("validate"):
             run.callbacks("on_validation_start", run)
             interrupted = lambda: control.poll_signal() is not None  # noqa: E731
-            metrics = evaluate(self._workload.program, val.once(), "val", interrupted, val.batch_first)
-            if metrics is None:
-                return False
-            run.recorder.force(run.step, metrics)
+            metrics = {}
+            for one in val:  # after an interruption, all sets are validated again
+                found = evaluate(self._workload.program, one.once(), one.name, interrupted, one.batch_first)
+                if found is None:
+                    return False
+                metrics |= found
+            shown = numbers(metrics)
+            metrics |= shown
+            run.recorder.force(run.step, shown)
             run.metrics.update(metrics)
             run.last_validation = run.step
             control.schedule.validated()

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ..core.arrays import ArrayBatch
-from ..core.metrics import Mean, Pending, plain, tag
+from ..core.metrics import SEEDS, OfSeeds, Pending, plain, tag
 from ..core.module import Module
 from ..data.batch import BATCH_FIRST, time_major
 from ..engine.nonfinite import Watched
@@ -30,7 +30,7 @@ class Predicts(Protocol):
 def evaluate(program: Evaluates, batches: Iterable[Any], prefix: str,
              interrupted: Callable[[], bool] = lambda: False,
              batch_first: bool | None = None) -> dict[str, Any] | None:  # fmt: skip
-    """Weighted means of metrics over batches. Logs a warning if a value is not finite.
+    """Metrics over batches. Logs a warning if a value is not finite.
 
     Args:
         program: Computes the metrics of one batch.
@@ -40,18 +40,19 @@ def evaluate(program: Evaluates, batches: Iterable[Any], prefix: str,
         batch_first: Layout in which the warning gives a position in the data.
 
     Returns:
-        ``{"val/loss": ...}``, and with several seeds also ``{"seeds/val/loss": [...]}``. None if interrupted.
+        ``{"val/loss": ...}``, and with several seeds also ``{"seeds/val/loss": [...]}``. A metric that is an array
+        becomes a nested list. None if interrupted.
     """
-    totals: dict[str, Mean] = {}
+    totals: dict[str, Any] = {}
     watched = Watched(program.module, prefix, batch_first)
     pending: list[tuple[int, Any, Pending]] = []  # fetched after the next batch is dispatched
 
     def fetch(index: int, batch: Any, dispatched: Pending) -> None:
         metrics = dispatched.fetch()
         watched.look(index, batch, metrics)
-        for name, mean in metrics.items():
-            mean = Mean(np.asarray(mean.num, np.float64), np.asarray(mean.weight, np.float64))
-            totals[name] = totals[name].merge(mean) if name in totals else mean
+        for name, found in metrics.items():
+            found = found.on_host()
+            totals[name] = totals[name].merge(found) if name in totals else found
 
     for index, batch in enumerate(batches):
         if interrupted():
@@ -62,8 +63,12 @@ def evaluate(program: Evaluates, batches: Iterable[Any], prefix: str,
     for last in pending:
         fetch(*last)
     watched.end(totals)
-    with np.errstate(invalid="ignore"):  # NaN if the total weight is 0
-        return {tag(prefix, name): plain(mean.num / mean.weight) for name, mean in totals.items()}
+    values = {name: total.finish() for name, total in totals.items()}
+    for name, total in totals.items():
+        if isinstance(total, OfSeeds):  # frozen seeds have no weight
+            live = totals[f"{SEEDS}loss"].weight != 0
+            values[name.removeprefix(SEEDS)] = values[name][live].mean(0) if live.any() else values[name][0]
+    return {tag(prefix, name): plain(value) for name, value in values.items()}
 
 
 def predict(reader: Predicts, batches: Iterable[Any], batch_first: bool | None) -> Any:

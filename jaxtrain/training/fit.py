@@ -32,7 +32,7 @@ from .control import in_all_processes
 from .defaults import Loggers, Progress, with_defaults
 from .evaluate import evaluate, predict
 from .prepare import prepare
-from .reader import Kind, Readers, read
+from .reader import Kind, Readers, prefixes, read
 from .result import Result
 from .session import Session
 from .settings import FitSettings, as_norm, as_seed, as_strategy, as_time
@@ -214,25 +214,27 @@ class Fit(ForeignArguments):
     @alone("Fit.validate")
     def validate(
         self, module: Module, data: Any, *, checkpoint: str | int | Path | None = None, batch_first: bool | None = None
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """Compute metrics over validation data, weighted as in training.
 
         Args:
             module: The module.
-            data: A DataModule (its ``val_data`` is used), or batches. A smaller last batch is included.
+            data: A DataModule (its ``val_data`` is used), batches, or a dict of several sets of batches by name. A
+                smaller last batch is included.
             checkpoint: The values to load first: "last", "best", a step (of this Fit's last run, or of its run
                 directory) or a path. None uses the module's current values.
             batch_first: Layout of bare batches, as in ``run``.
 
         Returns:
-            One number per metric, ``{"val/loss": ...}``.
+            One number per metric, ``{"val/loss": ...}``; of several sets ``{"val/clean/loss": ...}``. A metric with
+            several values is a nested list.
         """
         return self._evaluate(module, data, "val", checkpoint, batch_first)
 
     @alone("Fit.test")
     def test(
         self, module: Module, data: Any, *, checkpoint: str | int | Path | None = None, batch_first: bool | None = None
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """Compute metrics over test data, ``{"test/loss": ...}``; see ``validate`` for the arguments."""
         return self._evaluate(module, data, "test", checkpoint, batch_first)
 
@@ -258,10 +260,13 @@ class Fit(ForeignArguments):
         """
         return predict(*self._read(module, data, "predict", checkpoint, batch_first, "predict"))
 
-    def _evaluate(self, module: Module, data: Any, name: str, checkpoint: Any, batch_first: Any) -> dict[str, float]:
-        reader, batches, layout = self._read(module, data, name, checkpoint, batch_first, "evaluate")
-        metrics = evaluate(reader, batches, name, batch_first=layout)
-        assert metrics is not None  # only a signal handler of a run interrupts it
+    def _evaluate(self, module: Module, data: Any, name: str, checkpoint: Any, batch_first: Any) -> dict[str, Any]:
+        metrics: dict[str, Any] = {}
+        for prefix, part in prefixes(data, name, batch_first).items():
+            reader, batches, layout = self._read(module, part, prefix, checkpoint, batch_first, "evaluate")
+            found = evaluate(reader, batches, prefix, batch_first=layout)
+            assert found is not None  # only a signal handler of a run interrupts it
+            metrics, checkpoint = {**metrics, **found}, None  # its values are loaded
         return metrics
 
     def _read(self, module: Module, data: Any, name: str, checkpoint: Any, batch_first: Any, kind: Kind):

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..callbacks.recorder import Recorder
+from ..callbacks.recorder import Recorder, tag
 from ..callbacks.run import Reads, Run
 from ..checkpoint.comparison import describe, log_changes, require_same_run
 from ..checkpoint.comparison import refuse_differences as refuse
 from ..checkpoint.load import build_each, require_module
 from ..checkpoint.locate import Origin
+from ..core.metrics import is_rate, numbers
 from ..core.module import Module
 from ..core.state import flatten, parameters, signature
 from ..data.datamodule import DataModule, warn_of_layout
-from ..data.eval_loader import EvalLoader, validation_loader
+from ..data.eval_loader import EvalLoader, validation_loaders
 from ..data.iterator import DataIterator
 from ..engine import auto_devices
 from ..engine.report import val_sizes
@@ -76,12 +77,12 @@ def prepare(
     return Prepared(workload, run, schedule, progress, live, report)
 
 
-def open_data(settings: FitSettings, data: DataModule) -> tuple[DataIterator, EvalLoader | None, list[str]]:
+def open_data(settings: FitSettings, data: DataModule) -> tuple[DataIterator, list[EvalLoader], list[str]]:
     """The train data, the validation data, and notes for the report."""
     iterator = DataIterator(data.train_data(), "train", data.batch_first)
     warn_of_layout(data, iterator.example(), iterator.batch_first)
-    val = validation_loader(data)
-    if val is None and settings.validate_every is not None:
+    val = validation_loaders(data)
+    if not val and settings.validate_every is not None:
         raise ValueError(
             f"Fit(validate_every={settings.validate_every.shown()}), but {type(data).__name__} has no val data: give "
             "jaxtrain.DataModule(train, val), define val_data(), or leave validate_every out"
@@ -140,7 +141,7 @@ def make_workload(
     module: Module,
     data: DataModule,
     iterator: DataIterator,
-    val: EvalLoader | None,
+    val: list[EvalLoader],
     origin: Origin,
 ) -> Workload:
     """Build the models and the programs, and restore the checkpoint's arrays and data position.
@@ -183,7 +184,9 @@ def restore(
         batch_size=program.phases.sizes[2],
         reader=reader,
     )
-    run.forked, run.task, run.has_validation = origin.forked, workload.data.task, workload.val is not None
+    run.forked, run.task, run.has_validation = origin.forked, workload.data.task, bool(workload.val)
+    trained = [tag(name) for name in program.trained if not is_rate(name)]
+    run.tags = [*numbers(workload.validated), *(name for name in trained if name.startswith("train/"))]
     run.live = live = Live(workload, run, progress)
     for callback in settings.callbacks:
         callback.reset()

@@ -36,7 +36,7 @@ from ..core.state import (
     with_strong_types,
 )
 from ..data.batch import stated_layout, time_major
-from ..data.datamodule import DataModule, as_data, encodes, set_up, warn_of_layout
+from ..data.datamodule import DataModule, as_data, encodes, named_sources, set_up, warn_of_layout
 from ..data.eval_loader import alike, one_pass, shapes_of
 from ..engine.steps import EVALUATE, PREDICT
 from ..errors import DataError
@@ -173,7 +173,7 @@ def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: 
         module: The module. It is built if necessary.
         strategy: The strategy of the ``Fit``, which determines the batching.
         data: A data module, or a source of bare batches.
-        name: "val", "test" or "predict".
+        name: "val", "test" or "predict"; of one of several named sets, such as "val/clean".
         kind: What is computed.
         seed: Seed of the initial values and random numbers.
         saved: A checkpoint whose values the module receives first, or None.
@@ -186,9 +186,7 @@ def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: 
     live, bare = run_of(module), not isinstance(data, DataModule)
     data = as_data(data, batch_first=batch_first)
     set_up(data)
-    source = data.train_data() if bare else getattr(data, f"{name}_data")()
-    if source is None:
-        raise ValueError(f"{type(data).__name__} has no {name} data: define {name}_data()")
+    source = data.train_data() if bare else _sources(data, name.partition("/")[0])[name]
     if kind == "predict" and (dropped := getattr(source, "dropped", 0)):
         raise DataError(
             f"predict data: its batches leave out {dropped} sequences; give {type(source).__name__} last='pad'"
@@ -222,6 +220,25 @@ def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: 
     if kind == "evaluate":
         batches = alike(batches, name, layout, shapes_of(source, name))
     return reader, batches, layout
+
+
+def prefixes(data: Any, name: str, batch_first: bool | None) -> dict[str, Any]:
+    """The sets of a validation or test by the prefix of their metrics, as ``read`` takes them: name and data.
+
+    Raises:
+        ValueError: A data module has no such data.
+    """
+    if not isinstance(data, DataModule):
+        return named_sources(data, name) if isinstance(data, dict) else {name: data}
+    set_up(as_data(data, batch_first=batch_first))
+    return dict.fromkeys(_sources(data, name), data)
+
+
+def _sources(data: DataModule, name: str) -> dict[str, Any]:
+    source = getattr(data, f"{name}_data")()
+    if source is None:
+        raise ValueError(f"{type(data).__name__} has no {name} data: define {name}_data()")
+    return named_sources(source, name)
 
 
 def _identity(x: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from ..callbacks.checkpoint import best_of
 from ..callbacks.run import Run
 from ..callbacks.throughput import peak_rss_mb
-from ..core.metrics import SEEDS
+from ..core.metrics import SEEDS, numbers
 from ..engine.optimizer import accumulated_batches
 from ..utils.digests import digest
 from ..utils.logging import log
@@ -33,6 +33,7 @@ class Result:
         step: Number of completed steps.
         reason: Why the run stopped, or the name of the signal, for example "SIGTERM".
         metrics: The last value of every tag. Tags under ``seeds/`` have a list with one number per seed.
+            A metric with several values, such as a confusion matrix, is a nested list.
         history: Log entries that this process wrote.
         run_dir: The run directory, or None.
         best: Monitored tag, score and step of the best validation, or None.
@@ -68,7 +69,8 @@ class Result:
 
     def __repr__(self) -> str:
         why = f" ({self.reason})" if self.reason else ""
-        shown = [f"{tag}={value:.4g}" for tag, value in self.metrics.items() if tag.startswith(("train/", "val/"))][:6]
+        values = numbers(self.metrics).items()
+        shown = [f"{tag}={value:.4g}" for tag, value in values if tag.startswith(("train/", "val/"))][:6]
         where = [] if self.run_dir is None else [f"in {self.run_dir}"]
         return f"<Result {', '.join([f'{self.status} at step {self.step}{why}', *shown, *where])}>"
 

@@ -12,7 +12,7 @@ from ..callbacks.run import Run
 from ..core.module import Module
 from ..data.batch import Spec, stated_layout
 from ..data.datamodule import DataModule, change_task, identity_of
-from ..data.eval_loader import EvalLoader, validation_loader
+from ..data.eval_loader import EvalLoader, validation_loaders
 from ..data.iterator import DataIterator
 from ..engine.batch_split import NotDivisible
 from ..engine.program import Program
@@ -73,7 +73,8 @@ class Workload:
     settings: FitSettings
     data: DataModule
     iterator: DataIterator
-    val: EvalLoader | None
+    val: list[EvalLoader]
+    """The sets of validation data."""
     program: Program
     inexact: list[int] = field(default_factory=list)
     """Steps at which the run was resumed with data that differs from the data before them."""
@@ -97,12 +98,17 @@ class Workload:
         probes = [callback for callback in self.settings.callbacks if callback.probe_every is not None]
         shapes = self.iterator.examples()
         self.program.prepare(evaluate=self._val_examples, probes=probes, must_fit=must_fit, shapes=shapes)
-        if self.val is not None:
-            require_metrics(self.settings.callbacks, self.program.evaluated)
+        if self.val:
+            require_metrics(self.settings.callbacks, self.validated)
+
+    @property
+    def validated(self) -> dict[str, Any]:
+        """For each tag of a validation, a value of its shape."""
+        return {f"{loader.name}/{name}": value for loader in self.val for name, value in self.program.evaluated.items()}
 
     @property
     def _val_examples(self) -> list[Any]:
-        return [] if self.val is None else self.val.examples
+        return [batch for loader in self.val for batch in loader.examples]
 
     def change_task(self, task: dict[str, Any], run: Run, schedule: Schedule) -> None:
         """Change the task of the data. Afterwards the run is as if it had been resumed under this task.
@@ -123,7 +129,7 @@ class Workload:
         self.settings.schedule(1, length)  # raises if a period counts epochs and the new length is unknown
         run.max_steps = schedule.total = self.settings.total(length)
         run.epoch_length = schedule.epoch_length = length
-        self.val = validation_loader(self.data)
+        self.val = validation_loaders(self.data)
         if Spec(example).mismatch(self.program.example) is None:
             self.program.example = example
             self.program.prepare(evaluate=self._val_examples, train=False)

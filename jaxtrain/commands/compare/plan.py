@@ -132,7 +132,7 @@ def parse_variants(config: Any, texts: Sequence[str]) -> dict[str, dict[str, Any
 
 def parse_metric(tag: str, mode: Mode | None) -> Monitor:
     """Raises ConfigError if neither the name nor ``mode`` says which value is better."""
-    if mode is None and not tag.endswith((*LOWER_IS_BETTER, *MAX)):
+    if mode is None and not (tag.endswith(LOWER_IS_BETTER) or MAX.search(tag)):
         raise ConfigError(f"--metric {tag}: say whether less or more of it is better with --mode min or --mode max")
     try:
         return Monitor.of(tag, mode or ("min" if tag.endswith(LOWER_IS_BETTER) else "max"), "compare")

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 MOST_LATE = 10_000
 """Largest number of events that may wait for one logger."""
+READS = ("module", "params", "predict", "validate", "record", "generate")
+"""What reads the model of a run."""
 REPEATED = ("flush", "state")
 """Calls that are made again at the next save, so they need not wait."""
 DISK_ERRORS = (
@@ -60,7 +62,7 @@ class _Past:
         self._run, self.step, self.metrics = run, run.step, dict(run.metrics)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("module", "params", "predict", "validate") and self.step != self._run.step:
+        if name in READS and self.step != self._run.step:
             raise RuntimeError(
                 f"run.{name} in an event of step {self.step} that was delivered at step {self._run.step} after a disk "
                 "error: its values no longer exist; read the model in a callback of another rank than 'record'"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +26,13 @@ class LiveModel(Protocol):
 
 
 class Reads(Protocol):
-    """Predicts and validates with a module; ``Fit`` does."""
+    """Reads a module; ``Fit`` does."""
 
     def predict(self, module: Module, data: Any, *, batch_first: bool | None = None) -> Any: ...
     def validate(self, module: Module, data: Any, *, batch_first: bool | None = None) -> dict[str, Any]: ...
+    def record(self, module: Module, data: Any, states: Any, *, batch_first: bool | None = None) -> Any: ...
+    def generate(self, module: Module, prompt: Any, steps: int, *, sample: Any, seed: int | None,
+                 batch_first: bool | None = None) -> Any: ...  # fmt: skip
 
 
 @dataclass
@@ -49,11 +52,11 @@ class Requests:
 class Run:
     """A run as its callbacks see it.
 
-    ``module``, ``params``, ``predict`` and ``validate`` have the model's values at ``step``. The values are available
-    in every event at a boundary, in ``on_fit_start`` and ``on_restore``, and in ``on_fit_end`` unless the run failed
-    within a chunk. In ``on_chunk_start``, ``on_chunk_end`` and the ``on_log`` of steps within a chunk, the program may
-    already hold the values of a later step; reading them is then a RuntimeError unless the callback sets
-    ``reads_model``.
+    ``module``, ``params``, ``predict``, ``validate``, ``record`` and ``generate`` have the model's values at ``step``.
+    The values are available in every event at a boundary, in ``on_fit_start`` and ``on_restore``, and in ``on_fit_end``
+    unless the run failed within a chunk. In ``on_chunk_start``, ``on_chunk_end`` and the ``on_log`` of steps within a
+    chunk, the program may already hold the values of a later step; reading them is then a RuntimeError unless the
+    callback sets ``reads_model``.
 
     Attributes:
         step: Number of completed train batches whose metrics have been delivered.
@@ -255,3 +258,14 @@ class Run:
         """
         assert self.reader is not None
         return self.reader.predict(self.own_module, data, batch_first=batch_first)
+
+    def record(self, data: Any, states: Sequence[str] | None = None, *, batch_first: bool | None = None) -> Any:
+        """Record hidden states, spikes and outputs as ``Fit.record``, with the values at ``step``; see ``predict``."""
+        assert self.reader is not None
+        return self.reader.record(self.own_module, data, states, batch_first=batch_first)
+
+    def generate(self, prompt: Any, steps: int, *, sample: Any = None, seed: int | None = None,
+                 batch_first: bool | None = None) -> Any:  # fmt: skip
+        """Generate as ``Fit.generate``, with the values at ``step``; see ``predict``."""
+        assert self.reader is not None
+        return self.reader.generate(self.own_module, prompt, steps, sample=sample, seed=seed, batch_first=batch_first)

@@ -50,6 +50,17 @@ def alone(what: str) -> Iterator[None]:
         _lock.release()
 
 
+def step_by_step[T](iterator: Iterator[T], what: str) -> Iterator[T]:
+    """An iterator that is ``alone`` while it computes an item, but not between two items."""
+    while True:
+        with alone(what):
+            item = next(iterator, None)
+        if item is None:
+            return
+        yield item
+        del item  # or it would be kept while the next one is computed
+
+
 @contextmanager
 def under_way(live: RunInProgress) -> Iterator[None]:
     """Context during which a run trains its module."""

@@ -16,7 +16,7 @@ from ..core.functional import Functional
 from ..core.metrics import Pending, empty
 from ..core.module import Module
 from ..core.objective import phases_of
-from ..core.state import fold_in, kind_of, parameters, restore_objects, set_key
+from ..core.state import fold_in, kind_of, parameters, restore_objects, set_key, stack
 from ..strategies import Strategy
 from ..strategies.independence import mixed_loss
 from ..utils.memory import allocated
@@ -119,6 +119,10 @@ class Program(TrainState):
     def _seeds(self) -> int:
         return 1 if self.seed_axis is None else len(self.seed_axis.seeds)
 
+    def _each(self, root: Any) -> Any:
+        """A root key for every seed."""
+        return root if self.seed_axis is None else stack([root] * self._seeds)
+
     @property
     def _trace_bytes(self) -> int:
         return self.learner.trace_bytes() * self._seeds
@@ -155,8 +159,8 @@ class Program(TrainState):
         probing, share = self._probing(callback, batch)
         return Pending(probing.run(share, index))
 
-    def read(self, kind: Any, step: Callable, batch: Any, index: int, *, values: Any = None, first: bool = False,
-             fit: bool = False) -> Any:  # fmt: skip
+    def read(self, kind: Any, step: Callable, batch: Any, index: int, *, values: Any = None, root: Any = None,
+             first: bool = False, fit: bool = False) -> Any:  # fmt: skip
         """Run a program that reads the state and changes nothing. It is compiled once per batch shape.
 
         Args:
@@ -165,10 +169,12 @@ class Program(TrainState):
             batch: A batch on the host, time-major.
             index: Batch number, from which random numbers derive.
             values: Values to read instead of the program's own.
+            root: A root key to use instead of the program's own.
             first: Run for the whole batch on the first device, and for the first seed that is not frozen.
             fit: Value of ``fit`` in ``brainstate.environ``; if False, the step starts from fresh hidden states.
         """
-        return self._reading(kind, lambda steps: step, batch, values, first=first, fit=fit).run(batch, index)
+        reading = self._reading(kind, lambda steps: step, batch, values, root, first=first, fit=fit)
+        return reading.run(batch, index)
 
     def _evaluation(self, batch: Any, values: Any = None, first: bool = False) -> Reading:
         return self._reading("evaluate", lambda steps: steps.evaluate, batch, values, first=first, fit=False)
@@ -184,11 +190,11 @@ class Program(TrainState):
             share = self.devices.split.share(batch)
         return self._reading(("probe", id(callback)), lambda steps: step, share, None, first=True, fit=True), share
 
-    def _reading(self, kind: Any, choose: Callable[[Steps], Callable], batch: Any, values: Any, *, first: bool,
-                 fit: bool) -> Reading:  # fmt: skip
+    def _reading(self, kind: Any, choose: Callable[[Steps], Callable], batch: Any, values: Any, root: Any = None, *,
+                 first: bool, fit: bool) -> Reading:  # fmt: skip
         """A program that reads the state. Its compilation starts now, unless it has been compiled before."""
         key = (kind, first, self.objective.encode, kind_of(batch))
-        devices, values, root = self.devices, values or self.values, self.root
+        devices, values, root = self.devices, values or self.values, self.root if root is None else self._each(root)
         with environ(self.module, fit=fit):
             if first or not devices.split.divides(batch):
                 (values, root), devices = devices.on_first_device((values, root)), devices.single_device()

@@ -20,7 +20,7 @@ from .collectives import Collectives
 from .seeds import LIVE, SeedAxis
 
 NonFinite = Literal["raise", "skip", "warn"]
-TRAIN, EVALUATE, PREDICT, PROBE = range(4)
+TRAIN, EVALUATE, PREDICT, PROBE, GENERATE = range(5)
 """Random streams, each derived from the same root key."""
 NONFINITE_INDEX, ZERO_GRADIENT = "nonfinite", "dead"
 """Outputs of a train program in addition to metrics: index of the first nonfinite quantity, and flags of the parameters

@@ -30,15 +30,16 @@ from ..utils.foreign_arguments import ForeignArguments
 from ..utils.logging import log
 from .control import in_all_processes
 from .defaults import Loggers, Progress, with_defaults
-from .evaluate import evaluate, predict
+from .evaluate import evaluate
+from .outputs import ReadsOutputs
 from .prepare import prepare
-from .reader import Kind, Readers, prefixes, read
+from .reader import METRICS, Readers, What, prefixes, read
 from .result import Result
 from .session import Session
 from .settings import FitSettings, as_norm, as_seed, as_strategy, as_time
 
 
-class Fit(ForeignArguments):
+class Fit(ReadsOutputs, ForeignArguments):
     """Trains a ``Module`` on data under a strategy, which determines how gradients are computed.
 
     The budget is ``max_steps``, ``max_epochs`` or ``max_time``; the first one that is reached ends the run.
@@ -238,38 +239,16 @@ class Fit(ForeignArguments):
         """Compute metrics over test data, ``{"test/loss": ...}``; see ``validate`` for the arguments."""
         return self._evaluate(module, data, "test", checkpoint, batch_first)
 
-    @alone("Fit.predict")
-    def predict(
-        self, module: Module, data: Any, *, checkpoint: str | int | Path | None = None, batch_first: bool | None = None
-    ) -> Any:
-        """Compute ``predict_step`` over the learning phase of all batches.
-
-        Compiled programs are kept as long as the module exists, so one batch per call is no slower.
-
-        Args:
-            module: The module.
-            data: A DataModule (its ``predict_data`` is used), or batches of any number of sequences. Targets are not
-                needed.
-            checkpoint: As in ``validate``.
-            batch_first: Layout of bare batches, as in ``run``.
-
-        Returns:
-            The outputs, joined along the sequences, in the layout of the data: ``(T_l, N, ...)``, or ``(N, T_l, ...)``
-            for batch-first data. If the sequences differ in length, a list with the outputs ``(T_i, ...)`` of each.
-            For a data set of ``jaxtrain.datasets``, the outputs are in its order, without padding.
-        """
-        return predict(*self._read(module, data, "predict", checkpoint, batch_first, "predict"))
-
     def _evaluate(self, module: Module, data: Any, name: str, checkpoint: Any, batch_first: Any) -> dict[str, Any]:
         metrics: dict[str, Any] = {}
         for prefix, part in prefixes(data, name, batch_first).items():
-            reader, batches, layout = self._read(module, part, prefix, checkpoint, batch_first, "evaluate")
+            reader, batches, layout = self._read(module, part, prefix, checkpoint, batch_first, METRICS)
             found = evaluate(reader, batches, prefix, batch_first=layout)
             assert found is not None  # only a signal handler of a run interrupts it
             metrics, checkpoint = {**metrics, **found}, None  # its values are loaded
         return metrics
 
-    def _read(self, module: Module, data: Any, name: str, checkpoint: Any, batch_first: Any, kind: Kind):
+    def _read(self, module: Module, data: Any, name: str, checkpoint: Any, batch_first: Any, what: What, seed=None):
         saved = None if checkpoint is None else read_chosen(checkpoint, self._latest)
         return read(
             self._readers,
@@ -277,8 +256,8 @@ class Fit(ForeignArguments):
             self.strategy,
             data,
             name,
-            kind=kind,
-            seed=self._readers.seed,
+            what=what,
+            seed=seed,
             saved=saved,
             batch_first=batch_first,
         )

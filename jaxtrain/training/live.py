@@ -12,14 +12,13 @@ import jax
 from ..callbacks.run import Run
 from ..checkpoint.load import MODEL_PREFIX
 from ..core.metrics import Pending
-from ..core.objective import phases_of
 from ..core.ownership import alone, runs
-from ..core.state import fold_in, seeded, set_key, states_of, with_strong_types
+from ..core.state import seeded, states_of, with_strong_types
 from ..engine.program import Program
 from ..engine.seeds import LIVE
-from ..engine.steps import PREDICT
 from ..errors import DataError
 from .progress import Progress
+from .reader import What
 from .workload import Workload
 
 
@@ -53,12 +52,14 @@ class Live:
                 program = self._workload.program
                 program.write_back(_of_model(program, self._values()))
 
-    def view(self, source: Any, encode: Callable | None) -> View:
+    def view(self, source: Any, encode: Callable | None, what: What, seed: int | None) -> View:
         """The run's programs, to read batches of a source.
 
         Args:
             source: The source.
             encode: Encoding of its inputs, or None for that of the run's data.
+            what: What is read of each batch.
+            seed: Seed of random numbers; None: that of the run.
 
         Raises:
             DataError: The run reads this source itself, in order.
@@ -71,7 +72,7 @@ class Live:
             )
         # With several processes, perhaps only one of them reads. It then uses one of its own devices.
         several, encode = self._workload.processes > 1, encode or self._workload.data.encode
-        return View(self._workload.program, self._values(), encode, one_device=several)
+        return View(self._workload.program, self._values(), encode, what, seed, one_device=several)
 
     @property
     def batch_first(self) -> bool | None:
@@ -122,8 +123,11 @@ def _of_model(program: Program, values: dict[str, Any]) -> dict[str, Any]:
 class View:
     """A run's compiled programs with fixed values of its model. A program is compiled once per run and batch shape."""
 
-    def __init__(self, program: Program, values: dict[str, Any], encode: Callable, *, one_device: bool):
-        self._program, self._values, self._encode, self._one_device = program, values, encode, one_device
+    def __init__(self, program: Program, values: dict[str, Any], encode: Callable, what: What, seed: int | None, *,
+                 one_device: bool):  # fmt: skip
+        self._program, self._values, self._encode, self._what = program, values, encode, what
+        self._root = None if seed is None else jax.random.key(seed)
+        self._one_device = one_device
         self.module = program.module
 
     def evaluate(self, batch: Any, index: int) -> Pending:
@@ -131,12 +135,16 @@ class View:
             return self._program.evaluate(batch, index, self._values, first=self._one_device)
 
     def predict(self, batch: Any, index: int) -> Pending:
-        def step(root, index, batch):
-            set_key(fold_in(root, PREDICT, index))
-            return self._program.learner.predict(phases_of(self.module, batch))
-
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves(self._values)):
+            raise RuntimeError(
+                "the run has trained on since this prediction began: read all of its batches within one event"
+            )
+        step = self._what.step(self._program.learner, self.module)
         with self._reading():
-            return Pending(self._program.read("predict", step, batch, index, values=self._values, first=True))
+            read = self._program.read(
+                self._what.key, step, batch, index, values=self._values, root=self._root, first=True
+            )
+            return Pending(read)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Reading a module: compiled programs for metrics and predictions, without what only training needs.
+"""Reading a module: compiled programs for metrics, predictions and the like, without what only training needs.
 
 An optimizer, a learning rule and (for predictions) targets are not needed.
 """
@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
 import brainstate
@@ -41,13 +40,44 @@ from ..data.eval_loader import alike, one_pass, shapes_of
 from ..engine.steps import EVALUATE, PREDICT
 from ..errors import DataError
 from ..strategies import OnlineRule, Strategy
-from ..strategies.base import Network, choose_batching
+from ..strategies.base import Learner, Network, choose_batching
 from ..strategies.bptt import BPTTLearner
 from ..strategies.inputs import input_of
 from ..strategies.padding import inert
 from ..utils.logging import log
 
-Kind = Literal["evaluate", "predict"]
+
+@dataclass(frozen=True)
+class What:
+    """What is read of each batch.
+
+    Attributes:
+        kind: Which step of the module runs.
+        compute: ``compute(learner, phases, root, index)``, traced; returns arrays. Random numbers derive from the root
+            key and the number of the batch.
+        key: Identifies the program among those of one module.
+    """
+
+    kind: Literal["evaluate", "predict"]
+    compute: Callable[[Learner, Phases, Any, Any], Any]
+    key: Hashable
+
+    def step(self, learner: Learner, module: Module) -> Callable[[Any, Any, Any], Any]:
+        """The traced function of a root key, the number of a batch and the batch."""
+
+        def step(root: Any, index: Any, batch: Any) -> Any:
+            set_key(fold_in(root, EVALUATE if self.kind == "evaluate" else PREDICT, index))
+            return self.compute(learner, phases_of(module, batch), root, index)
+
+        return step
+
+
+def _metrics(learner: Learner, phases: Phases, root: Any, index: Any) -> Any:
+    return learner.evaluate(inert(phases, learner.objective.evaluate, learner.network, carried=False))
+
+
+METRICS = What("evaluate", _metrics, "evaluate")
+PREDICTIONS = What("predict", lambda learner, phases, root, index: learner.predict(phases), "predict")
 
 
 @dataclass
@@ -88,21 +118,24 @@ class Readers:
 
 
 class Reader:
-    """A module with the values that it has during one call, and programs that read it, one for each kind of batch.
+    """A module with the values that it has at ``hold``, and programs that read it, one for each kind of batch.
 
     Its methods raise the errors of the module's steps, and ValueError or TypeError for a batch that does not fit.
     """
 
-    def __init__(self, module: Module, strategy: Strategy, encode: Callable, kind: Kind, seed: int, cache: ModuleCache):
-        self.module, self._strategy, self._encode = module, strategy, encode
-        self._kind: Kind = kind
+    def __init__(self, module: Module, strategy: Strategy, encode: Callable, what: What, seed: int, cache: ModuleCache):
+        self.module, self._strategy, self._encode, self._what = module, strategy, encode, what
         self._root = jax.random.key(seed)
         self._cache = cache
         if cache.traced_from != self._snapshot():
             cache.compiled.clear()
 
+    def hold(self) -> None:
+        """Take the values that the model has now."""
+        self._values = {name: with_strong_types(state.value) for name, state in _named(self.module.model).items()}
+
     def evaluate(self, batch: Any, index: int) -> Pending:
-        """Metrics of one batch, by name, or its predictions over the learning phase, depending on ``kind``."""
+        """What is read of one batch: metrics by name, or arrays ``(T, B, ...)``."""
         program = self.prepare(batch)
         return Pending(program(self._values, self._root, np.int32(index), batch))
 
@@ -110,7 +143,7 @@ class Reader:
 
     def prepare(self, batch: Any) -> Any:
         """The program for batches like this one. It is compiled if there is none yet."""
-        key, compiled = (self._kind, kind_of(batch)), self._cache.compiled
+        key, compiled = (self._what.key, kind_of(batch)), self._cache.compiled
         if key not in compiled:
             with brainstate.environ.context(**self.module.environ, fit=False):
                 compiled[key] = self._compile(batch)
@@ -121,34 +154,19 @@ class Reader:
         return snapshot((self.module, dict(self.module.environ), self._encode, brainstate.environ.all()))
 
     def _compile(self, batch: Any) -> Any:
-        module, model, kind = self.module, self.module.model, self._kind
+        module, model, what = self.module, self.module.model, self._what
         drop_weak_types(parameters(model).values())
         objective = Objective(module, self._encode)
         phases = phases_of(module, batch)
         wanted = batching_of(self._strategy)
-        batching = choose_batching(wanted, model, input_of(objective, phases, kind), phases.sizes[2])
+        batching = choose_batching(wanted, model, input_of(objective, phases, what.kind), phases.sizes[2])
         learner = BPTTLearner(objective, Network(model, batching))
         named = _named(model)
         drop_weak_types([*named.values(), *learner.short_term_states()])
-
-        def read(phases: Phases) -> Any:
-            if kind == "predict":
-                return learner.predict(phases)
-            return learner.evaluate(inert(phases, objective.evaluate, learner.network, carried=False))
-
-        def step(root, index, batch):
-            set_key(fold_in(root, EVALUATE if kind == "evaluate" else PREDICT, index))
-            return read(phases_of(module, batch))
-
         example = self._root, jnp.int32(0), batch
-        functional = Functional(step, named, learner.short_term_states(), *example)
+        functional = Functional(what.step(learner, module), named, learner.short_term_states(), *example)
         values = {name: with_strong_types(state.value) for name, state in named.items()}
         return jax.jit(lambda values, *args: functional(values, *args)[1]).lower(values, *example).compile()
-
-    @cached_property
-    def _values(self) -> dict[str, Any]:
-        """The model's values when it is first read, as device arrays."""
-        return {name: with_strong_types(state.value) for name, state in _named(self.module.model).items()}
 
 
 def _named(model: Any) -> dict[str, State]:
@@ -161,7 +179,7 @@ def batching_of(strategy: Strategy) -> Any:
     return getattr(strategy, "batching", "auto") if required == "either" else required
 
 
-def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: str, *, kind: Kind, seed: int,
+def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: str, *, what: What, seed: int | None,
          saved: Saved | None, batch_first: bool | None) -> tuple[Any, Iterator[Any], bool | None]:  # fmt: skip
     """Prepare to read a module.
 
@@ -174,8 +192,8 @@ def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: 
         strategy: The strategy of the ``Fit``, which determines the batching.
         data: A data module, or a source of bare batches.
         name: "val", "test" or "predict"; of one of several named sets, such as "val/clean".
-        kind: What is computed.
-        seed: Seed of the initial values and random numbers.
+        what: What is computed of each batch.
+        seed: Seed of random numbers; None: that of the ``Fit``, or of the run.
         saved: A checkpoint whose values the module receives first, or None.
         batch_first: Layout of bare batches, or None.
 
@@ -187,13 +205,13 @@ def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: 
     data = as_data(data, batch_first=batch_first)
     set_up(data)
     source = data.train_data() if bare else _sources(data, name.partition("/")[0])[name]
-    if kind == "predict" and (dropped := getattr(source, "dropped", 0)):
+    if what.kind == "predict" and (dropped := getattr(source, "dropped", 0)):
         raise DataError(
             f"predict data: its batches leave out {dropped} sequences; give {type(source).__name__} last='pad'"
         )
     if live is not None and saved is not None:
         refuse_in_use(module, f"a checkpoint (step {saved.step}) cannot be loaded")
-    reader = None if live is None else live.view(source, None if bare else data.encode)
+    reader = None if live is None else live.view(source, None if bare else data.encode, what, seed)
     layout = stated_layout(source, name, data.batch_first)
     batches = one_pass(source, name, layout)
     first = next(batches)
@@ -207,17 +225,19 @@ def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: 
                 f"trained on inputs that {cache.encoded_by}.encode encodes: pass a data module of this class with "
                 f"{name}_data(), or encode the batches"
             )
-        build(module, seed)
+        build(module, readers.seed)
         if saved is not None:
             refuse_other_parameters(module, saved)  # before the model receives data, whose sizes may not match
-        reader = Reader(module, strategy, data.encode if encodes(data) else _identity, kind, seed, cache)
+        encode, own = data.encode if encodes(data) else _identity, readers.seed if seed is None else seed
+        reader = Reader(module, strategy, encode, what, own, cache)
         reader.prepare(first)
         if saved is not None:
             load_into(module, saved)
+        reader.hold()
     layout = stated_layout(first, name, layout)
     if live is not None and layout is None and bare:
         layout, batches = live.batch_first, map(time_major, batches) if live.batch_first else batches
-    if kind == "evaluate":
+    if what.kind == "evaluate":
         batches = alike(batches, name, layout, shapes_of(source, name))
     return reader, batches, layout
 

@@ -31,7 +31,7 @@ def leaf(value: Any) -> Any:
 
 
 def windows_per_block(windows: int, window: int) -> int:
-    """The largest divisor of a number of windows that fits into a block; the most that fit if all divisors are small."""
+    """The largest divisor of a number of windows that fits into a block, or as many as fit if it is small."""
     most = min(max(1, BLOCK // window), windows)
     divisor = next(size for size in range(most, 0, -1) if windows % size == 0)
     return divisor if 4 * divisor >= most else most

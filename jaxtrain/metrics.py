@@ -31,22 +31,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .core.decisions import Metric
+from .core.decisions import Decided, SequenceLoss
 from .core.metrics import Mean, Parts, Sums
 
-__all__ = ["AUROC", "F1", "R2", "Accuracy", "ConfusionMatrix", "Correlation"]
+__all__ = ["AUROC", "F1", "R2", "Accuracy", "ConfusionMatrix", "Correlation", "SequenceLoss"]
 STATIC = {"static": True}
 
 
 # ------------------------------------------------------------------------------------------------------ classes
 
 
-class _OfClasses(Metric):
+class _OfClasses(Decided):
     """Scores ``(B, C)``, the largest of which is the predicted class, and true classes ``(B,)``."""
 
     names: ClassVar[tuple[str, str]] = ("scores", "targets")
 
-    def _check(self, outputs: jax.Array, targets: jax.Array, what: str) -> None:
+    def check(self, outputs: jax.Array, targets: jax.Array, what: str) -> None:
         if outputs.ndim != 2 or outputs.shape[1] < 2:
             raise ValueError(f"{what}: scores have shape {outputs.shape}; expected (B, C), a score for each class")
         if targets.ndim != 1 or jnp.issubdtype(targets.dtype, jnp.inexact):
@@ -99,8 +99,8 @@ class F1(_OfClasses):
 
     average: Literal["macro"] | None = field(default="macro", kw_only=True, metadata=STATIC)
 
-    def _check(self, outputs: jax.Array, targets: jax.Array, what: str) -> None:
-        super()._check(outputs, targets, what)
+    def check(self, outputs: jax.Array, targets: jax.Array, what: str) -> None:
+        super().check(outputs, targets, what)
         if self.average not in ("macro", None):
             raise ValueError(f"{what}: average={self.average!r}; expected 'macro', or None for one value per class")
 
@@ -161,7 +161,7 @@ def _macro_f1(sums: Sums) -> Any:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class AUROC(Metric):
+class AUROC(Decided):
     """The area under the receiver operating characteristic: the probability that a positive has the larger score.
 
     The host keeps the scores of the whole validation, 8 bytes for each sequence (``decide=None``: for each time step).
@@ -174,7 +174,7 @@ class AUROC(Metric):
 
     names: ClassVar[tuple[str, str]] = ("scores", "targets")
 
-    def _check(self, outputs: jax.Array, targets: jax.Array, what: str) -> None:
+    def check(self, outputs: jax.Array, targets: jax.Array, what: str) -> None:
         if outputs.ndim != 1 or targets.ndim != 1:
             raise ValueError(
                 f"{what}: scores have shape {outputs.shape}, targets {targets.shape}; expected (B,) each: of two "
@@ -200,12 +200,12 @@ def _area(sums: Sums) -> Any:
 # ------------------------------------------------------------------------------------------------- regression
 
 
-class _OfValues(Metric):
+class _OfValues(Decided):
     """Predictions ``(B, ...)`` and targets of the same shape."""
 
     names: ClassVar[tuple[str, str]] = ("predictions", "targets")
 
-    def _check(self, outputs: jax.Array, targets: jax.Array, what: str) -> None:
+    def check(self, outputs: jax.Array, targets: jax.Array, what: str) -> None:
         if outputs.shape != targets.shape:
             raise ValueError(
                 f"{what}: predictions have shape {outputs.shape}, targets {targets.shape}; expected equal shapes"

@@ -20,21 +20,16 @@ NAMED = ("sum", "mean", "last", "max")
 
 @dataclass(frozen=True)
 class Metric(ABC):
-    """What a step returns for a metric that needs more than one number per sequence and time step.
+    """What a step returns for a metric that is computed of the outputs of several time steps.
 
     Args:
         outputs: Outputs of one time step, ``(B, ...)``.
         targets: Their targets, ``(B, ...)``.
-        decide: None counts every time step. Otherwise a sequence counts once, at the last of its time steps that have
-            weight, with the target and the weight of that time step. "sum", "mean" and "max" are those of the outputs
-            over its time steps with weight, "last" is the last of these outputs. A function
-            ``(outputs (T, B, ...), weights (T, B)) -> (B, ...)`` decides by all outputs.
         weight: Weight of its own, ``()`` or ``(B,)``, which is multiplied with ``Phases.weights``.
     """
 
     outputs: Any
     targets: Any
-    decide: Decide = field(default=None, kw_only=True, metadata={"static": True})
     weight: Any = field(default=1.0, kw_only=True)
 
     names: ClassVar[tuple[str, str]] = ("outputs", "targets")
@@ -44,45 +39,106 @@ class Metric(ABC):
         """This metric with arrays, of shapes that fit.
 
         Raises:
-            TypeError: A value is no array, or ``decide`` is no way to decide.
+            TypeError: A value is no array, or an option has a wrong type.
             ValueError: A shape does not fit.
         """
-        if self.decide is not None and self.decide not in NAMED and not callable(self.decide):
-            raise TypeError(
-                f"{what}: decide={self.decide!r}; expected None, one of {list(NAMED)}, or a function of outputs "
-                "(T, B, ...) and weights (T, B)"
-            )
         arrays = jnp.asarray(self.outputs), jnp.asarray(self.targets)
         for name, array in zip(self.names, arrays, strict=True):
             if array.shape[:1] != (batch,):
                 raise ValueError(f"{what}: {name} have shape {array.shape}; expected ({batch}, ...), as the sequences")
-        self._check(*arrays, what)
         return replace(self, outputs=arrays[0], targets=arrays[1])
-
-    @abstractmethod
-    def _check(self, outputs: jax.Array, targets: jax.Array, what: str) -> None:
-        """Raise ValueError or TypeError if the arrays do not fit each other."""
 
     def per_step(self) -> Any:
         """The metric as values ``(B,)`` of one time step if it is their mean; else None."""
         return None
 
-    def per_output(self, outputs: jax.Array) -> jax.Array:
-        """What is kept of each output that counts."""
-        return outputs
+    @abstractmethod
+    def over_time(self) -> Mean | Parts:
+        """The sums of a metric whose arrays are stacked over time, ``(T, B, ...)``, with weights ``(T, B)``."""
+
+
+@dataclass(frozen=True)
+class Decided(Metric):
+    """A metric of every time step, or of one decision per sequence.
+
+    Args:
+        decide: None counts every time step. Otherwise a sequence counts once, with the target and the weight of the
+            last of its time steps that have weight. "sum", "mean" and "max" are those of the outputs over its time
+            steps with weight, "last" is the last of these outputs. A function
+            ``(outputs (T, B, ...), weights (T, B)) -> (B, ...)`` decides by all outputs.
+    """
+
+    decide: Decide = field(default=None, kw_only=True, metadata={"static": True})
+
+    def checked(self, batch: int, what: str) -> Metric:
+        if self.decide is not None and self.decide not in NAMED and not callable(self.decide):
+            raise TypeError(
+                f"{what}: decide={self.decide!r}; expected None, one of {list(NAMED)}, or a function of outputs "
+                "(T, B, ...) and weights (T, B)"
+            )
+        metric = super().checked(batch, what)
+        self.check(metric.outputs, metric.targets, what)
+        return metric
+
+    @abstractmethod
+    def check(self, outputs: jax.Array, targets: jax.Array, what: str) -> None:
+        """Raise ValueError if the arrays do not fit each other."""
 
     @abstractmethod
     def sums(self, outputs: jax.Array, targets: jax.Array, weights: jax.Array) -> Mean | Parts:
-        """The sums over outputs that count, ``(n, ...)``, with their targets and weights ``(n,)``. Those with weight 0
-        may be NaN."""
+        """The sums over outputs that count, ``(n, ...)``, with their targets and weights ``(n,)``.
+
+        Those with weight 0 may be NaN.
+        """
 
     def over_time(self) -> Mean | Parts:
-        """The sums of a metric whose arrays are stacked over time, ``(T, B, ...)``."""
         if self.decide is not None:
-            outputs, targets, weights = decision(self.decide, self.outputs, self.targets, self.weight)
-            return self.sums(self.per_output(outputs), targets, weights)
+            return self.sums(*decision(self.decide, self.outputs, self.targets, self.weight))
         flat = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])  # noqa: E731
         return self.sums(flat(self.outputs), flat(self.targets), flat(self.weight))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SequenceLoss(Metric):
+    """A loss of a whole sequence, which ``learning_step`` returns in place of the loss of a time step.
+
+    Only ``strategy="bptt"`` can differentiate it. A sequence has the weight of its last time step with weight.
+
+    Args:
+        outputs: Outputs of one time step, ``(B, ...)``.
+        targets: Their targets, ``(B, ...)``.
+        function: ``(outputs (T, B, ...), targets (T, B, ...), weights (T, B)) -> (B,)``, the loss of each sequence.
+            Outputs with weight 0 are zeros.
+    """
+
+    function: Callable[[Any, Any, Any], Any] = field(metadata={"static": True})
+
+    def over_time(self) -> Mean:
+        counts = self.weight != 0
+        # A sequence without any weight is passed as one with weight: of nothing, the function may have no derivative.
+        seen = jnp.where(counts.any(0), self.weight, 1)
+        held = jnp.where(_beside(seen != 0, self.outputs), self.outputs, 0)
+        losses = jnp.asarray(self.function(held, self.targets, seen))
+        if losses.shape != counts.shape[1:] or not jnp.issubdtype(losses.dtype, jnp.floating):
+            raise ValueError(
+                f"the function of a SequenceLoss returned {losses.dtype} of shape {losses.shape} for outputs "
+                f"{self.outputs.shape}; expected one loss per sequence, {counts.shape[1:]}"
+            )
+        own = _last(self.weight)(self.weight)
+        return Mean(jnp.sum(jnp.where(own != 0, own * losses, 0)), jnp.sum(own))
+
+
+def _last(weights: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """A function that returns the values ``(B, ...)`` at the last time step with weight."""
+    time, batch = weights.shape
+    last = time - 1 - jnp.argmax((weights != 0)[::-1], 0)
+    return lambda leaf: leaf[last, jnp.arange(batch)]
+
+
+def _beside(counts: jax.Array, outputs: jax.Array) -> jax.Array:
+    """``(T, B)`` with further axes, to broadcast to outputs ``(T, B, ...)``."""
+    return counts.reshape(*counts.shape, *(1,) * (outputs.ndim - 2))
 
 
 def decision(decide: Decide, outputs: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[Any, Any, Any]:
@@ -94,16 +150,10 @@ def decision(decide: Decide, outputs: jax.Array, targets: jax.Array, weights: ja
         targets: ``(T, B, ...)``.
         weights: ``(T, B)``.
     """
-    time, batch = weights.shape
-    counts = weights != 0
-    last = time - 1 - jnp.argmax(counts[::-1], 0)
-
-    def at_last(leaf: jax.Array) -> jax.Array:
-        return leaf[last, jnp.arange(batch)]
-
+    at_last, batch = _last(weights), weights.shape[1]
     if outputs.dtype in (jnp.float16, jnp.bfloat16):
         outputs = outputs.astype(jnp.float32)
-    there = counts.reshape(*counts.shape, *(1,) * (outputs.ndim - 2))
+    there = _beside(weights != 0, outputs)
     held = jnp.where(there, outputs, jnp.zeros((), outputs.dtype))
     if callable(decide):
         decided = jnp.asarray(decide(held, weights))

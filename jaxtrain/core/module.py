@@ -116,8 +116,8 @@ class Module:
         Returns:
             ``loss`` or ``(loss, metrics)`` with ``metrics`` a dict name -> value. The loss and every metric have shape
             ``()`` or ``(B,)``. A metric may be a pair ``(value, weight)`` with a weight of shape ``()`` or ``(B,)``,
-            which is multiplied with ``Phases.weights``. For example, a metric of a whole sequence has weight 1 at its
-            last time step and 0 before.
+            which is multiplied with ``Phases.weights``; or an object of ``jaxtrain.metrics``, such as
+            ``Accuracy(logits, y, decide="sum")``. Under BPTT, the loss may be a ``jaxtrain.metrics.SequenceLoss``.
         """
         raise TypeError(f"{type(self).__name__} defines no learning_step(forward, x, y)")
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .arrays import ArrayBatch
-from .decisions import Metric
+from .decisions import Metric, SequenceLoss
 from .metrics import Mean
 from .module import ONE_TARGET, TIME_MAJOR, Module, Phases
 
@@ -119,6 +119,10 @@ class Objective:
         self.module = module
         self.model = module.model
         self.encode = encode
+        self.takes_sequences = False
+        """Whether the learner differentiates a ``SequenceLoss``."""
+        self.by_sequence = False
+        """Whether the last traced time step returned one."""
 
     def warmup(self, forward: Callable, x: Any) -> None:
         with _explained(f"{type(self.module).__name__}.warmup_step", x):
@@ -127,11 +131,19 @@ class Objective:
     def learn(self, forward: Callable, x: Any, y: Any, w: Any, extras: dict[str, Any]) -> tuple[Any, dict[str, Mean]]:
         """One time step of the learning phase: ``(sum of w * loss, metrics)``. ``w`` is ``()`` or ``(B,)``.
 
+        A ``SequenceLoss`` is returned as it is, and has no entry in the metrics yet.
         Metrics that are no means over time steps are left out: they are for validations.
         """
         means = self._score(self.module.learning_step, "learning_step", forward, x, y, w, extras)
         kept = {name: mean for name, mean in means.items() if isinstance(mean, Mean)}
-        return kept["loss"].num, kept
+        self.by_sequence = isinstance(means["loss"], SequenceLoss)
+        if self.by_sequence and not self.takes_sequences:
+            raise ValueError(
+                f"{type(self.module).__name__}.learning_step returned a SequenceLoss, which needs all time steps of a "
+                "sequence at once: use strategy='bptt'. For other rules, return a loss of the last output, or of the "
+                "sum or mean by a model in jaxtrain.nn.Running, and give weight to the last time step only"
+            )
+        return means["loss"] if self.by_sequence else kept["loss"].num, kept
 
     def evaluate(self, forward: Callable, x: Any, y: Any, w: Any, extras: dict[str, Any]) -> dict[str, Any]:
         """One time step of a validation: means, and every other ``Metric`` for ``over_time``."""
@@ -177,7 +189,7 @@ class Objective:
 
 def _weighted(value: Any, w: Any, batch: int, what: str, is_loss: bool) -> Mean | Metric:
     """Sum a loss or metric over the sequences: ``sum(w * value)`` and ``sum(w)``; or give a ``Metric`` its weight."""
-    if isinstance(value, Metric) and not is_loss:
+    if isinstance(value, Metric) and (not is_loss or isinstance(value, SequenceLoss)):
         metric = value.checked(batch, what)
         w = w * _per_sequence(metric.weight, batch, f"the weight of {what}").astype(jnp.float32)
         if (each := metric.per_step()) is None:

@@ -37,8 +37,8 @@ class Running(brainstate.nn.Module):
 
     def update(self, x: Any) -> Any:
         output = self.network(x)
-        if output.shape != self.total.value.shape:
-            raise ValueError(f"Running: the output has shape {output.shape}, but size={self._size} was given")
+        if jnp.shape(output) != jnp.shape(self.total.value):
+            raise ValueError(f"Running: the output has shape {jnp.shape(output)}, but size={self._size} was given")
         self.total.value = self.total.value + output
         if not self._mean:
             return self.total.value

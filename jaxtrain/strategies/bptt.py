@@ -36,6 +36,7 @@ class BPTTLearner(Learner):
     def __init__(self, objective: Objective, network: Network, remat: bool = False):
         super().__init__(objective, network)
         self._remat = remat
+        objective.takes_sequences = True
 
     @cached_property
     def _params(self) -> dict[str, State]:
@@ -49,7 +50,8 @@ class BPTTLearner(Learner):
             grads, metrics = gradient_in_loop(forward, self._params, self._reset, stretches, begin)
         else:
             grads, metrics = HoistedStep(self.network, self._params, self._reset).gradient(stretches, begin)
-        return update(grads, total_weight(phases), metrics)
+        by_sequence = self.objective.by_sequence
+        return update(grads, metrics["loss"].weight if by_sequence else total_weight(phases), metrics)
 
     def report(self, phases: Phases) -> list[ParameterReport]:
         warm, time, _ = phases.sizes

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from brainstate.transform import StatefulFunction
 
+from ..core.decisions import SequenceLoss
 from ..core.functional import gradient
 from ..core.metrics import Metrics, sum_over_time
 from ..core.state import State, add_to, states_of
@@ -53,9 +54,17 @@ def gradient_in_loop(forward: Callable, params: dict[str, State], reset: Callabl
                 return found if stretch.is_scored else None
 
             found = brainstate.transform.for_loop(step, stretch.sequences, stretch.masks)
-        return found[0].sum(), sum_over_time(found[1])
+        return _total(*found)
 
     return gradient(loss, params)()
+
+
+def _total(losses: Any, metrics: Metrics) -> tuple[jax.Array, Metrics]:
+    """The sum of ``w * loss`` and the metrics, of what ``Objective.learn`` returned for each time step."""
+    if isinstance(losses, SequenceLoss):
+        loss = losses.over_time()
+        return loss.num, {**sum_over_time(metrics), "loss": loss}
+    return losses.sum(), sum_over_time(metrics)
 
 
 class HoistedStep:
@@ -119,7 +128,7 @@ class HoistedStep:
                 found, seen = self._run(stretch, given)
                 inputs.append(seen)
                 if found is not None:
-                    total, metrics = found[0].sum(), sum_over_time(found[1])
+                    total, metrics = _total(*found)
             assert metrics is not None
             return total, (metrics, inputs)
 

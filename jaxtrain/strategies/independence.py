@@ -91,7 +91,7 @@ def mixed_loss(objective: Objective, network: Network, phases: Phases) -> str:
         A line for the report, or "" if the sequences are independent.
     """
     batch, step = phases.sizes[2], objective.module.learning_step
-    if batch == 1:
+    if batch == 1 or objective.by_sequence:  # a time step has no loss of its own
         return ""
     shapes: list[Any] = []
 

@@ -1,5 +1,8 @@
 """Callbacks whose state holds arrays."""
 
+import re
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -10,24 +13,10 @@ from jaxtrain.callbacks.state_arrays import joined, split
 from jaxtrain.checkpoint.run_directory import read_checkpoint
 from tests.small import At, Linear, Lines, kill, leaves, same
 
-
-class Average(jt.Callback):
-    """An exponential moving average of the parameters."""
-
-    reads_model = True
-
-    def reset(self):
-        self.average = None
-
-    def on_chunk_end(self, run, metrics):
-        now = run.params()
-        self.average = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, self.average or now, now)
-
-    def state(self):
-        return {"average": self.average, "note": ["of", 1]}
-
-    def load_state(self, state):
-        self.average = state["average"]
+PAGE = (Path(__file__).parents[2] / "docs/recording.md").read_text()
+EXAMPLE: dict = {"jaxtrain": jt, "jax": jax}
+exec(next(block for block in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "class Average" in block), EXAMPLE)
+Average = EXAMPLE["Average"]
 
 
 def test_arrays_of_any_kind_are_restored_bit_for_bit():
@@ -86,7 +75,7 @@ def test_what_is_neither_json_nor_an_array_of_numbers_is_refused_and_the_advice_
     assert Callbacks([holds]).states() == {}
 
 
-def test_a_damaged_array_is_noticed(tmp_path):
+def test_every_array_has_a_digest(tmp_path):
     fit = jt.Fit("bptt", max_steps=2, run_dir=tmp_path, loggers=(), callbacks=[Average()])
     fit.run(Linear(), Lines(), batch_first=False)
     saved = read_checkpoint(tmp_path)

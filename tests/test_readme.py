@@ -60,6 +60,18 @@ def test_the_spiking_example_learns(capsys):
 
 
 @pytest.mark.full
+def test_the_recording_page_runs(capsys, tmp_path):
+    page = {"__name__": "page"}
+    for program in blocks("docs/recording.md"):
+        execute(program, "docs/recording.md", page)
+    shape, unit, rate, right = capsys.readouterr().out.split("\n")[-5:-1]
+    assert (shape, unit) == ("(20, 16, 16)", "mV") and abs(float(rate) - 0.1) < 0.05 and float(right) > 0.9
+    data, fit = page["data"].val_data(), page["fit"]
+    np.testing.assert_allclose(page["out"], fit.predict(page["module"], data, batch_first=False), atol=1e-5)
+    assert len([*(tmp_path / "checkpoints/spiking/figures").iterdir()]) == 3
+
+
+@pytest.mark.full
 def test_the_example_of_a_projection_learns(capsys):
     (program,) = blocks("docs/modules.md")
     execute(program, "docs/modules.md")

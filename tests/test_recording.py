@@ -4,6 +4,7 @@ import brainpy.state
 import brainstate
 import braintools
 import braintrace
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -165,3 +166,57 @@ def test_a_callback_records_with_the_values_of_the_step():
         fit = jt.Fit("bptt", max_steps=2, seeds=seeds, validate_every=1, callbacks=[Look()])
         fit.run(Linear(), jt.DataModule(Lines(), LinesOf(1)))
     assert len(seen) == 4 and (seen[0] != seen[1]).any()
+
+
+class Quiet(jt.Module):
+    """Only the firing rate is penalised."""
+
+    environ = {"dt": 1.0 * u.ms}
+
+    class Net(brainstate.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.current = braintrace.nn.Linear(2, 3, b_init=braintools.init.Constant(0.5))
+            self.neurons = brainpy.state.LIF(3, tau=5.0 * u.ms, spk_fun=braintools.surrogate.ReluGrad())
+            self.readout = braintrace.nn.Linear(3, 2)
+
+        def update(self, x):
+            self.neurons(20.0 * self.current(x) * u.mA)
+            return self.readout(self.neurons.get_spike())
+
+    def build(self):
+        return self.Net()
+
+    def learning_step(self, forward, x, y):
+        forward(x)
+        return jnp.square(self.model.neurons.get_spike().mean(-1) - 0.3)
+
+    def configure_optimizer(self):
+        return braintools.optim.SGD(1.0)
+
+
+@pytest.mark.parametrize("strategy", ["bptt", "drtrl"])
+def test_a_penalty_on_firing_rates_is_credited(strategy):
+    fit, module, x = jt.Fit(strategy, max_steps=1), Quiet(), line(0, time=8)[0]
+    fit.record(module, [x], ["neurons.V"], batch_first=False)
+    before = dict(module.model.current.weight.value)
+    report = fit.run(module, [(x, line(0, time=8)[1])], batch_first=False).report["parameters"]
+
+    def loss(params):
+        spike, V, total = braintools.surrogate.ReluGrad(), jnp.zeros((2, 3)), 0.0
+        for now in x:
+            current = 20.0 * (now @ params["weight"] + params["bias"])
+            V = (V - spike(V - 1.0)) * np.exp(-0.2) + (1 - np.exp(-0.2)) * current
+            total = total + jnp.square(spike(V - 1.0).mean(-1) - 0.3).mean()
+        return total / len(x)
+
+    grads = jax.grad(loss)(before)
+    assert all(np.abs(grad).max() > 1e-3 for grad in grads.values())
+    assert report["current.weight"]["trains"] == "yes" and report["readout.weight"]["trains"] == "no"
+    for name, value in module.model.current.weight.value.items():
+        np.testing.assert_allclose(value, before[name] - grads[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_a_rule_that_does_not_credit_the_penalty_says_so():
+    with pytest.raises(ValueError, match="'readout_only' trains none of the parameters"):
+        jt.Fit("readout_only", max_steps=1).run(Quiet(), [line(0, time=8)], batch_first=False)

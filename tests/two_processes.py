@@ -66,6 +66,12 @@ class Asks(jt.Callback):
             run.save()  # the first process decides
             run.stop("the other one")
 
+    def state(self):
+        return {"array": np.arange(3)}
+
+    def load_state(self, state):
+        np.testing.assert_array_equal(state["array"], np.arange(3))
+
 
 class Odd(jt.Callback):
     def on_chunk_end(self, run, metrics):

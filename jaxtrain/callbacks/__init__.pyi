@@ -1,3 +1,5 @@
+from .activity import Activity as Activity
+from .activity import SpikeRaster as SpikeRaster
 from .base import Callback as Callback
 from .checkpoint import Checkpoint as Checkpoint
 from .copy_figure import CopyFigure as CopyFigure
@@ -6,5 +8,6 @@ from .early_stopping import EarlyStopping as EarlyStopping
 from .gradient_fidelity import GradientFidelity as GradientFidelity
 from .lr_monitor import LearningRateMonitor as LearningRateMonitor
 from .progress import ProgressBar as ProgressBar
+from .recurrent_spectrum import RecurrentSpectrum as RecurrentSpectrum
 from .run import Run as Run
 from .throughput import Throughput as Throughput

@@ -144,11 +144,15 @@ class Callback:
         """Write to disk what was recorded so far. Called before a checkpoint is saved."""
 
     def state(self) -> dict[str, Any]:
-        """A JSON dict, saved in every checkpoint, from which ``load_state`` restores the callback exactly."""
+        """What every checkpoint saves of this callback, so that ``load_state`` restores it exactly.
+
+        Returns:
+            A JSON dict. Unless the ``rank`` is "record", it may also hold numpy arrays of numbers, at any depth.
+        """
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restore what ``state`` returned when the checkpoint was saved."""
+        """Restore what ``state`` returned when the checkpoint was saved; it is a copy that belongs to the callback."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

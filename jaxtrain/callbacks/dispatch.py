@@ -8,10 +8,10 @@ from typing import Any
 
 from ..distributed import processes
 from ..period import Period
-from ..utils.files import as_json
 from ..utils.logging import log, one_line
 from .base import EVENTS, RANKS, Callback
 from .late import Late, is_disk_error
+from .state_arrays import state_of
 
 FINAL = ("on_exception", "on_fit_end")
 
@@ -139,7 +139,7 @@ class Callbacks:
             if callback.rank == "record" and not processes.is_first():
                 continue  # it got no events, and only the first process saves
             try:
-                states[name] = as_json(callback.state(), f"the state of callback {name}")
+                states[name] = state_of(name, callback)
             except Exception as error:
                 if callback.rank != "record":
                     raise

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..callbacks.dispatch import Callbacks
 from ..callbacks.lr_monitor import LearningRateMonitor
+from ..callbacks.state_arrays import state_of
 from ..callbacks.throughput import Throughput
 from ..core.state import flatten, signature
 from ..data.datamodule import DataModule, identity_of
@@ -26,12 +27,12 @@ def describe(strategy: Strategy, data: DataModule, callbacks: Callbacks) -> dict
     """Description of strategy and data for the metadata of checkpoints, as it reads back from JSON.
 
     Raises:
-        TypeError: The description, the data's task or the state of a callback is not JSON and could not be saved.
+        TypeError: The description, the data's task or the state of a callback could not be saved, for example as JSON.
     """
     as_json(data.task, f"{type(data).__name__}.task")
     for key, callback in callbacks.keys().items():
         with suppress(AttributeError):  # its on_fit_start has not created the state yet
-            as_json(callback.state(), f"the state of callback {key}")
+            state_of(key, callback)
     return {
         "strategy": as_json(strategy.config(), f"the configuration of {type(strategy).__name__}"),
         "data": as_json(identity_of(data), f"{type(data).__name__}.identity()"),

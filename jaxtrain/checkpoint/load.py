@@ -9,6 +9,7 @@ from typing import Any
 
 import brainstate
 
+from ..callbacks.state_arrays import PREFIX
 from ..core.module import Module
 from ..core.objective import environ_explained
 from ..core.ownership import alone, refuse_in_use
@@ -76,7 +77,8 @@ def _of_seed(saved: Saved, seed: int | None) -> Saved:
         content = seeds or "one seed; leave seed out"
         raise ValueError(f"seed={seed}: the checkpoint of step {saved.step} holds {content}")
     index = seeds.index(seed)
-    params, train = ({n: leaf[index] for n, leaf in flat.items()} for flat in (saved.params, saved.train))
+    own = {name: leaf for name, leaf in saved.train.items() if not name.startswith(PREFIX)}
+    params, train = ({n: leaf[index] for n, leaf in flat.items()} for flat in (saved.params, own))
     return replace(saved, params=params, train=train, meta={**saved.meta, "seeds": None})
 
 

@@ -32,14 +32,13 @@ def record(learner: Learner, phases: Phases, names: Sequence[str] | None) -> dic
     Raises:
         ValueError: There is no such name.
     """
+    available = names_of(learner)
+    if unknown := [name for name in names or () if name not in available]:
+        has = f"has no {unknown[0]!r}; it has {', '.join(available)}"
+        raise ValueError(f"record: {type(learner.network.model).__name__} {has}")
+    chosen = available if names is None else list(names)
     learner.network.reset(phases.sizes[2])
     readers = _readers(learner, phases.sizes[2])
-    if unknown := [name for name in names or () if name not in readers and name != OUTPUT]:
-        raise ValueError(
-            f"record: {type(learner.network.model).__name__} has no {unknown[0]!r}; it has {', '.join(readers)}, "
-            f"{OUTPUT}"
-        )
-    chosen = [*readers, OUTPUT] if names is None else list(names)
 
     def observe(step: Callable, x: Any, reset: Any) -> dict[str, Any]:
         learner._reset(reset)
@@ -61,18 +60,26 @@ def record(learner: Learner, phases: Phases, names: Sequence[str] | None) -> dic
     return jax.tree.map(lambda *over: jnp.concatenate(over), *found)
 
 
+def names_of(learner: Learner) -> list[str]:
+    """Everything that can be recorded: hidden states, spikes, and "output"."""
+    return [*learner.network.hidden, *spikes_of(learner), OUTPUT]
+
+
+def spikes_of(learner: Learner) -> dict[str, Callable[[], Any]]:
+    """The method ``get_spike`` of each neuron that has one, by name."""
+    nodes: Any = brainstate.graph.nodes(learner.network.model)
+    found = {name_of((*path, SPIKE)): getattr(node, "get_spike", None) for path, node in nodes.items()}
+    return {name: spikes for name, spikes in found.items() if callable(spikes)}
+
+
 def _readers(learner: Learner, batch: int) -> dict[str, Callable[[], Any]]:
     """Functions that read each hidden state and the spikes of each neuron, with the sequences on axis 0, by name."""
     network, axes = learner.network, learner.network.axes(batch)
-    readers: dict[str, Callable[[], Any]] = {
+    states: dict[str, Callable[[], Any]] = {
         name: lambda state=state, own=axes[name]: _sequences_first(state.value, own, batch)
         for name, state in network.hidden.items()
     }
-    nodes: Any = brainstate.graph.nodes(network.model)
-    for path, node in nodes.items():
-        if callable(spikes := getattr(node, "get_spike", None)):
-            readers[name_of((*path, SPIKE))] = spikes
-    return readers
+    return {**states, **spikes_of(learner)}
 
 
 def _sequences_first(value: Any, axes: list[int | None], batch: int) -> Any:

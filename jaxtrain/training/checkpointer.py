@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..callbacks.run import Run
+from ..callbacks.state_arrays import split
 from ..checkpoint.migration import SCHEMA
 from ..checkpoint.run_directory import run_key
 from ..checkpoint.store import Store
@@ -38,9 +39,11 @@ class Checkpointer:
         with progress.timed("checkpoint"):
             run.callbacks("flush")
             params, train = self._workload.program.state()
+            meta = self._metadata()
+            meta["callbacks"], arrays = split(meta["callbacks"])
             # The checkpoint from the middle of a boundary is replaced by the one from its end.
             replace = progress.restored_stage == "validation" and run.step == run.restored_step
-            if store.save(run.step, params, train, self._metadata(), run.score, replace=replace):
+            if store.save(run.step, params, {**train, **arrays}, meta, run.score, replace=replace):
                 with run.closed():
                     run.callbacks("on_checkpoint", run, store.directory / f"{run.step:08d}")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..callbacks.recorder import Recorder, tag
 from ..callbacks.run import Reads, Run
+from ..callbacks.state_arrays import joined
 from ..checkpoint.comparison import describe, log_changes, require_same_run
 from ..checkpoint.comparison import refuse_differences as refuse
 from ..checkpoint.load import build_each, require_module
@@ -191,8 +192,9 @@ def restore(
     for callback in settings.callbacks:
         callback.reset()
     if origin.saved is not None:
+        states = joined(origin.saved.meta["callbacks"], origin.saved.train)
         for part in parts(workload, run, progress):
-            part.load_state(origin.saved.meta)
+            part.load_state({**origin.saved.meta, "callbacks": states})
     elif origin.restarted:
         run.restored_step = 0
     return run, progress, live

@@ -22,18 +22,17 @@ def jsonable(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | bool) else str(value)
 
 
-def as_json(value: Any, what: str) -> Any:
+def as_json(value: Any, what: str, kinds: str = "plain numbers, text, lists and dicts") -> Any:
     """``value`` as it reads back from JSON (tuples become lists), so that it equals what a checkpoint holds.
 
     Raises:
-        TypeError: JSON cannot represent the value, for example a numpy number; the message begins with ``what``.
+        TypeError: JSON cannot represent the value, for example a numpy number; the message begins with ``what`` and
+            ends with ``kinds``, what is accepted.
     """
     try:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"{what} is not JSON ({error}): it is saved in checkpoints; give plain numbers, text, lists and dicts"
-        ) from None
+        raise TypeError(f"{what} is not JSON ({error}): it is saved in checkpoints; give {kinds}") from None
 
 
 def write_atomic(path: Path, data: bytes) -> None:

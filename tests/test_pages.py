@@ -16,6 +16,7 @@ def test_the_page_on_pretrained_parameters(tmp_path, monkeypatch, capsys):
     report, module = page["report"], page["module"]
     assert len(report.loaded) == 6 and set(report.skipped.values()) == {"not selected"}
     assert sorted(report.as_built) == ["head.weight.bias", "head.weight.weight"]
+    assert page["second_epoch"].step == 40
     first = leaves(page["jaxtrain"].load("checkpoints/sums", page["Sums"]()))
     for name, value in leaves(module).items():
         assert name.startswith("head") or (value == first[name]).all(), "frozen"

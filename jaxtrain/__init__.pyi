@@ -7,6 +7,7 @@ from . import loggers as loggers
 from . import metrics as metrics
 from . import nn as nn
 from . import period as period
+from . import pretrained as pretrained
 from . import projections as projections
 from . import strategies as strategies
 from .callbacks import Checkpoint as Checkpoint

@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 FOLDERS = """
     _lazy _version errors period projections distributed utils core metrics data strategies engine callbacks loggers
-    checkpoint training nn datasets cli commands __main__
+    checkpoint pretrained training nn datasets cli commands __main__
 """.split()
 """A file imports only from its own folder and from folders to the left. nn and datasets do not know each other's files
 either way, but no rule needs that."""

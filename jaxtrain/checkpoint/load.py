@@ -54,7 +54,7 @@ def load(path: str | Path, module: Module, *, seed: int | None = None) -> Module
         TypeError: ``module`` is not a ``jaxtrain.Module``.
     """
     refuse_in_use(module, "jaxtrain.load")
-    saved = _of_seed(read_checkpoint(path), seed)
+    saved = of_seed(read_checkpoint(path), seed)
     require_module(module)
     build(module, 0)
     create_long_term_states(module, saved)
@@ -64,12 +64,13 @@ def load(path: str | Path, module: Module, *, seed: int | None = None) -> Module
 
 def create_long_term_states(module: Module, saved: Saved) -> None:
     """Run the model's ``init_state`` if the checkpoint holds long-term states that only ``init_state`` creates."""
-    if {name for name in saved.train if name.startswith(MODEL_PREFIX)} - _flat(_long_term_states(module)).keys():
+    if {name for name in saved.train if name.startswith(MODEL_PREFIX)} - flat_values(_long_term_states(module)).keys():
         with brainstate.environ.context(**module.environ, fit=True), seeded(0):
             create_hidden(module.model, 1, False)
 
 
-def _of_seed(saved: Saved, seed: int | None) -> Saved:
+def of_seed(saved: Saved, seed: int | None) -> Saved:
+    """One seed of a checkpoint that holds several. Raises ValueError if it does not contain the seed."""
     if seed is None:
         return saved
     seeds = saved.meta.get("seeds") or []
@@ -85,11 +86,17 @@ def _of_seed(saved: Saved, seed: int | None) -> Saved:
 def load_into(module: Module, saved: Saved) -> None:
     """Load parameters and long-term states into a module; change nothing if any of them belongs to another model."""
     refuse_other_parameters(module, saved)
-    values = {name: leaf for name, leaf in saved.train.items() if name.startswith(MODEL_PREFIX)}
+    values = {f"{MODEL_PREFIX}{name}": leaf for name, leaf in long_term_of_model(saved).items()}
     states = _long_term_states(module)
     _refuse(saved, values, states)
-    _assign(parameters(module.model), saved.params)
-    _assign(states, values)
+    assign(parameters(module.model), saved.params)
+    assign(states, values)
+
+
+def long_term_of_model(saved: Saved) -> dict[str, Any]:
+    """The model's long-term states in a checkpoint, by their names in the model."""
+    own = {name: leaf for name, leaf in saved.train.items() if name.startswith(MODEL_PREFIX)}
+    return {name.removeprefix(MODEL_PREFIX): leaf for name, leaf in own.items()}
 
 
 def refuse_other_parameters(module: Module, saved: Saved) -> None:
@@ -104,18 +111,20 @@ def refuse_other_parameters(module: Module, saved: Saved) -> None:
 
 def _refuse(saved: Saved, flat: dict[str, Any], states: Any) -> None:
     recorded = {"step": saved.step, "model": signature(flat)}
-    refuse_differences(recorded, {"model": signature(_flat(states))}, ("model",), "pass the module of that run")
+    refuse_differences(recorded, {"model": signature(flat_values(states))}, ("model",), "pass the module of that run")
 
 
 def _long_term_states(module: Module) -> dict[str, State]:
     return {f"{MODEL_PREFIX}{name}": state for name, state in long_term_states(module.model).items()}
 
 
-def _flat(states: Any) -> dict[str, Any]:
+def flat_values(states: Any) -> dict[str, Any]:
+    """A copy of the values of States, by the names of checkpoints."""
     return flatten({name: with_strong_types(state.value) for name, state in states.items()})
 
 
-def _assign(states: Any, flat: dict[str, Any]) -> None:
+def assign(states: Any, flat: dict[str, Any]) -> None:
+    """Give States the values in ``flat``, which has the names of ``flat_values``."""
     template = {name: with_strong_types(state.value) for name, state in states.items()}
     for name, value in unflatten(template, flat).items():
         states[name].value = value

@@ -12,6 +12,7 @@ from ..checkpoint.comparison import describe, log_changes, require_same_run
 from ..checkpoint.comparison import refuse_differences as refuse
 from ..checkpoint.load import build_each, require_module
 from ..checkpoint.locate import Origin
+from ..checkpoint.trained_parameters import with_trained_parameters
 from ..core.metrics import is_rate, numbers
 from ..core.module import Module
 from ..core.state import flatten, parameters, signature
@@ -161,6 +162,7 @@ def make_workload(
         settings = replace(settings, devices=program.devices.own)
     if saved is not None:
         params, train = program.signature()
+        saved = with_trained_parameters(saved, params, program.state()[1], origin.forked)
         refuse(saved.meta, {"model": params, "optimizer": train}, ("model", "optimizer"))
         program.load(saved.params, saved.train, saved.meta["optimizer_settings"])
         iterator.restore(saved.meta["position"])

@@ -1,0 +1,65 @@
+"""The examples of docs/pretrained.md and docs/search.md run as they stand."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.small import leaves, result_of
+from tests.test_readme import blocks, execute
+
+
+@pytest.mark.full
+def test_the_page_on_pretrained_parameters(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("safetensors", reason="the extra dev is not installed")
+    monkeypatch.chdir(tmp_path)
+    page = None
+    for block in blocks("docs/pretrained.md"):
+        page = execute(block, "docs/pretrained.md", page)
+    report, module = page["report"], page["module"]
+    assert len(report.loaded) == 6 and set(report.skipped.values()) == {"not selected"}
+    assert sorted(report.as_built) == ["head.weight.bias", "head.weight.weight"]
+    assert page["second_epoch"].step == 40
+    first = leaves(page["jaxtrain"].load("checkpoints/sums", page["Sums"]()))
+    for name, value in leaves(module).items():
+        assert name.startswith("head") or (value == first[name]).all(), "frozen"
+    assert "loaded 6: trunk." in capsys.readouterr().out
+
+
+@pytest.mark.full
+def test_the_page_on_search_prunes(tmp_path, monkeypatch):
+    optuna = pytest.importorskip("optuna", reason="the extra dev is not installed")
+    monkeypatch.chdir(tmp_path)
+    page = execute(blocks("docs/search.md")[0], "docs/search.md")
+    study = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(upper=-1.0))
+    study.enqueue_trial({"strategy": "drtrl", "cell": "mini_gru", "lr": 1e-3})
+    study.optimize(page["objective"], n_trials=1)
+    (trial,) = study.trials
+    result = result_of(tmp_path / "checkpoints/search/0")
+    assert trial.state == optuna.trial.TrialState.PRUNED and list(trial.intermediate_values) == [50]
+    assert (result["status"], result["reason"], result["step"]) == ("stopped", "pruned", 50)
+    assert trial.intermediate_values[50] == pytest.approx(result["val"]["loss"])
+
+
+@pytest.mark.full
+def test_two_workers_of_the_page_on_search_share_a_study(tmp_path):
+    optuna = pytest.importorskip("optuna", reason="the extra dev is not installed")
+    program = blocks("docs/search.md")[0]
+    for large, small in (("max_steps: int = 300", "max_steps: int = 4"), ("str | None = 50", "str | None = 2")):
+        assert large in program
+        program = program.replace(large, small)
+    (tmp_path / "search.py").write_text(program)
+    start = [sys.executable, "search.py", "2"]
+    workers = [subprocess.Popen(start, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for worker in workers:
+        _, errors = worker.communicate(timeout=500)
+        assert worker.returncode == 0, errors
+    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "search.log"))
+    study = optuna.load_study(study_name="sum", storage=optuna.storages.JournalStorage(backend))
+    assert [trial.number for trial in study.trials] == [0, 1, 2, 3]
+    for trial in study.trials:
+        assert trial.state == optuna.trial.TrialState.COMPLETE and list(trial.intermediate_values) == [2, 4]
+        assert trial.value == result_of(tmp_path / f"checkpoints/search/{trial.number}")["val"]["loss"]
+        config = json.loads((tmp_path / f"checkpoints/search/{trial.number}/config.json").read_text())["config"]
+        assert {name: config[name] for name in trial.params} == trial.params

@@ -28,19 +28,40 @@ TINY = {
     "copy_stream-adding": "--task adding --unroll 6 --chunk 2 --length 5 --width 5 --val-steps 9 --validate-every 4",
     "copy_stream-anbn": "--task anbn --unroll 6 --chunk 2 --most 3 --width 5 --mlp 4",
     "integrator": "--time 8 --validate-every 4 --decay constant",
+    "mnist_1d": "--taps 3 --width 4 --mlp 0 --validate-every 4 --decay constant --warmup 0",
 }
 
 TIERS = {
     "copy_lru": pytest.mark.quick,
     "integrator": pytest.mark.quick,
     "copy_stream": pytest.mark.full,
+    "mnist_1d": pytest.mark.full,
 }
 """Each recipe once; the other tasks and presets are long."""
+
+
+STANDS_IN = """
+import numpy as np
+
+def get_dataset_args():
+    return 5000
+
+def make_dataset(count):
+    rng = np.random.default_rng(0)
+    y = rng.integers(10, size=count)
+    x = np.sin(np.arange(40) * (1 + y[:, None] / 5)) + 0.1 * rng.normal(size=(count, 40))
+    return {"x": x[:4000], "y": y[:4000], "x_test": x[4000:], "y_test": y[4000:]}
+"""
+"""``mnist1d.data``, with sines instead of digits."""
 
 
 @pytest.fixture
 def call(tmp_path, monkeypatch, capsys):
     """`call("copy_lru", "--lr", 1)` -> (exit code, stdout, stderr), in an empty directory."""
+    (tmp_path / "mnist1d").mkdir()
+    (tmp_path / "mnist1d" / "__init__.py").touch()
+    (tmp_path / "mnist1d" / "data.py").write_text(STANDS_IN)
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("JAXTRAIN_TRACEBACK", raising=False)
 

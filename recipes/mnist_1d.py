@@ -2,15 +2,15 @@
 
 The package `mnist1d` (pip install "jaxtrain[mnist1d]") makes the data from a seed; nothing is downloaded.
 
-python recipes/mnist1d.py --strategy drtrl
-python recipes/mnist1d.py --strategy readout_only
-python recipes/mnist1d.py --cell gru --strategy bptt
+python recipes/mnist_1d.py --strategy drtrl
+python recipes/mnist_1d.py --strategy readout_only
+python recipes/mnist_1d.py --cell gru --strategy bptt
 """
 
 import math
 import sys
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Literal
 
 from jaxtrain import cli
@@ -61,14 +61,10 @@ CHANCE = {"accuracy": 0.1, "loss": math.log(10)}
 
 def load():
     """The 4,000 training and 1,000 test sequences ``(N, 40)`` with their classes ``(N,)``."""
-    here, path = Path(__file__).parent.resolve(), list(sys.path)
-    sys.path[:] = [folder for folder in path if Path(folder).resolve() != here]  # this file has the package's name
     try:
-        from mnist1d.data import get_dataset_args, make_dataset
+        from mnist1d.data import get_dataset_args, make_dataset  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ConfigError('the package mnist1d is not installed: pip install "jaxtrain[mnist1d]"') from None
-    finally:
-        sys.path[:] = path
     made = make_dataset(get_dataset_args())
     return [made[name].astype("f4" if name[0] == "x" else "i4") for name in ("x", "y", "x_test", "y_test")]
 
@@ -107,11 +103,11 @@ def make(config: Config):
             return config.group(name)
 
     x, y, x_test, y_test = load()
-    options = {"batch_size": config.batch_size, "scored": 1, "seed": config.seed}
+    batches = partial(ArrayDataset, batch_size=config.batch_size, scored=1, seed=config.seed)
     data = jt.DataModule(
-        ArrayDataset(x[:TRAIN], y[:TRAIN], encoder=(augment, taps), **options),
-        ArrayDataset(x[TRAIN:], y[TRAIN:], encoder=taps, shuffle=False, **options),
-        ArrayDataset(x_test, y_test, encoder=taps, shuffle=False, **options),
+        batches(x[:TRAIN], y[:TRAIN], encoder=(augment, taps)),
+        batches(x[TRAIN:], y[TRAIN:], encoder=taps, shuffle=False),
+        batches(x_test, y_test, encoder=taps, shuffle=False),
     )
     fit = jt.Fit(config.make_strategy(), callbacks=config.callbacks(), **config.fit_options())
     return fit, Classify(), data

@@ -15,6 +15,9 @@ LISTING = Path(__file__).with_name("api.txt")
 NAMESPACES = ("", "callbacks", "cli", "datasets", "distributed", "errors", "loggers", "nn", "period",
               "projections", "strategies")  # fmt: skip
 
+PARTS = ("ReadsOutputs",)
+"""Base classes that hold some of the methods of a class."""
+
 
 def signature(value: Any) -> str:
     """The signature as written; the defaults of sentinels and functions without their addresses."""
@@ -26,8 +29,9 @@ def signature(value: Any) -> str:
 
 
 def members(name: str, cls: type) -> Iterator[str]:
-    """The public methods and properties that a class itself defines."""
-    for own, value in sorted(vars(cls).items()):
+    """The public methods and properties that a class itself defines, or a part of it that is in a file of its own."""
+    parts = [base for base in cls.__mro__ if base is cls or base.__name__ in PARTS]
+    for own, value in sorted({own: value for part in reversed(parts) for own, value in vars(part).items()}.items()):
         if own.startswith("_"):
             continue
         value = value.__func__ if isinstance(value, staticmethod | classmethod) else value

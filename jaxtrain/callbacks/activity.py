@@ -45,11 +45,11 @@ class Activity(Callback):
 
         from ..strategies.recording import record
 
-        names = self.states if self.states is not None else self.default(learner)
+        names = self.states if self.states is not None else self._default(learner)
         first = jax.tree.map(lambda leaf: leaf[:, 0].reshape(len(leaf), -1), record(learner, phases, names))
         return {"values": first, "warmup": jax.numpy.int32(phases.sizes[0])}
 
-    def default(self, learner: Learner) -> list[str]:
+    def _default(self, learner: Learner) -> list[str]:
         """The names to draw if none are given."""
         return [*learner.network.hidden]
 
@@ -76,7 +76,7 @@ class SpikeRaster(Activity):
 
     tag = "spikes"
 
-    def default(self, learner: Learner) -> list[str]:
+    def _default(self, learner: Learner) -> list[str]:
         from ..strategies.recording import spikes_of
 
         if not (found := [*spikes_of(learner)]):

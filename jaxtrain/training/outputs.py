@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..core.module import Module
 from ..core.ownership import alone, step_by_step
 from ..data.datamodule import DataModule
 from .generate import generating, unpadded
@@ -24,7 +25,7 @@ class ReadsOutputs:
 
     @alone("Fit.predict")
     def predict(
-        self, module: Any, data: Any, *, checkpoint: str | int | Path | None = None, batch_first: bool | None = None
+        self, module: Module, data: Any, *, checkpoint: str | int | Path | None = None, batch_first: bool | None = None
     ) -> Any:
         """Compute ``predict_step`` over the learning phase of all batches.
 
@@ -44,7 +45,7 @@ class ReadsOutputs:
         return joined(each_batch(reader, batches, layout), layout)
 
     def predict_batches(
-        self, module: Any, data: Any, *, checkpoint: str | int | Path | None = None, batch_first: bool | None = None
+        self, module: Module, data: Any, *, checkpoint: str | int | Path | None = None, batch_first: bool | None = None
     ) -> Iterator[Outputs]:
         """Predict one batch at a time, for outputs that do not fit into memory.
 
@@ -75,7 +76,7 @@ class ReadsOutputs:
     @alone("Fit.generate")
     def generate(
         self,
-        module: Any,
+        module: Module,
         prompt: Any,
         steps: int,
         *,
@@ -114,7 +115,7 @@ class ReadsOutputs:
     @alone("Fit.record")
     def record(
         self,
-        module: Any,
+        module: Module,
         data: Any,
         states: Sequence[str] | None = None,
         *,

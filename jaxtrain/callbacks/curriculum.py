@@ -47,7 +47,7 @@ class Curriculum(Callback):
             as ``"train/loss"``, read after every step.
         threshold: The value at which a stage is completed.
         mode: Whether a lower ("min") or a higher ("max") value is better. None selects "max" for tags that end in
-            accuracy, acc, r2 or score.
+            accuracy, acc, r2, score, f1, auroc or correlation.
         over: Number of values to average.
         ema: Instead of ``over``, for training metrics: the part of the moving average that is kept in each step.
         restart: Start value of the moving average. Required with ``ema``.

@@ -153,9 +153,7 @@ def test_another_network_is_refused_by_the_name_of_the_layer(tmp_path, wire, mes
 
 def test_a_layer_that_overrides_call_is_refused(tmp_path):
     task = Task(lambda: brainstate.nn.Sequential(braintrace.nn.Linear(3, 3), brainstate.nn.Dropout(0.5)))
-    with pytest.raises(
-        ValueError, match=r"the layer 'layers.1' is a Dropout; supported are"
-    ):
+    with pytest.raises(ValueError, match=r"the layer 'layers.1' is a Dropout; supported are"):
         pretrained.save_nir(task, tmp_path / "net.nir")
 
 

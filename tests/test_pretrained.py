@@ -208,7 +208,5 @@ def test_bad_files_are_refused(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError):
         pretrained.load(tmp_path / "none.safetensors", Parts())
     monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
-    with pytest.raises(
-        ModuleNotFoundError, match=r"needs the package safetensors: pip install .jaxtrain\[s"
-    ):
+    with pytest.raises(ModuleNotFoundError, match=r"needs the package safetensors: pip install .jaxtrain\[s"):
         pretrained.load(tmp_path / "x.safetensors", Parts())

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 LISTING = Path(__file__).with_name("api.txt")
-NAMESPACES = ("", "callbacks", "cli", "datasets", "distributed", "errors", "loggers", "nn", "period",
-              "projections", "strategies")  # fmt: skip
+NAMESPACES = ("", "callbacks", "cli", "datasets", "distributed", "errors", "loggers", "metrics", "nn", "period",
+              "pretrained", "projections", "strategies")  # fmt: skip
 
 PARTS = ("ReadsOutputs",)
 """Base classes that hold some of the methods of a class."""

@@ -277,6 +277,22 @@ def test_metrics_that_are_no_means_are_exact():
     metrics_of.equal(found.metrics, jt.Fit("bptt").validate(metrics_of.OfSeed(), sets), rtol=1e-5)
 
 
+def test_the_loss_of_a_sequence_weighs_each_share():
+    """Sequences of other weights: the shares of the devices have other sums of weights."""
+
+    class Weighted(Linear):
+        def learning_step(self, forward, x, y):
+            return jt.metrics.SequenceLoss(forward(x), y, lambda out, y, w: jnp.square(out.sum(0) - y[-1]).mean(-1))
+
+    x, y = line(0, batch=4)
+    batch = jt.Phases(None, x, y, weights=np.tile(np.float32([1, 2, 0, 5]), (3, 1)))
+    modules = [Weighted() for _ in range(2)]
+    for module, n in zip(modules, (1, 4), strict=True):
+        jt.Fit("bptt", max_steps=2, devices=n).run(module, [batch] * 2)
+    for name, value in leaves(modules[0]).items():
+        np.testing.assert_allclose(leaves(modules[1])[name], value, rtol=1e-5, atol=1e-7)
+
+
 def test_phases_see_the_modules_environment(tmp_path):
     """Also where batches of a validation and of a probe are split."""
 

@@ -31,6 +31,7 @@ from ..utils.logging import log
 from .control import in_all_processes
 from .defaults import Loggers, Progress, with_defaults
 from .evaluate import evaluate, predict
+from .online import online
 from .prepare import prepare
 from .reader import Kind, Readers, prefixes, read
 from .result import Result
@@ -208,6 +209,8 @@ class Fit(ForeignArguments):
             with under_way(prepared.live), Session(prepared, origin, self._readers, started) as session:
                 session.train()
             return session.result
+
+    online = online
 
     # ---------------------------------------------------------------------------------------------- evaluating
 

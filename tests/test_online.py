@@ -1,7 +1,9 @@
 """The online session: it predicts, learns and saves as the same stream does in a run."""
 
 import dataclasses
+import re
 import shutil
+from pathlib import Path
 
 import brainstate
 import braintools
@@ -269,3 +271,12 @@ def test_bad_arrays_are_refused_and_change_nothing():
         first = live.step(X[0])
         live.step(X[1])
         np.testing.assert_array_equal(live.step(X[0], reset=np.array([True, False]))[0], first[0])
+
+
+def test_the_example_of_the_page_predicts_better_and_better(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (program,) = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs/online.md").read_text(), re.S)
+    exec(compile(program, "docs/online.md", "exec"), {"__name__": "page"})
+    (steps, loss), (first, last) = (map(float, line.split()) for line in capsys.readouterr().out.splitlines())
+    assert steps == 1999 and loss < 0.2 and last < 0.5 * first
+    assert steps_of(tmp_path / "runs/sine") == [1999]

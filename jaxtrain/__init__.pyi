@@ -23,7 +23,6 @@ from .strategies import DRTRL as DRTRL
 from .strategies import TBPTT as TBPTT
 from .strategies import register as register
 from .training.fit import Fit as Fit
-from .training.online_session import OnlineSession as OnlineSession
 from .training.result import Result as Result
 
 __version__: str

@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # One worker per core, four at most; an idle one takes tests from another. ARGS="-n 0" runs all in one process, as a
 # debugger needs.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
-BENCHMARKS := step_time rules online memory credit overhead feed seeds devices allocator start peers
+BENCHMARKS := step_time rules online live memory credit overhead feed seeds devices allocator start peers
 
 .DEFAULT_GOAL := help
 .PHONY: help copy test test-all test-long smoke durations lint release-check bench clean which-python venv

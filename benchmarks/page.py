@@ -18,8 +18,8 @@ from typing import Any
 import common
 
 PAGE = common.ROOT / "docs" / "performance.md"
-NAMES = ("step_time", "rules", "online", "memory", "credit", "start", "overhead", "feed", "seeds", "devices",
-         "allocator", "peers")  # fmt: skip
+NAMES = ("step_time", "rules", "online", "live", "memory", "credit", "start", "overhead", "feed", "seeds",
+         "devices", "allocator", "peers")  # fmt: skip
 MISSED = "missed"
 BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.S)
 

@@ -27,6 +27,7 @@ from .compilation import Compilation, Reading
 from .report import compiled_memory, describe_parameters, flops
 from .room import require_room_for_reading, require_room_for_training
 from .sharding import make_devices
+from .stepping import Stepping
 from .steps import PROBE, NonFinite, Packed, Steps, guarded
 from .train_state import TrainState
 
@@ -250,6 +251,14 @@ class Program(TrainState):
         for reading in probing:
             reading.compilation.program  # noqa: B018 - waits, and raises an error of the compiler
         self.compile_seconds += time.perf_counter() - started
+
+    def stepping(self, time_step: Any) -> Stepping:
+        """The programs of a session that predicts and learns one time step at a time.
+
+        Args:
+            time_step: A batch of one time step, in the form of ``example``.
+        """
+        return Stepping(self.binding, guarded(self._step, self._nonfinite, False), self.example, time_step, self.values)
 
     def _lower_train(self, example: Any, length: int) -> Any:
         """Lower one program for every number of steps up to ``length``: a loop with a traced count."""

@@ -140,12 +140,17 @@ class Learner(ABC):
     def predict(self, phases: Phases) -> Any:
         """Return the outputs of ``predict_step`` over the learning phase, ``(T_l, B, ...)``. This method is traced."""
         self._warm_up(phases)
+        return brainstate.transform.for_loop(self.predict_step, phases.inputs, split_reset(phases)[1])
 
-        def step(x, reset):
-            self._reset(reset)
-            return self.objective.predict(self.network, x)
+    def predict_step(self, x: Any, reset: Any) -> Any:
+        """Return the output of ``predict_step`` of one time step, which advances the hidden states. Traced.
 
-        return brainstate.transform.for_loop(step, phases.inputs, split_reset(phases)[1])
+        Args:
+            x: Inputs, ``(B, ...)``.
+            reset: Bool ``(B,)``: sequences that begin with this time step; or None.
+        """
+        self._reset(reset)
+        return self.objective.predict(self.network, x)
 
     def _warm_up(self, phases: Phases) -> None:
         self.network.reset(phases.sizes[2])

@@ -31,6 +31,7 @@ from ..utils.logging import log
 from .control import in_all_processes
 from .defaults import Loggers, Progress, with_defaults
 from .evaluate import evaluate
+from .online import online
 from .outputs import ReadsOutputs
 from .prepare import prepare
 from .reader import METRICS, Readers, What, prefixes, read
@@ -209,6 +210,8 @@ class Fit(ReadsOutputs, ForeignArguments):
             with under_way(prepared.live), Session(prepared, origin, self._readers, started) as session:
                 session.train()
             return session.result
+
+    online = online
 
     # ---------------------------------------------------------------------------------------------- evaluating
 

@@ -64,7 +64,7 @@ def prepare(
     described, initial = check_resumable(settings, module, data, origin)
     workload = make_workload(settings, module, data, iterator, val, origin)
     program = workload.program
-    stored = run_config(workload, described, initial, config, origin.parent)
+    stored = run_config(workload.settings, program, described, initial, config, origin.parent)
     require_same_run(stored, settings.callbacks, program, iterator, val)
     workload.compile(must_fit=not dry_run)
     schedule = settings.schedule(program.chunk, iterator.length)  # after compilation: its clock starts now

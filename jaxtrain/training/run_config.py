@@ -8,29 +8,35 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
+from ..engine.program import Program
 from ..utils.files import jsonable
-from .workload import Workload
+from .settings import FitSettings
 
 PACKAGES = ("jax", "brainstate", "braintools", "braintrace", "numpy", "orbax-checkpoint")
 
 
 def run_config(
-    workload: Workload, described: dict[str, Any], initial: str, config: Any, parent: dict[str, Any] | None
+    settings: FitSettings,
+    program: Program,
+    described: dict[str, Any],
+    initial: str,
+    config: Any,
+    parent: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The contents of config.json.
 
     Args:
-        workload: The programs and the data of the run.
+        settings: The settings of the run.
+        program: The programs of the run.
         described: Descriptions of the strategy and of the data.
         initial: Origin of the initial values, "seed" or "values".
         config: What the user stores with the run.
         parent: The run that this run is a fork of, or None.
     """
-    program = workload.program
     return {
         "schema": 1,
         "config": jsonable(config),
-        "fit": workload.settings.as_json(),
+        "fit": settings.as_json(),
         "strategy": described["strategy"],
         "module": type(program.module).__name__,
         "initial": initial,
@@ -39,7 +45,7 @@ def run_config(
         "versions": versions(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "parent": parent,
-        "processes": workload.processes,
+        "processes": program.devices.processes,
     }
 
 

@@ -14,7 +14,7 @@ import step_time
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-SCRIPTS = [f"{name}.py" for name in "allocator devices memory online peers rules seeds start step_time".split()]
+SCRIPTS = [f"{name}.py" for name in "allocator devices live memory online peers rules seeds start step_time".split()]
 
 
 def run(*argv, code=0):
@@ -56,6 +56,7 @@ def test_help_of_overhead():
         ("step_time.py", ["--full", "--only", "gru"], "exclude each other"),
         ("step_time.py", ["--only", "grus"], "invalid choice: 'grus'"),
         ("memory.py", ["--times", "10"], "--times must be 21 or more"),
+        ("live.py", ["--steps", "0"], "--rounds and --steps must be 1 or more"),
         ("online.py", ["--rounds", "0"], "--rounds must be 1 or more"),
         ("devices.py", ["--devices", "1"], "--devices must be 2 or more"),
         ("allocator.py", ["--chunk", "0"], "--rounds and --chunk must be 1 or more"),
@@ -196,3 +197,11 @@ def test_allocator_saves_page_faults(tmp_path):
         (default,), (ours,), (theirs,) = contenders.values()
         pages = default["temporary"] / resource.getpagesize()
         assert default["faults"] > 0.9 * pages and max(ours["faults"], theirs["faults"]) < 0.5 * pages
+
+
+@pytest.mark.full
+def test_live_compares_with_the_program_alone(tmp_path):
+    output = run(BENCHMARKS / "live.py", "--smoke", "--rounds", "2", "--steps", "5", "--json", tmp_path / "live.json")
+    assert "| by hand |" in output.stdout and "| median of session / by hand |" in output.stdout
+    seconds = json.loads((tmp_path / "live.json").read_text())["numbers"]["seconds"]
+    assert all([len(steps) for steps in seconds[name]] == [5, 5] for name in ("session", "by hand"))

@@ -32,6 +32,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from jaxtrain.cli.options import NetworkOptions, check_options, streamed
 from jaxtrain.errors import ConfigError
@@ -206,9 +207,10 @@ def main() -> int:
     from jaxtrain.utils.compilation_cache import use_compilation_cache
 
     argv = sys.argv[1:]
-    config, flags, start = parse(
+    options, flags, start = parse(
         Config, {}, argv if "--resume" in argv else [*argv, "--resume", "last"], "live.py", ROOT
     )
+    config = cast(Config, options)
     if flags["dry_run"] or flags["processes"] != 1:
         raise ConfigError("live.py has no --dry-run and no --processes: leave them out")
     run_dir = start.run_dir or fresh_run(ROOT, f"{config.strategy}-seed{config.seed}")

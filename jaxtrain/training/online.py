@@ -31,6 +31,7 @@ from .live import View
 from .online_saves import Saves
 from .online_session import OnlineSession
 from .prepare import check_resumable
+from .reader import What
 from .run_config import run_config
 from .settings import FitSettings
 from .time_steps import Stream, TimeSteps
@@ -72,9 +73,9 @@ class _Held:
     def uses(self, callback: Any) -> bool:
         return callback is self._checkpoint
 
-    def view(self, source: Any, encode: Any) -> View:
+    def view(self, source: Any, encode: Any, what: What, seed: int | None) -> View:
         program = self._stream.program
-        return View(program, program.values, encode or program.objective.encode, one_device=False)
+        return View(program, program.values, encode or program.objective.encode, what, seed, one_device=False)
 
     def describe(self) -> str:
         return (

@@ -12,7 +12,7 @@ from ..core.objective import Objective
 from ..core.state import name_of
 from .base import Learner
 from .online import OnlineLearner
-from .specs.rules import DNI
+from .specs.braintrace_rules import DNI
 from .synthesiser import Synthesiser
 
 

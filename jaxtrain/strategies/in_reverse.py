@@ -11,12 +11,12 @@ from ..core.objective import Objective
 from ..core.state import SHORT
 from ..utils.logging import one_line
 from .base import Learner, Network, choose_batching, trained
+from .bind_rule import bind as by_trace
 from .equations import ELEMENTWISE, Irreversible
 from .inputs import input_of
 from .parameter_report import WITHOUT_REVERSE
 from .reverse.detached_step import DetachedStep
-from .rule import bind as by_trace
-from .specs.rule import EngineRule
+from .specs.online_rule import EngineRule
 from .stretches import stretches_of, use_of
 
 SEGMENT, SEQUENCE_UP_TO = 120, 512

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ..core.state import name_of
 from .base import ParameterReport
 from .flow import Flow
-from .specs.rule import Reach
+from .specs.online_rule import Reach
 
 PARTLY = "one of its paths into the hidden state passes through another weight, and only the direct one is traced"
 UNUSED = (

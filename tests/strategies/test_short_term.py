@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import jaxtrain.strategies.rule as rules_of
+import jaxtrain.strategies.bind_rule as rules_of
 from jaxtrain import BPTT, DRTRL
 from jaxtrain.core.module import Phases
 from jaxtrain.core.objective import Objective

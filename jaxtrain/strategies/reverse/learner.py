@@ -23,7 +23,7 @@ from ..equations import ELEMENTWISE, Irreversible
 from ..flow import Flow, initial_values
 from ..parameter_report import START, WHOLE, Traces, describe
 from ..specs.backward_rule import BackwardRule
-from ..specs.rule import ONE_STEP, Reach
+from ..specs.online_rule import ONE_STEP, Reach
 from ..stretches import Stretch, scored_stretch, stretches_of, warm_stretch
 from ..update_schedule import SEQUENCE, UpdateSchedule, over_tiles
 from .detached_step import DetachedStep

@@ -15,8 +15,8 @@ from ...core.module import Phases
 from ...core.state import SHORT, State, add_to, parameters, wide_zeros
 from ..base import Update, zeros_like_parameters
 from ..equations import Irreversible
-from ..rules import projection_key
 from ..stretches import Stretch
+from ..trace_learners import projection_key
 from .detached_step import REVERSIBLE
 from .learner import Pull, ReverseLearner
 from .recursion import keep_sequences

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .backward_rule import BackwardRule
-from .rule import ReversibleRule, WindowedRule
+from .online_rule import ReversibleRule, WindowedRule
 
 if TYPE_CHECKING:
     from ...core.module import Phases

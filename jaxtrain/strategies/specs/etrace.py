@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
-from .rule import RequiredBatching, WindowedRule
-from .rules import FILTERED, check_feedback_seed, feedback_key
+from .braintrace_rules import FILTERED, check_feedback_seed, feedback_key
+from .online_rule import RequiredBatching, WindowedRule
 
 Recursion = Literal["jacobian", "scalar_leak", "none"]
 

@@ -110,7 +110,7 @@ class OnlineRule(ScheduledStrategy):
         return 1
 
     def bind(self, objective: Objective, example: Phases) -> Learner:
-        from ..rule import bind
+        from ..bind_rule import bind
 
         self._check_times(example)
         return bind(self, objective, example)

@@ -16,7 +16,7 @@ from .base import Learner, choose_batching
 from .independence import dependence
 from .inputs import input_of
 from .online import compile_rule, refused
-from .specs.rule import OnlineRule, SteppedRule
+from .specs.online_rule import OnlineRule, SteppedRule
 
 VMAP_FROM = 2**19
 """Size of the traces, about batch x parameters, from which a mapped model is faster than a batched one, as measured."""

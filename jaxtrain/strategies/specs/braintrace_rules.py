@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from .backward_rule import BackwardRule
-from .rule import EngineRule, Reach, RequiredBatching, ReversibleRule, SteppedRule, WindowedRule
+from .online_rule import EngineRule, Reach, RequiredBatching, ReversibleRule, SteppedRule, WindowedRule
 
 if TYPE_CHECKING:
     from ...core.module import Phases
@@ -159,7 +159,7 @@ class UORO(EngineRule):
         return RankOneLearner(objective, network, step, self.backward_rule(), **options)
 
     def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
-        from ..rules import UOROLearner
+        from ..trace_learners import UOROLearner
 
         return UOROLearner(objective, compiled, update_schedule=self.update_schedule())
 
@@ -205,7 +205,7 @@ class ThreeFactor(EngineRule):
 
     def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
         from ..reward import check_modulator
-        from ..rules import ThreeFactorLearner
+        from ..trace_learners import ThreeFactorLearner
 
         check_modulator(self.modulator, {tuple(group.varshape[1:]) for group in compiled.graph.hidden_groups}, example)
         return ThreeFactorLearner(objective, compiled, modulator=self.modulator, update_schedule=self.update_schedule())

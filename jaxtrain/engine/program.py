@@ -120,10 +120,6 @@ class Program(TrainState):
     def _seeds(self) -> int:
         return 1 if self.seed_axis is None else len(self.seed_axis.seeds)
 
-    def _each(self, root: Any) -> Any:
-        """A root key for every seed."""
-        return root if self.seed_axis is None else stack([root] * self._seeds)
-
     @property
     def _trace_bytes(self) -> int:
         return self.learner.trace_bytes() * self._seeds
@@ -156,7 +152,6 @@ class Program(TrainState):
 
         It runs for the first seed that is not frozen, or on the first device's share of the batch.
         """
-
         probing, share = self._probing(callback, batch)
         return Pending(probing.run(share, index))
 
@@ -195,7 +190,9 @@ class Program(TrainState):
                  first: bool, fit: bool) -> Reading:  # fmt: skip
         """A program that reads the state. Its compilation starts now, unless it has been compiled before."""
         key = (kind, first, self.objective.encode, kind_of(batch))
-        devices, values, root = self.devices, values or self.values, self.root if root is None else self._each(root)
+        if root is not None and self.seed_axis is not None:
+            root = stack([root] * self._seeds)
+        devices, values, root = self.devices, values or self.values, self.root if root is None else root
         with environ(self.module, fit=fit):
             if first or not devices.split.divides(batch):
                 (values, root), devices = devices.on_first_device((values, root)), devices.single_device()
@@ -244,12 +241,10 @@ class Program(TrainState):
             self._train = training.program
             compiled = {kind: each.program for kind, each in others.items()}
             self._trains = {kind_of(self.example): self._train, **compiled} if others else {}
-        self.evaluated = {}
-        for reading in validations:
+        for reading in [*validations, *probing]:
             reading.compilation.program  # noqa: B018 - waits, and raises an error of the compiler
-            self.evaluated |= {name: empty(found) for name, found in reading.compilation.result.items()}
-        for reading in probing:
-            reading.compilation.program  # noqa: B018 - waits, and raises an error of the compiler
+        results = [reading.compilation.result for reading in validations]
+        self.evaluated = {name: empty(sums) for result in results for name, sums in result.items()}
         self.compile_seconds += time.perf_counter() - started
 
     def stepping(self, time_step: Any) -> Stepping:

@@ -52,10 +52,8 @@ EXAMPLE, WITH_RESET = (X[0], Y[0]), (X[0], Y[0], RESET[0])
 
 def feed(live, first=0, last=TIME, resets=False):
     """Feed the stream from ``first`` to ``last``. Returns the outputs."""
-    given = range(first, last)
-    return [
-        live.step(X[t], Y[t] if GIVEN[t] else None, **({"reset": RESET[t]} if resets else {})).copy() for t in given
-    ]
+    resets = [{"reset": RESET[t]} if resets else {} for t in range(TIME)]
+    return [live.step(X[t], Y[t] if GIVEN[t] else None, **resets[t]) for t in range(first, last)]
 
 
 def by_run(strategy, module, segment=6, **options):

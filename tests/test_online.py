@@ -159,6 +159,10 @@ def test_another_reader_finds_the_values(whole, capsys):
     for x, y in zip(X, outputs, strict=True):
         h = 0.5 * h + x @ values["w"] + values["b"]
         np.testing.assert_allclose(y, h, rtol=1e-5, atol=1e-6)
+    module, fit = jt.load(root / "run", Linear()), jt.Fit(strategy)  # a new session, from its parameters
+    with fit.online(module, EXAMPLE) as live:
+        assert live.steps == 0
+        np.testing.assert_allclose(live.step(X[0]), X[0] @ values["w"] + values["b"], rtol=1e-5, atol=1e-6)
     text = describe_run(root / "run")
     assert f"finished at step {TIME}" in text and "Fit.online" in text
 

@@ -16,8 +16,9 @@ last save are read from the file, and their predictions are printed again: nothi
 bit for bit, if the process was killed. The file is forced to the disk before each save, so after a power failure, lines
 since the last save may be lost; the file and the save still fit. It grows with the stream.
 
-Without a journal, the lines since the last save are lost after a kill. Their number is printed at the restart: the file
-"received" in the run directory counts the lines that were used.
+Without a journal, the lines since the last save are lost after a kill, and the last line after SIGTERM or Ctrl-C, whose
+target had not arrived. Their number is printed at the restart: the file "received" in the run directory counts the
+lines that were used.
 
 Lines that the sender had written but this program had not read are unknown to it, with and without a journal. It reads
 no further than the line that it uses, so the rest stays in the pipe as long as somebody holds it open; in a connection

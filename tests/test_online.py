@@ -3,11 +3,13 @@
 import dataclasses
 import re
 import shutil
+import time
 from pathlib import Path
 
 import brainstate
 import braintools
 import braintrace
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -50,10 +52,8 @@ EXAMPLE, WITH_RESET = (X[0], Y[0]), (X[0], Y[0], RESET[0])
 
 def feed(live, first=0, last=TIME, resets=False):
     """Feed the stream from ``first`` to ``last``. Returns the outputs."""
-    given = range(first, last)
-    return [
-        live.step(X[t], Y[t] if GIVEN[t] else None, **({"reset": RESET[t]} if resets else {})).copy() for t in given
-    ]
+    resets = [{"reset": RESET[t]} if resets else {} for t in range(TIME)]
+    return [live.step(X[t], Y[t] if GIVEN[t] else None, **resets[t]) for t in range(first, last)]
 
 
 def by_run(strategy, module, segment=6, **options):
@@ -159,6 +159,10 @@ def test_another_reader_finds_the_values(whole, capsys):
     for x, y in zip(X, outputs, strict=True):
         h = 0.5 * h + x @ values["w"] + values["b"]
         np.testing.assert_allclose(y, h, rtol=1e-5, atol=1e-6)
+    module, fit = jt.load(root / "run", Linear()), jt.Fit(strategy)  # a new session, from its parameters
+    with fit.online(module, EXAMPLE) as live:
+        assert live.steps == 0
+        np.testing.assert_allclose(live.step(X[0]), X[0] @ values["w"] + values["b"], rtol=1e-5, atol=1e-6)
     text = describe_run(root / "run")
     assert f"finished at step {TIME}" in text and "Fit.online" in text
 
@@ -217,6 +221,65 @@ def test_a_nonfinite_update_is_skipped(caplog):
         after = live.step(X[0], None)
     assert "step 2: train/loss is not finite; skipped" in caplog.text and np.isfinite(after).all()
     assert np.isfinite(before).all() and all(np.isfinite(value).all() for value in leaves(module).values())
+
+
+class Noisy(Linear):
+    """``Linear`` with inputs in a dict, and noise on its outputs."""
+
+    def learning_step(self, forward, x, y):
+        return jnp.square(forward(x["a"]) + brainstate.random.randn(BATCH, 3) - y).mean(-1)
+
+    def predict_step(self, forward, x):
+        return {"b": forward(x["a"]) + brainstate.random.randn(BATCH, 3)}
+
+
+def test_random_numbers_are_those_of_a_run_and_continue(tmp_path):
+    trained, strategy = Noisy(), jt.TBPTT(window=3, update_every=3, stateful=True)
+    batches = [({"a": X[t : t + 3]}, Y[t : t + 3]) for t in range(0, TIME, 3)]
+    jt.Fit(strategy, max_steps=6, progress=False, seed=4).run(trained, jt.DataModule(batches, batch_first=False))
+    module, outputs = Noisy(), {}
+    fit = jt.Fit(strategy, seed=4, run_dir=tmp_path / "run", callbacks=[jt.Checkpoint(every="1h", monitor=None)])
+    with pytest.raises(KeyboardInterrupt), fit.online(module, ({"a": X[0]}, Y[0])) as live:
+        for t in range(10):
+            outputs[t] = live.step({"a": X[t]}, Y[t])["b"]
+            if t == 7:
+                live.save()
+                shutil.copytree(tmp_path / "run", tmp_path / "killed")
+        raise KeyboardInterrupt
+    assert steps_of(tmp_path / "run") == [10]
+    for name in ("run", "killed"):
+        module = Noisy()
+        with jt.Fit(strategy, seed=4, run_dir=tmp_path / name).online(
+            module, ({"a": X[0]}, Y[0]), resume="last"
+        ) as live:
+            for t in range(live.steps, TIME):
+                y = live.step({"a": X[t]}, Y[t])["b"]
+                np.testing.assert_array_equal(y, outputs.setdefault(t, y))
+        for key, value in leaves(trained).items():
+            np.testing.assert_allclose(leaves(module)[key], value, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(outputs[0], outputs[1])
+    with pytest.raises(ValueError, match="is of another seed"):
+        jt.Fit(strategy, run_dir=tmp_path / "run").online(Noisy(), ({"a": X[0]}, Y[0]), resume="last").__enter__()
+
+
+def test_saves_by_the_clock(tmp_path):
+    fit = jt.Fit(TBPTT1, run_dir=tmp_path / "run", callbacks=[jt.Checkpoint(every="0.001s", keep_last=3, monitor=None)])
+    with fit.online(Linear(), EXAMPLE) as live:
+        for t in range(2):
+            time.sleep(0.002)
+            live.step(X[t], Y[t])
+        live.save()
+        assert steps_of(tmp_path / "run") == [1, 2]
+
+
+class WithWarmup(Linear):
+    def phases(self, batch):
+        return dataclasses.replace(batch, warmup=batch.inputs)
+
+
+def test_a_warmup_is_refused():
+    with pytest.raises(ValueError, match="WithWarmup.phases gives a warm-up"):
+        jt.Fit(TBPTT1).online(WithWarmup(), EXAMPLE).__enter__()
 
 
 @pytest.mark.parametrize(

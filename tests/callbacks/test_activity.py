@@ -194,5 +194,7 @@ def test_what_cannot_be_drawn_is_refused_and_the_advice_works():
     assert run(Activity(1, states=["output"])).status == "finished"
     with pytest.raises(ValueError, match=r'Activity: states is \'h\'; expected a list of names, as \["rnn.h"\]'):
         Activity(1, states="h")
+    with pytest.raises(ValueError, match=r"SpikeRaster: states is \[\]; expected a list of names"):
+        SpikeRaster(1, states=[])
     with pytest.raises(ValueError, match=r"RecurrentSpectrum\(every=\'1s\'\): expected steps \(500\) or epochs"):
         RecurrentSpectrum("1s")

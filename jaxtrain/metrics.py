@@ -165,7 +165,7 @@ class AUROC(Decided):
     """The area under the receiver operating characteristic: the probability that a positive has the larger score.
 
     The host keeps the scores of the whole validation, 8 bytes for each sequence (``decide=None``: for each time step).
-    Equal scores count one half. NaN without positives or without negatives.
+    Equal scores count one half. NaN without positives, without negatives, or if a score with weight is NaN.
 
     Args:
         outputs: Scores of one time step, ``(B,)``.
@@ -188,6 +188,8 @@ class AUROC(Decided):
 
 def _area(sums: Sums) -> Any:
     scores, signed = sums
+    if np.isnan(scores).any():  # unique() would sort NaN as the largest score
+        return np.nan
     values, place = np.unique(scores[signed != 0], return_inverse=True)
     signed = signed[signed != 0].astype(np.float64)
     positive = np.bincount(place, np.maximum(signed, 0), len(values))

@@ -178,6 +178,17 @@ def test_samples_are_reproducible_and_compiled_once(closed, compiles):
     np.testing.assert_allclose(call(), freely(module, X, 5), atol=1e-6)
 
 
+SCALE = 0.0
+
+
+def test_a_sample_function_reads_the_current_value_of_a_global(closed, monkeypatch):
+    fit, module = closed
+    call = lambda: fit.generate(module, X, 2, sample=lambda out, key: jax.tree.map(lambda o: o + SCALE, out))  # noqa: E731
+    np.testing.assert_allclose(call(), freely(module, X, 2), atol=1e-6)
+    monkeypatch.setitem(globals(), "SCALE", 0.5)
+    np.testing.assert_allclose(call(), freely(module, X, 2, lambda output, i: output + 0.5), atol=1e-6)
+
+
 def test_classes_are_sampled_with_their_probability():
     class Fixed(CopyGRU):
         def predict_step(self, forward, x):

@@ -257,6 +257,9 @@ def test_what_is_not_defined_is_nan():
         assert np.isnan(finished(metric, nothing))
     assert np.isnan(finished(metrics.Accuracy(scores, kind, per_class=True), nothing + 1)[1:]).all()
     assert np.isnan(finished(metrics.AUROC(scores[..., 0], kind), nothing + 1))  # no positives
+    first, either = np.arange(12).reshape(2, 6) == 0, np.arange(12).reshape(2, 6) % 2
+    diverged = metrics.AUROC(np.where(first, np.float32(np.nan), scores[..., 0]), either)
+    assert np.isnan(finished(diverged, nothing + 1)) and finished(diverged, nothing + ~first) == 0.5
     assert np.isnan(finished(metrics.R2(scores, scores), nothing + 1))  # constant targets
 
 

@@ -112,6 +112,14 @@ def test_the_file_describes_the_network(tmp_path, reset, caplog):
     assert ("NIR's LIF resets to v_reset" in caplog.text) == (reset == "soft")
 
 
+def test_a_trained_time_constant_is_written(tmp_path):
+    tau = brainstate.ParamState(jnp.array([5.0, 7.0]) * u.ms)
+    make = lambda: brainstate.nn.Sequential(braintrace.nn.Linear(3, 2), brainpy.state.LIF(2, tau=tau))  # noqa: E731
+    graph = nir.read(pretrained.save_nir(Task(make), tmp_path / "net.nir"))
+    (lif,) = [node for node in graph.nodes.values() if isinstance(node, nir.LIF)]
+    np.testing.assert_allclose(lif.tau, [5e-3, 7e-3], rtol=1e-6)
+
+
 class Wired(brainstate.nn.Module):
     """Layers that ``wire(self, x)`` connects."""
 

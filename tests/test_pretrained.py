@@ -148,6 +148,24 @@ def test_a_checkpoint_is_a_source_with_its_running_statistics(tmp_path):
     assert same(leaves(again), leaves(module)) and (mean(again) == mean(module)).all()
 
 
+def test_states_that_init_state_creates_are_loaded(tmp_path):
+    class Counted(Linear):
+        class Net(Linear.Net):
+            def init_state(self, batch_size=None, **options):
+                super().init_state(batch_size, **options)
+                if not hasattr(self, "count"):
+                    self.count = brainstate.LongTermState(jnp.zeros(()))
+
+            def update(self, x):
+                self.count.value = self.count.value + 1
+                return super().update(x)
+
+    module, other = Counted(), Counted()
+    jt.Fit("bptt", max_steps=2, run_dir=tmp_path / "run", loggers=()).run(module, lines())
+    assert not pretrained.load(tmp_path / "run", other).skipped
+    assert other.model.count.value == module.model.count.value > 0
+
+
 def test_a_run_starts_from_what_was_loaded(tmp_path):
     """One SGD step by hand from the loaded values."""
     values = {"w": np.full((2, 3), 0.3, np.float32), "b": np.full(3, -0.2, np.float32)}

@@ -100,6 +100,8 @@ def test_an_unknown_state_is_refused_with_those_that_there_are(spiking):
         fit.record(module, BATCHES, ["rnn"])
     with pytest.raises(TypeError, match=r'record: states=.*; expected a list of names, as \["rnn.h", "output"\]'):
         fit.record(module, BATCHES, "rnn.h")
+    with pytest.raises(TypeError, match=r"record: states=\[\]; expected a list of names"):
+        fit.record(module, BATCHES, [])
 
 
 class Shared(Linear):

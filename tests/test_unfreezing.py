@@ -26,9 +26,9 @@ class Some(Linear):
 
 def train(path, names, steps, optimizer="optax", **options):
     module = Some(names, OPTIMIZERS[optimizer])
-    kept = jt.Checkpoint(every=2, monitor=None, keep_last=9)
+    kept = [jt.Checkpoint(every=2, monitor=None, keep_last=9), *options.pop("callbacks", ())]
     seeds = options.pop("seeds", None)
-    fit = jt.Fit("bptt", max_steps=steps, chunk=2, callbacks=[kept], run_dir=path, seeds=seeds)
+    fit = jt.Fit("bptt", max_steps=steps, chunk=2, callbacks=kept, run_dir=path, seeds=seeds)
     result = fit.run(module, lines(), **options)
     return module, read_checkpoint(result.run_dir)
 
@@ -86,6 +86,21 @@ def test_a_fork_with_the_same_parameters_is_the_run_itself(tmp_path):
     whole, _ = train(tmp_path / "run", "wb", 4)
     fork, _ = train(tmp_path / "fork", "wb", 4, resume=tmp_path / "run/checkpoints/2")
     assert same(leaves(whole), leaves(fork))
+
+
+def test_arrays_of_callbacks_are_kept(tmp_path):
+    class Counts(jt.Callback):
+        array = np.zeros(2)
+
+        def state(self):
+            return {"array": self.array}
+
+        def load_state(self, state):
+            self.array = state["array"] + 1
+
+    train(tmp_path / "w", "w", 2, callbacks=[Counts()])
+    _, after = train(tmp_path / "both", "wb", 4, callbacks=[counts := Counts()], resume=tmp_path / "w/checkpoints/2")
+    assert counts.array.tolist() == [1, 1] and after.train["callbacks/Counts.0/0"].tolist() == [1, 1]
 
 
 @pytest.mark.full

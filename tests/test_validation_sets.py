@@ -134,6 +134,19 @@ def test_by_default_the_loss_of_the_first_set_counts(tmp_path):
     assert fit.validate(Linear(), Clean(3), checkpoint="best").keys() == {"val/loss"}
 
 
+def test_a_data_module_is_asked_once():
+    asked = []
+
+    class Asked(jt.DataModule):
+        batch_first = False
+
+        def val_data(self):
+            asked.append(self)
+            return {"a": Clean(1), "b": Clean(2)}
+
+    assert jt.Fit("bptt").validate(Linear(), Asked()).keys() == {"val/a/loss", "val/b/loss"} and len(asked) == 1
+
+
 @pytest.mark.parametrize("at", [0, 1])
 def test_an_interrupted_validation_is_repeated_on_resume(tmp_path, at):
     """SIGTERM comes while the second set is read."""

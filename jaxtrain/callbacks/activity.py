@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..period import Period
-from .arguments import expect, steps_or_epochs
+from .arguments import expect, is_names, steps_or_epochs
 from .base import Callback
 
 if TYPE_CHECKING:
@@ -36,8 +36,7 @@ class Activity(Callback):
     def __init__(self, every: int | str | Period, states: Sequence[str] | None = None):
         name = type(self).__name__
         self.probe_every = steps_or_epochs(every, name)
-        names = states is None or (not isinstance(states, str) and all(isinstance(each, str) for each in states))
-        expect(names, name, "states", states, 'a list of names, as ["rnn.h"]')
+        expect(states is None or is_names(states), name, "states", states, 'a list of names, as ["rnn.h"]')
         self.states = states
 
     def probe(self, module: Module, learner: Learner, phases: Phases) -> dict[str, Any]:

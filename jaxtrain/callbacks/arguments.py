@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence, Set
 from typing import Any
 
 from ..period import Period
@@ -19,6 +20,16 @@ def expect(ok: bool, owner: str, name: str, value: Any, expected: str) -> None:
 def is_count(value: Any) -> bool:
     """Whether this is a whole number, 1 or more."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def is_names(value: Any) -> bool:
+    """Whether this is a list (or another collection) with at least one name."""
+    return (
+        isinstance(value, Sequence | Set)
+        and not isinstance(value, str)
+        and len(value) > 0
+        and all(isinstance(name, str) for name in value)
+    )
 
 
 def is_number(value: Any) -> bool:

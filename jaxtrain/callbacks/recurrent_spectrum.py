@@ -22,7 +22,7 @@ class RecurrentSpectrum(Callback):
     The eigenvalues are those of the Jacobian of the hidden state with respect to the previous one, at the last time
     step of the first sequence of a training batch. An eigenvalue has the time constant ``-dt / ln|eigenvalue|``, with
     ``dt`` of ``Module.environ`` or else in time steps. The figure has the tag ``spectrum``; the log gets
-    ``spectrum/radius``.
+    ``spectrum/radius``, which is NaN, without a figure, if the Jacobian is not finite.
 
     >>> callbacks = [RecurrentSpectrum(every="1ep"), TensorBoard()]
 
@@ -53,7 +53,10 @@ class RecurrentSpectrum(Callback):
         from .drawing import spectrum
 
         dt, unit = float(u.get_mantissa(values["dt"])), u.get_unit(values["dt"])
-        eigenvalues = np.linalg.eigvals(values["jacobian"].astype(np.float64))
+        if not np.isfinite(jacobian := values["jacobian"].astype(np.float64)).all():
+            run.log({"spectrum/radius": np.nan})  # a run with nonfinite="skip" goes on
+            return
+        eigenvalues = np.linalg.eigvals(jacobian)
         run.log({"spectrum/radius": float(np.abs(eigenvalues).max())})
         name = "time steps" if unit.is_unitless else str(unit)
         run.figure("spectrum", spectrum(eigenvalues, time_constants(eigenvalues, dt), name, run.step))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,14 +57,14 @@ def load(path: str | Path, module: Module, *, seed: int | None = None) -> Module
     saved = of_seed(read_checkpoint(path), seed)
     require_module(module)
     build(module, 0)
-    create_long_term_states(module, saved)
+    create_long_term_states(module, long_term_of_model(saved))
     load_into(module, saved)
     return module
 
 
-def create_long_term_states(module: Module, saved: Saved) -> None:
-    """Run the model's ``init_state`` if the checkpoint holds long-term states that only ``init_state`` creates."""
-    if {name for name in saved.train if name.startswith(MODEL_PREFIX)} - flat_values(_long_term_states(module)).keys():
+def create_long_term_states(module: Module, names: Iterable[str]) -> None:
+    """Run the model's ``init_state`` if it may be what creates the long-term states of these names."""
+    if set(names) - flat_values(long_term_states(module.model)).keys():
         with brainstate.environ.context(**module.environ, fit=True), seeded(0):
             create_hidden(module.model, 1, False)
 

@@ -42,10 +42,14 @@ def with_trained_parameters(saved: Saved, params: Iterable[str], live: dict[str,
             "fork, with resume='<run>/checkpoints/<step>' and a new run_dir"
         )
     dropped = {leaf for name in no_longer for leaf in before[name].values()}
-    train = {leaf: value for leaf, value in saved.train.items() if leaf not in dropped}
-    train |= {leaf: live[leaf] for name in newly for leaf in now[name].values()}
+    fresh = {leaf: live[leaf] for name in newly for leaf in now[name].values()}
+
+    def changed(leaves: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+        return {leaf: value for leaf, value in leaves.items() if leaf not in dropped} | new
+
     log.info("fork: %s; optimizer state is kept for the others", text)
-    return replace(saved, train=train, meta={**saved.meta, "optimizer": signature(train)})
+    optimizer = changed(saved.meta["optimizer"], signature(fresh))  # saved.train also holds arrays of callbacks
+    return replace(saved, train=changed(saved.train, fresh), meta={**saved.meta, "optimizer": optimizer})
 
 
 def _kinds(train: dict[str, Any], params: Iterable[str]) -> dict[str, dict[str, str]]:

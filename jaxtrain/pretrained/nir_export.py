@@ -170,6 +170,7 @@ def _readout(nir: Any, name: str, layer: Any) -> Nodes:
 
 def _si(value: Any) -> np.ndarray:
     """The numbers of a quantity in units without a prefix: seconds, volts, amperes, ohms."""
+    value = value.value if isinstance(value, brainstate.State) else value  # a trained time constant
     unit = u.get_unit(value)
     return np.asarray(u.get_mantissa(value), np.float64) * float(unit.magnitude)
 

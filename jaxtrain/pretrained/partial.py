@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..checkpoint.load import assign, build, flat_values, require_module
+from ..checkpoint.load import assign, build, create_long_term_states, flat_values, require_module
 from ..core.module import Module
 from ..core.ownership import alone, refuse_in_use
 from ..core.state import long_term_states, parameters, signature
@@ -82,9 +82,10 @@ def load(path: str | Path, module: Module, *, only: Only | None = None, rename: 
     require_module(module)
     source = read_arrays(path, seed)
     build(module, 0)
+    new_names = _renamed(source.values, rename or {})
+    create_long_term_states(module, set(new_names.values()) - flat_values(parameters(module.model)).keys())
     states = {**parameters(module.model), **long_term_states(module.model)}
     own = flat_values(states)
-    new_names = _renamed(source.values, rename or {})
     selected = _selected(own, only)
     units = units_of(states)
     skipped: dict[str, str] = {}

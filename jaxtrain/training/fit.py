@@ -244,14 +244,15 @@ class Fit(ReadsOutputs, ForeignArguments):
 
     def _evaluate(self, module: Module, data: Any, name: str, checkpoint: Any, batch_first: Any) -> dict[str, Any]:
         metrics: dict[str, Any] = {}
-        for prefix, part in prefixes(data, name, batch_first).items():
-            reader, batches, layout = self._read(module, part, prefix, checkpoint, batch_first, METRICS)
+        for prefix, (part, source) in prefixes(data, name, batch_first).items():
+            reader, batches, layout = self._read(module, part, prefix, checkpoint, batch_first, METRICS, source=source)
             found = evaluate(reader, batches, prefix, batch_first=layout)
             assert found is not None  # only a signal handler of a run interrupts it
             metrics, checkpoint = {**metrics, **found}, None  # its values are loaded
         return metrics
 
-    def _read(self, module: Module, data: Any, name: str, checkpoint: Any, batch_first: Any, what: What, seed=None):
+    def _read(self, module: Module, data: Any, name: str, checkpoint: Any, batch_first: Any, what: What, seed=None,
+              source=None):  # fmt: skip
         saved = None if checkpoint is None else read_chosen(checkpoint, self._latest)
         return read(
             self._readers,
@@ -263,4 +264,5 @@ class Fit(ReadsOutputs, ForeignArguments):
             seed=seed,
             saved=saved,
             batch_first=batch_first,
+            source=source,
         )

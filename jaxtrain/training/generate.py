@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dis
 from collections.abc import Callable
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 from ..callbacks.arguments import COUNT, expect, is_count
@@ -44,7 +45,7 @@ def unpadded(batch: Any) -> Any:
 
 
 class SameFunction:
-    """Equals another wrapper if both functions have the same code, and if all that their closures hold is unchanged.
+    """Equals another wrapper if both functions have the same code, and all values that the code names are unchanged.
 
     So a ``lambda`` that is evaluated again is the same function.
     """
@@ -52,7 +53,9 @@ class SameFunction:
     def __init__(self, function: Callable):
         self._function = function  # keeps alive what is compared by identity
         if isinstance(function, FunctionType):
+            names = _global_names(function.__code__) & function.__globals__.keys()
             held = [cell.cell_contents for cell in function.__closure__ or ()]
+            held += [function.__globals__[name] for name in sorted(names)]
             self._code, self._held = function.__code__, snapshot([held, function.__defaults__, function.__kwdefaults__])
         else:
             self._code, self._held = type(function), snapshot(function)
@@ -62,3 +65,9 @@ class SameFunction:
 
     def __hash__(self) -> int:
         return hash(self._code)
+
+
+def _global_names(code: CodeType) -> set[str]:
+    """The global names that a function reads, and the functions in it."""
+    own = {each.argval for each in dis.get_instructions(code) if each.opname == "LOAD_GLOBAL"}
+    return own.union(*(_global_names(const) for const in code.co_consts if isinstance(const, CodeType)))

@@ -12,11 +12,18 @@ import numpy as np
 
 from ..core.arrays import ArrayBatch
 from ..core.metrics import Pending
+from ..core.module import Module
+from ..core.objective import phases_of
+from ..core.state import kind_of, seeded
 from ..data.batch import BATCH_FIRST, time_major
+from ..engine.binding import environ
 from ..errors import DataError
 
 
 class Predicts(Protocol):
+    @property
+    def module(self) -> Module: ...
+
     def predict(self, batch: Any, index: int) -> Pending: ...
 
 
@@ -27,7 +34,7 @@ class Outputs:
     Attributes:
         values: A pytree of numpy arrays ``(T_l, B, ...)``, or ``(B, T_l, ...)`` for batch-first data.
         rows: ``(B,)``, the number of each sequence: in its data set, or counted over the batches.
-        lengths: ``(B,)``, the time steps of each sequence; later ones are padding.
+        lengths: ``(B,)``, the time steps of the outputs of each sequence; later ones are padding.
     """
 
     values: Any
@@ -54,8 +61,11 @@ def each_batch(reader: Predicts, batches: Iterable[Any], batch_first: bool | Non
         DataError: The outputs have no batch axis, or the layout is unclear.
     """
     first, count = None, 0
+    steps: dict[Any, int] = {}
     for index, (batch, dispatched) in enumerate(_one_ahead(reader, batches)):
-        outputs = _outputs(batch, dispatched, count)
+        if isinstance(batch, ArrayBatch) and batch.ragged and kind_of(batch) not in steps:
+            steps[kind_of(batch)] = _time_steps(reader.module, batch)
+        outputs = _outputs(batch, dispatched, count, steps)
         first, count = _time(outputs) if first is None else first, count + len(outputs.rows)
         if batch_first is None and (time := _time(outputs)) < first:
             raise DataError(
@@ -76,8 +86,20 @@ def _one_ahead(reader: Predicts, batches: Iterable[Any]) -> Iterator[tuple[Any, 
     yield from waiting
 
 
-def _outputs(batch: Any, dispatched: Pending, count: int) -> Outputs:
-    """The outputs of a batch, after ``count`` sequences of earlier batches."""
+def _time_steps(module: Module, batch: Any) -> int:
+    """The time steps of the warm-up and the learning phase of a batch."""
+    steps = []
+    with environ(module, fit=False), seeded(0):
+        jax.eval_shape(lambda batch: steps.extend(phases_of(module, batch).sizes[:2]), batch)
+    return sum(steps)
+
+
+def _outputs(batch: Any, dispatched: Pending, count: int, steps: dict[Any, int]) -> Outputs:
+    """The outputs of a batch, after ``count`` sequences of earlier batches.
+
+    ``steps`` holds the time steps that ran, by the kind of a batch with several lengths. Those before the first output
+    are a warm-up, which the length of a sequence includes.
+    """
     values = dispatched.fetch()
     time, size = _sizes(values)
     rows, lengths = count + np.arange(size), np.full(size, time)
@@ -85,7 +107,9 @@ def _outputs(batch: Any, dispatched: Pending, count: int) -> Outputs:
         return Outputs(values, rows, lengths)
     kept = batch.kept()
     values = jax.tree.map(lambda leaf: leaf[:, kept], values)
-    lengths = (batch.length if batch.ragged else lengths)[kept]
+    if batch.ragged:
+        lengths = np.clip(np.asarray(batch.length) - (steps[kind_of(batch)] - time), 0, time)
+    lengths = lengths[kept]
     return Outputs(values, np.asarray(batch.row)[kept], lengths, batch.ragged)
 
 

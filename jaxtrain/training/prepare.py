@@ -162,7 +162,8 @@ def make_workload(
         settings = replace(settings, devices=program.devices.own)
     if saved is not None:
         params, train = program.signature()
-        saved = with_trained_parameters(saved, params, program.state()[1], origin.forked)
+        if saved.meta["optimizer"] != train:
+            saved = with_trained_parameters(saved, params, program.state()[1], origin.forked)
         refuse(saved.meta, {"model": params, "optimizer": train}, ("model", "optimizer"))
         program.load(saved.params, saved.train, saved.meta["optimizer_settings"])
         iterator.restore(saved.meta["position"])

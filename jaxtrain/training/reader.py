@@ -180,7 +180,8 @@ def batching_of(strategy: Strategy) -> Any:
 
 
 def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: str, *, what: What, seed: int | None,
-         saved: Saved | None, batch_first: bool | None) -> tuple[Any, Iterator[Any], bool | None]:  # fmt: skip
+         saved: Saved | None, batch_first: bool | None,
+         source: Any = None) -> tuple[Any, Iterator[Any], bool | None]:  # fmt: skip
     """Prepare to read a module.
 
     A module that a run in progress trains is read by the programs of that run, with the values of its current step.
@@ -196,6 +197,7 @@ def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: 
         seed: Seed of random numbers; None: that of the ``Fit``, or of the run.
         saved: A checkpoint whose values the module receives first, or None.
         batch_first: Layout of bare batches, or None.
+        source: The data module's source of this name, or None to ask for its predict data.
 
     Returns:
         An object with ``evaluate`` and ``predict``, one pass over the batches, and their layout if it is stated.
@@ -204,7 +206,8 @@ def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: 
     live, bare = run_of(module), not isinstance(data, DataModule)
     data = as_data(data, batch_first=batch_first)
     set_up(data)
-    source = data.train_data() if bare else _sources(data, name.partition("/")[0])[name]
+    if source is None:
+        source = data.train_data() if bare else _given(data, name)
     if what.kind == "predict" and (dropped := getattr(source, "dropped", 0)):
         raise DataError(
             f"predict data: its batches leave out {dropped} sequences; give {type(source).__name__} last='pad'"
@@ -242,23 +245,25 @@ def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: 
     return reader, batches, layout
 
 
-def prefixes(data: Any, name: str, batch_first: bool | None) -> dict[str, Any]:
-    """The sets of a validation or test by the prefix of their metrics, as ``read`` takes them: name and data.
+def prefixes(data: Any, name: str, batch_first: bool | None) -> dict[str, tuple[Any, Any]]:
+    """The sets of a validation or test by the prefix of their metrics, as ``read`` takes them: data and source.
 
     Raises:
         ValueError: A data module has no such data.
     """
     if not isinstance(data, DataModule):
-        return named_sources(data, name) if isinstance(data, dict) else {name: data}
+        given = named_sources(data, name) if isinstance(data, dict) else {name: data}
+        return {prefix: (each, None) for prefix, each in given.items()}
     set_up(as_data(data, batch_first=batch_first))
-    return dict.fromkeys(_sources(data, name), data)
+    return {prefix: (data, source) for prefix, source in named_sources(_given(data, name), name).items()}
 
 
-def _sources(data: DataModule, name: str) -> dict[str, Any]:
+def _given(data: DataModule, name: str) -> Any:
+    """What a data module has of a name. It is asked once, because it may read files for the answer."""
     source = getattr(data, f"{name}_data")()
     if source is None:
         raise ValueError(f"{type(data).__name__} has no {name} data: define {name}_data()")
-    return named_sources(source, name)
+    return source
 
 
 def _identity(x: Any) -> Any:

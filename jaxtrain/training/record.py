@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import saiunit as u
 
+from ..callbacks.arguments import is_names
 from ..strategies.recording import record
 from .reader import What
 
@@ -18,8 +19,8 @@ def recording(states: Sequence[str] | None) -> What:
     Raises:
         TypeError: ``states`` is not a list of names.
     """
-    if isinstance(states, str) or not all(isinstance(name, str) for name in states or ()):
-        raise TypeError(f'record: states={states!r}; expected a list of names, as ["rnn.h", "output"]')
+    if states is not None and not is_names(states):
+        raise TypeError(f'record: states={states!r}; expected a list of names, as ["rnn.h", "output"]; None for all')
     names = None if states is None else tuple(states)
     return What("predict", lambda learner, phases, root, index: record(learner, phases, names), ("record", names))
 

@@ -153,6 +153,21 @@ def test_time_constants():
     np.testing.assert_allclose(found, [2 / np.log(2), 2 / np.log(2), 0, np.inf, np.inf])
 
 
+def test_a_spectrum_that_is_not_finite_does_not_end_the_run():
+    class Tanh(Linear):
+        class Net(Linear.Net):
+            def update(self, x):
+                self.h.value = jnp.tanh(0.5 * self.h.value + x @ self.w.value)
+                return self.h.value
+
+    x, y = line(0)
+    data = jt.DataModule([(np.where(np.arange(3)[:, None, None] == 1, np.float32(np.nan), x), y)], batch_first=False)
+    seen = Seen()
+    fit = jt.Fit("bptt", max_steps=1, nonfinite="warn", callbacks=[RecurrentSpectrum(1), seen])
+    assert fit.run(Tanh(), data).status == "finished"
+    assert np.isnan(seen.logged[-1]) and not seen.figures
+
+
 def test_what_figures_show():
     spikes = np.zeros((5, 300))
     spikes[2, 1] = spikes[4, 299] = 1
@@ -179,5 +194,7 @@ def test_what_cannot_be_drawn_is_refused_and_the_advice_works():
     assert run(Activity(1, states=["output"])).status == "finished"
     with pytest.raises(ValueError, match=r'Activity: states is \'h\'; expected a list of names, as \["rnn.h"\]'):
         Activity(1, states="h")
+    with pytest.raises(ValueError, match=r"SpikeRaster: states is \[\]; expected a list of names"):
+        SpikeRaster(1, states=[])
     with pytest.raises(ValueError, match=r"RecurrentSpectrum\(every=\'1s\'\): expected steps \(500\) or epochs"):
         RecurrentSpectrum("1s")

@@ -234,3 +234,21 @@ def test_predictions_are_those_of_the_sequences_alone_in_their_order(shuffle, ca
     assert [out.shape for out in bare] == [(n, 3) for n in LENGTHS]
     for ours, theirs in zip(bare, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_a_warm_up_is_no_output_but_is_recorded():
+    class Warm(Linear):
+        def phases(self, batch):
+            return jt.Phases(warmup=batch[:1], inputs=batch[1:])
+
+    fit, module = jt.Fit("bptt", max_steps=1), Warm()
+    data = bucket(INPUTS, batch_size=3, lengths=(2, 4), last="pad")
+    whole = [fit.predict(Linear(), [x[:, None]], batch_first=False)[:, 0] for x in INPUTS]
+    got = fit.predict(module, data)
+    assert [len(out) for out in got] == [n - 1 for n in LENGTHS]
+    for ours, theirs in zip(got, whole, strict=True):
+        np.testing.assert_allclose(ours, theirs[1:], rtol=1e-6)
+    batches = fit.predict_batches(module, data)
+    lengths = {row: n for batch in batches for row, n in zip(batch.rows, batch.lengths, strict=True)}
+    assert [lengths[row] for row in range(8)] == [n - 1 for n in LENGTHS]
+    assert [len(each["output"]) for each in fit.record(module, data, ["output"])] == LENGTHS

@@ -29,6 +29,7 @@ TINY = {
     "copy_stream-anbn": "--task anbn --unroll 6 --chunk 2 --most 3 --width 5 --mlp 4",
     "integrator": "--time 8 --validate-every 4 --decay constant",
     "mnist_1d": "--taps 3 --width 4 --mlp 0 --validate-every 4 --decay constant --warmup 0",
+    "vowels": "--data vowels --validate-every 4 --decay constant",
 }
 
 TIERS = {
@@ -36,6 +37,7 @@ TIERS = {
     "integrator": pytest.mark.quick,
     "copy_stream": pytest.mark.full,
     "mnist_1d": pytest.mark.full,
+    "vowels": pytest.mark.full,
 }
 """Each recipe once; the other tasks and presets are long."""
 
@@ -55,6 +57,18 @@ def make_dataset(count):
 """``mnist1d.data``, with sines instead of digits."""
 
 
+def write_vowels(folder):
+    """Files in the format of the Japanese vowels: 12 features of 7 to 29 frames, which tell the speaker."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for part, count in (("TRAIN", 45), ("TEST", 9)):
+        lines = ["#made up", "@dimensions 12", "@data"]
+        for i in range(count):
+            series = i % 9 + 0.1 * rng.normal(size=(12, rng.integers(7, 30)))
+            lines.append(":".join([*(",".join(f"{value:.4f}" for value in one) for one in series), str(i % 9 + 1)]))
+        (folder / f"JapaneseVowels_{part}.ts").write_text("\n".join(lines) + "\n")
+
+
 @pytest.fixture
 def call(tmp_path, monkeypatch, capsys):
     """`call("copy_lru", "--lr", 1)` -> (exit code, stdout, stderr), in an empty directory."""
@@ -62,6 +76,7 @@ def call(tmp_path, monkeypatch, capsys):
     (tmp_path / "mnist1d" / "__init__.py").touch()
     (tmp_path / "mnist1d" / "data.py").write_text(STANDS_IN)
     monkeypatch.syspath_prepend(tmp_path)
+    write_vowels(tmp_path / "vowels")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("JAXTRAIN_TRACEBACK", raising=False)
 

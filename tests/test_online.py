@@ -203,24 +203,77 @@ def test_a_session_holds_its_module_and_reads_it():
 
 def test_a_nonfinite_update_ends_the_session(tmp_path):
     module, fit = Linear(), jt.Fit(TBPTT1, run_dir=tmp_path / "run")
-    message = "step 3: train/loss is not finite"
+    message = (
+        r"live.step number 2: target is NaN or infinite in 6 of 6 values, and train/loss is not finite; check inputs"
+    )
     with pytest.raises(NonFiniteError, match=message), fit.online(module, EXAMPLE) as live:
         feed(live, 0, 2)
         live.save()
         live.step(X[2], Y[2] * np.nan)
     assert steps_of(tmp_path / "run") == [2]
+    with pytest.raises(RuntimeError, match="over; open it again with resume='last'"):
+        live.step(X[2], Y[2])
     with fit.online(Linear(), EXAMPLE, resume="last") as live:
         assert live.steps == 2
 
 
+def with_nan(t):
+    """The inputs of time step t, of which one is NaN."""
+    x = X[t].copy()
+    x[0, 0] = np.nan
+    return x
+
+
+def test_a_nonfinite_update_of_several_time_steps_names_the_one():
+    module, strategy = Linear(), jt.TBPTT(window=3, update_every=3)
+    message = "live.step number 4: x is NaN or infinite in 1 of 4 values, and train/loss is not finite; check inputs"
+    with pytest.raises(NonFiniteError, match=message), jt.Fit(strategy).online(module, EXAMPLE) as live:
+        feed(live, 0, 4)
+        live.step(with_nan(4), Y[4])
+        live.step(X[5], Y[5])
+    with pytest.raises(RuntimeError, match="over; open another one"):
+        live.step(X[5], Y[5])
+
+
 def test_a_nonfinite_update_is_skipped(caplog):
-    module = Linear()
-    with jt.Fit(TBPTT1, nonfinite="skip").online(module, EXAMPLE) as live:
-        before = live.step(X[0], Y[0])
-        live.step(X[1], Y[1] * np.nan)
-        after = live.step(X[0], None)
-    assert "step 2: train/loss is not finite; skipped" in caplog.text and np.isfinite(after).all()
-    assert np.isfinite(before).all() and all(np.isfinite(value).all() for value in leaves(module).values())
+    modules = [Linear(), Linear()]
+    for module, bad in zip(modules, (False, True), strict=True):
+        with jt.Fit(TBPTT1, nonfinite="skip").online(module, EXAMPLE) as live:
+            live.step(X[0], Y[0])
+            if bad:
+                assert np.isnan(live.step(with_nan(1), Y[1])).any()
+                assert live.metrics == {"skipped_fraction": 1}
+                live.step(X[1], Y[1] * np.nan)
+            last = live.step(X[2], Y[2])  # as if nothing had happened
+            assert np.isfinite(last).all() and "train/loss" in live.metrics
+    for name, value in leaves(modules[0]).items():
+        np.testing.assert_array_equal(leaves(modules[1])[name], value)
+    for number, name, share in ((1, "x", "1 of 4"), (2, "target", "6 of 6")):
+        message = (
+            f"live.step number {number}: {name} is NaN or infinite in {share} values, and train/loss is not finite"
+        )
+        assert f"{message}; skipped" in caplog.text
+
+
+def test_a_nonfinite_update_with_finite_data():
+    module = Linear(lambda: braintools.optim.SGD(1e30))
+    message = "is not finite, but x and target are; lower the learning rate, clip gradients, or use Fit"
+    with pytest.raises(NonFiniteError, match=message), jt.Fit(TBPTT1).online(module, EXAMPLE) as live:
+        feed(live)
+
+
+def test_a_nonfinite_update_is_made_with_a_warning(caplog):
+    with jt.Fit(TBPTT1, nonfinite="warn").online(Linear(), EXAMPLE) as live:
+        live.step(with_nan(0), Y[0])
+        assert np.isnan(live.step(X[1], Y[1])).all() and np.isnan(live.metrics["train/loss"])
+    assert "number 0: x is NaN or infinite in 1 of 4 values, and train/loss is not finite\n" in caplog.text
+
+
+def test_an_example_without_a_batch_axis_is_explained():
+    for module in (Small(), Linear()):
+        with pytest.raises((TypeError, ValueError)) as found:
+            jt.Fit(jt.DRTRL(update_every=1)).online(module, (X[0, 0], Y[0, 0, :2])).__enter__()
+        assert any("is the batch axis missing? expected (B, features)" in note for note in found.value.__notes__)
 
 
 class Noisy(Linear):

@@ -127,9 +127,7 @@ class OnlineSession:
         for path, bad in reversed(list(nonfinite_leaves(batch))):  # the first one counts
             time, advice = int(np.argwhere(bad)[0, 0]), "check inputs before live.step"
             part = {"inputs": "x", "targets": "target"}[path[0].name] + jax.tree_util.keystr(path[1:])
-            text = (
-                f"{part} is NaN or infinite in {bad[time].sum()} of {bad[time].size} values, and {name} is not finite"
-            )
+            text = f"{part} is NaN or infinite in {bad[time].sum()} of {bad[time].size} values; {name} is not finite"
         text = f"live.step number {stream.steps - stream.every + time}: {text}"
         if policy == "raise":
             self._valid = False

@@ -1,10 +1,10 @@
 """The online session: it predicts, learns and saves as the same stream does in a run."""
 
+import contextlib
 import dataclasses
-import re
+import io
 import shutil
 import time
-from pathlib import Path
 
 import brainstate
 import braintools
@@ -16,6 +16,7 @@ import pytest
 import jaxtrain as jt
 from jaxtrain.errors import NonFiniteError
 from tests.small import Linear, leaves, steps_of
+from tests.test_readme import blocks, execute
 
 TIME, BATCH = 18, 2
 
@@ -385,10 +386,40 @@ def test_bad_arrays_are_refused_and_change_nothing():
         np.testing.assert_array_equal(live.step(X[0], reset=np.array([True, False]))[0], first[0])
 
 
-def test_the_example_of_the_page_predicts_better_and_better(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (program,) = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs/online.md").read_text(), re.S)
-    exec(compile(program, "docs/online.md", "exec"), {"__name__": "page"})
-    (steps, loss), (first, last) = (map(float, line.split()) for line in capsys.readouterr().out.splitlines())
-    assert steps == 1999 and loss < 0.2 and last < 0.5 * first
-    assert steps_of(tmp_path / "runs/sine") == [1999]
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The names that the blocks of the page define, what they print, and the folder in which they ran."""
+    root, printed = tmp_path_factory.mktemp("page"), io.StringIO()
+    with contextlib.chdir(root), contextlib.redirect_stdout(printed):
+        names = None
+        for block in blocks("docs/online.md"):
+            names = execute(block, "docs/online.md", names)
+    return names, printed.getvalue(), root
+
+
+def test_the_example_of_the_page_predicts_better_and_better(page):
+    _, printed, root = page
+    (steps, loss), (first, last), again = (line.split() for line in printed.splitlines())
+    assert int(steps) == int(again[0]) == 1999 and float(loss) < 0.2 and float(last) < 0.5 * float(first)
+    assert steps_of(root / "runs/sine") == [1999]
+
+
+def test_the_journal_of_the_page_continues_bit_for_bit(page, tmp_path, capsys):
+    names, lines = page[0], [b"%.9g\n" % value for value in page[0]["sensor"](600)]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    def arriving():
+        for number, line in enumerate(lines):
+            if number == 550:  # what a kill leaves: 549 steps, a save of 500, 550 lines
+                while not (whole / "checkpoints/00000500").exists():
+                    time.sleep(0.01)
+                shutil.copytree(whole, killed)
+                shutil.copy(tmp_path / "whole.txt", tmp_path / "killed.txt")
+            yield line
+
+    names["serve"](arriving(), whole, tmp_path / "whole.txt")
+    forecasts = capsys.readouterr().out.split()
+    assert len(forecasts) == 600 and (tmp_path / "whole.txt").read_bytes() == b"".join(lines)
+    names["serve"](lines[550:], killed, tmp_path / "killed.txt")
+    assert capsys.readouterr().out.split() == forecasts[500:]
+    assert (tmp_path / "killed.txt").read_bytes() == b"".join(lines)

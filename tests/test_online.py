@@ -1,10 +1,10 @@
 """The online session: it predicts, learns and saves as the same stream does in a run."""
 
+import contextlib
 import dataclasses
-import re
+import io
 import shutil
 import time
-from pathlib import Path
 
 import brainstate
 import braintools
@@ -16,6 +16,7 @@ import pytest
 import jaxtrain as jt
 from jaxtrain.errors import NonFiniteError
 from tests.small import Linear, leaves, steps_of
+from tests.test_readme import blocks, execute
 
 TIME, BATCH = 18, 2
 
@@ -203,24 +204,73 @@ def test_a_session_holds_its_module_and_reads_it():
 
 def test_a_nonfinite_update_ends_the_session(tmp_path):
     module, fit = Linear(), jt.Fit(TBPTT1, run_dir=tmp_path / "run")
-    message = "step 3: train/loss is not finite"
+    message = r"live.step number 2: target is NaN or infinite in 6 of 6 values; train/loss is not finite; check inputs"
     with pytest.raises(NonFiniteError, match=message), fit.online(module, EXAMPLE) as live:
         feed(live, 0, 2)
         live.save()
         live.step(X[2], Y[2] * np.nan)
     assert steps_of(tmp_path / "run") == [2]
+    with pytest.raises(RuntimeError, match="over; open it again with resume='last'"):
+        live.step(X[2], Y[2])
     with fit.online(Linear(), EXAMPLE, resume="last") as live:
         assert live.steps == 2
 
 
+def with_nan(t):
+    """The inputs of time step t, of which one is NaN."""
+    x = X[t].copy()
+    x[0, 0] = np.nan
+    return x
+
+
+def test_a_nonfinite_update_of_several_time_steps_names_the_one():
+    module, strategy = Linear(), jt.TBPTT(window=3, update_every=3)
+    message = "live.step number 4: x is NaN or infinite in 1 of 4 values; train/loss is not finite; check inputs"
+    with pytest.raises(NonFiniteError, match=message), jt.Fit(strategy).online(module, EXAMPLE) as live:
+        feed(live, 0, 4)
+        live.step(with_nan(4), Y[4])
+        live.step(X[5], Y[5])
+    with pytest.raises(RuntimeError, match="over; open another one"):
+        live.step(X[5], Y[5])
+
+
 def test_a_nonfinite_update_is_skipped(caplog):
-    module = Linear()
-    with jt.Fit(TBPTT1, nonfinite="skip").online(module, EXAMPLE) as live:
-        before = live.step(X[0], Y[0])
-        live.step(X[1], Y[1] * np.nan)
-        after = live.step(X[0], None)
-    assert "step 2: train/loss is not finite; skipped" in caplog.text and np.isfinite(after).all()
-    assert np.isfinite(before).all() and all(np.isfinite(value).all() for value in leaves(module).values())
+    modules = [Linear(), Linear()]
+    for module, bad in zip(modules, (False, True), strict=True):
+        with jt.Fit(TBPTT1, nonfinite="skip").online(module, EXAMPLE) as live:
+            live.step(X[0], Y[0])
+            if bad:
+                assert np.isnan(live.step(with_nan(1), Y[1])).any()
+                assert live.metrics == {"skipped_fraction": 1}
+                live.step(X[1], Y[1] * np.nan)
+            last = live.step(X[2], Y[2])  # as if nothing had happened
+            assert np.isfinite(last).all() and "train/loss" in live.metrics
+    for name, value in leaves(modules[0]).items():
+        np.testing.assert_array_equal(leaves(modules[1])[name], value)
+    for number, name, share in ((1, "x", "1 of 4"), (2, "target", "6 of 6")):
+        message = f"live.step number {number}: {name} is NaN or infinite in {share} values; train/loss is not finite"
+        assert f"{message}; skipped" in caplog.text
+
+
+def test_a_nonfinite_update_with_finite_data():
+    module = Linear(lambda: braintools.optim.SGD(1e30))
+    message = "is not finite, but x and target are; lower the learning rate, clip gradients, or use Fit"
+    with pytest.raises(NonFiniteError, match=message), jt.Fit(TBPTT1).online(module, EXAMPLE) as live:
+        feed(live)
+
+
+def test_a_nonfinite_update_is_made_with_a_warning(caplog):
+    with jt.Fit(TBPTT1, nonfinite="warn").online(Linear(), EXAMPLE) as live:
+        live.step(with_nan(0), Y[0])
+        assert np.isnan(live.step(X[1], Y[1])).all() and np.isnan(live.metrics["train/loss"])
+    assert "number 0: x is NaN or infinite in 1 of 4 values; train/loss is not finite\n" in caplog.text
+
+
+def test_an_example_without_a_batch_axis_is_explained():
+    for module in (Small(), Linear()):
+        with pytest.raises((TypeError, ValueError)) as found:
+            jt.Fit(jt.DRTRL(update_every=1)).online(module, (X[0, 0], Y[0, 0, :2])).__enter__()
+        assert any("is the batch axis missing? expected (B, features)" in note for note in found.value.__notes__)
 
 
 class Noisy(Linear):
@@ -336,10 +386,40 @@ def test_bad_arrays_are_refused_and_change_nothing():
         np.testing.assert_array_equal(live.step(X[0], reset=np.array([True, False]))[0], first[0])
 
 
-def test_the_example_of_the_page_predicts_better_and_better(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (program,) = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs/online.md").read_text(), re.S)
-    exec(compile(program, "docs/online.md", "exec"), {"__name__": "page"})
-    (steps, loss), (first, last) = (map(float, line.split()) for line in capsys.readouterr().out.splitlines())
-    assert steps == 1999 and loss < 0.2 and last < 0.5 * first
-    assert steps_of(tmp_path / "runs/sine") == [1999]
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The names that the blocks of the page define, what they print, and the folder in which they ran."""
+    root, printed = tmp_path_factory.mktemp("page"), io.StringIO()
+    with contextlib.chdir(root), contextlib.redirect_stdout(printed):
+        names = None
+        for block in blocks("docs/online.md"):
+            names = execute(block, "docs/online.md", names)
+    return names, printed.getvalue(), root
+
+
+def test_the_example_of_the_page_predicts_better_and_better(page):
+    _, printed, root = page
+    (steps, loss), (first, last), again = (line.split() for line in printed.splitlines())
+    assert int(steps) == int(again[0]) == 1999 and float(loss) < 0.2 and float(last) < 0.5 * float(first)
+    assert steps_of(root / "runs/sine") == [1999]
+
+
+def test_the_journal_of_the_page_continues_bit_for_bit(page, tmp_path, capsys):
+    names, lines = page[0], [b"%.9g\n" % value for value in page[0]["sensor"](600)]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    def arriving():
+        for number, line in enumerate(lines):
+            if number == 550:  # what a kill leaves: 549 steps, a save of 500, 550 lines
+                while not (whole / "checkpoints/00000500").exists():
+                    time.sleep(0.01)
+                shutil.copytree(whole, killed)
+                shutil.copy(tmp_path / "whole.txt", tmp_path / "killed.txt")
+            yield line
+
+    names["serve"](arriving(), whole, tmp_path / "whole.txt")
+    forecasts = capsys.readouterr().out.split()
+    assert len(forecasts) == 600 and (tmp_path / "whole.txt").read_bytes() == b"".join(lines)
+    names["serve"](lines[550:], killed, tmp_path / "killed.txt")
+    assert capsys.readouterr().out.split() == forecasts[500:]
+    assert (tmp_path / "killed.txt").read_bytes() == b"".join(lines)

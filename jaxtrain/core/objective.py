@@ -248,11 +248,17 @@ def _explained(where: str, x: Any, y: Any = None) -> Iterator[None]:
         if isinstance(error, TRACER_ERRORS):
             advice = "; values are not known while tracing: use jnp.where or jax.lax.cond for if, jax.numpy for numpy"
         elif isinstance(error, TypeError | ValueError):
-            advice = "; check that the model's sizes fit these shapes"
+            advice = "; check that the model's sizes fit these shapes" + axis_advice(x)
         shapes = jax.tree.map(lambda leaf: tuple(np.shape(leaf)), (x,) if y is None else (x, y))
         named = " and ".join(f"{name} of shape {shape}" for name, shape in zip("xy", shapes, strict=False))
         error.add_note(f"jaxtrain: in {where}, traced for one time step of a batch with {named}, (B, ...){advice}")
         raise
+
+
+def axis_advice(x: Any) -> str:
+    """What to ask about inputs that have one axis and are no indices."""
+    missing = any(leaf.ndim == 1 and not jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(x))
+    return "; is the batch axis missing? expected (B, features)" if missing else ""
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,12 +90,7 @@ def _find(
     """The first nonfinite array of a batch, or of its phases if they have weights; None if all are finite."""
     weighted = phases.weights is not None
     what, tree = ("Phases", phases) if weighted else ("leaf batch", batch)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if is_key(leaf):
-            continue
-        bad = ~np.isfinite(np.asarray(leaf, np.complex128 if np.iscomplexobj(leaf) else np.float64))
-        if not bad.any():
-            continue
+    for path, bad in nonfinite_leaves(tree):
         if batch_first and not weighted and bad.ndim > 1:
             bad = bad.swapaxes(0, 1)  # the user's layout; Phases are time-major
         first = [int(index) for index in np.argwhere(bad)[0]]
@@ -104,6 +100,15 @@ def _find(
         )
         return NonFiniteData(text, _advice(phases, path[0], first, stateful))
     return None
+
+
+def nonfinite_leaves(tree: Any) -> Iterator[tuple[Any, np.ndarray]]:
+    """Path of each array that holds NaN or infinity, and where it does."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not is_key(leaf):
+            bad = ~np.isfinite(np.asarray(leaf, np.complex128 if np.iscomplexobj(leaf) else np.float64))
+            if bad.any():
+                yield path, bad
 
 
 def _advice(phases: Phases, part: Any, first: list[int], stateful: bool) -> str:

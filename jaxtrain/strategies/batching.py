@@ -9,7 +9,7 @@ import brainstate
 import jax
 import jax.numpy as jnp
 
-from ..core.objective import environ_explained
+from ..core.objective import axis_advice, environ_explained
 from ..core.state import create_hidden, long_term_states, short_term
 from .network import model_over_batch
 from .specs.base import Batching
@@ -84,7 +84,7 @@ def _choose(wanted: Batching, model, u: Any, batch_size: int) -> Literal["batche
     shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), u)
     hidden = [(name, jnp.shape(leaf)) for name, s in short_term(model).items() for leaf in jax.tree.leaves(s.value)]
     alone = next((f"{name!r} has shape {shape}" for name, shape in hidden if shape and batch_size not in shape), "")
-    note = f"jaxtrain: the model was called with an input of shape {shapes}, (B, ...), one time step"
+    note = f"jaxtrain: the model was called with an input of shape {shapes}, (B, ...), one time step{axis_advice(u)}"
     if alone:
         note += f"; the hidden state {alone}, without a batch axis: make it in init_state(self, batch_size=None, **_)"
     problem.add_note(note)

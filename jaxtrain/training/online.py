@@ -94,9 +94,10 @@ def online(
 ) -> Iterator[OnlineSession]:
     """Open a session that predicts and learns one time step at a time, as data arrives.
 
-    It is a context. At its end the state is saved, if there is a run directory, and the module receives the values.
-    Strategy, clip, seed, nonfinite, run_dir and the options every and keep_last of a ``Checkpoint`` are those of the
-    ``Fit``. Hidden states and traces always continue from one time step to the next.
+    It is a context: enter it with ``with``, or with ``ExitStack.enter_context`` in a notebook. At its end the state is
+    saved, if there is a run directory, and the module receives the values. Strategy, clip, seed, nonfinite, run_dir and
+    the options every and keep_last of a ``Checkpoint`` are those of the ``Fit``. Hidden states and traces always
+    continue from one time step to the next.
 
     Args:
         fit: The ``Fit``. Its strategy needs a number for ``update_every``.

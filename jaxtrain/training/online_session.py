@@ -9,8 +9,10 @@ import numpy as np
 
 from ..callbacks.recorder import tag
 from ..core.metrics import is_rate
-from ..engine.nonfinite import finite_steps
+from ..engine.nonfinite import nonfinite_leaves
 from ..engine.steps import ALL_FINITE, NONFINITE_INDEX, ZERO_GRADIENT, Packed
+from ..errors import NonFiniteError
+from ..utils.logging import log
 from .online_saves import Saves
 from .settings import FitSettings
 from .time_steps import Stream, TimeSteps
@@ -73,7 +75,8 @@ class OnlineSession:
         """
         time_step = self._time_steps.batch(x, target, reset)
         if not self._valid:
-            raise RuntimeError("live.step: the session is over; open it again with resume='last'")
+            again = "open another one" if self.run_dir is None else "open it again with resume='last'"
+            raise RuntimeError(f"live.step: the session is over; {again}")
         self._valid = False
         y, packed, batch = self._stream.advance(time_step)
         self._valid = True
@@ -118,14 +121,18 @@ class OnlineSession:
         return self._saves.wait()
 
     def _report_nonfinite(self, index: Any, batch: Any) -> None:
-        stream, policy = self._stream, self._settings.nonfinite
-        update = (stream.steps - 1) // stream.every
-        flags = np.array([[index]])
-        error = finite_steps(flags, update, [batch], policy, stream.program)[1]
-        if error is not None:
+        stream, policy, name = self._stream, self._settings.nonfinite, self._stream.program.bad_name(int(index))
+        time, text = stream.every - 1, f"{name} is not finite, but x and target are"
+        advice = "lower the learning rate, clip gradients"
+        for path, bad in reversed(list(nonfinite_leaves(batch))):  # the first one counts
+            time, advice = int(np.argwhere(bad)[0, 0]), "check inputs before live.step"
+            part = {"inputs": "x", "targets": "target"}[path[0].name] + jax.tree_util.keystr(path[1:])
+            text = f"{part} is NaN or infinite in {bad[time].sum()} of {bad[time].size} values; {name} is not finite"
+        text = f"live.step number {stream.steps - stream.every + time}: {text}"
+        if policy == "raise":
             self._valid = False
-            error.add_note(f"jaxtrain: in a session, update {update + 1} is at time step {stream.steps}")
-            raise error
+            raise NonFiniteError(f"{text}; {advice}, or use Fit(nonfinite='skip')")
+        log.warning("%s%s", text, "; skipped" if policy == "skip" else "")
 
     def end(self) -> None:
         """Save the last state, and return it to the module."""

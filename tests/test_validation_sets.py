@@ -178,7 +178,7 @@ def test_an_array_cannot_be_monitored():
         ("val/recall", "monitor one of its entries, such as 'val/recall/0'"),
         ("val/confusion", "monitor another metric"),
     ):
-        fit = jt.Fit("bptt", max_steps=1, callbacks=[jt.EarlyStopping(tag)])
+        fit = jt.Fit("bptt", max_steps=1, callbacks=[jt.EarlyStopping(tag, mode="max")])
         with pytest.raises(ValueError, match=f"EarlyStopping monitors '{tag}', which is an array.*{advice}"):
             fit.run(Signs(), lines())
     jt.Fit("bptt", max_steps=1, callbacks=[jt.EarlyStopping("val/recall/0")]).run(Signs(), lines())

@@ -194,6 +194,7 @@ def test_a_set_that_there_is_not_is_named_before_the_first_step(tmp_path):
 @pytest.mark.parametrize(
     ("val", "message"),
     [
+        ([Lines(), Noisy()], "val data: several validation sets: give a dict, {'easy': ..., 'hard': ...}"),
         ({}, "val data: got an empty dict; expected a dict of sources by name"),
         ({"a/b": []}, "val data: got the name 'a/b'"),
         ({1: []}, "val data: got the name 1"),

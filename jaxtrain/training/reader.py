@@ -266,7 +266,8 @@ def _given(data: DataModule, name: str) -> Any:
     """What a data module has of a name. It is asked once, because it may read files for the answer."""
     source = getattr(data, f"{name}_data")()
     if source is None:
-        raise ValueError(f"{type(data).__name__} has no {name} data: define {name}_data()")
+        instead = ", or pass data.val_data()" if name == "predict" else ""
+        raise ValueError(f"{type(data).__name__} has no {name} data: define {name}_data(){instead}")
     return source
 
 

@@ -275,6 +275,10 @@ def test_what_cannot_be_generated_is_refused_and_the_advice_works(closed):
         fit.generate(module, X, 1, seed=-1)
     with pytest.raises(TypeError, match=r"Fit.generate\(sample=1\): expected a function sample\(output, key\)"):
         fit.generate(module, X, 1, sample=1)
+    with pytest.raises(TypeError, match=r"expected a function sample\(output, key\); got one with too many positional"):
+        fit.generate(module, X, 1, sample=lambda o: o)
+    with pytest.raises(ValueError, match=r"has no predict data: define predict_data\(\), or pass data.val_data\(\)$"):
+        fit.generate(module, jt.DataModule([X]), 1)
     with pytest.raises(TypeError, match=r"Module defines neither build\(\) nor a model"):
         fit.generate(jt.Module(), X, 1)
     ragged = jt.DataModule(predict=jt.datasets.bucket([X[:, 0], X[:3, 0]], batch_size=2, lengths=(4,)))

@@ -113,6 +113,21 @@ def test_validation_during_a_run_is_in_the_layout_of_the_data():
     assert found.metrics["val/loss"] == wanted.metrics["val/loss"]
 
 
+def test_a_trained_module_reads_bare_batches_in_the_layout_of_its_training(caplog):
+    trainer, module = fit(), Linear()
+    trainer.run(module, BATCH_MAJOR, batch_first=True)
+    caplog.clear()
+    outputs = trainer.predict(module, TIME_MAJOR, batch_first=False)
+    np.testing.assert_array_equal(trainer.predict(module, BATCH_MAJOR), outputs.swapaxes(0, 1))
+    assert trainer.validate(module, BATCH_MAJOR) == trainer.validate(module, TIME_MAJOR, batch_first=False)
+    phases = [jt.Phases(None, *batch) for batch in TIME_MAJOR]  # states its own layout
+    np.testing.assert_array_equal(trainer.predict(module, phases), outputs)
+    assert "reading arrays" not in caplog.text
+    other = Linear()
+    trainer.predict(other, BATCH_MAJOR)
+    assert "reading arrays" in caplog.text, "this Fit has not trained it"
+
+
 def test_a_layout_beside_a_data_module_is_refused():
     data = jt.DataModule(BATCH_MAJOR)
     for call in (fit().run, fit().validate, fit().test, fit().predict):

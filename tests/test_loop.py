@@ -378,6 +378,23 @@ def test_data_that_is_not_finite_is_named(leaf):
         jt.Fit("bptt", max_steps=8, chunk=4).run(Linear(), Lines(change=spoil))
 
 
+def test_classes_that_are_no_outputs_are_asked_about():
+    class Classify(Linear):
+        def learning_step(self, forward, x, y):
+            return braintools.metric.softmax_cross_entropy_with_integer_labels(forward(x), y)
+
+    def labelled(labels):
+        x = line(0)[0]
+        return [jt.Phases(None, x, np.resize(np.int32(labels), x.shape[:2]))]
+
+    asked = (
+        r"step 1: train/loss is not finite; integer targets reach from 1 to 3: are all below the number of outputs\?"
+    )
+    with pytest.raises(jt.errors.NonFiniteError, match=asked):
+        jt.Fit("bptt", max_steps=2).run(Classify(), labelled([1, 2, 3]))  # three outputs
+    jt.Fit("bptt", max_steps=2).run(Classify(), labelled([0, 1, 2]))
+
+
 def test_a_place_in_the_data_is_that_of_the_users_layout():
     """And each advice comes once."""
     x, y = line(0, time=5, batch=4)

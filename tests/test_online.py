@@ -344,7 +344,7 @@ def test_a_warmup_is_refused():
         ({"accumulate": 2}, "leave accumulate out"),
         ({"callbacks": [jt.EarlyStopping()]}, "a session calls no EarlyStopping"),
         ({"loggers": [jt.loggers.JSONL()]}, "a session calls no JSONL"),
-        ({"callbacks": [jt.Checkpoint(monitor="val/x")], "run_dir": "x"}, r"Checkpoint\(monitor=None\)"),
+        ({"callbacks": [jt.Checkpoint(monitor="val/x", mode="min")], "run_dir": "x"}, r"Checkpoint\(monitor=None\)"),
         ({"callbacks": [jt.Checkpoint(every="1ep")], "run_dir": "x"}, "a session has no epochs"),
     ],
 )

@@ -263,6 +263,23 @@ def test_a_module_without_a_projection_is_not_projected():
     assert projection_of(Linear()) is None and projection_of(Cheap()) is not None
 
 
+def test_a_projection_that_matches_no_name_is_warned_of(caplog):
+    class Misnamed(Linear):
+        matches = "w.weight"
+
+        def project(self, name, value):
+            return projections.clip(-9, 9)(value) if name == self.matches else value
+
+    fit = jt.Fit("bptt", max_steps=1, loggers=(), callbacks=[])
+    fit.run(Misnamed(), Lines(), dry_run=True)
+    assert caplog.text.count("Misnamed.project returns every parameter unchanged; names are b, w\n") == 1
+    caplog.clear()
+    module = Misnamed()
+    module.matches = "w"  # the values happen to satisfy the constraint
+    fit.run(module, Lines(), dry_run=True)
+    assert "returns every parameter" not in caplog.text
+
+
 def test_a_quantity_keeps_its_unit():
     class Currents(Linear):
         class Net(Linear.Net):

@@ -178,7 +178,7 @@ def test_an_array_cannot_be_monitored():
         ("val/recall", "monitor one of its entries, such as 'val/recall/0'"),
         ("val/confusion", "monitor another metric"),
     ):
-        fit = jt.Fit("bptt", max_steps=1, callbacks=[jt.EarlyStopping(tag)])
+        fit = jt.Fit("bptt", max_steps=1, callbacks=[jt.EarlyStopping(tag, mode="max")])
         with pytest.raises(ValueError, match=f"EarlyStopping monitors '{tag}', which is an array.*{advice}"):
             fit.run(Signs(), lines())
     jt.Fit("bptt", max_steps=1, callbacks=[jt.EarlyStopping("val/recall/0")]).run(Signs(), lines())
@@ -194,6 +194,7 @@ def test_a_set_that_there_is_not_is_named_before_the_first_step(tmp_path):
 @pytest.mark.parametrize(
     ("val", "message"),
     [
+        ([Lines(), Noisy()], "val data: several validation sets: give a dict, {'easy': ..., 'hard': ...}"),
         ({}, "val data: got an empty dict; expected a dict of sources by name"),
         ({"a/b": []}, "val data: got the name 'a/b'"),
         ({1: []}, "val data: got the name 1"),

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Activity(Callback):
     """Draws hidden states of the first sequence of a training batch, units over time steps, as colours.
 
-    The figure has the tag ``activity``. A dashed line ends the warm-up phase.
+    The figure has the tag ``activity``. A dashed line marks the end of the warm-up. Without
+    ``run_dir`` and ``loggers``, nothing is written. Padding at the end of the sequence is drawn as well.
 
     >>> callbacks = [Activity(every=500), TensorBoard()]
 
@@ -61,7 +62,8 @@ class Activity(Callback):
 class SpikeRaster(Activity):
     """Draws the spikes of the first sequence of a training batch: a dot for each spike of a unit at a time step.
 
-    The figure has the tag ``spikes``. A dashed line ends the warm-up phase.
+    The figure has the tag ``spikes``. A dashed line marks the end of the warm-up. Without
+    ``run_dir`` and ``loggers``, nothing is written. Padding at the end of the sequence is drawn as well.
 
     >>> callbacks = [SpikeRaster(every=500), TensorBoard()]
 

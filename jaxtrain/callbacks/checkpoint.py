@@ -36,8 +36,8 @@ class Checkpoint(ForeignArguments, Callback):
         monitor: Tag of a validation metric that ranks checkpoints; None keeps only the newest ones. Without validation
             data, the default has no effect. With several sets of it, ``"val/loss"`` stands for the loss of the first
             one.
-        mode: Whether a lower ("min") or a higher ("max") score is better. None selects "max" for tags that end in
-            accuracy, acc, r2, score, f1, auroc or correlation.
+        mode: Whether a lower ("min") or a higher ("max") score is better. None: by the metric's
+            name, such as loss, mse, accuracy or recall/1 (docs/metrics.md lists them); other names need a mode.
         keep_best: Number of checkpoints with the best scores to keep.
         keep_last: Number of newest checkpoints to keep in addition.
 

@@ -46,8 +46,8 @@ class Curriculum(Callback):
         monitor: A validation metric such as ``"val/accuracy"``, read after every validation, or a training metric such
             as ``"train/loss"``, read after every step.
         threshold: The value at which a stage is completed.
-        mode: Whether a lower ("min") or a higher ("max") value is better. None selects "max" for tags that end in
-            accuracy, acc, r2, score, f1, auroc or correlation.
+        mode: Whether a lower ("min") or a higher ("max") value is better. None: by the metric's
+            name, such as loss, mse, accuracy or recall/1 (docs/metrics.md lists them); other names need a mode.
         over: Number of values to average.
         ema: Instead of ``over``, for training metrics: the part of the moving average that is kept in each step.
         restart: Start value of the moving average. Required with ``ema``.

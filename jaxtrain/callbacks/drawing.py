@@ -60,6 +60,7 @@ def _panels(values: dict[str, Any], warmup: int, title: str) -> tuple[Figure, li
         more = f", first {UNITS} of {array.shape[1]} units" if array.shape[1] > UNITS else ""
         ax.set_title(name + ("" if unit.is_unitless else f" ({unit})") + more, loc="left", fontsize=9, color=INK)
         ax.set(xlabel="time step", ylabel="unit")
+        ax.locator_params(integer=True)
         if warmup:
             ax.axvline(warmup - 0.5, color=LINE, linestyle="--", linewidth=1)
         panels.append((ax, array[:, :UNITS]))

@@ -19,10 +19,29 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("jaxtrain")
 Mode = Literal["min", "max"]
-MAX = re.compile(r"(accuracy|acc|r2|score|f1|auroc|correlation)(/\d+)?$")
-"""Ends of tags whose default mode is "max"; a number is that of a class."""
+MIN = re.compile(
+    r"(?<![a-z0-9])(loss|error|error_rate|mae|mse|rmse|nrmse|mape|nll|cross_?entropy|bce|perplexity|ppl|bits|bpc|cost|"
+    r"deviance|divergence|kl|distance|brier|brier_score|wer|cer|eer|ece)(/\d+)?$"
+)
+"""Ends of the names of metrics that are minimised; a number is that of a class."""
+MAX = re.compile(
+    r"(?<![a-z0-9])(accuracy|acc|auc|auroc|auprc|f1|f1_score|score|r2|correlation|corr|pearson|spearman|recall|precision|"
+    r"sensitivity|specificity|kappa|mcc|dice|iou|miou|jaccard|reward|return|snr|psnr|ssim|bleu)(/\d+)?$"
+)
+"""Ends of the names of metrics that are maximised."""
+REVERSED = re.compile(r"(?<![a-z0-9])(neg|negative|negated|inverse|inv|loss|error)[^a-z0-9/]")
+"""Words before such an end that may turn its direction around: ``neg_mse``, ``error_correlation``."""
 LOSS = "val/loss"
 """The default; of several sets of validation data, it stands for the loss of the first one."""
+
+
+def direction(tag: str) -> Mode | None:
+    """Whether lower or higher values of a metric are better, or None if the last word of its name does not say it."""
+    name = tag.lower()
+    lower, higher, turned = MIN.search(name), MAX.search(name), REVERSED.search(name)
+    if turned and (higher or turned[1] not in ("loss", "error")):
+        return None
+    return "min" if lower else "max" if higher else None
 
 
 @dataclass(frozen=True)
@@ -34,7 +53,11 @@ class Monitor:
 
     @staticmethod
     def of(tag: str, mode: Mode | None, owner: str) -> Monitor:
-        """A checked monitor. ``owner``: name of the callback, for messages."""
+        """A checked monitor. ``owner``: name of the callback, for messages.
+
+        Raises:
+            ValueError: The tag or the mode is invalid, or neither says which values are better.
+        """
         known = isinstance(tag, str) and tag != ""
         expect(known, owner, "monitor", tag, "the tag of a validation metric, such as 'val/loss'")
         if tag.startswith(SEEDS):
@@ -43,7 +66,9 @@ class Monitor:
                 f"{tag.removeprefix(SEEDS)!r}"
             )
         expect(mode in (None, "min", "max"), owner, "mode", mode, "'min', 'max' or None (by the monitor's name)")
-        return Monitor(tag, mode or ("max" if MAX.search(tag) else "min"))
+        if (chosen := mode or direction(tag)) is None:
+            raise ValueError(f'{owner}(monitor={tag!r}): state mode="min" or mode="max"')
+        return Monitor(tag, chosen)
 
     def require(self, run: Run, owner: str, alternative: str) -> None:
         """Raise ValueError if the run has no validation data."""
@@ -90,8 +115,8 @@ class EarlyStopping(ForeignArguments, Callback):
             the first one.
         patience: Number of validations in a row without improvement after which the run stops.
         min_delta: Smallest change that counts as an improvement. NaN is never an improvement.
-        mode: Whether a lower ("min") or a higher ("max") value is better. None selects "max" for tags that end in
-            accuracy, acc, r2, score, f1, auroc or correlation.
+        mode: Whether a lower ("min") or a higher ("max") value is better. None: by the metric's
+            name, such as loss, mse, accuracy or recall/1 (docs/metrics.md lists them); other names need a mode.
         threshold: Stop as soon as the metric equals this value or is better.
 
     Raises:
@@ -138,12 +163,10 @@ class EarlyStopping(ForeignArguments, Callback):
         if self.threshold is not None and self.monitor.reaches(score, self.threshold):
             run.stop(f"{tag} is {score:.6g} and has reached {self.threshold:.6g}")
         elif self.waited >= self.patience:
-            best = (
-                "it was NaN at every validation"
-                if self.best is None
-                else f"best {self.best:.6g} at step {self.best_step}"
-            )
-            run.stop(f"{tag} is {score:.6g} and has not improved for {self.waited} validations ({best})")
+            never = self.best is None
+            best = "it was NaN at every validation" if never else f"best {self.best:.6g} at step {self.best_step}"
+            why = f"has not improved for {self.waited} validations (mode {self.monitor.mode}; {best})"
+            run.stop(f"{tag} is {score:.6g} and {why}")
 
     def _improves(self, score: float, sign: int) -> bool:
         if math.isnan(score) or self.best is None:

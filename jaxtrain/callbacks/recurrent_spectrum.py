@@ -20,8 +20,9 @@ class RecurrentSpectrum(Callback):
     """Draws the eigenvalues of the recurrence and their time constants, and logs the largest absolute value.
 
     The eigenvalues are those of the Jacobian of the hidden state with respect to the previous one, at the last time
-    step of the first sequence of a training batch. An eigenvalue has the time constant ``-dt / ln|eigenvalue|``, with
-    ``dt`` of ``Module.environ`` or else in time steps. The figure has the tag ``spectrum``; the log gets
+    step of the first sequence of a training batch; if it is padded at its end, that is one of the padding. An
+    eigenvalue has the time constant ``-dt / ln|eigenvalue|``, with ``dt`` of ``Module.environ`` or else in time steps.
+    The figure has the tag ``spectrum``; without ``run_dir`` and ``loggers``, nothing is written. The log gets
     ``spectrum/radius``, which is NaN, without a figure, if the Jacobian is not finite.
 
     >>> callbacks = [RecurrentSpectrum(every="1ep"), TensorBoard()]

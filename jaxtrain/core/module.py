@@ -247,7 +247,7 @@ class Module:
         A run calls it for the initial value of every parameter, and after each update for every trained parameter.
 
         Args:
-            name: The parameter's dotted path.
+            name: The name in the parameter report, such as ``rec.weight``.
             value: An array or a pytree of arrays, for example ``{"weight": (n_in, n_out), "bias": (n_out,)}`` of a
                 linear layer. Leaves may be quantities with a unit. Ready projections: ``jaxtrain.projections``.
 

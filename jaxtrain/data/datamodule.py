@@ -162,6 +162,9 @@ def as_data(data: Any, val: Any = None, batch_first: bool | None = None) -> Data
     return data
 
 
+_LONG = {"val": "validation"}
+
+
 def named_sources(source: Any, name: str) -> dict[str, Any]:
     """The sources of a validation or test by the prefix of their metrics: ``val``, or ``val/clean`` of several.
 
@@ -169,8 +172,10 @@ def named_sources(source: Any, name: str) -> dict[str, Any]:
     {'val/clean': [1.0], 'val/noisy': [2.0]}
 
     Raises:
-        DataError: A name is no text, is empty or holds a slash, or there is no source.
+        DataError: A name is no text, is empty or holds a slash, there is no source, or it is a list of sources.
     """
+    if isinstance(source, list | tuple) and source and all(callable(getattr(each, "batch", None)) for each in source):
+        raise DataError(f"{name} data: several {_LONG.get(name, name)} sets: give a dict, {{'easy': ..., 'hard': ...}}")
     if not isinstance(source, dict):
         return {} if source is None else {name: source}
     wrong = [key for key in source if not isinstance(key, str) or not key or "/" in key]

@@ -152,7 +152,8 @@ def bucket(
         lengths: The padded lengths, in time steps; or their number: lengths are then chosen that contain about equal
             numbers of sequences.
         encoder: As in ``ArrayDataset``; it must keep the number of time steps.
-        scored: Number of scored time steps, the last ones of each sequence, if there is one target per sequence.
+        scored: Number of scored time steps, the last ones of each sequence, if there is one target per sequence. Of a
+            shorter sequence, all time steps are scored. None: all.
         seed: Seed of the order and of the encoder.
         shuffle: Whether each epoch has an order of its own.
         last: What to do with the sequences of a length that do not fill a batch, as in ``ArrayDataset``.

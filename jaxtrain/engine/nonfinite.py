@@ -20,6 +20,9 @@ from .binding import environ
 from .program import Program
 from .steps import ALL_FINITE, NonFinite
 
+EARLY = 10
+"""In so many first steps, a loss that is not finite may come from integer targets that are no classes."""
+
 
 def finite_steps(nonfinite: np.ndarray, first: int, batches: list[Any], policy: NonFinite, program: Program,
                  batch_first: bool | None = None) -> tuple[int, NonFiniteError | None]:  # fmt: skip
@@ -59,8 +62,10 @@ def finite_steps(nonfinite: np.ndarray, first: int, batches: list[Any], policy: 
     data = _in_train_data(program, batches[int(fatal[0])], first + int(fatal[0]), batch_first)
     # The model may ignore the nonfinite data, so the learning rate stays a possible cause.
     metric = fatal_name.startswith("train/") and fatal_name != "train/loss"
+    early = fatal_name == "train/loss" and data is None and first + fatal[0] < EARLY
     remedies = [
         *([f"{data.text}: {data.advice}"] if data else []),
+        *(_labels(_train_phases(program, batches[int(fatal[0])])) if early else []),
         *(["return (value, weight), with weight 0 where the metric has no value"] if metric else []),
         "lower the learning rate, clip gradients, or choose Fit(nonfinite='skip' or 'warn')",
     ]
@@ -77,11 +82,29 @@ class NonFiniteData:
 
 def _in_train_data(program: Program, batch: Any, number: int, batch_first: bool | None) -> NonFiniteData | None:
     """The first nonfinite array of a train batch, among values that affect training."""
+    prefix, phases = f"train data: batch {number}: ", _train_phases(program, batch)
+    return _find(batch, phases, prefix, batch_first, program.learner.carried)
+
+
+def _train_phases(program: Program, batch: Any) -> Phases:
+    """A train batch, split in time as in a program."""
     learner = program.learner
     with environ(program.module, fit=True), seeded(0):
         batch = jax.tree.map(jnp.asarray, batch)  # as Module.phases receives it in a program
-        phases = program.binding.phases_of(batch, learner.objective.learn, learner.carried)
-    return _find(batch, phases, f"train data: batch {number}: ", batch_first, learner.carried)
+        return program.binding.phases_of(batch, learner.objective.learn, learner.carried)
+
+
+def _labels(phases: Phases) -> list[str]:
+    """A question about the range of integer targets with weight. A class that is no output makes the loss NaN."""
+    counts = slice(None) if phases.weights is None else np.asarray(phases.weights) != 0
+    leaves = [
+        np.asarray(leaf)[counts] for leaf in jax.tree.leaves(phases.targets) if jnp.isdtype(leaf.dtype, "integral")
+    ]
+    return [
+        f"integer targets reach from {leaf.min()} to {leaf.max()}: are all below the number of outputs?"
+        for leaf in leaves
+        if leaf.size
+    ]
 
 
 def _find(

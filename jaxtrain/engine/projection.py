@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from ..core.functional import pure
 from ..core.module import Module
 from ..core.state import parameters
+from ..utils.logging import log
 
 type Projection = Callable[[str, Any], Any]
 """``project(name, value) -> value``, for one parameter."""
@@ -39,17 +40,30 @@ def projection_of(module: Module) -> Projection | None:
 def project_initial_values(module: Module, project: Projection) -> None:
     """Replace the value of each parameter of the module's model by its projection.
 
+    A warning is logged if ``Module.project`` returns every array itself, as if it compares with names of no parameter.
+
     Raises:
         ValueError: ``Module.project`` draws random numbers or returns a value of another type.
     """
-    for name, state in parameters(module.model).items():
-        states, call = pure(lambda value, name=name: project(name, value), state.value)
+    params, changed = parameters(module.model), set()
+
+    def projected(name: str, value: Any) -> Any:
+        new = project(name, value)
+        if any(leaf is not old for leaf, old in zip(*map(jax.tree.leaves, (new, value)), strict=True)):
+            changed.add(name)
+        return new
+
+    for name, state in params.items():
+        states, call = pure(lambda value, name=name: projected(name, value), state.value)
         if any(isinstance(used, brainstate.random.RandomState) for used in states):
             raise ValueError(
                 f"{type(module).__name__}.project draws random numbers for {name!r}; expected a function of the value "
                 "alone, so that all devices compute the same. Draw random numbers in build, into a State of the model"
             )
         state.value = jax.jit(call)([used.value for used in states], state.value)[1]
+    if not changed:
+        owner, names = type(module).__name__, ", ".join(sorted(params))
+        log.warning("%s.project returns every parameter unchanged; names are %s", owner, names)
 
 
 def _types(value: Any) -> Any:

@@ -206,7 +206,7 @@ class Fit(ReadsOutputs, ForeignArguments):
             if dry_run:
                 return Result("finished", prepared.run.step, "dry run", report=prepared.report)
             self._latest = origin.run_dir
-            self._readers.trained(module, data)
+            self._readers.trained(module, data, prepared.workload.batch_first)
             with under_way(prepared.live), Session(prepared, origin, self._readers, started) as session:
                 session.train()
             return session.result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import inspect
 from collections.abc import Callable
 from types import CodeType, FunctionType
 from typing import Any
@@ -23,12 +24,17 @@ def generating(steps: int, sample: Callable[[Any, Any], Any] | None, seed: int |
 
     Raises:
         ValueError: ``steps`` is not a whole number, 1 or more, or ``seed`` is no seed.
-        TypeError: ``sample`` is not a function.
+        TypeError: ``sample`` is not a function of an output and a key.
     """
     expect(is_count(steps), "Fit.generate", "steps", steps, COUNT)
     expect(seed is None or is_seed(seed), "Fit.generate", "seed", seed, "a whole number from 0 to 2**32 - 1")
     if not (sample is None or callable(sample)):
         raise TypeError(f"Fit.generate(sample={sample!r}): expected a function sample(output, key)")
+    if isinstance(sample, FunctionType):
+        try:
+            inspect.signature(sample).bind(None, None)
+        except TypeError as error:
+            raise TypeError(f"Fit.generate: expected a function sample(output, key); got one with {error}") from None
     chosen = sample or (lambda output, key: output)
 
     def compute(learner: Any, phases: Any, root: Any, index: Any) -> Any:

@@ -132,7 +132,7 @@ def online(
             saves = Saves(origin.run_dir, settings.checkpoint, stored)
             stack.callback(saves.close)
             fit._latest = origin.run_dir
-            fit._readers.trained(module, data)
+            fit._readers.trained(module, data, None)
             stack.enter_context(under_way(_Held(stream, settings.checkpoint)))
             session = OnlineSession(settings, stream, time_steps, saves)
         stack.callback(session.end)

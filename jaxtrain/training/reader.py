@@ -92,6 +92,8 @@ class ModuleCache:
     """Compiled programs, by kind and by shapes of the batch."""
     encoded_by: str | None = None
     """Class of the data that encoded the inputs that the module was trained on, or None."""
+    batch_first: bool | None = None
+    """Layout of the data that the module was trained on, if it is stated."""
 
 
 class Readers:
@@ -112,9 +114,10 @@ class Readers:
             self._modules[number] = ModuleCache(weakref.ref(module, forget))
         return self._modules[number]
 
-    def trained(self, module: Module, data: DataModule) -> None:
-        """Remember whether a module is trained on inputs that its data encodes."""
-        self.of(module).encoded_by = type(data).__name__ if encodes(data) else None
+    def trained(self, module: Module, data: DataModule, batch_first: bool | None) -> None:
+        """Remember the layout of the data that a module is trained on, and whether the data encodes its inputs."""
+        cache = self.of(module)
+        cache.encoded_by, cache.batch_first = type(data).__name__ if encodes(data) else None, batch_first
 
 
 class Reader:
@@ -185,7 +188,8 @@ def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: 
     """Prepare to read a module.
 
     A module that a run in progress trains is read by the programs of that run, with the values of its current step.
-    Bare batches then have the encoding of the run's data and, unless another layout is stated, its layout.
+    Bare batches then have the encoding of the run's data. Unless another layout is stated, they have the layout of the
+    data of that run, or of the last run in which the ``Fit`` trained the module.
 
     Args:
         readers: What the ``Fit`` remembers of modules.
@@ -217,11 +221,14 @@ def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: 
     reader = None if live is None else live.view(source, None if bare else data.encode, what, seed)
     layout = stated_layout(source, name, data.batch_first)
     batches = one_pass(source, name, layout)
-    first = next(batches)
+    first, cache = next(batches), readers.of(module)
+    layout = stated_layout(first, name, layout)
+    if bare and layout is None:
+        layout = cache.batch_first if live is None else live.batch_first
+        first, batches = (time_major(first), map(time_major, batches)) if layout else (first, batches)
     batches = itertools.chain([first], batches)
     if live is None:
         warn_of_layout(data, first, layout, readers.logged)
-        cache = readers.of(module)
         if bare and not encodes(data) and cache.encoded_by is not None:
             log.warning(
                 f"{name} data: bare batches are passed to the model without encoding, but {type(module).__name__} was "
@@ -237,9 +244,6 @@ def read(readers: Readers, module: Module, strategy: Strategy, data: Any, name: 
         if saved is not None:
             load_into(module, saved)
         reader.hold()
-    layout = stated_layout(first, name, layout)
-    if live is not None and layout is None and bare:
-        layout, batches = live.batch_first, map(time_major, batches) if live.batch_first else batches
     if what.kind == "evaluate":
         batches = alike(batches, name, layout, shapes_of(source, name))
     return reader, batches, layout
@@ -252,7 +256,7 @@ def prefixes(data: Any, name: str, batch_first: bool | None) -> dict[str, tuple[
         ValueError: A data module has no such data.
     """
     if not isinstance(data, DataModule):
-        given = named_sources(data, name) if isinstance(data, dict) else {name: data}
+        given = named_sources(data, name) if isinstance(data, dict | list | tuple) else {name: data}
         return {prefix: (each, None) for prefix, each in given.items()}
     set_up(as_data(data, batch_first=batch_first))
     return {prefix: (data, source) for prefix, source in named_sources(_given(data, name), name).items()}
@@ -262,7 +266,8 @@ def _given(data: DataModule, name: str) -> Any:
     """What a data module has of a name. It is asked once, because it may read files for the answer."""
     source = getattr(data, f"{name}_data")()
     if source is None:
-        raise ValueError(f"{type(data).__name__} has no {name} data: define {name}_data()")
+        instead = ", or pass data.val_data()" if name == "predict" else ""
+        raise ValueError(f"{type(data).__name__} has no {name} data: define {name}_data(){instead}")
     return source
 
 

@@ -174,7 +174,9 @@ def test_what_figures_show():
     ax = raster({"a.spike": spikes}, 0, 7).axes[0]
     np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[2, 1]])
     assert ax.get_title(loc="left") == "a.spike, first 200 of 300 units: 0.001 per unit and time step"
-    assert activity({"h": np.ones((5, 2))}, 2, 7).axes[0].get_title(loc="left") == "h"
+    shown = activity({"h": np.ones((5, 2))}, 2, 7).axes[0]
+    assert shown.get_title(loc="left") == "h" and shown.lines[0].get_xdata()[0] == 1.5
+    assert all(float(tick).is_integer() for tick in [*shown.get_xticks(), *shown.get_yticks()])
     values = np.array([0.5, 1.0])
     plane, ranks = spectrum(values, time_constants(values, 1.0), "time steps", 7).axes
     assert ranks.get_title() == "1 of 2 do not decay" and plane.lines[1].get_xydata().tolist() == [[0.5, 0], [1, 0]]

@@ -101,7 +101,7 @@ def test_validation(started):
     with pytest.raises(ValueError, match="monitors 'val/loss', which validation does not give"):
         run.callbacks.all[0].on_validation_end(run, {"val/accuracy": 1.0})
     with pytest.raises(ValueError, match="monitors 'train/speed', but training gives"):
-        Curriculum(LAGS, "train/speed", 0.1).on_chunk_end(run, {"accuracy": np.zeros(1)})
+        Curriculum(LAGS, "train/speed", 0.1, mode="min").on_chunk_end(run, {"accuracy": np.zeros(1)})
 
 
 def test_the_record_shows_the_task_of_its_steps(started):

@@ -1,10 +1,12 @@
 import json
 import math
+import re
 
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.callbacks import EarlyStopping
+from jaxtrain.callbacks import Checkpoint, EarlyStopping
+from jaxtrain.callbacks.early_stopping import direction
 from tests.small import Linear, lines
 
 
@@ -21,7 +23,7 @@ def iterator(callback, run, scores, tag="val/loss", first=1):
 def test_stops_after_patience_validations_without_a_better_one(make_run):
     run = make_run()
     assert iterator(EarlyStopping(patience=2), run, [5.0, 4.0, 4.0, 3.0, 3.5, 3.0, 1.0]) == 6
-    assert run.requests.stop == "val/loss is 3 and has not improved for 2 validations (best 3 at step 40)"
+    assert run.requests.stop == "val/loss is 3 and has not improved for 2 validations (mode min; best 3 at step 40)"
 
 
 def test_more_is_better_for_an_accuracy(make_run):
@@ -103,6 +105,33 @@ def test_bad_arguments_are_one_clear_line(arguments, message):
         EarlyStopping(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("tag", "mode"),
+    [("val/hard/auc", "max"), ("val/hard/recall/1", "max"), ("val/AUROC", "max"), ("val/balanced_accuracy", "max"),
+     ("val/f1_score", "max"), ("val/loss", "min"), ("val/hard/dice_loss", "min"), ("val/mae/0", "min"),
+     ("val/brier_score", "min"), ("val/relative-error", "min"), ("train/bits", "min")],
+)  # fmt: skip
+def test_the_mode_of_a_known_name(tag, mode):
+    assert direction(tag) == EarlyStopping(tag).monitor.mode == Checkpoint(monitor=tag).mode == mode
+    opposite = "min" if mode == "max" else "max"
+    assert EarlyStopping(tag, mode=opposite).monitor.mode == opposite
+
+
+@pytest.mark.parametrize(
+    "tag",
+    ["val/kappa2", "val/neg_mse", "val/error_correlation", "val/rate", "val/accuracy_gap", "val/p/1"],
+)
+def test_a_name_that_does_not_say_what_is_better_needs_a_mode(tag):
+    advice = re.escape(f'(monitor={tag!r}): state mode="min" or mode="max"') + "$"
+    with pytest.raises(ValueError, match=f"^EarlyStopping{advice}"):
+        EarlyStopping(tag)
+    with pytest.raises(ValueError, match=f"^Checkpoint{advice}"):
+        Checkpoint(monitor=tag)
+    with pytest.raises(ValueError, match=f"^Curriculum{advice}"):
+        jt.callbacks.Curriculum([{"size": 1}], tag, 0.1)
+    assert Checkpoint(monitor=tag, mode="max").mode == "max"
+
+
 def test_a_run_that_validates_at_its_end_alone_is_warned_of(caplog):
     fit = jt.Fit("bptt", max_steps=2, callbacks=[jt.EarlyStopping()])
     fit.run(Linear(), lines())
@@ -115,10 +144,10 @@ def test_a_run_that_validates_at_its_end_alone_is_warned_of(caplog):
 @pytest.mark.parametrize(
     "callback",
     [
-        jt.EarlyStopping("val/los"),
-        jt.Checkpoint(monitor="val/los"),
-        jt.callbacks.Curriculum([{"size": 1}], "val/los", 0.1),
-        jt.EarlyStopping("train/los"),
+        jt.EarlyStopping("val/los", mode="min"),
+        jt.Checkpoint(monitor="val/los", mode="min"),
+        jt.callbacks.Curriculum([{"size": 1}], "val/los", 0.1, mode="min"),
+        jt.EarlyStopping("train/los", mode="min"),
     ],
     ids=lambda callback: type(callback).__name__,
 )

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any, get_type_hints
 
-from ...callbacks.early_stopping import MAX, Mode, Monitor
+from ...callbacks.early_stopping import Mode, Monitor, direction
 from ...cli.argv import literal
 from ...errors import ConfigError
 from ...utils.coerce import coerce
@@ -25,7 +25,6 @@ CONTROLS = ("readout_only", "bptt")
 """Strategies that belong to every comparison: one that does not train the recurrence, and the true gradient."""
 NOT_VARIED = ("strategy", "strategy_fields", "run_dir", "progress", "seed")
 """Options that `compare` replaces by its own or sets itself."""
-LOWER_IS_BETTER = ("loss", "mse", "mae", "error", "bits", "ppl")
 FRACTIONS = ("accuracy", "acc")
 """Endings of the names of metrics that are fractions, from 0 to 1."""
 
@@ -132,10 +131,10 @@ def parse_variants(config: Any, texts: Sequence[str]) -> dict[str, dict[str, Any
 
 def parse_metric(tag: str, mode: Mode | None) -> Monitor:
     """Raises ConfigError if neither the name nor ``mode`` says which value is better."""
-    if mode is None and not (tag.endswith(LOWER_IS_BETTER) or MAX.search(tag)):
+    if (mode := mode or direction(tag)) is None:
         raise ConfigError(f"--metric {tag}: say whether less or more of it is better with --mode min or --mode max")
     try:
-        return Monitor.of(tag, mode or ("min" if tag.endswith(LOWER_IS_BETTER) else "max"), "compare")
+        return Monitor.of(tag, mode, "compare")
     except ValueError as error:
         raise ConfigError(f"--metric {tag}: {error}") from None
 

@@ -136,6 +136,7 @@ def test_a_trace_of_each_weight_by_each_unit_is_refused_before_it_is_allocated(l
     assert compiled == [False, True]
 
 
+@pytest.mark.full
 def test_the_trace_of_the_reverse_engine_is_refused_before_it_is_allocated(limit):
     strategy = jt.DRTRL(segment=4)
     sizes = jt.Fit(strategy, max_steps=1).run(CopyGRU(), copies(), dry_run=True).report

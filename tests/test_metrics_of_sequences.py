@@ -196,6 +196,7 @@ class OfSeed(Scored):
         super().__init__(lambda: braintools.optim.SGD(0.0))
 
 
+@pytest.mark.full
 def test_a_run_with_seeds_gives_the_mean_of_the_finished_metrics(tmp_path):
     each = [jt.Fit("bptt", seed=seed).validate(OfSeed(), batches(X, Y, 8)) for seed in (0, 1)]
     mean = {name: np.mean([one[name] for one in each], 0) for name in each[0]}

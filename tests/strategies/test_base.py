@@ -18,7 +18,7 @@ from jaxtrain.core.functional import Functional
 from jaxtrain.core.module import Phases
 from jaxtrain.core.objective import Objective
 from jaxtrain.core.state import parameters
-from jaxtrain.strategies import rule as rules_of
+from jaxtrain.strategies import bind_rule as rules_of
 from jaxtrain.strategies.base import choose_batching
 from tests.kit.tiers import longer
 

@@ -14,7 +14,7 @@ import jaxtrain
 from jaxtrain import BPTT, DRTRL
 from jaxtrain.core.objective import Objective
 from jaxtrain.core.state import name_of, parameters
-from jaxtrain.strategies import rule as rules_of
+from jaxtrain.strategies import bind_rule as rules_of
 from tests.kit.tiers import longer
 
 pytestmark = pytest.mark.full

@@ -24,7 +24,7 @@ from jaxtrain.strategies import (
     SnAp,
     ThreeFactor,
 )
-from jaxtrain.strategies import rule as rules_of
+from jaxtrain.strategies import bind_rule as rules_of
 from tests.strategies.test_rules import CASES, LEAK, at_work, compiled, rewarded, three_sequences
 
 pytestmark = pytest.mark.full

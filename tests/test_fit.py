@@ -320,6 +320,7 @@ def test_set_up_is_called_once():
     assert data.times == 1
 
 
+@pytest.mark.full
 def test_the_seed_decides_the_initial_values_and_leaves_the_callers_alone():
     import brainstate
 

@@ -226,6 +226,7 @@ def test_the_arrays_of_the_page_train():
     assert fit.predict(module, page["val"]).shape == (100, 5, 3)
 
 
+@pytest.mark.full
 def test_the_sequences_of_the_page_train():
     page = execute(data_block("import bucket"), "docs/data.md")
     module, fit = Scores(), jaxtrain.Fit("bptt", max_epochs=1)
@@ -235,6 +236,7 @@ def test_the_sequences_of_the_page_train():
     assert [len(out) for out in outputs] == [len(x) for x in page["x"][:50]]
 
 
+@pytest.mark.full
 def test_the_images_of_the_page_are_decided_on(tmp_path, capsys):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 10, 60, np.uint8)

@@ -26,6 +26,7 @@ def ask(out, give_up=None, **changes):
     return run_trial(wanted | changes, give_up)
 
 
+@pytest.mark.full
 def test_a_metric_that_there_is_not_ends_a_trial_before_its_first_step(tmp_path, capsys):
     result = ask(tmp_path / "run", metric="val/acuracy")
     assert result["failed"].startswith("ValueError") and "did you mean 'val/accuracy'?" in result["failed"]

@@ -128,7 +128,8 @@ def main() -> None:
     print(f"{options.rounds} rounds of {options.steps} time steps; {common.machine()}")
     common.show(sections)
     if options.json:
-        common.save("live", sections, {"seconds": seconds}, options.json, goals)
+        numbers = {name: {"medians": median[name].tolist(), "99th percentile": worst[name]} for name in wall}
+        common.save("live", sections, numbers, options.json, goals)
 
 
 if __name__ == "__main__":

@@ -203,5 +203,7 @@ def test_allocator_saves_page_faults(tmp_path):
 def test_live_compares_with_the_program_alone(tmp_path):
     output = run(BENCHMARKS / "live.py", "--smoke", "--rounds", "2", "--steps", "5", "--json", tmp_path / "live.json")
     assert "| by hand |" in output.stdout and "| median of session / by hand |" in output.stdout
-    seconds = json.loads((tmp_path / "live.json").read_text())["numbers"]["seconds"]
-    assert all([len(steps) for steps in seconds[name]] == [5, 5] for name in ("session", "by hand"))
+    numbers = json.loads((tmp_path / "live.json").read_text())["numbers"]
+    assert all(
+        len(numbers[name]["medians"]) == 2 and min(numbers[name]["medians"]) > 0 for name in ("session", "by hand")
+    )

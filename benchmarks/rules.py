@@ -29,6 +29,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -123,7 +124,7 @@ def alone(options: argparse.Namespace) -> Result:
         report = fit.program.report()
         fit(1)
     except (ValueError, MemoryError) as error:
-        return {"reason": " ".join(str(error).split())}
+        return {"reason": re.sub(r"/\S*/site-packages/", "", " ".join(str(error).split()))}  # no paths of this machine
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

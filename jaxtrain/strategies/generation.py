@@ -16,7 +16,7 @@ from .inputs import split_reset
 
 
 def generate(learner: Learner, phases: Phases, steps: int, sample: Callable[[Any, Any], Any], key: Any) -> Any:
-    """Run all time steps of a prompt, and then go on with inputs that ``sample`` makes of outputs. Traced.
+    """Run a prompt, then ``steps`` more time steps whose inputs ``sample`` computes from the outputs. Traced.
 
     One loop runs both, so the model is compiled once.
 

@@ -1,0 +1,36 @@
+"""mkdocs hooks: pages that live outside of docs/, and links to them."""
+
+import re
+from pathlib import Path
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[2]
+PAGES = {
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "checkpoints/README.md": "run_directories.md",
+}
+"""Files of the repository, and the pages of the site that show them."""
+
+
+def on_files(files, config):
+    """Add the pages of files outside of docs/."""
+    for source, page in PAGES.items():
+        text = re.sub(r"\]\((?:\.\./)?docs/", "](", (ROOT / source).read_text())
+        files.append(File.generated(config, page, content=text))
+    return Files(files)
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Lead links to those files to their pages. A link to another file of the repository becomes its path."""
+
+    def of_the_repository(match):
+        text, target, section = match["text"], match["target"], match["section"] or ""
+        if target in PAGES:
+            return f"[{text}]({'../' * page.file.src_uri.count('/')}{PAGES[target]}{section})"
+        return f"`{target}`"
+
+    up = "../" * (1 + page.file.src_uri.count("/"))
+    link = rf"\[(?P<text>[^\]]+)\]\({re.escape(up)}(?P<target>(?!\.\./)[^)#]+)(?P<section>#[^)]*)?\)"
+    return re.sub(link, of_the_repository, markdown)

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import brainpy.state
 import brainstate
+import braintools
 import braintrace
 import jax
 import jax.numpy as jnp
@@ -208,11 +209,12 @@ def surroundings():
     class Spiking(brainstate.nn.Module):
         def __init__(self):
             super().__init__()
-            self.inputs = braintrace.nn.Linear(2, 4)
+            kaiming = braintools.init.KaimingNormal(unit=u.mA)
+            self.inputs = braintrace.nn.Linear(2, 4, w_init=kaiming, b_init=braintools.init.ZeroInit(unit=u.mA))
             self.neurons = brainpy.state.LIF(4, tau=10.0 * u.ms)
 
         def update(self, x):
-            return self.neurons(self.inputs(x) * u.mA)
+            return self.neurons(self.inputs(x))
 
     module, spiking = MyModule(), MyModule()
     brainstate.random.seed(0)
@@ -245,7 +247,7 @@ def test_the_examples_of_a_docstring_run(name, surroundings, tmp_path, monkeypat
     monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
     each = NAMES[name]
     fit = jaxtrain.Fit("drtrl", max_steps=2, run_dir="runs/demo", progress=False)
-    names = vars(inspect.getmodule(each.function)) | surroundings | {"fit": fit, "__name__": "example"}
+    names = vars(inspect.getmodule(each.function)) | surroundings | {"fit": fit, "__name__": __name__}
     names[name.rpartition(".")[2]] = each.value  # load is the name of two functions
     for code in blocks(each):
         exec(compile(code, name, "exec"), names)

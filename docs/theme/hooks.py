@@ -1,4 +1,4 @@
-"""mkdocs hooks: pages that live outside of docs/, and links to them."""
+"""mkdocs hooks: pages that live outside of docs/, links to them, and patterns in the navigation."""
 
 import re
 from pathlib import Path
@@ -12,6 +12,26 @@ PAGES = {
     "checkpoints/README.md": "run_directories.md",
 }
 """Files of the repository, and the pages of the site that show them."""
+
+
+def on_config(config):
+    """Replace a pattern in the navigation by the pages that match it and are not listed."""
+    config.nav = _expanded(config.nav, Path(config.docs_dir), str(config.nav))
+    return config
+
+
+def _expanded(entries, docs, listed):
+    found = []
+    for entry in entries:
+        if isinstance(entry, dict):
+            ((title, inner),) = entry.items()
+            found.append({title: _expanded(inner, docs, listed) if isinstance(inner, list) else inner})
+        elif "*" in entry:
+            pages = sorted(path.relative_to(docs).as_posix() for path in docs.glob(entry))
+            found += [page for page in pages if f"'{page}'" not in listed]
+        else:
+            found.append(entry)
+    return found
 
 
 def on_files(files, config):

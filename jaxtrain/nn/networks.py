@@ -56,7 +56,7 @@ def chrono_bias(rng: np.random.Generator, units: int, longest: float) -> np.ndar
     random from this range.
 
     >>> bias = chrono_bias(np.random.default_rng(0), 1000, 100)
-    >>> 0 <= bias.min() and bias.max() <= math.log(99)
+    >>> bool(0 <= bias.min() and bias.max() <= math.log(99))
     True
 
     Args:

@@ -1,4 +1,4 @@
-"""mkdocs hooks: pages that live outside of docs/, links to them, and patterns in the navigation."""
+"""mkdocs hooks: pages outside of docs/, links to them, patterns in the navigation, and no script from elsewhere."""
 
 import re
 from pathlib import Path
@@ -54,3 +54,14 @@ def on_page_markdown(markdown, page, config, files):
     up = "../" * (1 + page.file.src_uri.count("/"))
     link = rf"\[(?P<text>[^\]]+)\]\({re.escape(up)}(?P<target>(?!\.\./)[^)#]+)(?P<section>#[^)]*)?\)"
     return re.sub(link, of_the_repository, markdown)
+
+
+def on_post_page(output, page, config):
+    """Search in pages that are opened as files: the script of this folder instead of the theme's, which is on the web."""
+    up = "../" * page.file.dest_uri.count("/")
+    return output.replace("https://unpkg.com/iframe-worker/shim", f"{up}theme/file_worker.js")
+
+
+def on_post_template(output_content, template_name, config):
+    """The same for the page "not found"."""
+    return output_content.replace("https://unpkg.com/iframe-worker/shim", "/theme/file_worker.js")

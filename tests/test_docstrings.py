@@ -11,6 +11,7 @@ import doctest
 import functools
 import importlib
 import inspect
+import itertools
 import re
 import sys
 import textwrap
@@ -105,7 +106,7 @@ def field_docs(cls: type) -> dict[str, str]:
     (body,) = (node.body for node in ast.parse(textwrap.dedent(inspect.getsource(cls))).body)
     return {
         field.target.id: text.value.value
-        for field, text in zip(body, body[1:], strict=False)
+        for field, text in itertools.pairwise(body)
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
     }
 

@@ -174,12 +174,16 @@ def test_the_callbacks_of_the_page():
     result = jaxtrain.Fit("bptt", max_steps=2, callbacks=callbacks).run(Small(), data)
     assert 0 <= result.metrics["val/auroc"] <= 1 and result.status == "finished"
     assert "max_steps=6000" in curriculum
-    execute(curriculum.replace("max_steps=6000", "max_steps=2").replace("chunk=25", "chunk=2"), "docs/callbacks.md", page)
+    execute(
+        curriculum.replace("max_steps=6000", "max_steps=2").replace("chunk=25", "chunk=2"), "docs/callbacks.md", page
+    )
 
 
 def test_the_devices_of_the_page():
     (program,) = blocks("docs/scaling.md")
-    assert execute(program, "docs/scaling.md", {"jaxtrain": jaxtrain})["fit"].devices == 2
+    program = f"import jaxtrain\n{program}\nprint(fit.devices)"  # the devices are created before JAX starts
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "2\n"
 
 
 def test_the_fragments_of_the_page_on_data():

@@ -108,7 +108,9 @@ def raster(data: dict[str, Any]) -> Figure:
         axes.axvspan(14.5, 19.5, color="#0072b2", alpha=0.18, lw=0, label="scored")
         time, unit = zip(*trial["spikes"], strict=True)
         axes.plot(time, unit, "|", color="#d55e00", markersize=5, markeredgewidth=1.4)
-        axes.set(title=f"cue {trial['cue']}", xlabel="time (ms)", xlim=(-0.5, 19.5), ylim=(-1, 50), xticks=(0, 5, 10, 15))
+        axes.set(
+            title=f"cue {trial['cue']}", xlabel="time (ms)", xlim=(-0.5, 19.5), ylim=(-1, 50), xticks=(0, 5, 10, 15)
+        )
         axes.title.set_fontsize(10)
         if not place:
             axes.set_ylabel("neuron")

@@ -57,7 +57,7 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def on_post_page(output, page, config):
-    """Search in pages that are opened as files: the script of this folder instead of the theme's, which is on the web."""
+    """Search in pages that are opened as files uses the script of this folder; the theme's is on the web."""
     up = "../" * page.file.dest_uri.count("/")
     return output.replace("https://unpkg.com/iframe-worker/shim", f"{up}theme/file_worker.js")
 

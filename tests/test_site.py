@@ -90,8 +90,8 @@ RUN_ELSEWHERE = {
     "docs/strategies.md": 3, "docs/your_model.md": 2,
 }  # fmt: skip
 """Python blocks of the pages that test_readme, test_pages, test_online and test_contributing run."""
-RUN_HERE = {"docs/callbacks.md": 3, "docs/coming_from.md": 5, "docs/data.md": 6, "docs/getting_started.md": 6,
-            "docs/index.md": 1, "docs/scaling.md": 1}  # fmt: skip
+RUN_HERE = {"docs/callbacks.md": 3, "docs/cognitive_tasks.md": 1, "docs/coming_from.md": 5, "docs/data.md": 6,
+            "docs/getting_started.md": 6, "docs/index.md": 1, "docs/scaling.md": 1}  # fmt: skip
 
 
 def test_every_python_block_is_run():
@@ -112,6 +112,12 @@ def test_getting_started():
     for result in (page["online"], page["exact"]):
         assert result.metrics["val/accuracy"] > 0.95
     assert Path("getting-started.png").stat().st_size > 10_000 and page["result"].step == 40
+
+
+@pytest.mark.full
+def test_the_cognitive_task_of_the_page():
+    page = execute(blocks("docs/cognitive_tasks.md")[0], "docs/cognitive_tasks.md")
+    assert page["result"].metrics["val/accuracy"] > 0.8
 
 
 def test_the_example_of_the_home_page():

@@ -45,17 +45,13 @@ def guessing(axes: Any, chance: float, label: str = "guessing") -> None:
 def front(data: dict[str, Any]) -> Figure:
     """``jaxtrain compare recipes/copy_gru.py --preset short --time-lag 20 --strategies drtrl,pp_prop --steps 2000
     --validate-every 100 --seeds 0-2 --lrs 1e-3,3e-3 --tune-seeds 100 --target 0.99``"""
-    figure = Figure(figsize=(8.4, 3.3), layout="constrained")
-    for place, label in enumerate(("updates", "seconds of training on one core")):
-        axes = figure.add_subplot(1, 2, place + 1)
-        for rule, curves in data.items():
-            band(axes, [[[point[place], point[2]] for point in curve] for curve in curves], rule, f"--strategy {rule}")
-        guessing(axes, 1 / 8)
-        axes.set(xlabel=label, ylim=(0, 1.02), xlim=(0, None))
-        if not place:
-            axes.set_ylabel("recall (fraction of digits)")
-        else:
-            axes.legend(frameon=False, loc="center right")
+    figure = Figure(figsize=(7.6, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    for rule, curves in data.items():
+        band(axes, [[[step, value] for step, _, value in curve] for curve in curves], rule, f"--strategy {rule}")
+    guessing(axes, 1 / 8)
+    axes.set(xlabel="updates", ylabel="recall (fraction of digits)", ylim=(0, 1.02), xlim=(0, None))
+    axes.legend(frameon=False, loc="upper left")
     return figure
 
 
@@ -152,7 +148,10 @@ def of_runs(name: str, runs: list[str]) -> dict[str, Any]:
         rows = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
         tag = f"seeds/{TAGS[name]}"
         entries = [(row["step"], row[tag]) for row in rows if tag in row]
-        found[label] = [[[step, round(each[seed], 5)] for step, each in entries] for seed in range(len(entries[0][1]))]
+        found[label] = [
+            [[step, round(each[seed], 5)] for step, each in entries if each[seed] is not None]  # None: NaN
+            for seed in range(len(entries[0][1]))
+        ]
     return found
 
 

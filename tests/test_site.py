@@ -78,6 +78,14 @@ def test_a_figure_for_light_pages_has_one_for_dark_pages():
         assert {name.replace("-light", "-dark") for name in figures} <= set(figures), page
 
 
+def test_every_recipe_is_in_the_gallery():
+    gallery = (DOCS / "gallery.md").read_text()
+    for recipe in sorted((ROOT / "recipes").glob("*.py")):
+        assert f"python recipes/{recipe.name}" in gallery, (
+            "add its command, minutes, result, chance, control and figure"
+        )
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 

@@ -82,7 +82,7 @@ def test_every_recipe_is_in_the_gallery():
     gallery = (DOCS / "gallery.md").read_text()
     for recipe in sorted((ROOT / "recipes").glob("*.py")):
         assert f"python recipes/{recipe.name}" in gallery, (
-            "add its command, minutes, result, chance, control and figure"
+            "add command, minutes, result, chance, control, figure"
         )
 
 

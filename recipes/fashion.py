@@ -12,13 +12,14 @@ python recipes/fashion.py --preset stream
 import gzip
 import math
 import sys
+import zlib
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from jaxtrain import cli
-from jaxtrain.cli.options import TrainingOptions, check_options
+from jaxtrain.cli.options import TrainingOptions, check_options, time_steps_of
 from jaxtrain.errors import ConfigError
 
 DATA = "/usr/share/datasets/fashion-mnist"
@@ -126,7 +127,7 @@ def read_idx(folder: str, name: str, axes: int):
         )
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"--data: {path} cannot be read: {error}") from None
     magic, *shape = np.frombuffer(content[: 4 * (1 + axes)].ljust(4 * (1 + axes), b"\0"), ">u4").tolist()
     if magic != 0x800 + axes:
@@ -224,6 +225,8 @@ def make(config: Config):
     time = {"rows": x.shape[1], "pixels": x[0].size}.get(config.input, config.steps)
     if (config.scored or 1) > time:
         raise ConfigError(f"--scored {config.scored}: an image has {time} time steps with --input {config.input}")
+    strategy, scored = config.make_strategy(), config.scored or time
+    updates = -(-scored // time_steps_of(strategy, scored))  # in each batch
 
     class Classify(jt.Module):
         environ = {"dt": 1.0 * u.ms}
@@ -243,7 +246,7 @@ def make(config: Config):
             return loss, {"accuracy": jt.metrics.Accuracy(logits, y, decide=config.decide)}
 
         def configure_optimizer(self):
-            return config.optimizer(time)
+            return config.optimizer(time, lambda: config.max_steps * updates)
 
         def group(self, name):
             return config.group(name)
@@ -253,7 +256,7 @@ def make(config: Config):
         batches(x[:held_out], y[:held_out], encoder=code, shuffle=False),
         batches(x_test, y_test, encoder=code, shuffle=False),
     )
-    fit = jt.Fit(config.make_strategy(), callbacks=config.callbacks(), **config.fit_options())
+    fit = jt.Fit(strategy, callbacks=config.callbacks(), **config.fit_options())
     return fit, Classify(), data
 
 

@@ -103,7 +103,7 @@ PRESETS = {
     "neurotrain": {"network": "lif", "input": "rate", "steps": 10, "hidden": 256, "epochs": 20,
                    "eprop": {"readout_memory": True}},
     "rows": {**ROWS, "hidden": 128, "width": 96, "mlp": 256, "scored": 1, "shift": 1, "flip": True, "lr": 4e-3,
-             "epochs": 15},
+             "epochs": 10},
     "stream": {**ROWS, "hidden": 64, "width": 64, "mlp": 128, "decide": "last", "epochs": 10,
                "drtrl": {"update_every": 1}, "pp_prop": {"update_every": 1}},
 }  # fmt: skip

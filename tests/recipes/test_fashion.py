@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -12,10 +13,13 @@ import jax
 import numpy as np
 import pytest
 
+from jaxtrain.commands.compare.runner import Comparison
 from jaxtrain.commands.load_recipe import load_recipe
+from jaxtrain.commands.main import tool
 from jaxtrain.errors import ConfigError
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "fashion.py"
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "fashion.py"
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 fashion = load_recipe(RECIPE)
 
@@ -138,7 +142,7 @@ def test_training_images_are_shifted_and_mirrored(folder):
 @pytest.mark.full
 def test_every_input_and_network_trains(folder, options):
     result, fit, module, data = run(folder, **options)
-    assert (result.status, result.step) == ("completed", 11) and np.isfinite(result.metrics["val/loss"])
+    assert (result.status, result.step) == ("finished", 11) and np.isfinite(result.metrics["val/loss"])
     tested = fit.test(module, data)
     assert 0 <= tested["test/accuracy"] <= 1
 
@@ -149,6 +153,19 @@ def test_the_decision_is_the_sum_of_the_scores(folder):
     scores = fit.predict(module, data.test_data())  # (N, T, 10)
     right = np.asarray(scores).sum(1).argmax(-1) == made_up()[FILES[3]]
     assert fit.test(module, data)["test/accuracy"] == pytest.approx(right.mean())
+
+
+def test_the_committed_trials_are_complete(tmp_path, monkeypatch, capsys):
+    """The command of docs/results/fashion.md trains nothing: the options of the recipe are those of its trials."""
+    page = (ROOT / "docs" / "results" / "fashion.md").read_text()
+    command = next(line for line in page.splitlines() if line.startswith("jaxtrain compare recipes/fashion.py"))
+    argv = command.replace("docs/results/data/fashion", str(tmp_path)).split()[1:]
+    shutil.copy(ROOT / "docs" / "results" / "data" / "fashion" / "trials.jsonl", tmp_path)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(Comparison, "_train", lambda *_: pytest.fail("a trial is missing"))
+    assert tool(argv) == 0
+    assert "6 of 6 trials were done before" in capsys.readouterr().out
+    assert (tmp_path / "compare.md").read_text().split("\n\n")[-1].strip() in page
 
 
 def test_help_does_not_load_jax():

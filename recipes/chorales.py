@@ -19,6 +19,7 @@ from music.musicxml import NOTES, piano_roll, read_score
 from jaxtrain import cli
 from jaxtrain.cli.options import NetworkOptions, TrainingOptions, check_options
 from jaxtrain.errors import ConfigError
+from jaxtrain.nn.cells import CellName
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,26 @@ class Config(TrainingOptions, NetworkOptions):
     """folder of .mxl files; none: Bach's chorales in the installed package music21"""
     shift: int = 5
     """largest random transposition of a training chorale, in semitones"""
-    drop: float = 0.0
+    drop: float = 0.1
     """probability that a note is missing in the input of a training chorale"""
     sample: str | None = None
     """folder for MIDI, WAV and PNG of a continued validation chorale, written at the end of the run"""
+    cell: CellName = "mini_gru"
+    """type of the recurrent layer"""
+    hidden: int = 256
+    """units per layer"""
+    width: int | None = 128
+    """units of a linear encoder before the first layer, and of an LRU's output; none: no encoder"""
+    nonlinear: bool = True
+    """apply a GELU after the encoder"""
+    mlp: int = 256
+    """units of a residual MLP after every recurrent layer; 0: none"""
     batch_size: int = 16
     """sequences per batch"""
     decay: Literal["constant", "cosine"] = "cosine"
     """learning rate after the warm-up: cosine decays to zero at max_steps"""
+    max_steps: int = 1000
+    """train steps, one batch each"""
 
     def __post_init__(self):
         check_options(self)

@@ -112,7 +112,9 @@ def test_pieces_of_four_parts_are_split_and_copies_left_out(tmp_path):
 def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "pieces"
     write_chorales(folder)
-    return RECIPE.Config(data=str(folder), hidden=6, batch_size=4, progress=False, devices=1, validate_every=None)
+    return RECIPE.Config(
+        data=str(folder), hidden=6, width=5, mlp=0, batch_size=4, progress=False, devices=1, validate_every=None
+    )
 
 
 def test_nats_per_beat_by_hand(small):

@@ -31,7 +31,7 @@ TINY = {
     "integrator": "--time 8 --validate-every 4 --decay constant",
     "mnist_1d": "--taps 3 --width 4 --mlp 0 --validate-every 4 --decay constant --warmup 0",
     "vowels": "--data vowels --validate-every 4 --decay constant",
-    "chorales": "--data chorales --validate-every 4 --decay constant",
+    "chorales": "--data chorales --width 5 --mlp 4 --validate-every 4 --decay constant",
 }
 
 TIERS = {

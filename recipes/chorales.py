@@ -80,7 +80,7 @@ def folder_of(config: Config) -> Path:
 
 
 def load(folder: Path):
-    """The rolls ``(T_i, 88)`` of the pieces with four parts, in the order of their file names.
+    """The rolls ``(T_i, 88)`` of the scores with four parts, in the order of their file names.
 
     Copies are left out, so that the test set holds no training chorale: rolls that are equal but for a transposition.
     """

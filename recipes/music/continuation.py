@@ -1,4 +1,4 @@
-"""A trained network continues the first beats of a piece: as MIDI, as sound, and as a figure."""
+"""A trained network continues the first beats of a chorale: as MIDI, as sound, and as a figure."""
 
 from pathlib import Path
 

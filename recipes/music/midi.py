@@ -18,8 +18,8 @@ def held(roll) -> list[tuple[int, int, int]]:
     """
     import numpy as np
 
-    edges = np.diff(np.pad(np.asarray(roll).T.astype(int), ((0, 0), (1, 1))))  # (88, T + 1): 1 at onsets, -1 at ends
-    onsets, ends = np.argwhere(edges == 1).tolist(), np.argwhere(edges == -1).tolist()
+    changes = np.diff(np.pad(np.asarray(roll).T.astype(int), ((0, 0), (1, 1))))  # (88, T + 1): 1 at onsets, -1 at ends
+    onsets, ends = np.argwhere(changes == 1).tolist(), np.argwhere(changes == -1).tolist()
     return sorted((onset, end, note) for (note, onset), (_, end) in zip(onsets, ends, strict=True))
 
 

@@ -1,6 +1,6 @@
 """Compressed MusicXML (.mxl) as a piano roll, read with the standard library.
 
-A roll says which of the 88 notes of a piano sound at each quarter note of a piece.
+A roll says which of the 88 notes of a piano sound at each quarter note of a score.
 """
 
 import math
@@ -16,7 +16,7 @@ LOWEST, NOTES = 21, 88
 SEMITONES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 
 type Note = tuple[Fraction, Fraction, int]
-"""Onset and end in quarter notes since the start of the piece, and MIDI number."""
+"""Onset and end in quarter notes since the start of the score, and MIDI number."""
 
 
 def read_score(path: Path) -> ElementTree.Element:
@@ -87,7 +87,7 @@ def _midi(pitch: ElementTree.Element) -> int:
 def piano_roll(score: ElementTree.Element):
     """The notes that sound at each beat, which is a quarter note.
 
-    Beats are counted from the start of the piece, whose pickup is expected to be a whole number of them, to the end of
+    Beats are counted from the start of the score, whose pickup is expected to be a whole number of them, to the end of
     its last note.
 
     Args:

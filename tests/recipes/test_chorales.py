@@ -117,6 +117,7 @@ def small(tmp_path_factory):
     )
 
 
+@pytest.mark.full
 def test_nats_per_beat_by_hand(small):
     """The logits of ``predict`` and the rolls give the loss of a validation, and silence is the first input."""
     fit, module, data = RECIPE.make(dataclasses.replace(small, max_steps=2))
@@ -219,8 +220,9 @@ def test_sound_has_the_frequencies_of_its_notes(tmp_path):
     assert last[440] > 20 * last[300] and last[659] > 20 * last[300]  # A4, and E5 of 659.3 Hz
 
 
+@pytest.mark.full
 def test_a_run_ends_with_a_continuation(small, tmp_path):
-    config = dataclasses.replace(small, max_steps=2, sample=str(tmp_path / "out"))
+    config = dataclasses.replace(small, max_steps=2, sample=str(tmp_path / "out"), run_dir=str(tmp_path / "run"))
     fit, module, data = RECIPE.make(config)
     fit.run(module, data)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {f"continuation.{x}" for x in ("mid", "wav", "png")}
@@ -232,7 +234,7 @@ def test_a_run_ends_with_a_continuation(small, tmp_path):
     assert early == {(onset, 21 + number) for onset, _, number in held(prompt)}
     again = tmp_path / "again"
     fit, module, data = RECIPE.make(dataclasses.replace(config, sample=str(again)))
-    fit.run(module, data)
+    fit.run(module, data, resume="last")  # the run is complete, and only writes the files
     for name in ("continuation.mid", "continuation.wav"):
         assert (again / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 

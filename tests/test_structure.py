@@ -183,8 +183,9 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 
 def test_help_of_a_recipe_leaves_jax_alone():
     code = """
-import runpy, sys
+import os, runpy, sys
 sys.argv = [sys.argv[1], "--help"]
+sys.path[0] = os.path.dirname(sys.argv[0])  # as `python RECIPE` does, for imports of neighbouring files
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 except SystemExit as leaving:

@@ -13,6 +13,7 @@ import jaxtrain
 from jaxtrain.callbacks.dispatch import Callbacks
 from jaxtrain.commands.load_recipe import load_recipe
 from jaxtrain.core.state import parameters
+from tests.kit.scores import write_chorales
 from tests.kit.tiers import longer
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -30,6 +31,7 @@ TINY = {
     "integrator": "--time 8 --validate-every 4 --decay constant",
     "mnist_1d": "--taps 3 --width 4 --mlp 0 --validate-every 4 --decay constant --warmup 0",
     "vowels": "--data vowels --validate-every 4 --decay constant",
+    "chorales": "--data chorales --width 5 --mlp 4 --validate-every 4 --decay constant",
 }
 
 TIERS = {
@@ -38,6 +40,7 @@ TIERS = {
     "copy_stream": pytest.mark.full,
     "mnist_1d": pytest.mark.full,
     "vowels": pytest.mark.full,
+    "chorales": pytest.mark.full,
 }
 """Each recipe once; the other tasks and presets are long."""
 
@@ -77,6 +80,7 @@ def call(tmp_path, monkeypatch, capsys):
     (tmp_path / "mnist1d" / "data.py").write_text(STANDS_IN)
     monkeypatch.syspath_prepend(tmp_path)
     write_vowels(tmp_path / "vowels")
+    write_chorales(tmp_path / "chorales")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("JAXTRAIN_TRACEBACK", raising=False)
 

@@ -14,7 +14,7 @@ import difflib
 import math
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtrain import cli
 from jaxtrain.cli.options import TrainingOptions, check_options
@@ -64,7 +64,7 @@ class Config(TrainingOptions):
     task: str = "ContextDecisionMaking"
     """name of the task; a wrong name lists the closest ones, docs/cognitive_tasks.md lists all"""
     network: Literal["gru", "vanilla", "lif", "alif", "gif"] = "gru"
-    """recurrent units: gru; vanilla: leaky rate units; lif, alif, gif: spiking units, the last two with a slow variable"""
+    """gru; vanilla: leaky rate units; lif, alif, gif: spiking units, the last two with a slow variable"""
     hidden: int = 64
     """number of units"""
     dt: float = 20.0
@@ -97,7 +97,9 @@ class Config(TrainingOptions):
                 raise ConfigError(f"--{name.replace('_', '-')} {value}: expected a positive number of ms")
         if self.network == "gru" and (self.dale or self.tau is not None):
             given = "dale" if self.dale else "tau"
-            raise ConfigError(f"--{given} does not apply to --network gru, whose gates mix signs and times; leave it out")
+            raise ConfigError(
+                f"--{given} does not apply to --network gru, whose gates mix signs and times; leave it out"
+            )
         if self.slow is not None and self.network not in ("alif", "gif"):
             raise ConfigError(f"--slow {self.slow}: --network {self.network} has no slow variable; use alif or gif")
 
@@ -109,7 +111,7 @@ PRESETS = {
     },
     "dms": {
         "task": "DelayMatchSample", "network": "gif", "hidden": 100, "dt": 10.0, "lr": 5e-3, "decay": "cosine",
-        "max_steps": 300,
+        "max_steps": 300, "pp_prop": {"decay": 0.99},
     },
     "context": {
         "task": "ContextDecisionMaking", "network": "vanilla", "hidden": 100, "lr": 3e-3, "decay": "cosine",
@@ -139,13 +141,15 @@ def make_task(name: str, dt: float, seed: int):
         ctx["sides"] = jnp.where(rare, 1 - likely, likely)
         ctx["answer"] = (ctx["sides"].sum() > 3).astype(jnp.int32)
 
-    noise = {"noise": rate / 4}
-    cue = cog.Delay(50 * u.ms, inputs=noise, outputs={"label": 0}) >> cog.Stimulus(
-        100 * u.ms, inputs={"cues": side, **noise}, outputs={"label": 0}
-    )
-    decide = {"inputs": {"go": rate, **noise}, "outputs": {"label": lambda ctx, _: ctx["answer"] + 1}}
-    phases = [cog.Repeat(cue, 7), cog.Delay(1050 * u.ms, inputs=noise, outputs={"label": 0}),
-              cog.Response(150 * u.ms, **decide)]  # fmt: skip
+    def period(duration: float, name: str = "period", answer: Any = 0, **given: Any):
+        inputs = {"noise": rate / 4, **given}
+        return cog.Stimulus(u.Quantity(duration, unit=u.ms), inputs=inputs, outputs={"label": answer}, name=name)
+
+    def answer(ctx, _):
+        return ctx["answer"] + 1
+
+    cues = cog.Repeat(period(50.0) >> period(100.0, cues=side), 7)
+    phases = [cues, period(1050.0), period(150.0, "response", answer, go=rate)]
     inputs = cog.Feature(20, "cues") + cog.Feature(10, "go") + cog.Feature(10, "noise")
     outputs = cog.Feature(1, "fixation") + cog.Feature(2, "choice")
     return cog.Task(cog.concat(phases), inputs, outputs, start, CUES, num_classes=3, seed=seed, dt=dt * u.ms)
@@ -211,7 +215,10 @@ def make(config: Config):
     data = jt.DataModule(*(Trials(config, task, split, count) for split, count in enumerate(counts)))
     n_in, n_out = task.num_inputs, 2 if config.task in TIMING else task.num_outputs
     steps = task.max_trial_duration()
-    signs = signs_of(config)
+    signs, dale = signs_of(config), jt.projections.dale
+    laws = {}
+    if signs is not None:
+        laws = {"recurrent.weight": dale(signs, rows=slice(n_in, None)), "readout.weight": dale(signs)}
 
     class Decide(jt.Module):
         environ = {"dt": config.dt * u.ms}
@@ -241,8 +248,7 @@ def make(config: Config):
 
     class UnderDalesLaw(Decide):
         def project(self, name, value):
-            rows = slice(n_in, None) if name == "recurrent.weight" else None
-            return {**value, "weight": jt.projections.dale(signs, rows=rows)(value["weight"])}
+            return {**value, "weight": laws[name](value["weight"])}
 
     def accuracy(scores, y, weight=1.0):
         return jt.metrics.Accuracy(scores, y, decide="sum", weight=weight)
@@ -256,7 +262,7 @@ def make(config: Config):
         return jnp.stack([~right, right], -1).astype(outputs.dtype)
 
     fit = jt.Fit(config.make_strategy(), callbacks=config.callbacks(), **config.fit_options())
-    return fit, Decide() if signs is None else UnderDalesLaw(), data
+    return fit, UnderDalesLaw() if laws else Decide(), data
 
 
 def signs_of(config: Config):
@@ -290,10 +296,7 @@ def network(config: Config, n_in: int, n_out: int, steps: int, signs):
     def initial(shape, **_):
         """Inputs drive a unit to about its threshold. Under Dale's law, excitation and inhibition cancel."""
         x, h = brainstate.random.normal(size=(n_in, n)), brainstate.random.normal(size=(n, n)) / math.sqrt(n)
-        if spiking:
-            x = x / math.sqrt(n_in) if config.task == CUES else 1.5 * (1 - keep) * x
-        else:
-            x = x / math.sqrt(n_in)
+        x = 1.5 * (1 - keep) * x if spiking and config.task != CUES else x / math.sqrt(n_in)  # analog, or spikes
         if signs is not None:
             h = jnp.abs(h) * (signs * np.where(signs < 0, 4.0, 1.0) / 2.5)[:, None]
         return jnp.concatenate([x, h])
@@ -310,6 +313,8 @@ def network(config: Config, n_in: int, n_out: int, steps: int, signs):
 
     class Rate(Recurrent):
         """Leaky units with rectified rates: ``r <- keep r + (1 - keep) relu(W [x, r] + b)``."""
+
+        rate: Any
 
         def init_state(self, batch_size=None, **_):
             self.rate = brainstate.HiddenState(zeros(batch_size))
@@ -337,7 +342,7 @@ def network(config: Config, n_in: int, n_out: int, steps: int, signs):
                 return 1.0
             return 1.0 + strength * (np.arange(n) % 2) * self.slow.value
 
-        def get_spike(self):
+        def get_spike(self) -> Any:
             return surrogate(self.voltage.value - self.threshold())
 
         def update(self, x):

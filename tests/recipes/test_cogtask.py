@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 
 import braintools.cogtask
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxtrain as jt
 from jaxtrain.commands.load_recipe import load_recipe
 from jaxtrain.errors import ConfigError
 from tests.small import leaves, same
+from tests.test_readme import blocks, execute
 
 FILE = Path(__file__).parents[2] / "recipes" / "cogtask.py"
 RECIPE = load_recipe(FILE)
@@ -285,3 +286,47 @@ def test_every_task_has_finite_batches_with_decisions(task):
         assert batch.weights is None or (batch.weights.sum(0) > 0).all(), "every trial is decided"
     rate, count = chance(data)
     assert 0 < rate <= 1 and count == 16
+
+
+@pytest.mark.full
+def test_the_page_records_and_draws(tmp_path, monkeypatch, capsys):
+    (tmp_path / "recipes").symlink_to(FILE.parent)
+    monkeypatch.chdir(tmp_path)
+    page = {"__name__": "page"}
+    for program in blocks("docs/cognitive_tasks.md"):
+        execute(program, "docs/cognitive_tasks.md", page)
+    spikes = np.asarray(page["spikes"])
+    assert spikes.shape == (450, 64, 100) and {*np.unique(spikes)} == {0.0, 1.0}
+    assert float(capsys.readouterr().out.split()[0]) > 1, "Hz"
+    assert (tmp_path / "cogtask.png").stat().st_size > 10_000
+
+
+NOT_LEARNED = {"DualDelayMatchSample", "DelayMatchCategory", "HierarchicalReasoning"}
+"""Tasks on which the GRU does not beat chance within the budget; docs/cognitive_tasks.md marks them."""
+BUDGET = {"max_steps": 300, "lr": 3e-3, "validate_every": None, "log_every": 100}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("task", [task for task in RECIPE.TASKS if task != OURS])
+def test_a_gru_beats_chance_within_300_updates(task):
+    """64 units, D-RTRL, 64 trials a batch; three standard errors on 2,048 fresh trials."""
+    fit, module, data = RECIPE.make(RECIPE.Config(task=task, progress=False, devices=1, **BUDGET))
+    fit.run(module, jt.DataModule(data.train_data()))
+    test = data.test_data()
+    guess, count = chance(test)
+    found = fit.test(module, test)["test/accuracy"]
+    assert count == 2048
+    learned = found > guess + 3 * np.sqrt(guess * (1 - guess) / count)
+    assert learned != (task in NOT_LEARNED), (task, found, guess)
+
+
+@pytest.mark.full
+def test_the_table_of_the_page():
+    """It has a row for each task, with what is decided, and marks those that the GRU does not learn."""
+    page = (FILE.parents[1] / "docs" / "cognitive_tasks.md").read_text()
+    table = [line.split(" | ") for line in page.splitlines() if line.startswith("| `") and line.count(" | ") == 4]
+    rows = {cells[0].strip("| `"): cells for cells in table}
+    assert rows.keys() == RECIPE.TASKS.keys()
+    for task, cells in rows.items():
+        assert cells[1] == RECIPE.TASKS[task]
+        assert ("not learned" in cells[4]) == (task in NOT_LEARNED), task

@@ -19,12 +19,12 @@ def command(parser: argparse.ArgumentParser, argv: list[str]) -> int:
         raise ConfigError(f"new {path}: the file exists and is not overwritten; choose another name")
     if importlib.util.find_spec(path.stem.partition(".")[0]) is not None:
         raise ConfigError(f"new {path}: the file would hide the module {path.stem}; choose another name")
-    text = Path(__file__).with_name("experiment.py").read_text().replace("EXPERIMENT.py", str(path))
+    text = Path(__file__).with_name("experiment.txt").read_text().replace("EXPERIMENT.py", str(path))
     try:
         with path.open("x") as file:
             file.write(text)
     except OSError as error:
         raise ConfigError(f"new {path}: {error.strerror}; expected a file in an existing directory") from None
-    print(f"wrote {path}; it trains on made-up arrays until there are x.npy and y.npy\n")
+    print(f"wrote {path}; it trains on made-up arrays, or with --data FOLDER on x.npy and y.npy\n")
     print(f"python {path} --help\npython {path} --strategy drtrl\njaxtrain inspect {path}")
     return 0

@@ -66,7 +66,7 @@ def log_entries(run_dir: Path) -> list[dict[str, Any]]:
 
 def _best(log: list[dict[str, Any]], checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     """The best validation of a run without a result, by the monitor of its checkpoints."""
-    tag, sign = checkpoint.get("monitor"), -1 if checkpoint.get("mode") == "max" else 1
+    tag, sign = str(checkpoint.get("monitor")), -1 if checkpoint.get("mode") == "max" else 1
     scores = [(sign * entry[tag], entry.get("step")) for entry in log if isinstance(entry.get(tag), int | float)]
     if not scores:
         return None

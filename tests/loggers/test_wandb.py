@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,22 +41,36 @@ def records(path):
             parts = b""
 
 
-def read(run_dir):
-    """Of every start, in order: the id, the configuration, the history as {step: {tag: value}}, and the summary."""
+def read(run_dir, killed=0):
+    """The starts of a run in order: id, configuration, history as {step: {tag: value}}, and summary.
+
+    ``killed``: the number of first starts that have no end.
+    """
     starts = []
-    for path in sorted(Path(run_dir).glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_ctime_ns):
+    for path in sorted(Path(run_dir).glob("wandb/offline-run-*/*.wandb")):
         start = {"id": path.stem.removeprefix("run-"), "config": {}, "history": {}, "summary": {}}
-        for record in records(path):
-            for item in (*record.run.config.update, *record.config.update):
-                start["config"]["/".join([item.key, *item.nested_key])] = json.loads(item.value_json)
-            row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-            if row:
+        found = list(records(path))
+        while len(starts) >= killed and not (found and found[-1].HasField("exit")):  # a process of W&B writes it in the background
+            time.sleep(0.01)
+            found = list(records(path))
+        for record in found:
+            start["config"] |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+            start["summary"] |= values(record.summary.update)
+            if row := values(record.history.item):
                 own = {tag: value for tag, value in row.items() if not tag.startswith("_")}
                 start["history"].setdefault(int(row["_step"]), {}).update(own)
-            for item in record.summary.update:
-                start["summary"][item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
         starts.append(start)
     return starts
+
+
+def values(items):
+    """Values by key; images and histograms are tables."""
+    found = {}
+    for item in items:
+        key, *inner = item.nested_key or [item.key]
+        value = json.loads(item.value_json)
+        found[key] = {**found.get(key, {}), inner[0]: value} if inner else value
+    return found
 
 
 def begun(make_run, restored=None):
@@ -176,6 +191,6 @@ def test_a_killed_run_of_fit_that_continues_has_the_history_of_metrics_jsonl(tmp
     assert codes == [-9, 0]
     log = jaxtrain.loggers.read_log(tmp_path / "run" / "metrics.jsonl")
     expected = {entry["step"]: {tag: value for tag, value in entry.items() if tag != "step"} for entry in log}
-    first, second = read(tmp_path / "run")
+    first, second = read(tmp_path / "run", killed=1)
     assert list(expected) == [*range(5, 45, 5)] and second["history"] == expected
     assert first["id"] == second["id"] and second["summary"]["status"] == "finished"

@@ -216,6 +216,33 @@ def test_rates_are_chosen_by_the_tuning_seeds_alone(tmp_path, monkeypatch):
     assert "selected on these trials of seeds 100, 101, which are not used above" in text and text.count("| 0.3 |") == 3
 
 
+def test_the_test_data_is_scored_for_the_reported_seeds_alone(tmp_path, monkeypatch):
+    asked = {}
+
+    def result(trial, request):
+        asked[trial.name] = (trial.tuning, request["config"]["test"])
+        return {"test": {"accuracy": trial.seed / 10} if request["config"]["test"] else {}}
+
+    untrained(monkeypatch, result)
+    assert run(tmp_path / "out", "--test", "--lrs", "0.1,0.3", "--tune-seeds", "100") == 0
+    assert len(asked) == 12 and all(tuning is not test for tuning, test in asked.values())
+    report, tuning = (tmp_path / "out/compare.md").read_text().split("were selected on")
+    assert "| test/accuracy |" in report and report.count("| 0.05 [0, 0.1] |") == 3
+    assert "test/accuracy" not in tuning
+    without = tmp_path / "without"
+    assert run(without) == 0
+    assert "test/accuracy" not in (without / "compare.md").read_text()
+
+
+@pytest.mark.full
+def test_a_trial_scores_the_test_data(tmp_path):
+    out = tmp_path / "out"
+    assert run(out, "--seeds", "0", "--vary", "cell=lru", "--strategies", "bptt", "--test", "--stop-at", "none") == 0
+    first = results(out)[0]
+    recorded = json.loads((out / "runs" / first["name"] / "result.json").read_text())
+    assert first["test"] == recorded["test"] and 0 <= first["test"]["accuracy"] <= 1
+
+
 def test_a_trial_kept_is_what_it_is_asked_for_now(tmp_path, monkeypatch):
     """A result that only selects a rate in a later comparison is not in its table."""
 

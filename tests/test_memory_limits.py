@@ -7,6 +7,7 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain.errors import InsufficientMemory
+from jaxtrain.strategies import registry
 from jaxtrain.utils import memory
 from tests.small import CopyGRU, copies
 
@@ -134,6 +135,13 @@ def test_a_trace_of_each_weight_by_each_unit_is_refused_before_it_is_allocated(l
     limit(whole // 2)
     assert refused(jt.strategies.SnAp()).needed > whole
     assert compiled == [False, True]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("rule", ["pp_prop", "eprop", "ostl_recurrent", "ostl_feedforward", "dni", "uoro"])
+def test_the_trace_of_every_rule_is_refused_with_both_numbers(limit, rule):
+    limit(10)
+    assert str(refused(registry.make_strategy(rule, engine="trace"))).startswith("the trace of the strategy needs ")
 
 
 @pytest.mark.full

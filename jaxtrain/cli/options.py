@@ -106,6 +106,8 @@ class TrainingOptions(Options):
     """steps between validations and figures"""
     checkpoint_every: int | str = 500
     """steps between checkpoints, or a time such as 10min; the best two by val/loss are kept as well"""
+    test: bool = False
+    """score the test data once the run is over"""
 
     def optimizer(self, memory: float, updates: Callable[[], int] | None = None) -> Any:
         """Create Adam for ``Module.configure_optimizer``, with a second optimizer for an LRU's poles (see ``group``).

@@ -92,7 +92,8 @@ def _train(make, config: Options, dry_run: bool, start: Start, script: Path, roo
     config = dataclasses.replace(config, run_dir=str(run_dir))
     try:
         fit, module, data = _make(make, config)
-        result = fit.run(module, data, resume=start.resume, config=config.saved(), dry_run=dry_run)
+        result = fit.run(module, data, resume=start.resume, config=config.saved(), dry_run=dry_run,
+                         test=getattr(config, "test", False))  # fmt: skip
     finally:
         if start.run_dir is None and processes.is_first():
             drop_unused(run_dir)

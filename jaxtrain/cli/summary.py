@@ -38,7 +38,7 @@ def summary(result: Result, config: Options, script: Path, root: Path, chance: M
     """
     reason = f" ({result.reason})" if result.reason else ""
     lines = ["", f"{result.status} at step {result.step}{reason}, strategy {config.strategy}"]
-    for part in ("train", "val"):
+    for part in ("train", "val", "test"):
         scores = []
         for tag, value in result.metrics.items():
             head, _, name = tag.partition("/")
@@ -65,7 +65,7 @@ def summary(result: Result, config: Options, script: Path, root: Path, chance: M
 
 
 def _seeds(summary: Mapping[str, Any]) -> list[str]:
-    """For a multi-seed run: the seeds, the frozen seeds, and the range of each validation metric over the seeds."""
+    """For a multi-seed run: the seeds, the frozen ones, and the range of each validation and test metric."""
     if "seeds" not in summary:
         return []
     frozen = summary["frozen"]
@@ -74,7 +74,7 @@ def _seeds(summary: Mapping[str, Any]) -> list[str]:
     spread = []
     for tag, values in summary["per_seed"].items():
         finite = [value for value in values if not isinstance(value, list) and math.isfinite(value)]
-        if tag.startswith("val/") and finite:
+        if tag.startswith(("val/", "test/")) and finite:
             spread.append(f"{tag.removeprefix('val/')} {min(finite):.4g} to {max(finite):.4g}")
     return [*lines, f"spread  {', '.join(spread)}"] if spread else lines
 

@@ -35,7 +35,11 @@ def require_room_for_traces(make: Callable[[], Any], model: Any, batch_size: int
         return [state.value for state in states.values() if id(state) not in known]
 
     with attributes_kept(model):
-        shapes: Any = brainstate.transform.StatefulFunction(values).make_jaxpr().get_out_shapes()[0]
+        try:
+            shapes: Any = brainstate.transform.StatefulFunction(values).make_jaxpr().get_out_shapes()[0]
+        except jax.errors.ConcretizationTypeError:
+            # braintrace's UORO reads a number while it is created. It keeps one value per sequence and weight.
+            shapes = [jax.ShapeDtypeStruct((batch_size, weights), "uint8")]
     require_traces(jax.tree.leaves(shapes))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import DataEnded, DataError
 from ..utils.logging import log
@@ -52,9 +52,10 @@ class EvalLoader:
             yield batch
 
 
-def validation_loaders(data: DataModule) -> list[EvalLoader]:
-    """A loader for each set of a run's validation data. Logs a warning if the layout is not stated."""
-    loaders = [EvalLoader(each, name, data.batch_first) for name, each in named_sources(data.val_data(), "val").items()]
+def loaders_of(data: DataModule, part: Literal["val", "test"]) -> list[EvalLoader]:
+    """A loader for each set of a run's validation or test data. Logs a warning if the layout is not stated."""
+    source = data.val_data() if part == "val" else data.test_data()
+    loaders = [EvalLoader(each, name, data.batch_first) for name, each in named_sources(source, part).items()]
     for loader in loaders:
         warn_of_layout(data, loader.examples[0], loader.batch_first)
     return loaders

@@ -108,8 +108,9 @@ def lines(report: dict[str, Any]) -> list[str]:
         source = "not stated" if report["batch_first"] is None else f"batch_first={report['batch_first']}"
         out.append(f"layout     {axes} ({source})")
     for name, (warm, time, sequences) in report.get("val", {}).items():
-        which = name.removeprefix("val").replace("/", ", ")
-        out.append(f"validation {warm} warm-up + {time} scored time steps, {sequences} sequences{which}")
+        kind, _, of = name.partition("/")
+        kind, which = "validation" if kind == "val" else kind, f", {of}" if of else ""
+        out.append(f"{kind:<10} {warm} warm-up + {time} scored time steps, {sequences} sequences{which}")
     if report["seeds"] is not None:
         out.append(
             f"seeds      {', '.join(map(str, report['seeds']))}, side by side; parameters are counted for one seed"

@@ -12,7 +12,7 @@ from ..period import Period
 from ..utils.files import as_json
 from .checkpointer import Checkpointer
 from .control import Control
-from .evaluate import evaluate
+from .evaluate import evaluate_sets
 from .pipeline import Delivery
 from .progress import Ending, Progress
 
@@ -70,8 +70,7 @@ class Boundary:
             self._checkpointer.save()
 
     def _end_by_signal(self) -> None:
-        signal = self._control.signal
-        self._end(Ending("interrupted" if signal == "SIGINT" else "terminated", signal))
+        self._end(self._control.by_signal())
 
     def _end(self, ending: Ending) -> None:
         self._progress.ending = ending
@@ -113,13 +112,10 @@ class Boundary:
             return False
         with self._progress.timed("validate"):
             run.callbacks("on_validation_start", run)
-            interrupted = lambda: control.poll_signal() is not None  # noqa: E731
-            metrics = {}
-            for one in val:  # after an interruption, all sets are validated again
-                found = evaluate(self._workload.program, one.once(), one.name, interrupted, one.batch_first)
-                if found is None:
-                    return False
-                metrics |= found
+            # After an interruption, all sets are validated again.
+            metrics = evaluate_sets(self._workload.program, val, lambda: control.poll_signal() is not None)
+            if metrics is None:
+                return False
             shown = numbers(metrics)
             metrics |= shown
             run.recorder.force(run.step, shown)

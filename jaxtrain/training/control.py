@@ -79,6 +79,10 @@ class Control:
             self._signals.received = "SIGTERM"
         return self._signals.received
 
+    def by_signal(self) -> Ending:
+        """The ending of a run that a signal ends."""
+        return Ending("interrupted" if self.signal == "SIGINT" else "terminated", self.signal)
+
     def ending(self, step: int, *, clock: bool = False) -> Ending | None:
         """Why the run ends at this boundary, apart from signals; None if it continues.
 

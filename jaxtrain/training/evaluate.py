@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from ..core.metrics import SEEDS, OfSeeds, Pending, plain, tag
 from ..core.module import Module
+from ..data.eval_loader import EvalLoader
 from ..engine.nonfinite import Watched
 
 
@@ -15,6 +16,18 @@ class Evaluates(Protocol):
     def module(self) -> Module: ...
 
     def evaluate(self, batch: Any, index: int) -> Pending: ...
+
+
+def evaluate_sets(program: Evaluates, loaders: Iterable[EvalLoader],
+                  interrupted: Callable[[], bool]) -> dict[str, Any] | None:  # fmt: skip
+    """Metrics over each set of validation or test data; None if interrupted. See ``evaluate``."""
+    metrics: dict[str, Any] = {}
+    for loader in loaders:
+        found = evaluate(program, loader.once(), loader.name, interrupted, loader.batch_first)
+        if found is None:
+            return None
+        metrics |= found
+    return metrics
 
 
 def evaluate(program: Evaluates, batches: Iterable[Any], prefix: str,

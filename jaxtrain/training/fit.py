@@ -168,6 +168,7 @@ class Fit(ReadsOutputs, ForeignArguments):
         resume: str | int | Path = "never",
         config: dict[str, Any] | None = None,
         dry_run: bool = False,
+        test: bool = False,
         batch_first: bool | None = None,
     ) -> Result:
         """Train. Never exits the process.
@@ -180,6 +181,8 @@ class Fit(ReadsOutputs, ForeignArguments):
                 that checkpoint in a new directory, or in the same one if it is the last checkpoint.
             config: A JSON dict that is stored in config.json.
             dry_run: Compile and report, without training or writing anything.
+            test: Compute metrics over ``data.test_data()`` once the run is over, with its last values: ``test/loss``
+                and others in the result and the logs. A run that a signal ended tests when it has been resumed.
             batch_first: Layout of bare batches: True for ``(B, T, ...)``, False for ``(T, B, ...)``.
 
         Returns:
@@ -200,7 +203,7 @@ class Fit(ReadsOutputs, ForeignArguments):
             data = as_data(data, batch_first=batch_first)
             set_up(data)
             begin_task(data, None if origin.saved is None else origin.saved.meta["task"])
-            prepared = prepare(settings, module, data, origin, config, dry_run, self)
+            prepared = prepare(settings, module, data, origin, config, dry_run, self, test)
             for line in preflight.lines(prepared.report):
                 log.info("%s", line)
             if dry_run:

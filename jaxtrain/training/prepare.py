@@ -17,10 +17,11 @@ from ..core.metrics import is_rate, numbers
 from ..core.module import Module
 from ..core.state import flatten, parameters, signature
 from ..data.datamodule import DataModule, warn_of_layout
-from ..data.eval_loader import EvalLoader, validation_loaders
+from ..data.eval_loader import EvalLoader, loaders_of
 from ..data.iterator import DataIterator
 from ..engine import auto_devices
 from ..engine.report import val_sizes
+from ..errors import DataError
 from ..utils.logging import log
 from .checkpointer import parts
 from .live import Live
@@ -44,8 +45,9 @@ class Prepared:
 
 
 def prepare(
-    settings: FitSettings, module: Module, data: DataModule, origin: Origin, config: Any, dry_run: bool, reader: Reads
-) -> Prepared:
+    settings: FitSettings, module: Module, data: DataModule, origin: Origin, config: Any, dry_run: bool, reader: Reads,
+    test: bool = False,
+) -> Prepared:  # fmt: skip
     """Open the data, check that the run can be resumed, build the models, compile, and restore the checkpoint.
 
     Args:
@@ -56,13 +58,15 @@ def prepare(
         config: What the user stores with the run.
         dry_run: Whether nothing will be trained.
         reader: The object with which callbacks predict and validate.
+        test: Whether the run ends with a test.
     """
     require_module(module)
     if settings.max_steps is None and settings.max_epochs is None and settings.max_time is None:
         raise ValueError("Fit.run needs a budget: Fit(max_steps=...), max_epochs or max_time")
     iterator, val, notes = open_data(settings, data)
+    tests = test_loaders(data) if test else []
     described, initial = check_resumable(settings, module, data, origin)
-    workload = make_workload(settings, module, data, iterator, val, origin)
+    workload = make_workload(settings, module, data, iterator, val, tests, origin)
     program = workload.program
     stored = run_config(workload.settings, program, described, initial, config, origin.parent)
     require_same_run(stored, settings.callbacks, program, iterator, val)
@@ -74,7 +78,7 @@ def prepare(
         now = {**stored, "optimizer": program.optimizer.settings()}
         log_changes({**origin.config, "optimizer": rates}, now)
     run, progress, live = restore(workload, schedule, origin, stored, reader)
-    report = {**program.report(), "batch_first": workload.batch_first, "val": val_sizes(module, val)}
+    report = {**program.report(), "batch_first": workload.batch_first, "val": val_sizes(module, [*val, *tests])}
     report["why_devices"] = workload.settings.why_devices
     return Prepared(workload, run, schedule, progress, live, report)
 
@@ -83,7 +87,7 @@ def open_data(settings: FitSettings, data: DataModule) -> tuple[DataIterator, li
     """The train data, the validation data, and notes for the report."""
     iterator = DataIterator(data.train_data(), "train", data.batch_first)
     warn_of_layout(data, iterator.example(), iterator.batch_first)
-    val = validation_loaders(data)
+    val = loaders_of(data, "val")
     if not val and settings.validate_every is not None:
         raise ValueError(
             f"Fit(validate_every={settings.validate_every.shown()}), but {type(data).__name__} has no val data: give "
@@ -91,6 +95,20 @@ def open_data(settings: FitSettings, data: DataModule) -> tuple[DataIterator, li
         )
     total = settings.schedule(1, iterator.length).total
     return iterator, val, unused_batches(total, settings.accumulate, settings.max_epochs is not None)
+
+
+def test_loaders(data: DataModule) -> list[EvalLoader]:
+    """The sets of test data.
+
+    Raises:
+        DataError: There are none.
+    """
+    if loaders := loaders_of(data, "test"):
+        return loaders
+    raise DataError(
+        f"Fit.run(test=True): {type(data).__qualname__} has no test data; give jaxtrain.DataModule(train, val, test), "
+        "define test_data(), or leave test out"
+    )
 
 
 def check_resumable(
@@ -144,6 +162,7 @@ def make_workload(
     data: DataModule,
     iterator: DataIterator,
     val: list[EvalLoader],
+    tests: list[EvalLoader],
     origin: Origin,
 ) -> Workload:
     """Build the models and the programs, and restore the checkpoint's arrays and data position.
@@ -169,7 +188,7 @@ def make_workload(
         iterator.restore(saved.meta["position"])
         used = (before.get("fit") or {}).get("devices", 1) * before.get("processes", 1)
         program.learner.notes.extend(program.devices.notes(used))
-    return Workload(settings, data, iterator, val, program)
+    return Workload(settings, data, iterator, val, tests, program)
 
 
 def restore(

@@ -34,7 +34,7 @@ class Progress:
     """The stage in the checkpoint that the run was restored from."""
     ending: Ending | None = None
     """None while the run continues."""
-    seconds: dict[str, float] = field(default_factory=lambda: {"validate": 0.0, "checkpoint": 0.0})
+    seconds: dict[str, float] = field(default_factory=lambda: {"validate": 0.0, "test": 0.0, "checkpoint": 0.0})
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:

@@ -70,7 +70,7 @@ class Result:
     def __repr__(self) -> str:
         why = f" ({self.reason})" if self.reason else ""
         values = numbers(self.metrics).items()
-        shown = [f"{tag}={value:.4g}" for tag, value in values if tag.startswith(("train/", "val/"))][:6]
+        shown = [f"{tag}={value:.4g}" for tag, value in values if tag.startswith(("train/", "val/", "test/"))][:6]
         where = [] if self.run_dir is None else [f"in {self.run_dir}"]
         return f"<Result {', '.join([f'{self.status} at step {self.step}{why}', *shown, *where])}>"
 
@@ -89,7 +89,7 @@ def summarize(
     """
     workload, run, progress = prepared.workload, prepared.run, prepared.progress
     times = {**progress.seconds, "compile": workload.program.compile_seconds, "total": seconds}
-    times["train"] = seconds - sum(times[key] for key in ("validate", "checkpoint", "compile"))
+    times["train"] = seconds - sum(times[key] for key in ("validate", "test", "checkpoint", "compile"))
     steps = run.step - (run.restored_step or 0)
     summary = {
         "status": status,
@@ -98,6 +98,7 @@ def summarize(
         "strategy": run.config["strategy"],
         "train": _below(run.metrics, "train/"),
         "val": _below(run.metrics, "val/"),
+        "test": _below(run.metrics, "test/"),
         "best": best_of(workload.settings.checkpoint),
         "digest": None,
         "saved": saved,

@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 from ..callbacks.checkpoint import kept_by
 from ..checkpoint.locate import Origin
 from ..checkpoint.run_directory import CHECKPOINTS
 from ..checkpoint.store import Store
+from ..core.metrics import numbers
 from ..errors import NonFiniteError
 from ..utils.files import read_json, write_json
 from ..utils.logging import log, one_line
 from .checkpointer import Checkpointer
 from .control import Control
+from .evaluate import evaluate_sets
 from .loop import Loop
 from .prepare import Prepared
 from .progress import Ending, Status
@@ -80,6 +83,25 @@ class Session(ExitStack):
             ending = self._loop.train()
             self._saved = self._checkpointer.wait()
             self._status = ending.status
+            if ending.status in ("finished", "stopped"):
+                self._test()
+
+    def _test(self) -> None:
+        """Compute the metrics of the test data, if there is any. A signal ends the test, and the run with it."""
+        prepared, control = self._prepared, self._control
+        run, workload, progress = prepared.run, prepared.workload, prepared.progress
+        if not workload.test:
+            return
+        with progress.timed("test"):
+            metrics = evaluate_sets(workload.program, workload.test, lambda: control.poll_signal() is not None)
+        if metrics is None:
+            progress.ending = control.by_signal()
+            self._status = progress.ending.status
+            return
+        if self._trains or not self._recorded().get("test"):  # else the log has this entry
+            run.recorder.measured(run.step, numbers(metrics))
+            self._loop.delivery.write_log()
+        run.metrics.update(metrics)
 
     def _at_exit(self, what: str, act: Callable[[BaseException | None], None]) -> None:
         """Register an action of the end, to run before those registered earlier. It receives the error, if any."""
@@ -110,8 +132,18 @@ class Session(ExitStack):
         if run_dir is not None and self._control.writes:
             path = run_dir / "result.json"
             # If nothing was left to train, the existing result has more information, for example the speed.
-            if self._trains or not path.exists() or read_json(path).get("status") != status:
+            before = self._recorded()
+            if self._trains or before.get("status") != status:
                 write_json(path, self.result.summary)
+            elif prepared.workload.test:
+                now = self.result.summary
+                write_json(path, {**before, **{name: now[name] for name in ("test", "per_seed") if name in now}})
+
+    def _recorded(self) -> dict[str, Any]:
+        """The result of the run so far, as its directory has it."""
+        run_dir = self._prepared.run.run_dir
+        path = None if run_dir is None else run_dir / "result.json"
+        return {} if path is None or not path.exists() else read_json(path)
 
     def _announce_end(self, error: BaseException | None) -> None:
         run = self._prepared.run

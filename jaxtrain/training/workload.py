@@ -12,7 +12,7 @@ from ..callbacks.run import Run
 from ..core.module import Module
 from ..data.batch import Spec, stated_layout
 from ..data.datamodule import DataModule, change_task, identity_of
-from ..data.eval_loader import EvalLoader, validation_loaders
+from ..data.eval_loader import EvalLoader, loaders_of
 from ..data.iterator import DataIterator
 from ..engine.batch_split import NotDivisible
 from ..engine.program import Program
@@ -75,6 +75,8 @@ class Workload:
     iterator: DataIterator
     val: list[EvalLoader]
     """The sets of validation data."""
+    test: list[EvalLoader]
+    """The sets of test data, if the run ends with a test."""
     program: Program
     inexact: list[int] = field(default_factory=list)
     """Steps at which the run was resumed with data that differs from the data before them."""
@@ -97,7 +99,7 @@ class Workload:
         """
         probes = [callback for callback in self.settings.callbacks if callback.probe_every is not None]
         shapes = self.iterator.examples()
-        self.program.prepare(evaluate=self._val_examples, probes=probes, must_fit=must_fit, shapes=shapes)
+        self.program.prepare(evaluate=self._examples, probes=probes, must_fit=must_fit, shapes=shapes)
         if self.val:
             require_metrics(self.settings.callbacks, self.validated)
 
@@ -107,8 +109,9 @@ class Workload:
         return {f"{loader.name}/{name}": value for loader in self.val for name, value in self.program.evaluated.items()}
 
     @property
-    def _val_examples(self) -> list[Any]:
-        return [batch for loader in self.val for batch in loader.examples]
+    def _examples(self) -> list[Any]:
+        """Batches of validations and of the test, one of each shape."""
+        return [batch for loader in [*self.val, *self.test] for batch in loader.examples]
 
     def change_task(self, task: dict[str, Any], run: Run, schedule: Schedule) -> None:
         """Change the task of the data. Afterwards the run is as if it had been resumed under this task.
@@ -129,10 +132,11 @@ class Workload:
         self.settings.schedule(1, length)  # raises if a period counts epochs and the new length is unknown
         run.max_steps = schedule.total = self.settings.total(length)
         run.epoch_length = schedule.epoch_length = length
-        self.val = validation_loaders(self.data)
+        self.val = loaders_of(self.data, "val")
+        self.test = loaders_of(self.data, "test") if self.test else []
         if Spec(example).mismatch(self.program.example) is None:
             self.program.example = example
-            self.program.prepare(evaluate=self._val_examples, train=False)
+            self.program.prepare(evaluate=self._examples, train=False)
             log.info("task %s from step %d on", self.data.task, run.step)
             return
         self._replace_program(example, run.step)

@@ -196,7 +196,9 @@ def test_allocator_saves_page_faults(tmp_path):
     for contenders in json.loads(path.read_text())["numbers"].values():
         (default,), (ours,), (theirs,) = contenders.values()
         pages = default["temporary"] / resource.getpagesize()
-        assert default["faults"] > 0.9 * pages and max(ours["faults"], theirs["faults"]) < 0.5 * pages
+        # How many pages the defaults return to the kernel at a step depends on the machine; tests/test_allocator.py
+        # shows that they return those of a large block.
+        assert max(ours["faults"], theirs["faults"]) < max(0.5 * default["faults"], 0.05 * pages)
 
 
 @pytest.mark.full

@@ -39,6 +39,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     add("--mode", choices=("min", "max"), help="whether less or more is better, if the metric's name does not show it")
     add("--target", type=float, help="value of the metric to reach, e.g. 0.99")
     add("--stop", action="store_true", help="end a trial as soon as it reaches the target")
+    add("--test", action="store_true", help="score the test data after every trial of --seeds, not of --tune-seeds")
     add("--preset", help="a preset of the recipe")
     add("--jobs", type=int, default=1, help="number of trials that run at once and share the cores (default: 1)")
     add("--out", type=Path, default=Path("compare"), help="directory for all results (default: %(default)s)")

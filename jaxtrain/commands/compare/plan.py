@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
         raise ConfigError("compare --stop: set the value to reach with --target")
     if args.target is not None and args.target > 1 and args.metric.endswith(FRACTIONS):
         raise ConfigError(f"compare --target {args.target:g}: {args.metric} is at most 1; use 0.99 for 99 %")
-    goal = Goal(parse_metric(args.metric, args.mode), args.target, args.steps, args.seconds, args.stop)
+    goal = Goal(parse_metric(args.metric, args.mode), args.target, args.steps, args.seconds, args.stop, args.test)
     rates, seeds = parse_rates(args.lrs), parse_seeds(args.seeds, "--seeds")
     tune_seeds = parse_seeds(args.tune_seeds, "--tune-seeds")
     if len(rates) > 1 and not tune_seeds:
@@ -62,7 +62,8 @@ def run(args: argparse.Namespace, rest: list[str], argv: list[str]) -> int:
     recipe, config, fields = configured("compare", args, rest, replaced)
     strategies = with_controls(args.strategies)  # the recipe may register some
     needs = {"--seed": ("--seeds ''", seeds or len(rates) > 1), "--lr": ("--lrs", rates)}
-    for name, (option, given) in {**needs, "--max-steps": ("--steps", args.steps)}.items():
+    needs |= {"--max-steps": ("--steps", args.steps), "--test": ("--test", args.test)}
+    for name, (option, given) in needs.items():
         if given and not hasattr(config, name[2:].replace("-", "_")):
             raise ConfigError(f"{args.recipe} has no option {name}: leave {option} out")
     if hasattr(config, "stop_at") and not any(word.replace("_", "-").startswith("--stop-at") for word in rest):

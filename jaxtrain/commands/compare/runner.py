@@ -37,13 +37,22 @@ NUMBERS = ("steps", "seconds", "value", "peak_mb", "compile_seconds", "total_sec
 
 @dataclass(frozen=True)
 class Goal:
-    """The metric, its target, and the budget of a trial. ``stop``: a trial ends when it reaches the target."""
+    """The metric, its target, and the budget of a trial.
+
+    ``stop``: a trial ends when it reaches the target. ``test``: trials that are not for tuning score the test data.
+    """
 
     monitor: Monitor
     target: float | None
     steps: int | None
     seconds: float | None
     stop: bool
+    test: bool = False
+
+    @property
+    def test_metric(self) -> str:
+        """Name of the metric in the test data, without prefix."""
+        return self.monitor.tag.rpartition("/")[2]
 
     def key(self, result: Mapping[str, Any]) -> tuple:
         """Sort key, best first: results that reached the target, by steps; then by value; failed ones last."""
@@ -164,6 +173,7 @@ class Comparison:
         """What the process of a trial receives; see ``run_trial``."""
         strategy, goal = trial.strategy, self.goal
         own = {"lr": trial.lr, "seed": trial.seed, "max_steps": goal.steps}
+        own["test"] = (not trial.tuning) if goal.test else None
         options = {**trial.options, **{name: value for name, value in own.items() if value is not None}}
         fields = strategy.all_fields(self.fields)
         config = dataclasses.replace(self.config, **options, strategy=strategy.name, strategy_fields=fields)

@@ -35,6 +35,7 @@ def _row(results: Sequence[Result], goal: Goal, chance: float | None) -> dict[st
         **{name: results[0][name] for name in ("variant", "strategy", "lr")},
         "seeds": [result["seed"] for result in results],
         "failed": sorted({result["failed"] for result in results if result["failed"]}),
+        "test": [score for result in done if (score := result.get("test", {}).get(goal.test_metric)) is not None],
         "done": len(done), "reached": len(reached), "value": values, "at_chance": _at_chance(values, goal, chance),
         "steps": [result["steps"] for result in done],
         "until": [result["reached"][0] if result["reached"] else result["steps"] for result in done],
@@ -70,23 +71,23 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         value = f"{value if row['done'] else ''} failed{number}: {'; '.join(row['failed'])}".strip()
     return [
         row["variant"], row["strategy"], "" if row["lr"] is None else f"{row['lr']:g}", value,
-        spread(row["steps"], ",.0f"), f"{row['reached']} of {total}", spread(row["steps_to"], ",.0f"),
-        spread(row["seconds_to"], ".1f"), spread(row["step_ms"], ".3g"), spread(row["compile_seconds"], ".1f"),
-        spread(row["peak_mb"], ",.0f"),
+        spread(row["test"], ".4g"), spread(row["steps"], ",.0f"), f"{row['reached']} of {total}",
+        spread(row["steps_to"], ",.0f"), spread(row["seconds_to"], ".1f"), spread(row["step_ms"], ".3g"),
+        spread(row["compile_seconds"], ".1f"), spread(row["peak_mb"], ",.0f"),
     ]  # fmt: skip
 
 
 def _markdown(table: Sequence[Mapping[str, Any]], goal: Goal, chance: float | None) -> str:
     target = "the target" if goal.target is None else f"{goal.target:g}"
-    head = ["variant", "strategy", "lr", f"{goal.monitor.tag} at the end", "steps", f"seeds at {target}",
-            f"steps to {target}", f"seconds to {target}", "ms per step", "compile s", "host MiB"]  # fmt: skip
+    to_target = [f"seeds at {target}", f"steps to {target}", f"seconds to {target}"]
+    test = f"test/{goal.test_metric}"
+    head = ["variant", "strategy", "lr", f"{goal.monitor.tag} at the end", test, "steps", *to_target, "ms per step",
+            "compile s", "host MiB"]  # fmt: skip
+    hidden = [] if any(row["test"] for row in table) else [test]
+    hidden += to_target if goal.target is None else []
     guess = "unknown" if chance is None else f"{chance:.4g}"
-    lines = [["", "chance", "", guess, *[""] * 7], *map(cells, table)]
-    shown = [
-        i
-        for i in range(len(head))
-        if any(line[i] for line in lines) and (goal.target is not None or i not in (5, 6, 7))
-    ]
+    lines = [["", "chance", "", guess, guess, *[""] * 7], *map(cells, table)]
+    shown = [i for i in range(len(head)) if any(line[i] for line in lines) and head[i] not in hidden]
     return markdown([head[i] for i in shown], [[line[i] for i in shown] for line in lines])
 
 

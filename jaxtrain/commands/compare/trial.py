@@ -135,7 +135,7 @@ def run_trial(request: dict[str, Any], abort: Callable[[dict[str, Any]], Any] | 
     """
     started = time.perf_counter()
     monitor = Monitor.of(request["metric"], request["mode"], "compare")
-    ending: dict[str, Any] = {"failed": "", "status": "failed", "compile_seconds": math.nan}
+    ending: dict[str, Any] = {"failed": "", "status": "failed", "compile_seconds": math.nan, "test": {}}
 
     def so_far() -> dict[str, Any]:
         steps, seconds = watch.mark
@@ -169,8 +169,9 @@ def run_trial(request: dict[str, Any], abort: Callable[[dict[str, Any]], Any] | 
         # strategies more than for others.
         kept = [callback for callback in fit.callbacks if not isinstance(callback, Checkpoint | TensorBoard)]
         fit.callbacks = Callbacks([*kept, watch])
-        result = fit.run(module, data, config=config.saved())
+        result = fit.run(module, data, config=config.saved(), test=getattr(config, "test", False))
         ending.update(status=result.status, compile_seconds=result.summary["seconds"]["compile"])
+        ending["test"] = result.summary["test"]
         if result.status in ("interrupted", "terminated"):
             ending["failed"] = f"the trial was {result.status} at step {result.step}"
         elif not watch.curve:

@@ -37,7 +37,7 @@ def describe_run(run: Mapping[str, Any], *, everything: bool = False) -> str:
     """Describe the facts of a run in sections, one fact per line."""
     sections = {"run": _of_run(run), "result": _of_result(run), "curves": _curves(run["curves"])}
     if everything or not run["config"]:
-        sections |= {name: _table(run[name]) for name in ("strategy", "config", "fit")}
+        sections |= {name: _table(run[name], empty=False) for name in ("strategy", "config", "fit")}
     else:
         sections["options that differ from jaxtrain's defaults (--all: every option)"] = _changed(run)
     kept = {"steps": ", ".join(map(str, run["checkpoints"]))} if run["checkpoints"] else {"steps": "none"}
@@ -105,6 +105,7 @@ def _changed(run: Mapping[str, Any]) -> dict[str, str]:
     return dict(flat({"strategy": run["rule"], **changed, **{n: v for n, v in own.items() if "strategy" not in n}}))
 
 
-def _table(values: Any) -> dict[str, str]:
+def _table(values: Any, *, empty: bool = True) -> dict[str, str]:
     """Names and texts of a section. A damaged file may hold something other than a table."""
-    return dict(flat(values if isinstance(values, dict) else {"damaged": values})) if values else {}
+    values = values if isinstance(values, dict) else {"damaged": values} if values else {}
+    return dict(flat(values if empty else {name: value for name, value in values.items() if value is not None}))

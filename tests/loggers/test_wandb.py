@@ -50,7 +50,9 @@ def read(run_dir, killed=0):
     for path in sorted(Path(run_dir).glob("wandb/offline-run-*/*.wandb")):
         start = {"id": path.stem.removeprefix("run-"), "config": {}, "history": {}, "summary": {}}
         found = list(records(path))
-        while len(starts) >= killed and not (found and found[-1].HasField("exit")):  # a process of W&B writes it in the background
+        while len(starts) >= killed and not (
+            found and found[-1].HasField("exit")
+        ):  # a process of W&B writes it in the background
             time.sleep(0.01)
             found = list(records(path))
         for record in found:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import ConfigError
 from ..period import Period
@@ -46,7 +44,7 @@ class Options:
 
     strategy: StrategyName = "drtrl"
     """how gradients are computed"""
-    strategy_fields: Annotated[dict[str, Any], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
+    strategy_fields: dict[str, Any] = dataclasses.field(default_factory=dict)
     """fields of the strategy, as set by --strategy.FIELD"""
     run_dir: str | None = None
     """run directory; none: a new numbered directory under checkpoints/"""

@@ -21,9 +21,10 @@ import saiunit as u
 from ..core.module import Module
 from ..core.ownership import alone
 from ..core.state import attributes_kept, name_of
+from ..utils.extras import needed
 from ..utils.files import write_atomic
 from ..utils.logging import log, one_line
-from .tensors import needed, states_of_model
+from .tensors import states_of_model
 
 type Nodes = dict[str, Any]
 

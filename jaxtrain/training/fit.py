@@ -75,8 +75,8 @@ class Fit(ReadsOutputs, ForeignArguments):
         callbacks: Callbacks, see ``jaxtrain.Callback``.
         loggers: The loggers of the run. "default" means ``JSONL()`` and ``TensorBoard()`` if there is a run directory;
             ``()`` turns them off. ``LearningRateMonitor`` and ``Throughput`` are added if there are loggers.
-        progress: Whether to show a progress bar: "auto" on a terminal only; True also logs a line every 30 seconds if
-            there is no terminal.
+        progress: Whether to show a progress bar: "auto" on a terminal or in a notebook; True elsewhere logs a line
+            every 30 seconds.
         run_dir: Directory for configuration, checkpoints, logs and result; None keeps everything in memory.
 
     Raises:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxtrain import cli
 from jaxtrain.commands.compare.runner import Comparison
 from jaxtrain.commands.load_recipe import load_recipe
 from jaxtrain.commands.main import tool
@@ -145,6 +146,22 @@ def test_every_input_and_network_trains(folder, options):
     assert (result.status, result.step) == ("finished", 11) and np.isfinite(result.metrics["val/loss"])
     tested = fit.test(module, data)
     assert 0 <= tested["test/accuracy"] <= 1
+
+
+@pytest.mark.full
+def test_a_run_goes_on_for_more_epochs(folder, capsys):
+    options = ["--data", folder, "--run-dir", folder / "run", "--hidden", 8, "--batch-size", 4, "--no-progress"]
+
+    def call(*argv):
+        argv = [str(word) for word in (*options, *argv)]
+        return cli.main(fashion.Config, fashion.make, presets=fashion.PRESETS, argv=argv), capsys.readouterr().out
+
+    code, out = call("--preset", "stream", "--epochs", 1, "--width", 4, "--mlp", 4, "--test")
+    assert code == 0 and "finished at step 11" in out and "--resume last --epochs 2" in out
+    assert "test    accuracy" in out
+    options[4:] = ["--no-progress"]
+    code, out = call("--resume", "last", "--epochs", 2)
+    assert code == 0 and "finished at step 22" in out
 
 
 @pytest.mark.full

@@ -83,9 +83,7 @@ def test_a_figure_for_light_pages_has_one_for_dark_pages():
 def test_every_recipe_is_in_the_gallery():
     gallery = (DOCS / "gallery.md").read_text()
     for recipe in sorted((ROOT / "recipes").glob("*.py")):
-        assert f"python recipes/{recipe.name}" in gallery, (
-            "add command, minutes, result, chance, control, figure"
-        )
+        assert f"python recipes/{recipe.name}" in gallery, "add command, minutes, result, chance, control, figure"
 
 
 def test_the_readme_is_short():
@@ -97,10 +95,11 @@ def test_the_readme_is_short():
 RUN_ELSEWHERE = {
     "README.md": 1, "CONTRIBUTING.md": 3, "docs/cognitive_tasks.md": 2, "docs/loggers.md": 1, "docs/metrics.md": 3,
     "docs/modules.md": 1, "docs/online.md": 3, "docs/pretrained.md": 3, "docs/recipes.md": 1, "docs/recording.md": 6,
-    "docs/search.md": 1, "docs/spiking.md": 1, "docs/strategies.md": 3, "docs/tensorboard.md": 1, "docs/your_model.md": 2,
+    "docs/search.md": 1, "docs/spiking.md": 1, "docs/strategies.md": 3, "docs/tensorboard.md": 1,
+    "docs/your_model.md": 2,
 }  # fmt: skip
-"""Python blocks of the pages that other tests run: those named after a page, a recipe or CONTRIBUTING.md, and test_readme,
-test_pages and test_tensorboard_browser."""
+"""Python blocks that test_readme, test_pages, test_online, test_contributing, test_cogtask and test_tensorboard_browser
+run."""
 RUN_HERE = {"docs/callbacks.md": 3, "docs/coming_from.md": 5, "docs/data.md": 6, "docs/getting_started.md": 6,
             "docs/index.md": 1, "docs/scaling.md": 1}  # fmt: skip
 

@@ -51,7 +51,7 @@ def front(data: dict[str, Any]) -> Figure:
         band(axes, curves, rule, f"--strategy {rule}")
     guessing(axes, 1 / 8)
     axes.set(xlabel="updates", ylabel="recall (fraction of digits)", ylim=(0, 1.02), xlim=(0, None))
-    axes.legend(frameon=False, loc="center right")
+    figure.legend(frameon=False, loc="outside right center")
     return figure
 
 

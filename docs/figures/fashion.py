@@ -3,7 +3,7 @@
 python recipes/fashion.py --preset neurotrain --epochs 2 --strategy eprop --run-dir checkpoints/figure
 python docs/figures/fashion.py checkpoints/figure
 
-The scores are those of docs/results/data/fashion/trials.jsonl, which `jaxtrain compare` writes.
+The scores are those of docs/results/data/fashion_two_epochs/trials.jsonl, which `jaxtrain compare` writes.
 """
 
 import json
@@ -17,7 +17,7 @@ from jaxtrain.commands.output import new_figure, save_figure
 from jaxtrain.datasets import ArrayDataset
 
 HERE = Path(__file__).parent
-TRIALS = HERE.parent / "results" / "data" / "fashion" / "trials.jsonl"
+TRIALS = HERE.parent / "results" / "data" / "fashion_two_epochs" / "trials.jsonl"
 NAMES = {
     "bptt": "BPTT", "drtrl": "D-RTRL", "pp_prop": "pp_prop (ES-D-RTRL)", "eprop": "e-prop", "ostl_recurrent": "OSTL",
     "readout_only": "readout only",

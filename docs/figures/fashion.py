@@ -1,9 +1,7 @@
 """Draws fashion.png: spikes of a trained network for three images, and every rule beside the published row.
 
 python recipes/fashion.py --preset neurotrain --epochs 2 --strategy eprop --run-dir checkpoints/figure
-python docs/figures/fashion.py checkpoints/figure
-
-The scores are those of docs/results/data/fashion_two_epochs/trials.jsonl, which `jaxtrain compare` writes.
+python docs/figures/fashion.py checkpoints/figure docs/results/data/fashion_two_epochs/trials.jsonl
 """
 
 import json
@@ -17,7 +15,6 @@ from jaxtrain.commands.output import new_figure, save_figure
 from jaxtrain.datasets import ArrayDataset
 
 HERE = Path(__file__).parent
-TRIALS = HERE.parent / "results" / "data" / "fashion_two_epochs" / "trials.jsonl"
 NAMES = {
     "bptt": "BPTT", "drtrl": "D-RTRL", "pp_prop": "pp_prop (ES-D-RTRL)", "eprop": "e-prop", "ostl_recurrent": "OSTL",
     "readout_only": "readout only",
@@ -47,11 +44,13 @@ def spikes(run_dir: Path, count: int):
     return x[:count], y[:count], recorded["neurons.spike"], recorded["output"].sum(1)
 
 
-def draw_scores(axes) -> None:
+def draw_scores(axes, trials: Path) -> None:
     """A row per rule: the test accuracy of every seed, and the published one as a circle."""
-    trials = [json.loads(line) for line in TRIALS.read_text().splitlines()]
+    done = [trial for line in trials.read_text().splitlines() if not (trial := json.loads(line))["failed"]]
+    done = [trial for trial in done if trial["test"]]
+    epochs, seeds = max(len(trial["curve"]) for trial in done), len({trial["seed"] for trial in done})
     for row, (name, label) in enumerate(NAMES.items()):
-        own = [t["test"]["accuracy"] for t in trials if t["strategy"] == name and t["seed"] < 100 and not t["failed"]]
+        own = [trial["test"]["accuracy"] for trial in done if trial["strategy"] == name]
         median, published = statistics.median(own), PUBLISHED.get(name)
         axes.plot(own, [row] * len(own), linestyle="none", color=COLORS[name], marker=MARKS[name], markersize=8)
         text = f"{label}: {median:.3f}" + (f"   (published {published:.3f})" if published else "")
@@ -61,11 +60,11 @@ def draw_scores(axes) -> None:
     axes.set(
         xlabel="circle: published, 20 epochs, one seed", ylim=(len(NAMES) - 0.6, -0.7), xlim=(0.66, 0.9), yticks=[]
     )
-    axes.set_title("test accuracy after 2 epochs, one seed", fontsize=10)
+    axes.set_title(f"test accuracy after {epochs} epochs, {seeds} seed{'s' * (seeds > 1)}", fontsize=10)
     axes.grid(alpha=0.25, axis="x")
 
 
-def main(run_dir: Path) -> None:
+def main(run_dir: Path, trials: Path) -> None:
     figure, count = new_figure(10, 5), 3
     grid = figure.add_gridspec(count, 3, width_ratios=(1, 1.6, 3.2))
     for row, (image, label, fired, scores) in enumerate(zip(*spikes(run_dir, count), strict=True)):
@@ -75,16 +74,18 @@ def main(run_dir: Path) -> None:
         left.set_yticks([])
         left.set_xlabel(CLOTHES[label], fontsize=10)
         extent = (0.5, len(fired) + 0.5, 0.5, NEURONS + 0.5)
-        middle.imshow(fired[:, :NEURONS].T, cmap="Blues", aspect="auto", origin="lower", extent=extent)
+        middle.imshow(
+            fired[:, :NEURONS].T, cmap="Blues", aspect="auto", origin="lower", extent=extent, interpolation="nearest"
+        )
         middle.set_title(f"decision: {CLOTHES[scores.argmax()]}", fontsize=10)
         middle.set_ylabel("neuron", fontsize=9)
     middle.set_xlabel("time step", fontsize=10)
-    draw_scores(figure.add_subplot(grid[:, 2]))
+    draw_scores(figure.add_subplot(grid[:, 2]), trials)
     figure.tight_layout()
     save_figure(figure, HERE / "fashion.png")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 3:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -48,7 +48,7 @@ class Config(TrainingOptions, NetworkOptions):
     """sequences per batch"""
     decay: Literal["constant", "cosine"] = "cosine"
     """learning rate after the warm-up: cosine decays to zero at max_steps"""
-    max_steps: int = 600
+    max_steps: int = 1500
     """train steps, one batch each"""
 
     def __post_init__(self):

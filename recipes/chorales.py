@@ -154,7 +154,7 @@ def make(config: Config):
     if config.sample is not None:
         from music.continuation import Continue
 
-        callbacks.append(Continue(Path(config.sample), val[0][:PROMPT], CONTINUED))
+        callbacks.append(Continue(Path(config.sample), val[0][:PROMPT], CONTINUED, PARTS))
     fit = jt.Fit(config.make_strategy(), callbacks=callbacks, **config.fit_options())
     return fit, Next(), data
 

@@ -43,7 +43,7 @@ class Recorder:
         return self, "module", "data"
 
     def run(self, module, data, *, resume, config, dry_run, test):
-        self.asked = {"resume": resume, "config": config, "dry_run": dry_run}
+        self.asked = {"resume": resume, "config": config, "dry_run": dry_run, "test": test}
         if self.before is not None:
             self.before()
         if not dry_run:

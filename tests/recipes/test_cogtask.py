@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import braintools.cogtask
 import numpy as np
@@ -301,16 +302,20 @@ def test_the_page_records_and_draws(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "cogtask.png").stat().st_size > 10_000
 
 
-NOT_LEARNED = {"DualDelayMatchSample", "DelayMatchCategory", "HierarchicalReasoning"}
+NOT_LEARNED: set[str] = set()
 """Tasks on which the GRU does not beat chance within the budget; docs/cognitive_tasks.md marks them."""
-BUDGET = {"max_steps": 300, "lr": 3e-3, "validate_every": None, "log_every": 100}
+BUDGET = {"max_steps": 300, "lr": 3e-3}
+HARD = {"max_steps": 500, "lr": 1e-2}
+"""The budget of those that need to compare, or to combine a rule with a stimulus; chosen on seed 100."""
+ARE_HARD = ("DualDelayMatchSample", "DelayMatchCategory", "HierarchicalReasoning")
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("task", [task for task in RECIPE.TASKS if task != OURS])
-def test_a_gru_beats_chance_within_300_updates(task):
+def test_a_gru_beats_chance_within_its_budget(task):
     """64 units, D-RTRL, 64 trials a batch; three standard errors on 2,048 fresh trials."""
-    fit, module, data = RECIPE.make(RECIPE.Config(task=task, progress=False, devices=1, **BUDGET))
+    budget: dict[str, Any] = HARD if task in ARE_HARD else BUDGET
+    fit, module, data = RECIPE.make(RECIPE.Config(task=task, progress=False, devices=1, validate_every=None, **budget))
     fit.run(module, jt.DataModule(data.train_data()))
     test = data.test_data()
     guess, count = chance(test)

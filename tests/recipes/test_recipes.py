@@ -30,6 +30,7 @@ TINY = {
     "integrator": "--time 8 --validate-every 4 --decay constant",
     "mnist_1d": "--taps 3 --width 4 --mlp 0 --validate-every 4 --decay constant --warmup 0",
     "vowels": "--data vowels --validate-every 4 --decay constant",
+    "cogtask": "--task ImmediateDirectionClassification --dt 50 --val-trials 8 --validate-every 4",
 }
 
 TIERS = {
@@ -38,6 +39,7 @@ TIERS = {
     "copy_stream": pytest.mark.full,
     "mnist_1d": pytest.mark.full,
     "vowels": pytest.mark.full,
+    "cogtask": pytest.mark.full,
 }
 """Each recipe once; the other tasks and presets are long."""
 

@@ -179,10 +179,16 @@ def test_a_run_is_resumed_exactly(tmp_path):
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    "task", ["DelayPairedAssociation", "ImmediateDirectionReproduction", "ReadySetGo", "PostDecisionWager"]
+    ("task", "steps"),
+    [
+        ("DelayPairedAssociation", 8),
+        ("ImmediateDirectionReproduction", 8),
+        ("ReadySetGo", 40),
+        ("PostDecisionWager", 40),
+    ],
 )
-def test_the_decision_of_a_trial_in_numpy(task):
-    fit, module, data = ran(task=task, dt=50.0, max_steps=40, lr=0.02)
+def test_the_decision_of_a_trial_in_numpy(task, steps):
+    fit, module, data = ran(task=task, dt=50.0, max_steps=steps, lr=0.02)
     found, test = fit.test(module, data.test_data()), data.test_data()
     right, bets = [], []
     for step in range(len(test)):
@@ -302,7 +308,7 @@ def test_the_page_records_and_draws(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "cogtask.png").stat().st_size > 10_000
 
 
-NOT_LEARNED: set[str] = set()
+NOT_LEARNED = {"HierarchicalReasoning"}
 """Tasks on which the GRU does not beat chance within the budget; docs/cognitive_tasks.md marks them."""
 BUDGET = {"max_steps": 300, "lr": 3e-3}
 HARD = {"max_steps": 500, "lr": 1e-2}

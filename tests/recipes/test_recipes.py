@@ -16,6 +16,7 @@ import jaxtrain
 from jaxtrain.callbacks.dispatch import Callbacks
 from jaxtrain.commands.load_recipe import load_recipe
 from jaxtrain.core.state import parameters
+from tests.kit.scores import write_chorales
 from tests.kit.tiers import longer
 from tests.recordings import write_spikes
 
@@ -34,6 +35,7 @@ TINY = {
     "integrator": "--time 8 --validate-every 4 --decay constant",
     "mnist_1d": "--taps 3 --width 4 --mlp 0 --validate-every 4 --decay constant --warmup 0",
     "vowels": "--data vowels --validate-every 4 --decay constant",
+    "chorales": "--data chorales --width 5 --mlp 4 --validate-every 4 --decay constant",
     "digits": "--data digits.csv.gz --validate-every 4 --decay constant --time 5",
     "shd": "--data shd_train.h5 --validate-every 4 --steps 6 --dt 200 --pool 100 --neuron alif",
 }
@@ -44,6 +46,7 @@ TIERS = {
     "copy_stream": pytest.mark.full,
     "mnist_1d": pytest.mark.full,
     "vowels": pytest.mark.full,
+    "chorales": pytest.mark.full,
     "digits": pytest.mark.full,
     "shd": pytest.mark.full,
 }
@@ -93,6 +96,7 @@ def call(tmp_path, monkeypatch, capsys):
     (tmp_path / "mnist1d" / "data.py").write_text(STANDS_IN)
     monkeypatch.syspath_prepend(tmp_path)
     write_vowels(tmp_path / "vowels")
+    write_chorales(tmp_path / "chorales")
     write_digits(tmp_path / "digits.csv.gz")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("JAXTRAIN_TRACEBACK", raising=False)

@@ -35,6 +35,9 @@ class Options:
     """Base class of every recipe's Config. Subclass it as a frozen dataclass; each field becomes a flag.
 
     `rule_defaults`: by strategy name, field values that this recipe uses unless a preset, a file or a flag sets them.
+
+    >>> Options(strategy="drtrl", strategy_fields={"window": 5}).make_strategy().window
+    5
     """
 
     rule_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
@@ -85,6 +88,8 @@ def check(config: Options, counts: Sequence[str] = (), periods: Sequence[str] = 
 
     Raises:
         ConfigError: A value is invalid.
+
+    >>> check(TrainingOptions(), counts=("batch_size",), periods=("validate_every",))
     """
     for name in (*counts, *periods):
         value, flag = getattr(config, name), "--" + name.replace("_", "-")

@@ -44,6 +44,11 @@ def main(Config: type[Options], make: Callable[[Any], tuple[Any, Any, Any]], *,
 
     Returns:
         The exit code, for `sys.exit`.
+
+    Example::
+
+        if __name__ == "__main__":
+            sys.exit(jaxtrain.cli.main(Config, make))
     """
     return processes.run(lambda: guarded(lambda: _main(Config, make, presets or {}, chance or {}, argv)))
 

@@ -49,6 +49,8 @@ def save_nir(module: Module, path: str | Path) -> Path:
         ValueError: The module has no model, or its model is more than a chain of these layers.
         ModuleNotFoundError: The package nir is not installed.
         RuntimeError: A run in progress trains this module.
+
+    >>> path = jaxtrain.pretrained.save_nir(spiking, "trained.nir")
     """
     nir, path = needed("nir", "nir"), Path(path)
     states_of_model(module, "save_nir")

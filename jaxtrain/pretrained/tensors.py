@@ -48,6 +48,8 @@ def save_safetensors(module: Module, path: str | Path) -> Path:
         ValueError: The module has no model, or the path ends differently.
         ModuleNotFoundError: The package safetensors is not installed.
         RuntimeError: A run in progress trains this module.
+
+    >>> path = jaxtrain.pretrained.save_safetensors(module, "trained.safetensors")
     """
     numpy_format, path = needed("safetensors.numpy", "safetensors"), Path(path)
     if path.suffix != SUFFIX:

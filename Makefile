@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 BENCHMARKS := step_time rules online live memory credit overhead feed seeds devices allocator start peers
 
 .DEFAULT_GOAL := help
-.PHONY: help copy test test-all test-long smoke durations lint release-check bench clean which-python venv
+.PHONY: help copy test test-all test-long smoke durations lint docs release-check bench clean which-python venv
 
 help:
 	@echo "make copy [ARGS='...']   train a GRU on the copying task with D-RTRL (ARGS='--help' shows the options)"
@@ -18,10 +18,11 @@ help:
 	@echo "make test-long           exhaustive products and walks, fuzzers, leaks, long streams (90 minutes)"
 	@echo "make durations           make test-all, and write the CPU minutes of each test file to tests/durations.tsv"
 	@echo "make lint                ruff and pyright"
+	@echo "make docs                the documentation site, into site/; open site/index.html"
 	@echo "make release-check       build the package, install the wheel in a new environment, train from an empty folder"
 	@echo "make bench               the benchmarks, onto docs/performance.md; BENCHMARKS='start memory' chooses, ARGS='...'"
 	@echo "                         goes to each"
-	@echo "make clean               remove $(VENV) and caches; runs under checkpoints/ stay"
+	@echo "make clean               remove $(VENV), site/ and caches; runs under checkpoints/ stay"
 	@echo "PYTHON=... and VENV=... choose the interpreter ($(VERSIONS)) and the virtual environment"
 
 copy: $(READY)
@@ -48,6 +49,15 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+docs: $(VENV)/.docs
+	$(BIN)/python docs/theme/notebooks.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "open site/index.html"
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs,notebooks]'
+	@touch $@
+
 release-check: $(READY)
 	@set -e; folder="$$(mktemp -d)"; trap 'rm -rf "$$folder"' EXIT; \
 	$(BIN)/python -m build --outdir "$$folder/dist" . >"$$folder/log" 2>&1 || { cat "$$folder/log"; exit 1; }; \
@@ -68,7 +78,7 @@ bench: $(READY)
 	done; $(BIN)/python benchmarks/page.py
 
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis dist *.egg-info
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis dist site *.egg-info
 	find jaxtrain recipes tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 venv: $(READY)

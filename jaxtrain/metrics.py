@@ -72,6 +72,8 @@ class Accuracy(_OfClasses):
         outputs: Scores of one time step, ``(B, C)``.
         targets: True classes, integers ``(B,)``.
         per_class: Return one accuracy for each class (its recall), NaN for a class without targets.
+
+    >>> metrics = {"accuracy": Accuracy(logits, y, decide="sum")}
     """
 
     per_class: bool = field(default=False, kw_only=True, metadata=STATIC)
@@ -95,6 +97,8 @@ class F1(_OfClasses):
         targets: True classes, integers ``(B,)``.
         average: "macro" is the mean over the classes that occur as target or prediction; None returns one value for
             each class, NaN for a class that does not occur.
+
+    >>> metrics = {"f1": F1(logits, y, decide="last", average=None)}
     """
 
     average: Literal["macro"] | None = field(default="macro", kw_only=True, metadata=STATIC)
@@ -117,6 +121,8 @@ class ConfusionMatrix(_OfClasses):
     Args:
         outputs: Scores of one time step, ``(B, C)``.
         targets: True classes, integers ``(B,)``.
+
+    >>> metrics = {"confusion": ConfusionMatrix(logits, y, decide="mean")}
     """
 
     def sums(self, outputs: jax.Array, targets: jax.Array, weights: jax.Array) -> Parts:
@@ -170,6 +176,8 @@ class AUROC(Decided):
     Args:
         outputs: Scores of one time step, ``(B,)``.
         targets: ``(B,)``, True or nonzero for a positive.
+
+    >>> metrics = {"auroc": AUROC(logits[:, 1], y, decide="max")}
     """
 
     names: ClassVar[tuple[str, str]] = ("scores", "targets")
@@ -238,6 +246,8 @@ class R2(_OfValues):
     Args:
         outputs: Predictions of one time step, ``(B, ...)``.
         targets: Their targets, of the same shape.
+
+    >>> metrics = {"r2": R2(outputs, targets)}
     """
 
     def sums(self, outputs: jax.Array, targets: jax.Array, weights: jax.Array) -> Parts:
@@ -254,6 +264,8 @@ class Correlation(_OfValues):
     Args:
         outputs: Predictions of one time step, ``(B, ...)``.
         targets: Their targets, of the same shape.
+
+    >>> metrics = {"r": Correlation(outputs, targets)}
     """
 
     def sums(self, outputs: jax.Array, targets: jax.Array, weights: jax.Array) -> Parts:

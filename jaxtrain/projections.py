@@ -41,7 +41,7 @@ def dale(signs: ArrayLike, *, rows: slice | None = None) -> Projection:
 
     Example::
 
-        dale([1, 1, 1, -1], rows=slice(n_in, None))    # recurrent weights of three excitatory and one inhibitory unit
+        dale([1, 1, 1, -1], rows=slice(10, None))    # recurrent weights of three excitatory and one inhibitory unit
 
     Args:
         signs: Signs ``(n_rows,)`` of the presynaptic units, each 1 or -1.
@@ -72,7 +72,7 @@ def sparse(mask: ArrayLike, *, rows: slice | None = None) -> Projection:
 
     Example::
 
-        sparse(np.random.default_rng(0).random((n, n)) < 0.1, rows=slice(n_in, None))    # 10 % of all connections
+        sparse(np.random.default_rng(0).random((64, 64)) < 0.1, rows=slice(10, None))    # 10 % of all connections
 
     Args:
         mask: Bool, or 0 and 1, of the shape of the weight or of its ``rows``. True: the weight is free.
@@ -106,6 +106,9 @@ def non_negative(*, rows: slice | None = None) -> Projection:
 
     Raises:
         TypeError: ``rows`` is not a slice.
+
+    >>> non_negative()(np.array([[0.5, -0.5]])).tolist()
+    [[0.5, 0.0]]
     """
     return _projection("non_negative", lambda block: jnp.where(block < 0, 0, block), rows)
 
@@ -154,6 +157,9 @@ def zero_diagonal(*, rows: slice | None = None) -> Projection:
 
     Raises:
         TypeError: ``rows`` is not a slice.
+
+    >>> zero_diagonal()(np.ones((2, 2))).tolist()
+    [[0.0, 1.0], [1.0, 0.0]]
     """
 
     def change(block: jax.Array) -> jax.Array:

@@ -42,8 +42,8 @@ class Recorder:
         self.config, self.strategy, self.run_dir = config, config.make_strategy(), Path(config.run_dir)
         return self, "module", "data"
 
-    def run(self, module, data, *, resume, config, dry_run):
-        self.asked = {"resume": resume, "config": config, "dry_run": dry_run}
+    def run(self, module, data, *, resume, config, dry_run, test):
+        self.asked = {"resume": resume, "config": config, "dry_run": dry_run, "test": test}
         if self.before is not None:
             self.before()
         if not dry_run:

@@ -1,7 +1,11 @@
 """A recipe as a command line: where its values come from, and what --help says."""
 
+import contextlib
 import dataclasses
+import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +15,7 @@ import jaxtrain
 from jaxtrain import cli
 from jaxtrain.errors import ConfigError
 from jaxtrain.strategies import registry
-from jaxtrain.utils.fields import summary
+from jaxtrain.utils.fields import options, summary
 from tests.commands import ROOT, Config
 
 
@@ -121,18 +125,112 @@ def test_a_file_may_name_the_run_directory(fit, call):
     assert fit.config.run_dir == "mine" and not ROOT.exists()
 
 
+def sections(text):
+    """The lines of each section of a help text, by title; what precedes them is under ""."""
+    found, title = {"": []}, ""
+    for line in text.splitlines():
+        if re.fullmatch(r"\S.*:", line):
+            title = line[:-1]
+            found[title] = []
+        elif line.strip():
+            found[title].append(line)
+    return found
+
+
+def flags(lines):
+    return [line.split()[0].rstrip(",") for line in lines if line.startswith("  --")]
+
+
+@dataclass(frozen=True)
+class Full(cli.TrainingOptions, cli.NetworkOptions):
+    """A task with every option."""
+
+    time_lag: int = 20
+    """time steps of the blank, 100 % of them"""
+    lr: float = 0.5
+    """rate"""
+    plan: list[int] | None = None
+    """stages"""
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_help_shows_what_matters_first_and_groups_the_rest(fit, capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    presets = {"short": {"lr": 0.25, "drtrl": {"window": 3}}}
+    assert cli.main(Full, fit.make, presets=presets, argv=["--preset", "short", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= width and "\x1b" not in text
+    found = sections(text)
+    assert list(found) == [
+        "", "most used", "this recipe", "strategies (--strategy NAME --help shows what one does, and its fields)",
+        "presets", "network", "training", "logging and checkpoints", "several processes",
+    ]  # fmt: skip
+    first = flags(found["most used"])
+    assert first[:5] == ["--strategy", "--preset", "--max-steps", "--batch-size", "--lr"] and len(first) <= 14
+    assert {"--hidden", "--seed", "--seeds", "--devices", "--run-dir", "--resume", "--dry-run"} <= {*first}
+    assert flags(found["this recipe"]) == ["--time-lag", "--plan"]
+    assert {"--layers", "--r-min"} <= {*flags(found["network"])} and "--clip" in flags(found["training"])
+    assert {"--log-every", "--progress"} <= {*flags(found["logging and checkpoints"])}
+    assert len(flags(found["several processes"])) == 4
+    every = [flag for lines in found.values() for flag in flags(lines)]
+    names = {f"--{field.name}".replace("_", "-") for field in dataclasses.fields(Full)} - {"--strategy-fields"}
+    several = {"--processes", "--process", "--coordinator", "--process-timeout"}
+    assert len({*every}) == len(every)
+    assert {*every} == names | several | {"--preset", "--resume", "--config", "--dry-run"}
+    plain = " ".join(text.split())
+    assert "--time-lag INT time steps of the blank, 100 % of them (default: 20)" in plain
+    assert "--lr FLOAT rate (default: 0.25)" in plain and "--plan INT ...|none stages (default: none)" in plain
+    for name in registry.REGISTRY:
+        assert f" {name} {summary(registry.lookup(name))} " in plain
+    assert "short lr=0.25, drtrl.window=3" in plain
+
+
+@pytest.mark.parametrize("name", registry.REGISTRY)
+def test_help_of_a_strategy_shows_its_fields(call, name):
+    code, out, _ = call("--strategy", name, "--help")
+    found = sections(out)
+    kind = options(registry.lookup(name))
+    expected = [f"--strategy.{field}".replace("_", "-") for field in kind]
+    assert code == 0 and flags(found[f"fields of {name}"]) == expected
+    text = " ".join(out.split())
+    assert summary(registry.lookup(name)) in text and "Args:" not in text and "--batch-size" not in text
+    for field in kind.values():
+        assert field.help in text
+
+
 def test_help(call):
     code, out, _ = call("--help")
-    assert code == 0
-    text = " ".join(re.sub("[│─╭╮╰╯]", " ", out).split())
-    for option in ("--batch-size INT", "--strategy.window INT", "--resume", "--no-progress", "--dry-run", "--config"):
+    text = " ".join(out.split())
+    assert code == 0 and out.startswith("usage: python ") and "A recipe for tests of the command line" in text
+    for option in ("--batch-size INT", "--resume never|last|best", "--no-progress", "--dry-run", "--config PATH|none"):
         assert option in text
-    assert (
-        "sequences in a batch" in text
-        and "drtrl Real-time recurrent learning with a diagonal Jacobian (default)" in text
-    )
-    assert "numbered directory under checkpoints/ (default: None)" in text, "one default"
-    for name in registry.REGISTRY:
-        assert f" {name} {summary(registry.lookup(name))} " in text
+    assert "sequences in a batch (default: 4)" in text
+    assert "drtrl Real-time recurrent learning with a diagonal Jacobian (default)" in text
+    assert "numbered directory under checkpoints/ (default: none)" in text, "one default"
     assert "tutorial lr=0.001, clip=None, drtrl.vjp=single-step" in text
+    strategy = " ".join(call("--strategy", "drtrl", "--preset", "tutorial", "--help")[1].split())
+    assert "single-step) (default: single-step)" in strategy, "the value that the preset sets"
     assert "--strategy.remat" in " ".join(call("--strategy", "bptt", "--help")[1].split())
+
+
+def test_flags_that_help_shows_are_flags(fit, call):
+    """Also those that turn a boolean off."""
+    assert call("--strategy.stateful", "--no-progress")[0] == 0 and fit.config.make_strategy().stateful
+    assert call("--no-strategy.stateful", "--progress")[0] == 0 and not fit.config.make_strategy().stateful
+
+
+def test_a_terminal_without_colour(tmp_path):
+    """NO_COLOR holds on a terminal, and nothing but a terminal gets colours."""
+    main, other = os.openpty()
+    recipe = Path(jaxtrain.__file__).parents[1] / "recipes" / "copy_gru.py"
+    env = {**os.environ, "NO_COLOR": "1", "COLUMNS": "80", "PYTHONPATH": str(recipe.parents[1])}
+    env.pop("FORCE_COLOR", None)
+    process = subprocess.Popen([sys.executable, recipe, "--help"], stdout=other, stderr=other, env=env)
+    os.close(other)
+    text = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while part := os.read(main, 4096):
+            text += part
+    os.close(main)
+    assert process.wait() == 0 and b"most used:" in text and b"\x1b" not in text
+    assert max(map(len, text.decode().splitlines())) <= 80

@@ -213,8 +213,12 @@ def test_a_closed_pipe_is_quiet(tmp_path, unbuffered):
     options = ["-u"] * unbuffered
     quiet = (0, ""), (141, "")  # nobody heard all that was said, or the work was cut short
     assert into_a_closed_pipe(*options, recipe, "--help") in quiet
+    assert into_a_closed_pipe(*options, recipe, "--strategy", "bptt", "--help") in quiet
     (tmp_path / "config.json").write_text('{"fit": {}, "strategy": {"name": "bptt"}, "data": {}, "config": {"a": 1}}')
     assert into_a_closed_pipe(*options, "-c", INFO, "info", tmp_path) in quiet
+    assert into_a_closed_pipe(*options, "-c", INFO, "info", tmp_path, "--json") in quiet
+    assert into_a_closed_pipe(*options, "-c", INFO, "runs", tmp_path) in quiet
+    assert into_a_closed_pipe(*options, "-c", INFO, "compare", "--help") in quiet
     assert into_a_closed_pipe(*options, "-c", INFO, "--help") in quiet
 
 

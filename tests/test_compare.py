@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from jaxtrain.callbacks.early_stopping import Monitor
@@ -179,8 +180,8 @@ def test_a_line_is_median_least_and_most():
     found[1]["seed"], found[2]["seed"] = 1, 2
     (row,) = table.rows(found, GOAL, 0.125)
     assert table.cells(row)[3:] == [
-        "0.99 [0.2, 1]", "100 [100, 100]", "2 of 3", "60 [50, 70]", "1.2 [1.0, 1.4]", "20 [20, 20]", "1.0 [1.0, 1.0]",
-        "300 [300, 300]",
+        "0.99 [0.2, 1]", "-", "100 [100, 100]", "2 of 3", "60 [50, 70]", "1.2 [1.0, 1.4]", "20 [20, 20]",
+        "1.0 [1.0, 1.0]", "300 [300, 300]",
     ]  # fmt: skip
 
 
@@ -385,6 +386,20 @@ def test_a_figure_over_a_number_that_varies():
     drawn = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes.lines}
     assert drawn["drtrl"] == [(5, 50), (50, 500)]
     assert figures.numeric_axis([trial(options={"cell": "gru"}), trial(options={"cell": "lru"})]) is None
+
+
+def test_a_missed_target_is_no_point_of_the_line():
+    missed = [trial("readout_only", str(lag), options={"time_lag": lag}) for lag in (5, 50)]
+    partly = [trial("drtrl", "5", seed=0, reached=[30, 1, 1], options={"time_lag": 5}),
+              trial("drtrl", "5", seed=1, options={"time_lag": 5}),
+              trial("drtrl", "50", seed=0, options={"time_lag": 50})]  # fmt: skip
+    found = [*missed, *partly]
+    lines = figures.reach(found, table.rows(found, GOAL, None), "time_lag", GOAL).axes[0].lines
+    drawn = {line.get_label(): np.asarray(line.get_ydata(), float) for line in lines}
+    assert np.isnan(drawn["readout_only"]).all()
+    np.testing.assert_array_equal(drawn["drtrl"], [30, math.nan])
+    assert len([line for line in lines if "arrow" in str(line.get_marker())]) == 3
+    assert [line.get_markerfacecolor() for line in lines if line.get_marker() == "o"] == ["none"]
 
 
 def test_controls_have_the_same_color_in_every_figure():

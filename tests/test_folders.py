@@ -10,6 +10,7 @@ import pytest
 
 from jaxtrain.cli.run_dirs import drop_unused, fresh_run, newest_run, saved_config, saved_steps
 from jaxtrain.commands.info import describe_run
+from jaxtrain.commands.run_facts import facts
 from jaxtrain.errors import ConfigError
 from jaxtrain.utils.files import RunLock
 
@@ -76,30 +77,35 @@ def test_saved_config_and_steps(tmp_path):
     assert saved_config(tmp_path) == {"lr": 1} and saved_steps(tmp_path) == [500, 1000]
 
 
+def described(path):
+    return describe_run(facts(path), everything=True)
+
+
 def test_describe_run(tmp_path):
     with pytest.raises(ConfigError, match="no config.json"):
-        describe_run(tmp_path)
+        facts(tmp_path)
     begin(tmp_path, config={"lr": 0.003, "strategy_fields": {"window": 2}}, strategy={"name": "drtrl", "window": 2})
-    assert describe_run(tmp_path).splitlines() == [
-        f"run          {tmp_path}",
-        "status       stopped unexpectedly; continue with --resume last",
-        "checkpoints  none",
-        "",
-        "strategy",
-        "  name    drtrl",
-        "  window  2",
-        "",
-        "config",
-        "  lr  0.003",
+    run, *rest = described(tmp_path).split("\n\n")
+    assert run.splitlines()[:4] == [
+        "run",
+        f"  directory  {tmp_path}",
+        "  status     stopped unexpectedly after step 0; continue with --resume last",
+        "  rule       drtrl",
+    ]
+    assert rest == [
+        "strategy\n  name    drtrl\n  window  2",
+        "config\n  lr                      0.003\n  strategy_fields.window  2",
+        "checkpoints\n  steps  none",
     ]
     with RunLock(tmp_path):
-        assert f"running, process {os.getpid()}" in describe_run(tmp_path)
+        assert f"running, process {os.getpid()}, at step 0" in described(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"step": 50, "train/loss": 0.5}\n{"step": 100, "tr')
+    best = {"monitor": "val/loss", "score": 0.25, "step": 40}
     (tmp_path / "result.json").write_text(
-        json.dumps({"status": "finished", "step": 50, "best": {"step": 40, "val/loss": 0.25}, "val": {"loss": 0.3}})
+        json.dumps({"status": "finished", "step": 50, "best": best, "val": {"loss": 0.3}})
     )
-    text = describe_run(tmp_path)
-    assert "finished at step 50" in text and "best\n  step      40\n  val/loss  0.25" in text
+    text = described(tmp_path)
+    assert "finished at step 50" in text and "best  val/loss 0.25 at step 40\n  val   loss 0.3" in text
     assert "last log entry\n  step        50\n  train/loss  0.5" in text
 
 
@@ -107,13 +113,13 @@ def test_describe_run_spells_nested_lists(tmp_path):
     data = {"train": {"batch": ["float32[20, 8, 2]", "int32[20]"], "rate": 0.1}}
     (tmp_path / "config.json").write_text(json.dumps({"data": data}))
     (tmp_path / "result.json").write_text(json.dumps({"status": "finished", "step": 3, "seeds": [4, 5]}))
-    text = describe_run(tmp_path)
-    assert "  train.batch  [float32[20, 8, 2], int32[20]]\n  train.rate   0.1" in text and "seeds        4, 5" in text
+    text = described(tmp_path)
+    assert "  train.batch  [float32[20, 8, 2], int32[20]]\n  train.rate   0.1" in text and "seeds      4, 5" in text
 
 
 def test_a_run_of_the_api_shows_its_fit(tmp_path):
     """It has no recipe's configuration."""
     begin(tmp_path, config=None, fit={"max_steps": 300, "clip": None, "chunk": "auto", "checkpoint": {"keep_last": 2}})
-    lines = describe_run(tmp_path).splitlines()
-    fit = [line.split() for line in lines[lines.index("fit") + 1 :]]
-    assert fit == [["max_steps", "300"], ["chunk", "auto"], ["checkpoint.keep_last", "2"]] and "config" not in lines
+    titles = dict(section.split("\n", 1) for section in describe_run(facts(tmp_path)).split("\n\n"))
+    fit = [line.split() for line in titles["fit"].splitlines()]
+    assert fit == [["max_steps", "300"], ["chunk", "auto"], ["checkpoint.keep_last", "2"]] and "config" not in titles

@@ -148,6 +148,7 @@ def test_a_session_continues_bit_for_bit(whole):
 
 def test_another_reader_finds_the_values(whole, capsys):
     from jaxtrain.commands.info import describe_run
+    from jaxtrain.commands.run_facts import facts
 
     strategy, _, values, root, _ = whole
     assert steps_of(root / "run") == [5, 7, 10, 15, TIME]
@@ -164,7 +165,7 @@ def test_another_reader_finds_the_values(whole, capsys):
     with fit.online(module, EXAMPLE) as live:
         assert live.steps == 0
         np.testing.assert_allclose(live.step(X[0]), X[0] @ values["w"] + values["b"], rtol=1e-5, atol=1e-6)
-    text = describe_run(root / "run")
+    text = describe_run(facts(root / "run"), everything=True)
     assert f"finished at step {TIME}" in text and "Fit.online" in text
 
 

@@ -1,4 +1,4 @@
-"""The examples of docs/pretrained.md and docs/search.md run as they stand."""
+"""The examples of docs/pretrained.md, docs/search.md and docs/loggers.md run as they stand."""
 
 import json
 import subprocess
@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from tests.small import leaves, result_of
+import jaxtrain
+from tests.small import Linear, Lines, leaves, result_of
 from tests.test_readme import blocks, execute
 
 
@@ -63,3 +64,21 @@ def test_two_workers_of_the_page_on_search_share_a_study(tmp_path):
         assert trial.value == result_of(tmp_path / f"checkpoints/search/{trial.number}")["val"]["loss"]
         config = json.loads((tmp_path / f"checkpoints/search/{trial.number}/config.json").read_text())["config"]
         assert {name: config[name] for name in trial.params} == trial.params
+
+
+def test_the_logger_of_the_page_on_loggers_forgets_what_comes_again(tmp_path):
+    """A run that is resumed at its step 6 and one that never stopped have equal tables."""
+    CSV = execute(blocks("docs/loggers.md")[0], "docs/loggers.md")["CSV"]
+
+    def fit(name, steps):
+        callbacks = [CSV(), jaxtrain.Checkpoint(every=3)]
+        options = {"chunk": 1, "log_every": 2, "progress": False, "run_dir": tmp_path / name}
+        return jaxtrain.Fit("bptt", max_steps=steps, callbacks=callbacks, **options)
+
+    for name, steps in ("whole", 10), ("twice", 6):
+        fit(name, steps).run(Linear(), Lines(), batch_first=False)
+    with (tmp_path / "twice" / "losses.csv").open("a") as file:
+        file.write("8,0.5,\r\n")  # as a run that was killed later than its last checkpoint
+    fit("twice", 10).run(Linear(), Lines(), batch_first=False, resume="last")
+    whole, twice = ((tmp_path / name / "losses.csv").read_text() for name in ("whole", "twice"))
+    assert whole == twice and [row.split(",")[0] for row in whole.split()] == ["step", "2", "4", "6", "8", "10"]

@@ -9,6 +9,7 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain.commands.info import describe_run
+from jaxtrain.commands.run_facts import facts
 from jaxtrain.utils.files import RunLock
 from tests.small import CopyGRU, Linear, Lines, LinesOf, copies, tree_bytes
 
@@ -105,13 +106,13 @@ def test_a_damaged_config_is_one_line(damage, tmp_path):
     path = tmp_path / "run" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
     refused(tmp_path / "run", rf"config.json is damaged: it has no table '{next(iter(damage))}'")
-    assert "bptt" in describe_run(tmp_path / "run") or "strategy" in damage
+    assert "bptt" in describe_run(facts(tmp_path / "run"), everything=True) or "strategy" in damage
 
 
 def test_info_of_a_damaged_result(tmp_path):
     run(tmp_path / "run")
     (tmp_path / "run" / "result.json").write_text(json.dumps({"status": 3, "best": "x", "train": 5}))
-    assert "damaged  x" in describe_run(tmp_path / "run")
+    assert "damaged x" in describe_run(facts(tmp_path / "run"), everything=True)
 
 
 @pytest.fixture(scope="module")

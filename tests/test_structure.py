@@ -23,17 +23,13 @@ FOLDERS = """
 """A file imports only from its own folder and from folders to the left. nn and datasets do not know each other's files
 either way, but no rule needs that."""
 
-LONGEST_FILE, LONGEST_FUNCTION, MOST_ATTRIBUTES, MOST_CODE = 300, 40, 12, 16_950
+LONGEST_FILE, LONGEST_FUNCTION, MOST_ATTRIBUTES, MOST_CODE = 300, 40, 12, 17_070
 """Lines of a file, statements of a function, attributes that a class sets outside dataclass fields, code lines."""
 
 # Older code that is still longer. Remove an entry when it fits; never add one.
-LONG_FILES = {
-    "strategies/reverse/learner.py", "strategies/reverse/time_steps.py",
-}  # fmt: skip
+LONG_FILES: set[str] = set()
 LONG_FUNCTIONS: set[str] = set()
-LARGE_CLASSES = {
-    "strategies/reverse/learner.py:ReverseLearner",
-}  # fmt: skip
+LARGE_CLASSES: set[str] = set()
 
 
 # ------------------------------------------------------------------------------------------------------- imports
@@ -187,8 +183,9 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 
 def test_help_of_a_recipe_leaves_jax_alone():
     code = """
-import runpy, sys
+import os, runpy, sys
 sys.argv = [sys.argv[1], "--help"]
+sys.path[0] = os.path.dirname(sys.argv[0])  # as `python RECIPE` does, for imports of neighbouring files
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 except SystemExit as leaving:

@@ -99,7 +99,7 @@ def _shown(output: dict[str, Any], stem: str, figures: dict[str, bytes]) -> str:
         figures[name] = base64.b64decode("".join(data["image/png"]))
         return f"![What the code above draws]({name})"
     text = "".join(output.get("text", data.get("text/plain", "")))
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text).rstrip()
+    text = re.sub(r"\x1b\[[0-9;]*[mA]|[^\n]*\r(?!\n)", "", text).strip("\n")  # colours, and all but the end of a bar
     return f"```text\n{text}\n```" if text else ""
 
 

@@ -49,6 +49,15 @@ class Callback:
             ``on_chunk_start``, ``on_chunk_end`` or ``on_log``. The run then copies the model's values to the host in
             each chunk, and waits for them. At boundaries the values are available without this.
         probe_every: Steps or epochs between calls of ``probe``; None: never.
+
+    The ``run`` of every event is the ``jaxtrain.Run`` in progress.
+
+    Example::
+
+        class StopOnRecall(jaxtrain.Callback):
+            def on_validation_end(self, run, metrics):
+                if metrics["val/accuracy"] > 0.99:
+                    run.stop("recall reached 99 %")
     """
 
     rank: ClassVar[str] = "decide"
@@ -71,7 +80,7 @@ class Callback:
         raise TypeError(f"{type(self).__name__} sets probe_every, but defines no probe(module, learner, phases)")
 
     def boundaries(self) -> Iterable[Period]:
-        """Periods, in steps or epochs, at which this callback needs a boundary."""
+        """Return the periods, in steps or epochs, at which this callback needs a boundary."""
         return ()
 
     def reset(self) -> None:
@@ -126,16 +135,16 @@ class Callback:
         """
 
     def on_figure(self, run: Run, tag: str, figure: Any) -> None:
-        """A callback passed a matplotlib figure to ``run.figure``."""
+        """A callback passed a matplotlib ``figure`` to ``run.figure`` under the name ``tag``."""
 
     def on_histogram(self, run: Run, tag: str, values: np.ndarray) -> None:
-        """A callback passed finite numbers, a flat array, to ``run.histogram``."""
+        """A callback passed finite numbers to ``run.histogram`` under the name ``tag``: ``values``, a flat array."""
 
     def on_checkpoint(self, run: Run, path: Path) -> None:
         """A save has started. It is written in the background, and is complete when ``path`` exists."""
 
     def on_exception(self, run: Run, error: BaseException) -> None:
-        """The run failed."""
+        """The run failed with ``error``."""
 
     def on_fit_end(self, run: Run, status: str) -> None:
         """The run ended. ``status``: as in ``Result.status``, or "failed"."""

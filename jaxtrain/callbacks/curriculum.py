@@ -198,7 +198,7 @@ class Curriculum(Callback):
         }  # fmt: skip
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restore the position. Raises ValueError if the curriculum changed other than by appended stages."""
+        """Restore the position. Raises ValueError if the stages in ``state`` are not the first of these."""
         saved, own = dict(state["settings"]), self._settings()
         stages, known = saved.pop("stages"), own.pop("stages")
         if saved != own or stages != known[: len(stages)]:

@@ -57,7 +57,10 @@ class LearningRateMonitor(Callback):
                     row[name] = rate
 
     def state(self) -> dict[str, Any]:
-        """The rates of the last chunk, because a signal may end a run before the entries of a boundary are written."""
+        """Return the rates of the last chunk.
+
+        A signal may end a run before the entries of a boundary are written.
+        """
         chunks = [
             [last, {name: [_unless_nan(rate) for rate in values] for name, values in rates.items()}]
             for last, rates in self._chunks[-1:]

@@ -1,16 +1,18 @@
-"""ProgressBar: a bar on a terminal, periodic log lines elsewhere."""
+"""ProgressBar: a bar on a terminal and in a notebook, periodic log lines elsewhere."""
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import sys
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from ..core.metrics import SEEDS, numbers
+from ..core.metrics import SEEDS, is_rate, numbers
 from .arguments import expect, is_number
 from .base import Callback
+from .recorder import tag
 
 if TYPE_CHECKING:
     from .run import Run
@@ -19,16 +21,17 @@ log = logging.getLogger("jaxtrain")
 
 
 class ProgressBar(Callback):
-    """Shows the progress of a run: a tqdm bar if stderr is a terminal, else a log line every ``every_seconds``.
+    """Shows the progress of a run: a tqdm bar on a terminal or in a notebook, else a log line every ``every_seconds``.
 
-    Both show the step, the steps per second since the start of training (without compilation), the mean loss of the
-    last chunk, and the last validation. The bar never waits for the device; it shows metrics that have arrived.
+    Both show the step, the steps per second since the start of training (without compilation), the mean loss and
+    metrics of the last chunk, and the last validation. In a notebook the bar is a widget, or text without the package
+    ipywidgets. The bar never waits for the device; it shows metrics that have arrived.
     ``Fit`` adds this callback by default, see its argument ``progress``.
 
     >>> callbacks = [ProgressBar(every_seconds=60)]
 
     Args:
-        every_seconds: Seconds between log lines if stderr is no terminal; None: no lines.
+        every_seconds: Seconds between log lines if there is no bar; None: no lines.
 
     Raises:
         ValueError: ``every_seconds`` is not a positive number.
@@ -44,19 +47,17 @@ class ProgressBar(Callback):
 
     def on_fit_start(self, run: Run) -> None:
         self._close()
-        self._loss: float | None = None
+        self._train: dict[str, float] = {}
         self._val: dict[str, float] = {}
         self._start = self._logged = time.perf_counter()
         self._first = run.restored_step or 0
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=run.max_steps, initial=self._first, unit="step", dynamic_ncols=True, file=sys.stderr)
+        if shows_bars():
+            options: dict[str, Any] = {"file": sys.stderr} if sys.stderr.isatty() else {}
+            self._bar = _tqdm()(total=run.max_steps, initial=self._first, unit="step", dynamic_ncols=True, **options)
 
     def on_chunk_end(self, run: Run, metrics: dict[str, Any]) -> None:
-        loss = metrics.get("loss")
-        if loss is not None and len(loss):
-            self._loss = float(loss.mean())
+        own = [name for name in metrics if tag(name).startswith("train/") and not is_rate(name) and len(metrics[name])]
+        self._train = {name: float(metrics[name].mean()) for name in sorted(own, key=lambda name: name != "loss")}
         if self._bar is not None:
             self._bar.set_postfix_str(self._numbers(), refresh=False)
             self._bar.update(run.step - self._bar.n)
@@ -73,7 +74,7 @@ class ProgressBar(Callback):
         self._close()
 
     def on_fit_end(self, run: Run, status: str) -> None:
-        if self.every_seconds is not None and self._bar is None and not sys.stderr.isatty():
+        if self.every_seconds is not None and self._bar is None and not shows_bars():
             log.info("%s, %s", self._line(run, eta=False), status)
         self._close()
 
@@ -83,8 +84,7 @@ class ProgressBar(Callback):
             self._bar = None
 
     def _numbers(self) -> str:
-        loss = {} if self._loss is None else {"loss": self._loss}
-        shown = {**loss, **self._val}
+        shown = {**self._train, **self._val}
         return ", ".join(f"{name} {value:.4g}" for name, value in shown.items() if not name.startswith(SEEDS))
 
     def _line(self, run: Run, *, eta: bool) -> str:
@@ -97,3 +97,24 @@ class ProgressBar(Callback):
         elif not eta:
             parts.append(f"after {timedelta(seconds=round(seconds))}")
         return ", ".join(part for part in parts if part)
+
+
+def shows_bars() -> bool:
+    """Whether a bar can be shown: stderr is a terminal, or this is a notebook."""
+    return sys.stderr.isatty() or _in_notebook()
+
+
+def _in_notebook() -> bool:
+    """Whether a kernel of IPython runs this process. Its output is shown in a browser, and stderr is no terminal."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and hasattr(shell, "kernel")
+
+
+def _tqdm() -> Any:
+    """tqdm's bar for a notebook if that has widgets, else its bar of text."""
+    if _in_notebook() and importlib.util.find_spec("ipywidgets"):
+        from tqdm.notebook import tqdm
+    else:
+        from tqdm import tqdm
+    return tqdm

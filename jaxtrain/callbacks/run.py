@@ -52,6 +52,7 @@ class Requests:
 class Run:
     """A run as its callbacks see it.
 
+    ``Fit`` creates it of ``own_module``, ``callbacks``, ``recorder``, ``reader``, the ``live`` model and ``requests``.
     ``module``, ``params``, ``predict``, ``validate``, ``record`` and ``generate`` have the model's values at ``step``.
     The values are available in every event at a boundary, in ``on_fit_start`` and ``on_restore``, and in ``on_fit_end``
     unless the run failed within a chunk. In ``on_chunk_start``, ``on_chunk_end`` and the ``on_log`` of steps within a
@@ -73,6 +74,12 @@ class Run:
         last_validation: The step of the last complete validation, or None.
         task: The data module's task; ``set_task`` changes it.
         score: The value that ranks a checkpoint saved at this step, or None.
+
+    Example::
+
+        class Stop(jaxtrain.Callback):
+            def on_validation_end(self, run, metrics):
+                run.log({"val/error": 1 - metrics["val/accuracy"]})
     """
 
     own_module: Module
@@ -125,7 +132,7 @@ class Run:
 
     @contextmanager
     def closed(self) -> Iterator[None]:
-        """Refuse ``log``, because the log entries of this step are already written."""
+        """Return a context that refuses ``log``, because the log entries of this step are already written."""
         self.accepts_values = False
         try:
             yield
@@ -162,7 +169,7 @@ class Run:
             self.callbacks("on_histogram", self, tag, finite)
 
     def stop(self, reason: str) -> None:
-        """End the run at the next boundary, after a validation and a save."""
+        """End the run at the next boundary, after a validation and a save. ``reason`` is shown and saved."""
         self.requests.stop = self.requests.stop or reason
 
     def save(self) -> None:
@@ -195,7 +202,7 @@ class Run:
         self.requests.task = {**(self.requests.task or {}), **params}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint's metadata holds of the run."""
+        """Return what a checkpoint's metadata holds of the run."""
         return {
             "step": self.step,
             "callbacks": self.callbacks.states(),
@@ -206,7 +213,7 @@ class Run:
         }
 
     def load_state(self, meta: dict[str, Any]) -> None:
-        """Continue from a checkpoint's metadata."""
+        """Continue from ``meta``, a checkpoint's metadata."""
         self.step = self.restored_step = meta["step"]
         self.metrics, self.last_validation = dict(meta["metrics"]), meta["last_validation"]
         self.requests = Requests(**meta["requests"])
@@ -260,12 +267,20 @@ class Run:
         return self.reader.predict(self.own_module, data, batch_first=batch_first)
 
     def record(self, data: Any, states: Sequence[str] | None = None, *, batch_first: bool | None = None) -> Any:
-        """Record hidden states, spikes and outputs as ``Fit.record``, with the values at ``step``; see ``predict``."""
+        """Record hidden states, spikes and outputs with the values at ``step``; see ``predict``.
+
+        Returns:
+            What ``Fit.record`` returns for ``data``, ``states`` and ``batch_first``.
+        """
         assert self.reader is not None
         return self.reader.record(self.own_module, data, states, batch_first=batch_first)
 
     def generate(self, prompt: Any, steps: int, *, sample: Any = None, seed: int | None = None,
                  batch_first: bool | None = None) -> Any:  # fmt: skip
-        """Generate as ``Fit.generate``, with the values at ``step``; see ``predict``."""
+        """Run the module on a prompt, and then freely, with the values at ``step``; see ``predict``.
+
+        Returns:
+            What ``Fit.generate`` returns for ``prompt``, ``steps``, ``sample``, ``seed`` and ``batch_first``.
+        """
         assert self.reader is not None
         return self.reader.generate(self.own_module, prompt, steps, sample=sample, seed=seed, batch_first=batch_first)

@@ -52,6 +52,11 @@ def load(path: str | Path, module: Module, *, seed: int | None = None) -> Module
         FileNotFoundError: There is no checkpoint.
         RuntimeError: A run in progress trains this module.
         TypeError: ``module`` is not a ``jaxtrain.Module``.
+
+    Example::
+
+        fit.run(module, data)  # with Fit(run_dir="runs/demo")
+        trained = jaxtrain.load("runs/demo", MyModule())
     """
     refuse_in_use(module, "jaxtrain.load")
     saved = of_seed(read_checkpoint(path), seed)

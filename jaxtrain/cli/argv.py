@@ -1,6 +1,7 @@
 """Reads option values from a command line according to their types. Does not import JAX.
 
-tyro renders `--help`, but reports a bad value in a box of several lines. This parser raises a ConfigError of one line.
+argparse prints its usage above an error, and does not know types such as `"auto" | int`. Here a mistake raises a
+ConfigError of one line.
 """
 
 import types

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..errors import ConfigError
 from ..period import Period
@@ -37,13 +35,16 @@ class Options:
     """Base class of every recipe's Config. Subclass it as a frozen dataclass; each field becomes a flag.
 
     `rule_defaults`: by strategy name, field values that this recipe uses unless a preset, a file or a flag sets them.
+
+    >>> Options(strategy="drtrl", strategy_fields={"window": 5}).make_strategy().window
+    5
     """
 
     rule_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 
     strategy: StrategyName = "drtrl"
     """how gradients are computed"""
-    strategy_fields: Annotated[dict[str, Any], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
+    strategy_fields: dict[str, Any] = dataclasses.field(default_factory=dict)
     """fields of the strategy, as set by --strategy.FIELD"""
     run_dir: str | None = None
     """run directory; none: a new numbered directory under checkpoints/"""
@@ -87,6 +88,8 @@ def check(config: Options, counts: Sequence[str] = (), periods: Sequence[str] = 
 
     Raises:
         ConfigError: A value is invalid.
+
+    >>> check(TrainingOptions(), counts=("batch_size",), periods=("validate_every",))
     """
     for name in (*counts, *periods):
         value, flag = getattr(config, name), "--" + name.replace("_", "-")

@@ -29,6 +29,9 @@ def guarded(work: Callable[[], int]) -> int:
     Raises:
         Exception: Any error of the user's code or a bug in jaxtrain, so that Python prints its traceback. With
             `JAXTRAIN_TRACEBACK=1` every error is raised.
+
+    >>> guarded(lambda: 0)
+    0
     """
     show_traceback = os.environ.get("JAXTRAIN_TRACEBACK") == "1"
     try:

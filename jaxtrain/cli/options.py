@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NetworkOptions(Options):
-    """The recurrent cell and its initial values. A recipe's Config extends this and may change the defaults."""
+    """The recurrent cell and its initial values. A recipe's Config extends this and may change the defaults.
+
+    >>> NetworkOptions(cell="lru", hidden=32).network(10, 10, memory=50)  # doctest: +ELLIPSIS
+    Network(...)
+    """
 
     cell: CellName = "gru"
     """type of the recurrent layer; determines which rules are exact and how biased the others are"""
@@ -55,6 +59,9 @@ class NetworkOptions(Options):
             n_out: Number of outputs.
             memory: Time steps that the task must bridge. By default, an LRU keeps a third of a value over this time at
                 the smallest modulus, and nine tenths at the largest.
+
+        Returns:
+            A ``jaxtrain.nn.Network``.
         """
         from ..core.one_program import in_one_program
         from ..nn.networks import Network, radii
@@ -73,7 +80,10 @@ class NetworkOptions(Options):
 
 @dataclass(frozen=True)
 class TrainingOptions(Options):
-    """Batches, learning rate, budget and periods. A recipe's Config extends this and may change the defaults."""
+    """Batches, learning rate, budget and periods. A recipe's Config extends this and may change the defaults.
+
+    >>> fit = jaxtrain.Fit("drtrl", **TrainingOptions(max_steps=100, clip=0.5).fit_options())
+    """
 
     batch_size: int = 64
     """sequences per batch"""
@@ -117,6 +127,9 @@ class TrainingOptions(Options):
                 the default rate of poles falls with it.
             updates: Returns the number of updates in all steps; None: one update per step. It is called only if the
                 learning rate depends on it.
+
+        Returns:
+            An optimizer, or a dict of two by group, for ``configure_optimizer`` to return.
         """
         from ..nn.schedules import adam, schedule
 
@@ -134,22 +147,22 @@ class TrainingOptions(Options):
         return both if self.has_poles() else both["rest"]
 
     def has_poles(self) -> bool:
-        """Whether the network has poles, which are trained by a separate optimizer."""
+        """Return whether the network has poles, which are trained by a separate optimizer."""
         return getattr(self, "cell", None) == "lru"
 
     def group(self, name: str) -> str:
-        """The optimizer that trains a parameter, for ``Module.group``."""
+        """Return the optimizer that trains the parameter ``name``, for ``Module.group``."""
         from ..nn.networks import is_pole
 
         return "poles" if is_pole(name) else "rest"
 
     def fit_options(self) -> dict[str, Any]:
-        """Arguments of ``Fit``."""
+        """Return arguments of ``Fit``."""
         names = "max_steps clip seed seeds devices chunk log_every validate_every run_dir progress"
         return {name: getattr(self, name) for name in names.split()}
 
     def callbacks(self, validates: bool = True) -> list[Callback]:
-        """The callbacks that differ from the defaults of ``Fit``: with a run directory, when checkpoints are saved.
+        """Return the callbacks that differ from the defaults of ``Fit``: when checkpoints are saved.
 
         Args:
             validates: Whether the run has validation data, by which the best checkpoints are chosen.

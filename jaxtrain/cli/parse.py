@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import shutil
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_type_hints
-
-import tyro
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from ..distributed import processes
 from ..errors import ConfigError
 from ..strategies import registry
 from ..utils.coerce import did_you_mean, field_types, overlay, read_config
-from ..utils.fields import options, summary
+from ..utils.fields import Option, options
 from .argv import read_options
 from .config import Options, update_strategy_names
+from .help import recipe_help, strategy_help
 from .run_dirs import newest_run, saved_config
-from .summary import flat
 
 if TYPE_CHECKING:
     from ..strategies import Strategy
@@ -29,23 +24,25 @@ Layer = tuple[Mapping[str, Any], str]
 """Option values and where they come from."""
 
 WORDS = ("never", "last", "best")
-RESUME = (
+RESUME = Option(
+    Literal["never", "last", "best", "STEP", "PATH"],
+    "never",
     "last: continue a run; best, a step, or the path RUN_DIR/checkpoints/STEP: start a new run from that checkpoint "
-    "(`jaxtrain info RUN_DIR` lists the saved steps)"
+    "(`jaxtrain info RUN_DIR` lists the saved steps)",
 )
 PROCESSES = (
     "number of processes that train together, each on its share of every batch; start all with the same options; "
     "auto: use the settings of SLURM, Open MPI or Kubernetes"
 )
-ONLY_FLAGS: list[tuple[str, Any, Any, str]] = [
-    ("config", Path | None, None, "JSON or TOML file with options, or the config.json of another run"),
-    ("processes", Literal["auto"] | int, 1, PROCESSES),
-    ("process", int | None, None, "number of this process, starting at 0"),
-    ("coordinator", str | None, None, "HOST:PORT at which process 0 listens"),
-    ("process_timeout", int, processes.SECONDS, "seconds of silence after which a process counts as dead"),
-    ("dry_run", bool, False, "print the report of the run and exit"),
-]
-"""Name, type, default and help of options that every recipe has but no Config."""
+ONLY_FLAGS = {
+    "config": Option(Path | None, None, "JSON or TOML file with options, or the config.json of another run"),
+    "processes": Option(Literal["auto"] | int, 1, PROCESSES),
+    "process": Option(int | None, None, "number of this process, starting at 0"),
+    "coordinator": Option(str | None, None, "HOST:PORT at which process 0 listens"),
+    "process_timeout": Option(int, processes.SECONDS, "seconds of silence after which a process counts as dead"),
+    "dry_run": Option(bool, False, "print what the rule does to each parameter, and exit"),
+}
+"""Options that every recipe has but no Config."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +68,7 @@ def parse(
         Config: The recipe's options.
         presets: Option values by preset name.
         argv: The command line without the program's name.
-        prog: The program's name, for `--help`.
+        prog: The path of the recipe, for `--help`.
         root: The directory of the recipe's numbered runs.
 
     Returns:
@@ -102,9 +99,14 @@ def parse(
     strategy = registry.lookup(given.get("strategy", config.strategy))
     own = {name: option.default for name, option in options(strategy).items()} | fields.get(strategy.name, {})
     if "--help" in argv or "-h" in argv:
-        _show_help(Config, config, strategy, own, presets, prog)
+        flags = {"resume": RESUME, **ONLY_FLAGS}
+        if presets:
+            flags["preset"] = Option(Literal[tuple(presets)], None, "a named set of options")  # pyright: ignore
+        named = "strategy" in given
+        print(strategy_help(strategy, own, prog) if named else recipe_help(config, strategy, presets, flags, prog))
+        raise SystemExit(0)
 
-    only_flags = {name: hint for name, hint, _, _ in ONLY_FLAGS}
+    only_flags = {name: option.type for name, option in ONLY_FLAGS.items()}
     strategy_types = {f"strategy.{name}": hint for name, hint in field_types(strategy).items()}
     values, unknown = read_options(argv, {**get_type_hints(Config), **early, **only_flags, **strategy_types})
     if unknown:
@@ -113,7 +115,7 @@ def parse(
     changes = {field.name: values[field.name] for field in dataclasses.fields(config) if field.name in values}
     # An alias is valid on the command line only: labels, reports and config.json use the strategy's name.
     config = dataclasses.replace(config, **{**changes, "strategy": strategy.name, "strategy_fields": own})
-    return config, {name: values.get(name, default) for name, _, default, _ in ONLY_FLAGS}, start
+    return config, {name: values.get(name, option.default) for name, option in ONLY_FLAGS.items()}, start
 
 
 def preset_layers(preset: str | None, presets: Mapping[str, Any]) -> list[Layer]:
@@ -177,59 +179,8 @@ def find_start(resume: str, run_dir: str | None, root: Path) -> Start:
     return Start(source, int(resume) if resume.isdecimal() else resume, source)
 
 
-# --------------------------------------------------------------------------------------------------- help text
-
-
-def _show_help(
-    Config: type[Options], config: Options, strategy: type[Strategy], fields: Mapping[str, Any],
-    presets: Mapping[str, Any], prog: str,
-) -> NoReturn:  # fmt: skip
-    """Print all options with their defaults and exit."""
-    arg = tyro.conf.arg
-    own = [(name, Annotated[option.type, arg(help=option.help)]) for name, option in options(strategy).items()]
-    Fields = dataclasses.make_dataclass("Fields", own, frozen=True)
-    preset = Literal[tuple(presets)] if presets else str  # pyright: ignore[reportInvalidTypeForm]
-    all_options = [
-        ("recipe", Annotated[Config, arg(name="")]),
-        ("fields", Annotated[Fields, arg(name="strategy", help=f"{strategy.name}: {summary(strategy)}")]),
-        ("resume", Annotated[str, arg(help=RESUME, metavar="never|last|best|STEP|PATH")]),
-        ("preset", Annotated[preset | None, arg(help="a named set of options")]),
-        *((name, Annotated[hint, arg(help=text)]) for name, hint, _, text in ONLY_FLAGS),
-    ]
-    Arguments = dataclasses.make_dataclass("Arguments", all_options, frozen=True)
-    default = Arguments(config, Fields(**fields), "never", None, *(default for _, _, default, _ in ONLY_FLAGS))
-    tyro.cli(Arguments, args=["--help"], default=default, prog=prog, description=_description(Config, presets))
-    raise AssertionError("tyro exits after --help")
-
-
-def _description(Config: type[Options], presets: Mapping[str, Any]) -> str:
-    """The text of `--help` above the options: what the recipe does, then tables of strategies and presets."""
-    default, width = registry.lookup(Config().strategy), shutil.get_terminal_size().columns - 1
-
-    def table(entries: Mapping[str, str]) -> list[str]:
-        column = max(map(len, entries)) + 4
-        return [
-            textwrap.fill(text, width, initial_indent=f"  {name}".ljust(column), subsequent_indent=" " * column)
-            for name, text in entries.items()
-        ]
-
-    strategies = {
-        kind.name: summary(kind) + " (default)" * (kind is default) for kind in map(registry.lookup, registry.REGISTRY)
-    }
-    lines = [
-        inspect.cleandoc(Config.__doc__ or ""),
-        "",
-        "strategies (--strategy NAME --help lists the options of one):",
-    ]
-    lines += table(strategies)
-    if presets:
-        values = {name: ", ".join(f"{key}={value}" for key, value in flat(preset)) for name, preset in presets.items()}
-        lines += ["", "presets (--preset NAME):", *table(values)]
-    return "\n".join(lines)
-
-
 def _unknown(word: str, Config: type[Options], strategy: type[Strategy]) -> str:
-    """The error message for a word that tyro does not know."""
+    """The error message for a word that is no option."""
     if not word.startswith("-"):
         return f"unexpected argument {word!r}; options are spelled --name value, see --help"
     flag = word.split("=")[0]
@@ -241,7 +192,7 @@ def _unknown(word: str, Config: type[Options], strategy: type[Strategy]) -> str:
     if (name := flag.removeprefix("--").replace("-", "_")) in own:
         return f"unknown option {flag}; did you mean --strategy.{name.replace('_', '-')}?"
     names = [field.name for field in dataclasses.fields(Config) if field.name != "strategy_fields"]
-    names += ["no_progress", "resume", "preset", "help", *(name for name, *_ in ONLY_FLAGS)]
+    names += ["no_progress", "resume", "preset", "help", *ONLY_FLAGS]
     names += [f"strategy.{name}" for name in own]
     close = did_you_mean(flag, [f"--{name}".replace("_", "-") for name in names]).partition("; ")[2]
     return f"unknown option {flag}; {close or 'see --help'}"

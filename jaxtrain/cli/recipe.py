@@ -27,7 +27,7 @@ from .failures import guarded, is_deliberate
 from .make import make_run
 from .parse import Start, parse
 from .run_dirs import drop_unused, fresh_run, saved_devices
-from .summary import summary
+from .summary import relative, summary
 
 
 def main(Config: type[Options], make: Callable[[Any], tuple[Any, Any, Any]], *,
@@ -44,6 +44,11 @@ def main(Config: type[Options], make: Callable[[Any], tuple[Any, Any, Any]], *,
 
     Returns:
         The exit code, for `sys.exit`.
+
+    Example::
+
+        if __name__ == "__main__":
+            sys.exit(jaxtrain.cli.main(Config, make))
     """
     return processes.run(lambda: guarded(lambda: _main(Config, make, presets or {}, chance or {}, argv)))
 
@@ -54,7 +59,9 @@ def _main(Config, make, presets, chance, argv) -> int:
     started = Path(sys.argv[0])  # it may import `make` from another file
     script = started if argv is None and started.is_file() else Path(inspect.getfile(make))
     root = Path("checkpoints") / script.stem
-    config, flags, start = parse(Config, presets, list(sys.argv[1:] if argv is None else argv), script.name, root)
+    config, flags, start = parse(
+        Config, presets, list(sys.argv[1:] if argv is None else argv), str(relative(script)), root
+    )
     distributed = [flags[name] for name in ("processes", "process", "coordinator", "process_timeout")]
     try:
         processes.check(*distributed)

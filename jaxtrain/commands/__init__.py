@@ -1,1 +1,1 @@
-"""The command ``jaxtrain``: info, fidelity, compare, verify-resume."""
+"""The command ``jaxtrain``: new, inspect, runs, info, compare, fidelity, verify-resume."""

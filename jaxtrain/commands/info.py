@@ -4,88 +4,108 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..cli.run_dirs import saved_steps, user_of
-from ..cli.summary import flat
-from ..errors import ConfigError
-from ..utils.files import read_json
+from ..cli.options import NetworkOptions, TrainingOptions
+from ..cli.summary import flat, short
+from ..strategies import registry
+from ..utils.fields import options
+from ..utils.files import jsonable
+from .output import age, sparkline
+from .run_facts import as_table, facts
+
+CURVES = 6
+"""Largest number of curves that are drawn."""
 
 
 def command(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     """Parse the arguments of ``jaxtrain info`` and print the description of a run."""
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="e.g. checkpoints/copy_gru/0001-drtrl-seed0")
-    print(describe_run(parser.parse_args(argv).run_dir.expanduser()))
+    parser.add_argument("--all", action="store_true", help="every option, the data, and the last log entry")
+    parser.add_argument("--json", action="store_true", help="print JSON; docs/command_line.md lists the keys")
+    args = parser.parse_args(argv)
+    run = facts(args.run_dir.expanduser())
+    print(json.dumps(jsonable(run), indent=2, allow_nan=False) if args.json else describe_run(run, everything=args.all))
     return 0
 
 
-def describe_run(run_dir: Path) -> str:
-    """Describe a run directory, one fact per line, from its JSON files and directory names.
-
-    Raises ConfigError if it is not a run directory, RuntimeError if a file in it cannot be read.
-    """
-    if not (run_dir / "config.json").exists():
-        raise ConfigError(f"{run_dir} is not a run directory: it has no config.json")
-    config = read_json(run_dir / "config.json")
-    result = read_json(run_dir / "result.json") if (run_dir / "result.json").exists() else {}
-    user = user_of(run_dir)
-    if user is not None:
-        status = f"running, process {user}"
-    elif result:
-        status = f"{result.get('status')} at step {result.get('step')}"
+def describe_run(run: Mapping[str, Any], *, everything: bool = False) -> str:
+    """Describe the facts of a run in sections, one fact per line."""
+    sections = {"run": _of_run(run), "result": _of_result(run), "curves": _curves(run["curves"])}
+    if everything or not run["config"]:
+        sections |= {name: _table(run[name], empty=False) for name in ("strategy", "config", "fit")}
     else:
-        status = "stopped unexpectedly; continue with --resume last"
-    options, fit = config.get("config"), config.get("fit")
-    if isinstance(options, dict):  # the strategy and its fields have a section of their own
-        options = {name: value for name, value in options.items() if name not in ("strategy", "strategy_fields")}
-    if isinstance(fit, dict):
-        fit = {name: value for name, value in fit.items() if value is not None}
-    facts = {
-        "run": str(run_dir),
-        "status": status,
-        "checkpoints": ", ".join(map(str, saved_steps(run_dir))) or "none",
-        "seeds": ", ".join(map(str, result.get("seeds") or [])),
-        "digest": result.get("digest"),
-    }
-    sections = {
-        "strategy": config.get("strategy"),
-        "config": options,
-        "fit": fit,
-        "data": config.get("data"),
-        "parent": config.get("parent"),
-        "best": result.get("best"),
-        "train": result.get("train"),
-        "val": result.get("val"),
-        "last log entry": _last_entry(run_dir / "metrics.jsonl"),
-    }
-    lines = _columns({name: text for name, text in facts.items() if text})
+        sections["options that differ from jaxtrain's defaults (--all: every option)"] = _changed(run)
+    kept = {"steps": ", ".join(map(str, run["checkpoints"]))} if run["checkpoints"] else {"steps": "none"}
+    sections |= {"checkpoints": kept, "parent": _table(run["parent"])}
+    if everything:
+        sections |= {"data": _table(run["data"]), "last log entry": _table(run["last_entry"])}
+    texts = []
     for title, values in sections.items():
-        if values:
-            lines += ["", title, *(f"  {line}" for line in _columns(_table(values)))]
-    return "\n".join(lines)
+        if values := {name: text for name, text in values.items() if text}:
+            width = max(map(len, values)) + 2
+            texts.append("\n".join([title, *(f"  {name:<{width}}{text}" for name, text in values.items())]))
+    return "\n\n".join(texts)
 
 
-def _table(values: Any) -> dict[str, str]:
+def _of_run(run: Mapping[str, Any]) -> dict[str, str]:
+    reason, step = f" ({run['reason']})" if run["reason"] else "", run["step"]
+    of = f" of {run['max_steps']}" if run["max_steps"] not in (None, step) else ""
+    status = {
+        "running": f"running, process {run['process']}, at step {step}{of}",
+        "killed": f"stopped unexpectedly after step {step}{of}; continue with --resume last",
+    }
+    seconds = time.time() - run["changed"]
+    return {
+        "directory": run["run"],
+        "status": status.get(run["status"], f"{run['status']} at step {step}{of}{reason}"),
+        "rule": str(run["rule"] or ""),
+        "seeds": ", ".join(map(str, run["seeds"] or [])),
+        "command": shlex.join(map(str, run["command"] or [])),
+        "written": f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(run['changed']))}, {age(seconds)} ago",
+    }
+
+
+def _of_result(run: Mapping[str, Any]) -> dict[str, str]:
+    best, seconds = as_table(run["best"]), as_table(run["seconds"])
+    texts = {"best": ", ".join(f"{name} {text}" for name, text in _table(run["best"]).items())}
+    if {"monitor", "score", "step"} <= best.keys():
+        texts["best"] = f"{best['monitor']} {short(best['score'])} at step {best['step']}"
+    for part in ("train", "val", "test"):
+        texts[part] = ", ".join(f"{name} {text}" for name, text in _table(run[part]).items())
+    if isinstance(run["steps_per_second"], float) and {"total", "compile"} <= seconds.keys():
+        times = f"{seconds['total']:.0f} s in all, {seconds['compile']:.0f} s of it compilation"
+        texts["speed"] = f"{run['steps_per_second']:.4g} steps/s; {times}"
+    return {**texts, "digest": str(run["digest"] or "")}
+
+
+def _curves(curves: Mapping[str, list[list[Any]]]) -> dict[str, str]:
+    """The loss of training and validation, and further metrics, each with its first and last value."""
+    tags = sorted((tag for tag in curves if len(curves[tag]) > 1), key=lambda tag: (not tag.endswith("/loss"), tag))
+    texts = {}
+    for tag in tags[:CURVES]:
+        values = [value for _, value in curves[tag]]
+        first, last = (short(value) if value is None else f"{value:.4g}" for value in (values[0], values[-1]))
+        texts[tag] = f"{sparkline(values)}  {first} to {last}"
+    return texts
+
+
+def _changed(run: Mapping[str, Any]) -> dict[str, str]:
+    """Options of a recipe that jaxtrain does not know or that differ from its defaults, and fields of the strategy."""
+    values, strategy = as_table(run["config"]), as_table(run["strategy"])
+    known = {name: o.default for kind in (NetworkOptions, TrainingOptions) for name, o in options(kind).items()}
+    own = {name: value for name, value in values.items() if name not in known or value != known[name]}
+    kind = registry.REGISTRY.get(str(run["rule"]))
+    fields = {} if kind is None else {n: o.default for n, o in options(registry.lookup(str(run["rule"]))).items()}
+    changed = {f"strategy.{n}": v for n, v in strategy.items() if n != "name" and v != fields.get(n)}
+    return dict(flat({"strategy": run["rule"], **changed, **{n: v for n, v in own.items() if "strategy" not in n}}))
+
+
+def _table(values: Any, *, empty: bool = True) -> dict[str, str]:
     """Names and texts of a section. A damaged file may hold something other than a table."""
-    return dict(flat(values if isinstance(values, dict) else {"damaged": values}))
-
-
-def _columns(values: Mapping[str, str]) -> list[str]:
-    width = max(map(len, values)) + 2
-    return [f"{name:<{width}}{text}" for name, text in values.items()]
-
-
-def _last_entry(path: Path) -> dict[str, Any]:
-    """The newest complete line of metrics.jsonl. A crash may leave an incomplete one."""
-    if not path.exists():
-        return {}
-    for line in reversed(path.read_text(errors="replace").splitlines()):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict):
-            return entry
-    return {}
+    values = values if isinstance(values, dict) else {"damaged": values} if values else {}
+    return dict(flat(values if empty else {name: value for name, value in values.items() if value is not None}))

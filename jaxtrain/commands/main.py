@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from .._version import __version__
 from ..cli.failures import guarded
+from ..cli.help import Parser
+from ..errors import ConfigError
+from ..utils.coerce import did_you_mean
 
 COMMANDS = {
-    "info": (".info", "Show what a run directory holds."),
-    "fidelity": (".fidelity.command", "Measure how far each strategy's gradient is from that of BPTT."),
+    "new": (".new", "Write an experiment for arrays of your own: one file to edit and run."),
+    "inspect": (".preflight", "Show what a learning rule does to each parameter of a recipe."),
+    "runs": (".runs", "List the runs below a directory, with rule, steps, best score and status."),
+    "info": (".info", "Show one run: its result, curves, options and checkpoints."),
     "compare": (".compare.command", "Train a recipe with several strategies, option values and seeds."),
+    "fidelity": (".fidelity.command", "Measure how far each strategy's gradient is from that of BPTT."),
     "verify-resume": (".verify_resume", "Check that a run killed at random moments resumes bit for bit."),
 }
 """Command -> module and description. The module has ``command(parser, argv)``, which returns the exit code."""
+
+
+ABOUT = """\
+A trainer for recurrent and spiking networks in JAX. One option selects how gradients are computed: backpropagation \
+through time, or an online learning rule such as D-RTRL, whose memory does not grow with the length of a sequence. You \
+write a model, a loss and data. A run that is killed resumes bit for bit.
+
+  jaxtrain new my_experiment.py              write an experiment, then edit it
+  python my_experiment.py --help             its options and the learning rules
+  python my_experiment.py --strategy bptt    train
+  jaxtrain compare my_experiment.py --strategies drtrl,pp_prop
+  jaxtrain runs                              all runs below checkpoints/
+"""
 
 
 def tool(argv: Sequence[str] | None = None) -> int:
@@ -32,13 +50,18 @@ def tool(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="jaxtrain", description="Inspect runs and compare learning strategies.")
+    parser = Parser("jaxtrain", usage="jaxtrain COMMAND [OPTIONS]", description=ABOUT)
     parser.add_argument("--version", action="version", version=f"jaxtrain {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands (jaxtrain COMMAND --help)", dest="command", metavar="COMMAND")
     for name, (_, description) in COMMANDS.items():
         commands.add_parser(name, help=description, add_help=False)
+    if not argv:
+        parser.print_help(sys.stderr)
+        return 2
+    if argv[0] not in COMMANDS and not argv[0].startswith("-"):
+        raise ConfigError(f"unknown command {argv[0]!r}; {did_you_mean(argv[0], COMMANDS)}")
     args, rest = parser.parse_known_args(argv)
+    if args.command is None:
+        raise ConfigError(f"unknown option {argv[0]}; expected a command, see --help")
     module, description = COMMANDS[args.command]
-    # An abbreviation could be an option of the recipe.
-    own = argparse.ArgumentParser(f"jaxtrain {args.command}", description=description, allow_abbrev=False)
-    return import_module(module, __package__).command(own, rest)
+    return import_module(module, __package__).command(Parser(f"jaxtrain {args.command}", description=description), rest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,3 +38,36 @@ def last_words(output: str) -> str:
     indented = [number for number, line in enumerate(lines) if line.startswith("  ")]
     first = len(lines) - 1 if lines[-1].startswith("error: ") or not indented else indented[-1] + 1
     return "; ".join(line.strip() for line in lines[first:] or lines[-1:])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as text in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def age(seconds: float) -> str:
+    """A duration in its largest unit: ``12 s``, ``3 min``, ``5 h``, ``2 d``."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def sparkline(values: Sequence[float | None], width: int = 40) -> str:
+    """A curve in one line of text: block characters, or ASCII if stdout cannot encode them.
+
+    Longer curves are means over equal shares of the values. A share without a finite value is blank.
+    """
+    levels = "▁▂▃▄▅▆▇█"
+    try:
+        levels.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        levels = "_.-=+*%#"
+    count = min(width, len(values))
+    shares = [values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)]
+    finite = [[value for value in share if value is not None] for share in shares]
+    means = [sum(share) / len(share) if share else None for share in finite]
+    known = [mean for mean in means if mean is not None]
+    low, span = min(known, default=0.0), (max(known, default=0.0) - min(known, default=0.0)) or 1.0
+    return "".join(" " if mean is None else levels[round((mean - low) / span * (len(levels) - 1))] for mean in means)

@@ -49,12 +49,16 @@ class Metric(ABC):
         return replace(self, outputs=arrays[0], targets=arrays[1])
 
     def per_step(self) -> Any:
-        """The metric as values ``(B,)`` of one time step if it is their mean; else None."""
+        """Return the metric as values ``(B,)`` of one time step if it is their mean; else None."""
         return None
 
     @abstractmethod
     def over_time(self) -> Mean | Parts:
-        """The sums of a metric whose arrays are stacked over time, ``(T, B, ...)``, with weights ``(T, B)``."""
+        """Return the sums of a metric whose arrays are stacked over time, ``(T, B, ...)``, with weights ``(T, B)``.
+
+        Raises:
+            ValueError: A function of the user's returned a wrong shape.
+        """
 
 
 @dataclass(frozen=True)
@@ -82,13 +86,28 @@ class Decided(Metric):
 
     @abstractmethod
     def check(self, outputs: jax.Array, targets: jax.Array, what: str) -> None:
-        """Raise ValueError if the arrays do not fit each other."""
+        """Check that the arrays of one time step fit each other.
+
+        Args:
+            outputs: Outputs, ``(B, ...)``.
+            targets: Their targets, ``(B, ...)``.
+            what: The metric, for messages.
+
+        Raises:
+            ValueError: They do not.
+        """
 
     @abstractmethod
     def sums(self, outputs: jax.Array, targets: jax.Array, weights: jax.Array) -> Mean | Parts:
-        """The sums over outputs that count, ``(n, ...)``, with their targets and weights ``(n,)``.
+        """Sum over the outputs that count.
 
-        Those with weight 0 may be NaN.
+        Args:
+            outputs: Outputs, ``(n, ...)``. Those with weight 0 may be NaN.
+            targets: Their targets, ``(n, ...)``.
+            weights: Their weights, ``(n,)``.
+
+        Returns:
+            The sums, of which the metric is computed once all batches are added.
         """
 
     def over_time(self) -> Mean | Parts:
@@ -110,6 +129,12 @@ class SequenceLoss(Metric):
         targets: Their targets, ``(B, ...)``.
         function: ``(outputs (T, B, ...), targets (T, B, ...), weights (T, B)) -> (B,)``, the loss of each sequence.
             Outputs with weight 0 are zeros.
+
+    Example::
+
+        def learning_step(self, forward, x, y):  # the cross entropy of the mean of all scores
+            mean = lambda scores, y, w: optax.softmax_cross_entropy_with_integer_labels(scores.mean(0), y[-1])
+            return jaxtrain.metrics.SequenceLoss(forward(x), y, mean)
     """
 
     function: Callable[[Any, Any, Any], Any] = field(metadata={"static": True})

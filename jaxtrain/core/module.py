@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from ..utils.logging import warn_of_foreign
+from .method_names import LIGHTNING_METHODS, alias
 
 if TYPE_CHECKING:
     from .optimizer_spec import Configured
@@ -43,6 +44,10 @@ class Phases:
             weight 1.
         reset: Bool ``(T_w + T_l, B)``; True clears the hidden state and traces of a sequence before that time step.
         extras: Further sequences ``(T_l, B, ...)``, passed to ``learning_step`` by keyword.
+
+    >>> late = Phases(warmup=np.zeros((5, 8, 2)), inputs=np.zeros((3, 8, 2)), targets=np.zeros((3, 8)))
+    >>> late.sizes  # five time steps of warm-up, three that are scored, eight sequences
+    (5, 3, 8)
     """
 
     batch_first: ClassVar[bool] = False
@@ -93,7 +98,7 @@ class Module:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         warn_of_foreign(cls, LIGHTNING_METHODS)
-        _alias(cls, "configure_optimizer", "configure_optimizers")
+        alias(cls, "configure_optimizer", "configure_optimizers")
 
     def build(self) -> brainstate.nn.Module:
         """Create the model. It is called once per seed, and not at all if the module has a ``model``.
@@ -127,6 +132,9 @@ class Module:
         Args:
             forward: Runs the model for one time step.
             x: Inputs of the time step, ``(B, ...)``.
+
+        Returns:
+            Anything; it is not used.
         """
         return forward(x)
 
@@ -210,10 +218,10 @@ class Module:
 
             - a ``braintools.optim`` optimizer or an optax transformation;
             - a pair ``(optimizer, schedule)`` of an optax transformation and the learning rate that it uses, a number
-              or a function of the number of updates. The learning rate is then logged. Otherwise an optax
-              transformation logs it only if it is wrapped in ``optax.inject_hyperparams``;
+                or a function of the number of updates. The learning rate is then logged. Otherwise an optax
+                transformation logs it only if it is wrapped in ``optax.inject_hyperparams``;
             - a dict ``{label: optimizer}``, with ``group`` to choose a label for each parameter; or a pair of such a
-              dict and a dict ``{label: schedule}``.
+                dict and a dict ``{label: schedule}``.
         """
         raise TypeError(
             f"{type(self).__name__} defines no configure_optimizer(); return an optax transformation, as "
@@ -238,6 +246,9 @@ class Module:
 
         Args:
             name: The parameter's dotted path.
+
+        Returns:
+            False for a parameter that keeps its initial value.
         """
         return True
 
@@ -264,37 +275,3 @@ TIME_MAJOR = (
 ONE_TARGET = "a target for a whole sequence is (1, B, ...), or (B, 1, ...) with batch_first=True"
 TARGETS = ("y", "target", "targets", "label", "labels")
 """Keys under which other data holds targets."""
-LIGHTNING_METHODS = {
-    "training_step": "define learning_step(forward, x, y), which is one time step",
-    **dict.fromkeys(
-        ("validation_step", "test_step"), "define evaluation_step(forward, x, y); the default is learning_step"
-    ),
-    **dict.fromkeys(
-        ("train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader"), "pass data to Fit.run"
-    ),
-    **dict.fromkeys(
-        ("training_epoch_end", "validation_epoch_end", "on_train_start", "on_train_end", "on_train_epoch_start",
-         "on_train_epoch_end", "on_train_batch_start", "on_train_batch_end", "on_validation_epoch_start",
-         "on_validation_epoch_end"),
-        "use a jaxtrain.Callback",
-    ),
-}  # fmt: skip
-"""Methods of Lightning's modules, with what to do in jaxtrain."""
-
-
-def _alias(cls: type, *names: str) -> None:
-    """Give a class all of ``names`` for the method that it, or the nearest base class, defines under one of them.
-
-    Raises:
-        TypeError: One class defines different methods under two of the names.
-    """
-    methods: list[Any] = []
-    for owner in cls.__mro__:
-        methods = [vars(owner)[name] for name in names if name in vars(owner)]
-        if any(method is not methods[0] for method in methods):
-            raise TypeError(f"{owner.__name__} defines {' and '.join(names)}, two names of one method: define one")
-        if methods:
-            break
-    if len(methods) < len(names):  # otherwise they are inherited
-        for name in names:
-            setattr(cls, name, methods[0])

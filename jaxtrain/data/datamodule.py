@@ -42,6 +42,11 @@ class DataModule:
         test: Source of test batches, or a dict of several by name; or None.
         predict: Source of batches to predict, or None.
         batch_first: Layout of the arrays; None keeps the class's value.
+
+    Example::
+
+        train = [(np.ones((20, 16, 2), "float32"), np.ones((20, 16, 1), "float32"))]  # (T, B, ...)
+        data = jaxtrain.DataModule(train, val=train, batch_first=False)
     """
 
     task: dict[str, Any] = {}
@@ -77,7 +82,7 @@ class DataModule:
         """Download, open or split data. Called once per object, before any source is requested."""
 
     def train_data(self) -> Source:
-        """The source of train batches.
+        """Return the source of train batches.
 
         Raises:
             DataError: There is none.
@@ -89,15 +94,15 @@ class DataModule:
         return self._sources[0]
 
     def val_data(self) -> Source | dict[str, Source] | None:
-        """The source of validation batches, or a dict of several by name; or None."""
+        """Return the source of validation batches, or a dict of several by name; or None."""
         return self._sources[1]
 
     def test_data(self) -> Source | dict[str, Source] | None:
-        """The source of test batches, or a dict of several by name; or None."""
+        """Return the source of test batches, or a dict of several by name; or None."""
         return self._sources[2]
 
     def predict_data(self) -> Source | None:
-        """The source of batches to predict, or None."""
+        """Return the source of batches to predict, or None."""
         return self._sources[3]
 
     def encode(self, x: Any, /) -> Any:
@@ -115,7 +120,7 @@ class DataModule:
         return encode(x) if callable(encode) else x
 
     def identity(self) -> dict[str, Any]:
-        """A JSON dict that identifies the data; it is compared when a run is resumed.
+        """Return a JSON dict that identifies the data; it is compared when a run is resumed.
 
         The default contains the class and, for a train source that was passed and is read by number, the number of
         batches and a sha256 of the first batch.

@@ -94,7 +94,7 @@ class ArrayDataset:
         return sum(self._batches_of(count) for count in self._counts())
 
     def batch(self, step: int) -> ArrayBatch:
-        """Batch number ``step``, counted over all epochs."""
+        """Return batch number ``step``, counted over all epochs."""
         epoch, number = divmod(as_integer("step", step, 0, "ArrayDataset"), len(self))
         if self._order[0] != epoch:
             self._order = epoch, self._plan(epoch)
@@ -171,7 +171,7 @@ class ArrayDataset:
         return jax.tree.map(lambda *leaves: stacked(leaves, "item", rows), *pairs)
 
     def identity(self) -> dict[str, Any]:
-        """What determines the batches beside the arrays, as a JSON dict; it is compared when a run is resumed."""
+        """Return what determines the batches beside the arrays, a JSON dict; it is compared when a run is resumed."""
         return {
             "sequences": self._data.length, "batch_size": self.batch_size, "seed": self.seed, "shuffle": self.shuffle,
             "last": self.last, "scored": self.scored, "encoder": _describe(self.encoder),

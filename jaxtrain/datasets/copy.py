@@ -96,7 +96,7 @@ class CopyDataset:
         return inputs, symbols
 
     def encode(self, ids: Any) -> Any:
-        """One-hot encode the ids (B,) of one time step as float32 (B, 10). Called while tracing."""
+        """Return the ids ``ids`` (B,) of one time step one-hot encoded, float32 (B, 10). Called while tracing."""
         return _one_hot(ids)
 
     def __len__(self) -> int:
@@ -150,6 +150,10 @@ class CopyDataModule(DataModule):
 
     Raises:
         ValueError: A size is not a positive integer (`time_lag` may be 0), or the seed is negative.
+
+    >>> data = CopyDataModule(time_lag=20, num_digits=5, batch_size=8)
+    >>> [part.shape for part in data.train_data().batch(0)]
+    [(30, 8), (5, 8)]
     """
 
     batch_first = False
@@ -187,7 +191,7 @@ class CopyDataModule(DataModule):
         return self.test_data()
 
     def encode(self, x: Any, /) -> Any:
-        """One-hot encode the ids (B,) of one time step as float32 (B, 10). Called while tracing."""
+        """Return the ids ``x`` (B,) of one time step one-hot encoded, float32 (B, 10). Called while tracing."""
         return _one_hot(x)
 
     def identity(self) -> dict[str, Any]:

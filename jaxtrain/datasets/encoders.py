@@ -41,6 +41,9 @@ class Bernoulli:
 
     Returns:
         Spikes 0.0 or 1.0, ``(T, ...)``.
+
+    >>> Bernoulli(steps=10)(np.full(784, 0.5), key).shape
+    (10, 784)
     """
 
     steps: int | None
@@ -68,6 +71,9 @@ class Latency:
 
     Returns:
         Spikes 0.0 or 1.0, ``(T, ...)``.
+
+    >>> Latency(steps=3)(np.array([1.0, 0.5, 0.0]), key).tolist()
+    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
     """
 
     steps: int
@@ -92,6 +98,9 @@ class Repeat:
 
     Returns:
         The values, ``(T, ...)``.
+
+    >>> Repeat(steps=3)(np.array([0.5]), key).tolist()
+    [[0.5], [0.5], [0.5]]
     """
 
     steps: int
@@ -106,7 +115,11 @@ class Repeat:
 
 @dataclass(frozen=True)
 class Rows:
-    """An image row by row: ``(H, W)`` or ``(H, W, C)`` to ``(H, W * C)``."""
+    """An image row by row: ``(H, W)`` or ``(H, W, C)`` to ``(H, W * C)``.
+
+    >>> Rows()(np.ones((28, 28, 3)), key).shape
+    (28, 84)
+    """
 
     def __call__(self, values: Any, key: Any) -> jax.Array:
         values = as_float(values)
@@ -119,6 +132,9 @@ class Pixels:
 
     Args:
         channels: Number of channels C; an image ``(H, W)`` has one.
+
+    >>> Pixels()(np.ones((28, 28)), key).shape
+    (784, 1)
     """
 
     channels: int = 1
@@ -142,6 +158,12 @@ class Delta:
 
     Returns:
         For values ``(T, F)``, spikes 0.0 or 1.0, ``(T, 2 * F)``: all "on", then all "off".
+
+    Raises:
+        ValueError: ``threshold`` is not above 0.
+
+    >>> Delta(threshold=0.5)(np.array([[0.0], [0.6], [0.2]]), key).tolist()
+    [[0.0, 0.0], [1.0, 0.0], [0.0, 0.0]]
     """
 
     threshold: float = 0.1
@@ -176,6 +198,12 @@ class Population:
 
     Returns:
         For values ``(..., F)``, activities in (0, 1], ``(..., F * units)``.
+
+    Raises:
+        ValueError: There are fewer than two units, ``low`` is not below ``high``, or ``width`` is not above 0.
+
+    >>> Population(3)(np.array([0.5]), key).round(2).tolist()
+    [0.61..., 1.0, 0.61...]
     """
 
     units: int

@@ -16,6 +16,8 @@ class Episode(NamedTuple):
         inputs: ``(T, ...)``.
         targets: ``(T, ...)``.
         weights: ``(T,)``, weights of the scored time steps, or None if all are scored.
+
+    >>> Episode(inputs=np.arange(4), targets=np.arange(4), weights=None).weights  # every time step is scored
     """
 
     inputs: np.ndarray
@@ -31,6 +33,20 @@ class Episodes(ABC):
         n_in: Size of the encoded input.
         n_out: Size of the output.
         scores_all: Whether every time step is scored.
+
+    Example::
+
+        class Echo(Episodes):  # the target is the input
+            depth, n_in, n_out, scores_all = None, 1, 1, True
+
+            def size(self, rng):
+                return int(rng.integers(5, 10))  # time steps
+
+            def make(self, rng, size):
+                x = rng.normal(size=(size, 1)).astype("float32")
+                return Episode(x, x, None)
+
+        data = StreamDataModule(Echo(), batch_size=4, unroll=20)
     """
 
     depth: int | None = None
@@ -59,6 +75,9 @@ class Episodes(ABC):
         Args:
             rng: Random numbers of the episode, after ``size`` has drawn from it.
             size: What ``size`` returned, now or before the stream was restored.
+
+        Returns:
+            The episode.
         """
 
 
@@ -77,6 +96,10 @@ class EpisodeStream:
         seed: Seed of the data.
         split: Number of the split.
         spread: Start each sequence at a random time step of its first episode, so that sequences are not aligned.
+
+    >>> stream = EpisodeStream(StreamCopy(digits=2, delay=3), batch_size=4, unroll=5, seed=0)
+    >>> next(stream).reset.shape
+    (5, 4)
     """
 
     def __init__(
@@ -139,7 +162,7 @@ class EpisodeStream:
         return {"at": self._at.copy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a position returned by ``state_dict``."""
+        """Restore ``state``, a position returned by ``state_dict``."""
         for sequence, (number, size, at) in enumerate(np.asarray(state["at"]).tolist()):
             if (number, size) != tuple(self._at[sequence, :2].tolist()):
                 self._begin(sequence, number, size)

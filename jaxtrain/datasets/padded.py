@@ -34,12 +34,21 @@ class PaddedCopyDataModule(CopyDataModule):
     ``jaxtrain.Phases``.
 
     Args:
-        time_lag, num_digits, batch_size, seed, val_batches, test_batches: As in CopyDataModule.
+        time_lag: Number of blanks of the first task.
+        num_digits: Number of symbols of the first task.
+        batch_size: Sequences per batch.
+        seed: Seed of the data.
+        val_batches: Batches of a validation.
+        test_batches: Batches of a test.
         lengths: Allowed lengths of a sequence, in time steps.
         digits: Allowed lengths of the recall, in time steps.
 
     Raises:
         ValueError: As CopyDataModule. Also raised when a batch is created for a task that does not fit any size.
+
+    >>> data = PaddedCopyDataModule(1, 3, batch_size=8, lengths=(12, 56), digits=(3,))
+    >>> data.train_data().batch(0).sizes
+    (9, 3, 8)
     """
 
     def __init__(self, time_lag: int, num_digits: int, batch_size: int = 64, seed: int = 0, val_batches: int = 8,

@@ -162,6 +162,13 @@ def bucket(
     Raises:
         ValueError: An argument is invalid, or a sequence is longer than all ``lengths``.
         DataError: The sequences do not fit each other, or there is no complete batch.
+
+    Returns:
+        A source of batches for a ``DataModule``.
+
+    >>> source = bucket([np.ones((n, 3)) for n in range(5, 13)], np.arange(8) % 2, batch_size=2, lengths=(8, 12))
+    >>> sorted(len(source.batch(step).inputs) for step in range(4))
+    [8, 8, 12, 12]
     """
     if not is_items(inputs):
         raise DataError(

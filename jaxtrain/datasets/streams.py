@@ -20,6 +20,10 @@ class StreamCopy(Episodes):
 
     Raises:
         ValueError: A size is invalid.
+
+    >>> task = StreamCopy(digits=2, delay=3)
+    >>> task.make(rng, task.size(rng)).inputs.shape
+    (7,)
     """
 
     depth = n_in = 10  # symbols 0 to 7, blank 8, cue 9
@@ -51,6 +55,10 @@ class Adding(Episodes):
 
     Raises:
         ValueError: ``length`` is invalid.
+
+    >>> episode = Adding(length=10).make(rng, 10)
+    >>> episode.inputs.shape, episode.weights.sum()
+    ((10, 2), np.float32(1.0))
     """
 
     n_in, n_out = 2, 1
@@ -81,6 +89,9 @@ class AnBn(Episodes):
 
     Raises:
         ValueError: ``most`` is invalid.
+
+    >>> AnBn(most=4).make(rng, 2).inputs.tolist()  # a a b b #
+    [0, 0, 1, 1, 2]
     """
 
     depth = n_in = n_out = 3
@@ -105,6 +116,9 @@ class BinaryCopy(Episodes):
 
     Args:
         length: Function that returns L, which a curriculum may change.
+
+    >>> BinaryCopy(lambda: 4).make(rng, 4).inputs.shape
+    (10,)
     """
 
     depth = n_in = n_out = 4  # bits 0 and 1, start 2, blank 3
@@ -140,6 +154,10 @@ class StreamDataModule(DataModule):
 
     Raises:
         ValueError: A size is invalid.
+
+    >>> data = StreamDataModule(StreamCopy(digits=2, delay=3), batch_size=4, unroll=5)
+    >>> next(data.train_data()).inputs.shape
+    (5, 4)
     """
 
     batch_first = False
@@ -178,6 +196,9 @@ class StreamDataModule(DataModule):
         Args:
             batches: Number of batches, from the start of the training data.
             every: Time steps per update.
+
+        Returns:
+            The number of updates in these batches.
         """
         starts = range(0, self.unroll, every)
         if self.episodes.scores_all:
@@ -188,7 +209,7 @@ class StreamDataModule(DataModule):
         return count
 
     def encode(self, x: Any, /) -> Any:
-        """One-hot encode the ids (B,) of one time step as float32 (B, depth); return vectors unchanged.
+        """Return the ids ``x`` (B,) of one time step one-hot encoded, float32 (B, depth); vectors unchanged.
 
         Called while tracing.
         """

@@ -263,6 +263,8 @@ def run(work: Callable[[], int]) -> int:
 
     Returns:
         The exit code.
+
+    >>> code = jaxtrain.distributed.run(lambda: 0)  # then sys.exit(code)
     """
     try:
         code = work()

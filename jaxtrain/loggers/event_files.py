@@ -70,25 +70,26 @@ def summary_proto() -> Any:
     return summary_pb2.Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def scalars(entry: dict[str, Any]) -> Any:
-    """One event summary with all numbers of a log entry."""
-    proto = summary_proto()
-    values = []
+def numbers_of(entry: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a log entry by tag; a list, with one number per seed, as ``/min`` and ``/max``. Nonfinite: NaN."""
+    found = {}
     for tag, value in entry.items():
-        if tag == "nonfinite":
+        if tag in ("nonfinite", "step"):
             continue
         if isinstance(value, list):  # one number per seed; their mean has its own curve
             finite = [number for number in value if number is not None and math.isfinite(number)]
-            ends = {"min": min(finite), "max": max(finite)} if finite else {}
-            values += [proto.Value(tag=f"{tag}/{end}", simple_value=number) for end, number in ends.items()]
-            continue
-        if tag in entry.get("nonfinite", ()):
-            value = math.nan
-        if tag == "step" or isinstance(value, bool) or not isinstance(value, numbers.Real):
-            continue
-        number = float(value)
-        values.append(proto.Value(tag=tag, simple_value=number if math.isfinite(number) else math.nan))
-    return proto(value=values)
+            found |= {f"{tag}/min": min(finite), f"{tag}/max": max(finite)} if finite else {}
+        elif tag in entry.get("nonfinite", ()):
+            found[tag] = math.nan
+        elif not isinstance(value, bool) and isinstance(value, numbers.Real):
+            found[tag] = float(value) if math.isfinite(float(value)) else math.nan
+    return found
+
+
+def scalars(entry: dict[str, Any]) -> Any:
+    """One event summary with all numbers of a log entry."""
+    proto = summary_proto()
+    return proto(value=[proto.Value(tag=tag, simple_value=number) for tag, number in numbers_of(entry).items()])
 
 
 def image(tag: str, png: bytes) -> Any:

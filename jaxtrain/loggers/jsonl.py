@@ -47,7 +47,7 @@ class JSONL(Callback):
         self._restored = []
 
     def state(self) -> dict[str, Any]:
-        """The log entries that may not be on disk."""
+        """Return the log entries that may not be on disk."""
         unsynced = b"" if self._file is None else self._file.unsynced
         return {"waiting": [json.loads(line) for line in unsynced.splitlines()]} if unsynced else {}
 
@@ -72,6 +72,7 @@ class JSONL(Callback):
         self.flush(sync=False)
 
     def flush(self, sync: bool = True) -> None:
+        """Write to disk what was recorded so far, and with ``sync`` wait until it is there."""
         if self._file is not None:
             self._file.flush(sync)
 
@@ -93,7 +94,7 @@ class JSONL(Callback):
         return len(kept)
 
     def restored(self, run: Run) -> list[dict[str, Any]]:
-        """Log entries that the checkpoint holds because the file may lack them."""
+        """Return log entries that the checkpoint of ``run`` holds because the file may lack them."""
         return [] if run.forked else self._restored
 
     def _close(self) -> None:

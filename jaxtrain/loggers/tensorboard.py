@@ -112,7 +112,7 @@ class TensorBoard(Callback):
 
     def on_figure(self, run: Run, tag: str, figure: Any) -> None:
         assert run.run_dir is not None
-        png = _render(figure)
+        png = render(figure)
         path = run.run_dir / "figures" / f"{quote(tag, safe='')}-{run.step:08d}.png"
         path.parent.mkdir(exist_ok=True)
         write_atomic(path, png)  # before the event: if this fails, the whole call is repeated later
@@ -191,7 +191,8 @@ def _histograms(paths: list[Path], last: int) -> dict[tuple[str, int], Any]:
     }
 
 
-def _render(figure: Any) -> bytes:
+def render(figure: Any) -> bytes:
+    """A figure of matplotlib as PNG. It is closed if pyplot knows it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()

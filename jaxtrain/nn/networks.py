@@ -56,7 +56,7 @@ def chrono_bias(rng: np.random.Generator, units: int, longest: float) -> np.ndar
     random from this range.
 
     >>> bias = chrono_bias(np.random.default_rng(0), 1000, 100)
-    >>> 0 <= bias.min() and bias.max() <= math.log(99)
+    >>> bool(0 <= bias.min() and bias.max() <= math.log(99))
     True
 
     Args:
@@ -87,6 +87,10 @@ def orthogonal_recurrence(inputs: int, gain: float = 1.0) -> Callable:
 
     Returns:
         A function of the shape.
+
+    >>> weight = orthogonal_recurrence(2)((2 + 8, 8))[2:]
+    >>> bool(jnp.allclose(weight @ weight.T, jnp.eye(8), atol=1e-5))
+    True
     """
 
     def init(shape: Any, **_: Any) -> Any:
@@ -106,6 +110,8 @@ class LearnedState(brainstate.nn.Module):
 
     Args:
         cell: The cell; its hidden states are ``(B, units)``.
+
+    >>> cell = LearnedState(make_cell("gru", 10, 128))
     """
 
     def __init__(self, cell: Any):
@@ -122,9 +128,11 @@ class LearnedState(brainstate.nn.Module):
         return {path[-1]: state for path, state in self.cell.states(brainstate.HiddenState).items()}
 
     def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        """Create the flag of the first time step, for ``batch_size`` sequences."""
         self.begins = brainstate.ShortTermState(jnp.ones((1,) if batch_size is None else (batch_size, 1), jnp.float32))
 
     def update(self, x: Any) -> Any:
+        """Return the output of the cell for the inputs ``x``, ``(B, ...)``."""
         for name in self.names:
             state = getattr(self.cell, name)
             initial = braintrace.element_wise(getattr(self, f"initial_{name}").value)
@@ -141,6 +149,8 @@ class Block(brainstate.nn.Module):
         width: Size of the cell's output.
         mlp: Hidden units of the MLP.
         skip: Add the cell's input to its output.
+
+    >>> block = Block(make_cell("gru", 128, 128), width=128, mlp=256, skip=True)
     """
 
     def __init__(self, cell: Any, width: int, mlp: int, skip: bool):
@@ -149,6 +159,7 @@ class Block(brainstate.nn.Module):
         self.up, self.down = braintrace.nn.Linear(width, mlp), braintrace.nn.Linear(mlp, width)
 
     def update(self, x: Any) -> Any:
+        """Return the output ``(B, width)`` for the inputs ``x``, ``(B, ...)``."""
         h = self.cell(x) + x if self.skip else self.cell(x)
         return h + self.down(jax.nn.gelu(self.up(h)))
 
@@ -175,6 +186,8 @@ class Network(brainstate.nn.Module):
 
     Raises:
         ValueError: An option does not apply to the cell or has an invalid value.
+
+    >>> model = Network(10, 10, cell="lru", hidden=32, width=16, mlp=64)
     """
 
     def __init__(self, n_in: int, n_out: int, *, cell: CellName = "gru", hidden: int = 128, layers: int = 1,
@@ -203,6 +216,7 @@ class Network(brainstate.nn.Module):
         self.readout = braintrace.nn.Linear(size, n_out)
 
     def update(self, x: Any) -> Any:
+        """Return the output ``(B, n_out)`` for the inputs ``x``, ``(B, n_in)``."""
         return self.readout(self.rnn(x if self.encoder is None else self._shape(self.encoder(x))))
 
 
@@ -240,6 +254,11 @@ def make_cell(name: str, inputs: int, hidden: int, chrono: float | None = None, 
 
     Raises:
         ValueError: The name is unknown, or ``chrono`` is given for a cell without gates.
+
+    Returns:
+        A cell of ``braintrace.nn``.
+
+    >>> cell = make_cell("lstm", inputs=10, hidden=64, chrono=50)
     """
     if name not in CELLS:
         raise ValueError(f"cell {name!r} is unknown; expected one of {', '.join(CELLS)}")

@@ -30,12 +30,24 @@ class Running(brainstate.nn.Module):
         self.network, self._size, self._mean = network, size, mean
 
     def init_state(self, batch_size: int | None = None, **_: Any) -> None:
+        """Create the sum, zeros for ``batch_size`` sequences."""
         lead = () if batch_size is None else (batch_size,)
         self.total = brainstate.HiddenState(jnp.zeros((*lead, self._size), jnp.float32))
         if self._mean:
             self.steps = brainstate.ShortTermState(jnp.zeros((*lead, 1), jnp.float32))
 
     def update(self, x: Any) -> Any:
+        """Advance the network by one time step.
+
+        Args:
+            x: Inputs, ``(B, ...)``.
+
+        Returns:
+            The sum or the mean of the outputs so far, ``(B, size)``.
+
+        Raises:
+            ValueError: The output of the network has another shape.
+        """
         output = self.network(x)
         if jnp.shape(output) != jnp.shape(self.total.value):
             raise ValueError(f"Running: the output has shape {jnp.shape(output)}, but size={self._size} was given")

@@ -52,6 +52,8 @@ def adam(rate: Any, weight_decay: float = 0.0) -> optax.GradientTransformation:
 
     Returns:
         An optax transformation.
+
+    >>> optimizer = adam(schedule(3e-3, 2000, warmup=100, decay="cosine"), weight_decay=0.01)
     """
     if not weight_decay:
         return optax.inject_hyperparams(optax.adam)(learning_rate=rate)

@@ -21,9 +21,10 @@ import saiunit as u
 from ..core.module import Module
 from ..core.ownership import alone
 from ..core.state import attributes_kept, name_of
+from ..utils.extras import needed
 from ..utils.files import write_atomic
 from ..utils.logging import log, one_line
-from .tensors import needed, states_of_model
+from .tensors import states_of_model
 
 type Nodes = dict[str, Any]
 
@@ -48,6 +49,8 @@ def save_nir(module: Module, path: str | Path) -> Path:
         ValueError: The module has no model, or its model is more than a chain of these layers.
         ModuleNotFoundError: The package nir is not installed.
         RuntimeError: A run in progress trains this module.
+
+    >>> path = jaxtrain.pretrained.save_nir(spiking, "trained.nir")
     """
     nir, path = needed("nir", "nir"), Path(path)
     states_of_model(module, "save_nir")

@@ -34,6 +34,9 @@ class Loaded:
         loaded: Names in the source by names in the module.
         skipped: Why a value of the source was not loaded, by its name there.
         as_built: Names in the module of what keeps its value.
+
+    >>> Loaded(module, {"readout.weight": "head"}, {}, ("rnn.W_z",)).as_built
+    ('rnn.W_z',)
     """
 
     module: Module
@@ -77,6 +80,12 @@ def load(path: str | Path, module: Module, *, only: Only | None = None, rename: 
         FileNotFoundError: There is no such file or checkpoint.
         ModuleNotFoundError: The file needs the package safetensors, which is not installed.
         RuntimeError: A run in progress trains this module.
+
+    Example::
+
+        jaxtrain.pretrained.save_safetensors(module, "trained.safetensors")
+        loaded = jaxtrain.pretrained.load("trained.safetensors", MyModule(), only=lambda name: name.startswith("rnn"))
+        print(loaded.as_built)  # the readout keeps its new values
     """
     refuse_in_use(module, "jaxtrain.pretrained.load")
     require_module(module)

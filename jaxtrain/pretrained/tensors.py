@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from ..checkpoint.run_directory import read_checkpoint
 from ..core.module import Module
 from ..core.ownership import alone, refuse_in_use
 from ..core.state import State, leaf_names, long_term_states, parameters
+from ..utils.extras import needed
 from ..utils.files import write_atomic
 
 SUFFIX = ".safetensors"
@@ -48,6 +48,8 @@ def save_safetensors(module: Module, path: str | Path) -> Path:
         ValueError: The module has no model, or the path ends differently.
         ModuleNotFoundError: The package safetensors is not installed.
         RuntimeError: A run in progress trains this module.
+
+    >>> path = jaxtrain.pretrained.save_safetensors(module, "trained.safetensors")
     """
     numpy_format, path = needed("safetensors.numpy", "safetensors"), Path(path)
     if path.suffix != SUFFIX:
@@ -107,13 +109,3 @@ def units_of(states: dict[str, Any]) -> dict[str, str]:
     leaves = jax.tree.leaves(values, is_leaf=is_quantity)
     units = [str(leaf.unit) if is_quantity(leaf) else "" for leaf in leaves]
     return {name: unit for name, unit in zip(leaf_names(values), units, strict=True) if unit}
-
-
-def needed(name: str, extra: str) -> Any:
-    """Import a package that is an extra of jaxtrain."""
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != name.partition(".")[0]:
-            raise
-        raise ModuleNotFoundError(f"this needs the package {extra}: pip install 'jaxtrain[{extra}]'") from None

@@ -71,6 +71,14 @@ class Learner(ABC):
             values in every batch, and no checkpoint holds them.
         carried: Whether hidden states and ``own`` continue from one sequence to the next (default: False).
         notes: Additional lines of the report that is printed before step 0.
+
+    Example::
+
+        class MeanOutput(jaxtrain.Callback):  # a probe receives the learner of the run
+            probe_every = 100
+
+            def probe(self, module, learner, phases):
+                return learner.predict(phases).mean()
     """
 
     def __init__(self, objective: Objective, network: Network):
@@ -98,6 +106,9 @@ class Learner(ABC):
 
         Args:
             phases: An example of a batch.
+
+        Returns:
+            One report for each parameter that ``Module.trainable`` selects.
         """
 
     def trace_bytes(self) -> int:
@@ -109,7 +120,7 @@ class Learner(ABC):
         return {"batching": "vmap" if self.network.vmapped else "batched"}
 
     def restart(self, batch_size: int) -> None:
-        """Set all states to their values at the beginning of a sequence. This method is traced."""
+        """Set all states to their values at the beginning of ``batch_size`` sequences. This method is traced."""
         self.network.reset(batch_size)
 
     def states(self) -> dict[str, State]:
@@ -127,7 +138,7 @@ class Learner(ABC):
     def evaluate(self, phases: Phases) -> dict[str, Any]:
         """Return the metrics of ``evaluation_step`` over the learning phase: ``Mean`` or ``Parts``, by name.
 
-        This method is traced.
+        ``phases`` is the batch. This method is traced.
         """
         self._warm_up(phases)
 
@@ -138,7 +149,7 @@ class Learner(ABC):
         return over_time(brainstate.transform.for_loop(step, *scored(phases)))
 
     def predict(self, phases: Phases) -> Any:
-        """Return the outputs of ``predict_step`` over the learning phase, ``(T_l, B, ...)``. This method is traced."""
+        """Return the outputs of ``predict_step`` over the learning phase of ``phases``, ``(T_l, B, ...)``. Traced."""
         self._warm_up(phases)
         return brainstate.transform.for_loop(self.predict_step, phases.inputs, split_reset(phases)[1])
 

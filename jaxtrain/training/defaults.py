@@ -30,7 +30,7 @@ def with_defaults(
     Args:
         callbacks: The user's callbacks.
         loggers: "default" means JSONL and TensorBoard if there is a run directory, else none.
-        progress: "auto" shows a bar on a terminal, and nothing elsewhere.
+        progress: "auto" shows a bar on a terminal or in a notebook, and nothing elsewhere.
         run_dir: The run directory. Without one there is no default Checkpoint.
 
     Raises:

@@ -75,8 +75,8 @@ class Fit(ReadsOutputs, ForeignArguments):
         callbacks: Callbacks, see ``jaxtrain.Callback``.
         loggers: The loggers of the run. "default" means ``JSONL()`` and ``TensorBoard()`` if there is a run directory;
             ``()`` turns them off. ``LearningRateMonitor`` and ``Throughput`` are added if there are loggers.
-        progress: Whether to show a progress bar: "auto" on a terminal only; True also logs a line every 30 seconds if
-            there is no terminal.
+        progress: Whether to show a progress bar: "auto" on a terminal or in a notebook; True elsewhere logs a line
+            every 30 seconds.
         run_dir: Directory for configuration, checkpoints, logs and result; None keeps everything in memory.
 
     Raises:
@@ -85,8 +85,8 @@ class Fit(ReadsOutputs, ForeignArguments):
 
     Example::
 
-        fit = jaxtrain.Fit(strategy="drtrl", max_steps=2000, clip=1.0, validate_every=200, run_dir="runs/demo")
-        result = fit.run(CopyGRU(), jaxtrain.datasets.CopyDataModule(time_lag=50), resume="last")
+        fit = jaxtrain.Fit(strategy="drtrl", max_epochs=2, clip=1.0, validate_every="1ep", run_dir="runs/demo")
+        result = fit.run(MyModule(), data, resume="last")
     """
 
     def __init__(
@@ -242,7 +242,17 @@ class Fit(ReadsOutputs, ForeignArguments):
     def test(
         self, module: Module, data: Any, *, checkpoint: str | int | Path | None = None, batch_first: bool | None = None
     ) -> dict[str, Any]:
-        """Compute metrics over test data, ``{"test/loss": ...}``; see ``validate`` for the arguments."""
+        """Compute metrics over test data, weighted as in training.
+
+        Args:
+            module: The module.
+            data: A DataModule (its ``test_data`` is used), batches, or a dict of several sets of batches by name.
+            checkpoint: As in ``validate``.
+            batch_first: Layout of bare batches, as in ``run``.
+
+        Returns:
+            One number per metric, ``{"test/loss": ...}``, as in ``validate``.
+        """
         return self._evaluate(module, data, "test", checkpoint, batch_first)
 
     def _evaluate(self, module: Module, data: Any, name: str, checkpoint: Any, batch_first: Any) -> dict[str, Any]:

@@ -65,8 +65,9 @@ class ReadsOutputs:
 
         Example::
 
+            on_disk = np.lib.format.open_memmap("outputs.npy", "w+", "float32", (1, 8, 2))  # (T_l, N, ...)
             for batch in fit.predict_batches(module, data):
-                on_disk[batch.rows] = batch.values          # np.lib.format.open_memmap(...), batch-first
+                on_disk[:, batch.rows] = batch.values
         """
         with alone("Fit.predict_batches"):
             reader, batches, layout = self._read(module, data, "predict", checkpoint, batch_first, PREDICTIONS)

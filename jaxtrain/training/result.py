@@ -41,6 +41,12 @@ class Result:
         saved: Whether the newest state is on disk; None without a run directory.
         report: The preflight report.
         summary: The contents of result.json.
+
+    Example::
+
+        result = fit.run(module, data)
+        print(result.status, result.step, result.metrics["val/loss"])
+        code = result.exit_code  # a script ends with sys.exit(code)
     """
 
     status: Status

@@ -79,7 +79,7 @@ class Notes:
     def __init__(self, config):
         self.config = config
 
-    def run(self, module, data, *, resume, config, dry_run):
+    def run(self, module, data, *, resume, config, dry_run, test):
         json.dumps(config)  # it is written to config.json
         return Result("finished", 1, run_dir=Path(self.config.run_dir))
 

@@ -26,7 +26,7 @@ PIPE, STDOUT = subprocess.PIPE, subprocess.STDOUT
 TimeoutExpired, CompletedProcess = subprocess.TimeoutExpired, subprocess.CompletedProcess
 
 PRELOADED = ["jax", "brainstate", "braintools", "braintrace", "optax", "orbax.checkpoint", "matplotlib.figure"]
-PRELOADED += ["tensorboardX.event_file_writer", "tqdm", "tyro", "jaxtrain.training.fit", "jaxtrain.loggers.tensorboard"]
+PRELOADED += ["tensorboardX.event_file_writer", "tqdm", "jaxtrain.training.fit", "jaxtrain.loggers.tensorboard"]
 PRELOADED += ["jaxtrain.cli", "tests.small"]
 
 # OpenBLAS would start threads at import, and a process with threads cannot be forked safely.

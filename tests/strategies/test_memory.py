@@ -280,9 +280,9 @@ def test_a_second_recurrent_layer_is_no_memory(lab):
 )
 def test_which_states_are_memory(lab, memory, kwargs, found):
     learner = DRTRL(readout_memory=True).bind(Objective(task(lab, memory, **kwargs), lambda x: x), lab.sequences())
-    assert isinstance(learner, ReverseLearner) and set(learner.memory) == found
+    assert isinstance(learner, ReverseLearner) and set(learner.known.memory) == found
     if found:
-        assert learner.notes == [f"readout_memory: credit passes through {', '.join(learner.memory)}"]
+        assert learner.notes == [f"readout_memory: credit passes through {', '.join(learner.known.memory)}"]
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from jaxtrain import DRTRL
 from jaxtrain.core.state import parameters
 from jaxtrain.strategies import EProp, OSTLFeedforward, OSTLRecurrent, PPProp
+from jaxtrain.strategies.reverse.blocks import BLOCK, parts_of, windows_per_block
 from jaxtrain.strategies.reverse.learner import ReverseLearner
-from jaxtrain.strategies.reverse.time_steps import BLOCK, parts_of, windows_per_block
 from tests.strategies.conftest import CELLS as CELLS_BY_NAME
 from tests.strategies.sums import assert_same_sums, sums
 

@@ -314,7 +314,7 @@ def test_a_large_model_whose_sequences_are_alone_is_mapped(lab, monkeypatch):
 def test_hidden_states_of_whole_numbers_go_back_in_reverse(lab, dtype):
     model = task(lab, ("Flag" if dtype is bool else "Counter",), hidden=True)
     learner = DRTRL(engine="reverse", segment=3).bind(Objective(model, lambda x: x), lab.sequences())
-    assert isinstance(learner, ReverseLearner) and set(learner.traced) == {"h"}
+    assert isinstance(learner, ReverseLearner) and set(learner.known.traced) == {"h"}
 
 
 def test_a_hidden_bool_under_a_single_step_trace_is_refused(lab):

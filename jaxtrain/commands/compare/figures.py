@@ -13,9 +13,10 @@ import numpy as np
 from ..output import new_figure
 from .runner import Goal
 
-COLORS = ("#0b6e4f", "#3a5fb3", "#8a6d00", "#7a3a8e", "#00808a", "#c06000", "#5c7a1f", "#a0356f")
-CONTROLS = {"bptt": "#b3423a", "readout_only": "#4d4d4d"}
-"""Colors of the controls: the same in every figure."""
+COLORS = ("#0072b2", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#a07000", "#6a5acd", "#7f9f3f")
+CONTROLS = {"bptt": "#d55e00", "readout_only": "#808080"}
+"""Colors of the controls: the same in every figure. The first ones of both are those of Okabe and Ito, which differ for
+colour-blind readers, too; all have contrast on a light and on a dark ground."""
 
 
 def _colors(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -26,7 +27,14 @@ def _colors(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def _style(strategy: str) -> dict[str, Any]:
     """BPTT is dashed and on top, so that a strategy with the same gradient remains visible."""
-    return {"label": strategy, "linewidth": 1.6, **({"linestyle": "--", "zorder": 3} if strategy == "bptt" else {})}
+    lines = {"bptt": {"linestyle": "--", "zorder": 3}, "readout_only": {"linestyle": "-."}}
+    return {"label": strategy, "linewidth": 1.6, **lines.get(strategy, {})}
+
+
+def _ink() -> str:
+    from matplotlib import rcParams
+
+    return rcParams["text.color"]
 
 
 def curves(results: Sequence[Mapping[str, Any]], goal: Goal, chance: float | None) -> Any:
@@ -40,9 +48,9 @@ def curves(results: Sequence[Mapping[str, Any]], goal: Goal, chance: float | Non
                 own = [r["curve"] for r in results if (r["variant"], r["strategy"]) == (variant, strategy)]
                 _band(axes, [[(point[j], point[2]) for point in curve] for curve in own if curve], strategy, color)
             if chance is not None:
-                axes.axhline(chance, color="black", linewidth=0.8, linestyle=":", label="chance")
+                axes.axhline(chance, color=_ink(), linewidth=0.8, linestyle=":", label="chance")
             if goal.target is not None:
-                axes.axhline(goal.target, color="black", linewidth=0.8, linestyle="--")
+                axes.axhline(goal.target, color=_ink(), linewidth=0.8, linestyle="--")
             axes.set_xlabel(label)
             axes.set_title(variant, fontsize=10)
             axes.grid(alpha=0.25)
@@ -79,7 +87,10 @@ def numeric_axis(results: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def reach(results: Sequence[Mapping[str, Any]], table: Sequence[Mapping[str, Any]], axis: str, goal: Goal) -> Any:
-    """Steps to the target over a varied option. A hollow mark means that not every seed reached it."""
+    """Steps to the target over a varied option. Lines connect values at which some seed reached it.
+
+    A hollow mark means that not every seed reached it. An arrow at the end of the budget means that none did.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     values = {result["variant"]: result["options"][axis] for result in results}
@@ -91,13 +102,17 @@ def reach(results: Sequence[Mapping[str, Any]], table: Sequence[Mapping[str, Any
         rows.sort(key=lambda row: values[row["variant"]])
         if not rows:
             continue
-        xs, medians = [values[row["variant"]] for row in rows], [statistics.median(row["until"]) for row in rows]
-        axes.plot(xs, medians, color=color, **_style(strategy))
+        medians = [statistics.median(row["steps_to"]) if row["reached"] else math.nan for row in rows]
+        axes.plot([values[row["variant"]] for row in rows], medians, color=color, **_style(strategy))
         size, order = (4, 4) if strategy == "bptt" else (7, 2)  # another strategy's mark shows around that of BPTT
-        for x, median, row in zip(xs, medians, rows, strict=True):
-            face = color if row["reached"] == len(row["seeds"]) else "white"
-            axes.plot([x, x], [min(row["until"]), max(row["until"])], color=color, linewidth=1)
-            axes.plot(x, median, "o", color=color, markersize=size, markerfacecolor=face, zorder=order)
+        for median, row in zip(medians, rows, strict=True):
+            x, steps = values[row["variant"]], row["steps_to"] or row["steps"]
+            if row["reached"]:
+                face = color if row["reached"] == len(row["seeds"]) else "none"
+                axes.plot([x, x], [min(steps), max(steps)], color=color, linewidth=1)
+                axes.plot(x, median, "o", color=color, markersize=size, markerfacecolor=face, zorder=order)
+            else:
+                axes.plot(x, max(steps), marker=r"$\uparrow$", color=color, markersize=11, linestyle="none")
     axes.set_xscale("log" if ticks[0] > 0 else "linear")
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -107,6 +122,7 @@ def reach(results: Sequence[Mapping[str, Any]], table: Sequence[Mapping[str, Any
     axes.set_xlabel(axis.replace("_", " "))
     axes.set_ylabel(f"steps until {goal.monitor.tag} is at {goal.target:g}")
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=9, frameon=False, title="hollow: not on every seed", title_fontsize=8)
+    note = "hollow: not on every seed; arrow: on no seed, up to these steps"
+    axes.legend(fontsize=9, frameon=False, title=note, title_fontsize=8)
     figure.tight_layout()
     return figure

@@ -148,6 +148,11 @@ class DetachedStep(StepGraph):
             for name, state in self.network.hidden.items():
                 state.value = held[name]
 
+    @property
+    def chosen(self) -> list[int]:
+        """The relations whose weights are trained and have a trace."""
+        return [i for i, relation in enumerate(self.relations) if relation.detached]
+
     def _differentiable(self, graph: Any) -> dict[int, list[str]]:
         """The hidden states of each group, without integers and flags."""
         values = dict(zip(self.names, (state.value for state in self.states), strict=True))

@@ -21,7 +21,7 @@ class EstimatedLearner(ReverseLearner):
         super().__init__(objective, network, step, rule, **options)
         self.synthesiser = Synthesiser(network, step.groups)
         traced = frozenset().union(*(relation.paths for relation in step.relations))
-        self._untraced = [name for name in self._params if name not in traced]
+        self._untraced = [name for name in self.known.trained if name not in traced]
 
     def states(self) -> dict[str, State]:
         return {

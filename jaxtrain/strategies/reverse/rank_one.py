@@ -17,10 +17,14 @@ from ..base import Update, zeros_like_parameters
 from ..equations import Irreversible
 from ..stretches import Stretch
 from ..trace_learners import projection_key
+from .blocks import Rows, leaf
 from .detached_step import REVERSIBLE
-from .learner import Pull, ReverseLearner
+from .jacobians import Jacobians
+from .learner import ReverseLearner
 from .recursion import keep_sequences
-from .time_steps import Jacobians, Rows, TimeSteps, leaf
+from .relation_weights import RelationWeights
+from .starts import Pull
+from .time_steps import TimeSteps
 
 GUARD = 1e-12
 """braintrace's addition to every norm, which makes the first ratios finite."""
@@ -57,18 +61,18 @@ class RankOneSteps(TimeSteps):
     per weight and block, in which ``delta_t`` has the factor ``b_t (c_{t+1} + a_{t+1} (c_{t+2} + ...))``.
     """
 
-    def forward(self, carry: Any, weights: list[Any], to_parameters: Any) -> tuple[Any, Metrics | None]:
+    def forward(self, carry: Any, by_relation: RelationWeights) -> tuple[Any, Metrics | None]:
         """Advance the estimate, and add up gradients.
 
         Args:
             carry: ``(estimate, gradients by parameter, gradients by relation)``.
-            weights: Weights of each relation.
-            to_parameters: A function from gradients of these weights to gradients of parameters.
+            by_relation: Weights of each relation.
 
         Returns:
             The carry for later time steps, and the metrics, or None without a loss.
         """
         learner: Any = self._learner
+        weights = by_relation.values
         move = self._undetached(jax.tree.map(lambda leaf: leaf[0], self._blocks))
 
         def one(carry: Any, block: Rows) -> tuple[Any, Any]:
@@ -94,7 +98,7 @@ class RankOneSteps(TimeSteps):
                     every = [jax.tree.map(jnp.zeros_like, weight) for weight in weights]
                     for i in learner.acting[group]:
                         every[i] = self._product(i, inputs.get(i), delta[i], weights)
-                    given = to_parameters(every)[0]
+                    given = by_relation.to_parameters(every)[0]
                     given = {name: given[name] for name in theta[group]}
                     sign = {name: signs[name] for name in names}
                     before_norm, given_norm = norm(theta[group]), norm(given)
@@ -141,8 +145,7 @@ class RankOneSteps(TimeSteps):
     def _product(self, i: int, parts: Any, delta: Any, weights: list[Any]) -> list[Any]:
         """``x^T delta`` of relation ``i`` in one time step."""
         if parts is not None:
-            parts = (parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1))[None]
-            parts = (parts,)
+            parts = ((parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1))[None],)
         return self._weight_gradients(i, parts, delta[None], delta[None], weights[i])
 
     def _undetached(self, block: Rows) -> Any:
@@ -152,9 +155,9 @@ class RankOneSteps(TimeSteps):
         def step(slices, mask, results):
             learner._reset(mask)
             self._learn(lambda u: learner.products.window(u, results, {}), slices)
-            return {name: leaf(state.value) for name, state in learner.traced.items()}
+            return {name: leaf(state.value) for name, state in learner.known.traced.items()}
 
-        call = learner.stateless(
+        call = learner.known.stateless(
             step, *jax.tree.map(lambda leaf: leaf[0], (block.sequences, block.masks, block.results))
         )
 
@@ -162,7 +165,7 @@ class RankOneSteps(TimeSteps):
             given = row.memory, row.others, row.sequences, row.masks, row.results
 
             def new(own: dict[str, Any]) -> dict[str, Any]:
-                found = call(learner.parameter_values(), row.hidden | own, *given)[1]
+                found = call(learner.known.parameters(), row.hidden | own, *given)[1]
                 return {name: found[name] for name in along}
 
             own = {name: row.hidden[name] for name in along}
@@ -191,7 +194,6 @@ class RankOneLearner(ReverseLearner):
         self.acting = {group: numbers for group, numbers in self.acting.items() if numbers}
         self.groups = {group: step.groups[group] for group in self.acting}
         self._check(found)
-        self.perturbed = range(len(step.relations))
         values = parameters(objective.model)
         zeros = lambda name: [jnp.zeros_like(leaf) for leaf in jax.tree.leaves(values[name].value)]  # noqa: E731
         self._hidden = {
@@ -205,6 +207,10 @@ class RankOneLearner(ReverseLearner):
             **{f"etrace_theta.{g}.{name}": state for g, own in self._sides.items() for name, state in own.items()},
             "projection_rng": self._key, "steps": self._steps,
         }  # fmt: skip
+
+    @property
+    def perturbed(self) -> range:  # parameters that are not trained count in the norms, too
+        return range(len(self.step.relations))
 
     def _check(self, found: Any) -> None:
         """Raise Irreversible for a model whose random signs or projections would differ from braintrace's.
@@ -237,7 +243,7 @@ class RankOneLearner(ReverseLearner):
         rng, signs = brainstate.random.RandomState(key), {}
         keys = jnp.asarray(rng.split_key(self._count))
         for group, names in self.groups.items():
-            own = leaf(self.traced[names[0]].value)
+            own = leaf(self.known.traced[names[0]].value)
             coins = brainstate.random.RandomState(keys[group]).bernoulli(0.5, (*own.shape, len(names)))
             signs |= {n: jnp.where(coins[..., k], 1.0, -1.0).astype(own.dtype) for k, n in enumerate(names)}
         return rng.value, signs
@@ -260,14 +266,14 @@ class RankOneLearner(ReverseLearner):
 
     def _gradients(self, stretches: list[Stretch], begin: Pull = lambda entry: {}) -> tuple[dict[str, Any], Metrics]:
         parts: Any = self._forward(stretches)
-        weights, to_parameters = self.relation_weights()
+        by_relation = self.relation_weights()
         sides = {group: {name: state.value for name, state in own.items()} for group, own in self._sides.items()}
         estimate = Estimate({name: state.value for name, state in self._hidden.items()}, sides, self._key.value)
-        grads = zeros_like_parameters(self._params)
-        carry: Any = estimate, grads, {i: wide_zeros(weights[i]) for i in self.chosen}
+        grads = zeros_like_parameters(self.known.trained)
+        carry: Any = estimate, grads, {i: wide_zeros(by_relation.values[i]) for i in self.step.chosen}
         metrics: Any = None
         for part in parts:
-            carry, found = part.forward(carry, weights, to_parameters)
+            carry, found = part.forward(carry, by_relation)
             if found is not None:
                 metrics = found if metrics is None else add(metrics, found)
         estimate, grads, totals = carry
@@ -277,7 +283,7 @@ class RankOneLearner(ReverseLearner):
             for name, state in own.items():
                 state.value = estimate.parameters[group][name]
         self._key.value, self._steps.value = estimate.key, self._steps.value + sum(part.count for part in parts)
-        return self.combined(grads, totals, weights, to_parameters), {} if metrics is None else metrics
+        return by_relation.gradients(grads, totals), {} if metrics is None else metrics
 
     # -------------------------------------------------------------------------------------------------- report
 

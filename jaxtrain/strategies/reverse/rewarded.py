@@ -7,8 +7,8 @@ from typing import Any
 from ...core.module import Phases
 from ..base import ParameterReport
 from ..reward import check_modulator, describe_rewarded
+from .blocks import leaf
 from .learner import ReverseLearner
-from .time_steps import leaf
 
 
 class RewardedLearner(ReverseLearner):
@@ -21,8 +21,8 @@ class RewardedLearner(ReverseLearner):
 
     def __init__(self, objective: Any, network: Any, step: Any, rule: Any, example: Phases, **options: Any):
         super().__init__(objective, network, step, rule, **options)
-        units = {leaf(state.value).shape[1:] for state in self.traced.values()}
+        units = {leaf(state.value).shape[1:] for state in self.known.traced.values()}
         check_modulator(rule.modulator, units, example)
 
     def report(self, phases: Phases) -> list[ParameterReport]:
-        return describe_rewarded(self._params, self.traces(phases.reset is not None))
+        return describe_rewarded(self.known.trained, self.traces(phases.reset is not None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,13 @@ class Kept:
     deltas: list[dict[int, Any]]
     inputs: dict[int, tuple[Any, ...]]
     keep: Any
+
+    @staticmethod
+    def joined(kept: Sequence[Kept]) -> Kept:
+        """What consecutive time steps have kept."""
+        join = lambda axis: lambda *leaves: jnp.concatenate(leaves, axis)  # noqa: E731
+        deltas = jax.tree.map(join(1), *(each.deltas for each in kept))
+        return Kept(deltas, *jax.tree.map(join(0), *((each.inputs, each.keep) for each in kept)))
 
 
 jax.tree_util.register_dataclass(Kept, ["deltas", "inputs", "keep"], [])

@@ -26,3 +26,8 @@ class BackwardRule:
     modulator: str | None = None
     estimate: bool = False
     rank_one: bool = False
+
+    @property
+    def needs_factors(self) -> bool:
+        """Whether the rule needs the derivative of each hidden state by each product on its own."""
+        return self.decay is not None or self.own_recurrence

@@ -37,6 +37,15 @@ class Strategy(ABC):
 
     Raises:
         ValueError: A field has a value of the wrong type.
+
+    Example::
+
+        @dataclass(frozen=True)
+        class Plain(Strategy):
+            name: ClassVar[str] = "plain"
+
+            def bind(self, objective, example):
+                return jaxtrain.BPTT(batching="batched").bind(objective, example)
     """
 
     name: ClassVar[str]

@@ -32,6 +32,8 @@ class EProp(ReversibleRule):
 
     Raises:
         ValueError: ``kappa`` is out of range, or a seed is given without random feedback.
+
+    >>> fit = jaxtrain.Fit(EProp(feedback="random"), max_steps=1000)
     """
 
     name: ClassVar[str] = "eprop"
@@ -67,6 +69,8 @@ class OSTLRecurrent(ReversibleRule):
 
     The rule keeps the recurrent mixing in the block diagonal of the transition (Bohnstingl et al., IEEE TNNLS 2022).
     The model is mapped over sequences, because for a batch braintrace builds a Jacobian of (batch x hidden) squared.
+
+    >>> fit = jaxtrain.Fit(OSTLRecurrent(), max_steps=1000)
     """
 
     name: ClassVar[str] = "ostl_recurrent"
@@ -90,6 +94,8 @@ class OSTLFeedforward(ReversibleRule, WindowedRule):
     """OSTL without the temporal term.
 
     Credit is limited to one time step (Bohnstingl et al., IEEE TNNLS 2022).
+
+    >>> fit = jaxtrain.Fit(OSTLFeedforward(window=5), max_steps=1000)
     """
 
     name: ClassVar[str] = "ostl_feedforward"
@@ -110,6 +116,8 @@ class SnAp(SteppedRule):
 
     Args:
         n: Time steps within which a weight must reach a unit, at least 1.
+
+    >>> fit = jaxtrain.Fit(SnAp(n=3), max_steps=1000)
     """
 
     name: ClassVar[str] = "snap"
@@ -140,6 +148,8 @@ class UORO(EngineRule):
     braintrace (``engine="trace"``) creates a Jacobian of (batch x hidden) squared at every time step. With
     ``engine="reverse"`` the same estimate, with the same random numbers, advances over known hidden states and
     products.
+
+    >>> fit = jaxtrain.Fit(UORO(), max_steps=1000)
     """
 
     name: ClassVar[str] = "uoro"
@@ -176,6 +186,8 @@ class ThreeFactor(EngineRule):
 
     Args:
         modulator: Name of the reward sequence in ``Phases.extras``.
+
+    >>> fit = jaxtrain.Fit(ThreeFactor(modulator="reward"), max_steps=1000)
     """
 
     name: ClassVar[str] = "three_factor"
@@ -228,6 +240,8 @@ class DNI(EngineRule):
 
     Raises:
         ValueError: A value is out of range.
+
+    >>> fit = jaxtrain.Fit(DNI(fit_epochs=50), max_steps=1000)
     """
 
     name: ClassVar[str] = "dni"

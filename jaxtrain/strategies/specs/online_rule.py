@@ -63,6 +63,8 @@ class OnlineRule(ScheduledStrategy):
 
     Raises:
         ValueError: ``batching`` is not the one that the rule requires.
+
+    >>> window = jaxtrain.DRTRL(window=5).window_of()
     """
 
     required_batching: ClassVar[RequiredBatching] = "either"
@@ -88,7 +90,7 @@ class OnlineRule(ScheduledStrategy):
         """
 
     def learner(self, objective: Objective, compiled: Any, example: Phases) -> Learner:
-        """Create the learner.
+        """Return the learner.
 
         Args:
             objective: The module, with its model and its loss.
@@ -134,6 +136,8 @@ class SteppedRule(OnlineRule):
 
     Args:
         vjp: "multi-step" or "single-step".
+
+    >>> fit = jaxtrain.Fit(SnAp(vjp="single-step"), max_steps=1000)
     """
 
     vjp: Literal["multi-step", "single-step"] = "multi-step"
@@ -256,6 +260,13 @@ class WindowedRule(SteppedRule):
 
     Raises:
         ValueError: The window is below 1, or is combined with ``vjp="single-step"`` or ``batching="vmap"``.
+
+    Example::
+
+        @dataclass(frozen=True)
+        class Leaky(WindowedRule):
+            def rule(self):
+                return braintrace.ETraceConfig(temporal_recursion="scalar_leak", decay=0.8), {}
     """
 
     window: int = 1

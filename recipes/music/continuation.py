@@ -1,0 +1,74 @@
+"""A trained network continues the first beats of a chorale: as MIDI, as sound, and as a figure."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import jaxtrain as jt
+
+from .midi import held, write_midi
+from .musicxml import LOWEST
+from .sound import write_wav
+
+NAMES = "C C# D D# E F F# G G# A A# B".split()
+
+
+class Continue(jt.Callback):
+    """Writes ``continuation.mid``, ``.wav`` and ``.png`` at the end of a run.
+
+    Each note of a beat is drawn with the probability that the network gives it, independently of the other notes.
+
+    Args:
+        folder: Folder of the files.
+        prompt: Beats ``(T, 88)``, 1 where a note sounds.
+        beats: Number of beats to generate.
+        tempo: Beats per minute.
+    """
+
+    def __init__(self, folder: Path, prompt: np.ndarray, beats: int, tempo: float = 80):
+        self.folder, self.prompt, self.beats, self.tempo = folder, prompt, beats, tempo
+
+    def on_fit_end(self, run, status):
+        if status == "failed":
+            return
+        # The input at a beat is the beat before it, at first silence.
+        inputs = np.pad(self.prompt, ((1, 0), (0, 0)))[:, None].astype(np.float32)  # (T + 1, 1, 88)
+        made = run.generate(inputs, self.beats, sample=draw, batch_first=False)[:, 0]
+        roll = np.concatenate([self.prompt, made.astype(np.uint8)])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_midi(self.folder / "continuation.mid", roll, self.tempo)
+        write_wav(self.folder / "continuation.wav", roll, self.tempo)
+        figure_of(roll, len(self.prompt)).savefig(self.folder / "continuation.png", dpi=150)
+
+
+def draw(logits, key):
+    """Notes 0.0 or 1.0, each with its own probability."""
+    return jax.random.bernoulli(key, jax.nn.sigmoid(logits)).astype(logits.dtype)
+
+
+def name_of(note: int) -> str:
+    """The name of a note of a roll: C4 has the MIDI number 60."""
+    octave, semitone = divmod(LOWEST + note, 12)
+    return f"{NAMES[semitone]}{octave - 1}"
+
+
+def figure_of(roll: np.ndarray, prompt: int):
+    """A roll with a bar for each note, whose first ``prompt`` beats have another colour."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, colour, first, last in (("prompt", "0.35", 0, prompt), ("continuation", "C0", prompt, len(roll))):
+        onsets, ends, notes = np.array(held(roll[first:last]), int).reshape(-1, 3).T
+        axes.barh(
+            notes, ends - onsets, 0.8, first + onsets, color=colour, edgecolor="white", linewidth=0.5, label=label
+        )
+    used = np.flatnonzero(roll.any(0))
+    low, high = (int(used.min()), int(used.max())) if len(used) else (0, len(roll[0]) - 1)
+    ticks = [note for note in range(low - 2, high + 3) if name_of(note)[:-1] in ("C", "E", "G")]
+    axes.set_yticks(ticks, [name_of(note) for note in ticks])
+    axes.axvline(prompt, color="black", linewidth=0.8, linestyle="--")
+    axes.set(xlabel="time in beats (quarter notes)", ylabel="note", xlim=(0, len(roll)), ylim=(low - 2, high + 2))
+    axes.legend(loc="upper right", ncols=2)
+    return figure

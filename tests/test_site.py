@@ -64,6 +64,7 @@ def test_references_name_public_objects(page):
 def test_every_page_is_in_the_navigation_once():
     entries = re.findall(r"^ +- (?:[^:\n]+: )?(\S+\.md)", CONFIG.split("\nnav:\n")[1], re.M)
     generated = set(re.findall(r'"(\w+\.md)",$', (DOCS / "theme/hooks.py").read_text(), re.M))
+    generated |= {f"notebooks/{path.stem}.md" for path in (DOCS / "notebooks").glob("*.ipynb")}
     listed = [page for page in entries if "*" not in page]
     patterns = [entry for entry in entries if "*" in entry]
     found = {path.relative_to(DOCS).as_posix() for pattern in patterns for path in DOCS.glob(pattern)}

@@ -184,9 +184,10 @@ def spiking(config: Config, n_in: int):
     import brainstate
     import braintools
     import braintrace
+    import jax.numpy as jnp
     import saiunit as u
 
-    n, tau = config.hidden, config.tau * u.ms
+    n, tau, leak = config.hidden, config.tau * u.ms, math.exp(-1 / config.tau)
 
     class Spiking(brainstate.nn.Module):
         def __init__(self):
@@ -194,12 +195,20 @@ def spiking(config: Config, n_in: int):
             self.inputs, self.recurrent = braintrace.nn.Linear(n_in, n), braintrace.nn.Linear(n, n)
             kind = {"lif": brainpy.state.LIF, "alif": brainpy.state.ALIF}[config.network]
             self.neurons = kind(n, tau=tau, spk_fun=braintools.surrogate.ReluGrad())
-            self.readout = braintrace.nn.LeakyRateReadout(n, CLASSES, tau=tau)
+            self.readout = braintrace.nn.Linear(n, CLASSES, b_init=None)
+
+        def init_state(self, batch_size=None, **_):
+            self.trace = brainstate.ShortTermState(
+                jnp.zeros((n,) if batch_size is None else (batch_size, n), "float32")
+            )
 
         def update(self, x):
             current = self.inputs(x) + self.recurrent(self.neurons.get_spike())
             self.neurons(config.gain * current * u.mA)
-            return self.readout(self.neurons.get_spike())
+            # The leak before the weights gives the same scores as the leak of ten outputs. The weights then only read
+            # hidden states, so the control `readout_only` can train them.
+            self.trace.value = leak * self.trace.value + self.neurons.get_spike()
+            return self.readout(self.trace.value)
 
     return Spiking()
 

@@ -52,9 +52,11 @@ def summary(result: Result, config: Options, script: Path, root: Path, chance: M
         lines.append(f"inexact the data restarted and differs from the data before step {', '.join(map(str, inexact))}")
     run_dir = relative(Path(result.run_dir or config.run_dir or ""))  # a fork's directory differs from the config's
     command = [_python(), str(relative(script)), "--run-dir", str(run_dir), "--resume", "last"]
-    steps = getattr(config, "max_steps", None)
-    if result.status == "finished" and isinstance(steps, int):
-        command += ["--max-steps", str(2 * steps)]
+    budgets = {name: getattr(config, name, None) for name in ("max_steps", "epochs")}
+    given = [(name, value) for name, value in budgets.items() if isinstance(value, int) and value > 0]
+    if result.status == "finished" and given:  # a recipe whose max_steps is 0 counts epochs
+        name, value = given[0]
+        command += [f"--{name.replace('_', '-')}", str(2 * value)]
     logs = root.parent if run_dir.is_relative_to(root) else run_dir
     lines += [
         f"run     {run_dir}",

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxtrain import cli
 from jaxtrain.commands.compare.runner import Comparison
 from jaxtrain.commands.load_recipe import load_recipe
 from jaxtrain.commands.main import tool
@@ -148,6 +149,22 @@ def test_every_input_and_network_trains(folder, options):
 
 
 @pytest.mark.full
+def test_a_run_goes_on_for_more_epochs(folder, capsys):
+    options = ["--data", folder, "--run-dir", folder / "run", "--hidden", 8, "--batch-size", 4, "--no-progress"]
+
+    def call(*argv):
+        argv = [str(word) for word in (*options, *argv)]
+        return cli.main(fashion.Config, fashion.make, presets=fashion.PRESETS, argv=argv), capsys.readouterr().out
+
+    code, out = call("--preset", "stream", "--epochs", 1, "--width", 4, "--mlp", 4, "--test")
+    assert code == 0 and "finished at step 11" in out and "--resume last --epochs 2" in out
+    assert "test    accuracy" in out
+    options[4:] = ["--no-progress"]
+    code, out = call("--resume", "last", "--epochs", 2)
+    assert code == 0 and "finished at step 22" in out
+
+
+@pytest.mark.full
 def test_the_decision_is_the_sum_of_the_scores(folder):
     _, fit, module, data = run(folder, lr=0.05, epochs=3)
     scores = fit.predict(module, data.test_data())  # (N, T, 10)
@@ -158,9 +175,9 @@ def test_the_decision_is_the_sum_of_the_scores(folder):
 def test_the_committed_trials_are_complete(tmp_path, monkeypatch, capsys):
     """The command of docs/results/fashion.md trains nothing: the options of the recipe are those of its trials."""
     page = (ROOT / "docs" / "results" / "fashion.md").read_text()
-    command = next(line for line in page.splitlines() if line.startswith("jaxtrain compare recipes/fashion.py"))
-    argv = command.replace("docs/results/data/fashion", str(tmp_path)).split()[1:]
-    shutil.copy(ROOT / "docs" / "results" / "data" / "fashion" / "trials.jsonl", tmp_path)
+    command = next(line for line in page.splitlines() if "--out docs/results/data/fashion_two_epochs" in line)
+    argv = command.replace("docs/results/data/fashion_two_epochs", str(tmp_path)).split()[1:]
+    shutil.copy(ROOT / "docs" / "results" / "data" / "fashion_two_epochs" / "trials.jsonl", tmp_path)
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(Comparison, "_train", lambda *_: pytest.fail("a trial is missing"))
     assert tool(argv) == 0

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtrain.commands.compare.figures import COLORS, CONTROLS
 from jaxtrain.commands.load_recipe import load_recipe
 from jaxtrain.commands.output import new_figure, save_figure
+from jaxtrain.utils.compilation_cache import use_compilation_cache
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -125,6 +126,7 @@ DRAWN = {"digits": (digits, (8, 6.5)), "vowels": (vowels, (10, 5)), "mnist_1d": 
 def main(names):
     if not names or not {*names} <= {*DRAWN}:
         return f"error: expected one or more of {', '.join(DRAWN)}"
+    use_compilation_cache()
     for name in names:
         draw, size = DRAWN[name]
         figure = new_figure(*size)

@@ -79,7 +79,7 @@ def main(run_dir: Path, trials: Path) -> None:
         )
         middle.set_title(f"decision: {CLOTHES[scores.argmax()]}", fontsize=10)
         middle.set_ylabel("neuron", fontsize=9)
-    middle.set_xlabel("time step", fontsize=10)
+        middle.set_xlabel("time step" if row == count - 1 else "", fontsize=10)
     draw_scores(figure.add_subplot(grid[:, 2]), trials)
     figure.tight_layout()
     save_figure(figure, HERE / "fashion.png")

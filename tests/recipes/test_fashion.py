@@ -172,6 +172,7 @@ def test_the_decision_is_the_sum_of_the_scores(folder):
     assert fit.test(module, data)["test/accuracy"] == pytest.approx(right.mean())
 
 
+@pytest.mark.full
 def test_the_committed_trials_are_complete(tmp_path, monkeypatch, capsys):
     """The command of docs/results/fashion.md trains nothing: the options of the recipe are those of its trials."""
     page = (ROOT / "docs" / "results" / "fashion.md").read_text()

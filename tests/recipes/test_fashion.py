@@ -105,7 +105,7 @@ def test_a_damaged_file_is_named(folder, name, change, said):
     ({"network": "gru", "gain": 3.0}, "--gain has no effect with --network gru --input rate: leave it out"),
     ({"network": "lif", "width": 8}, "--width has no effect with --network lif"),
     ({"input": "rows", "steps": 5}, "--steps has no effect with --network lif --input rows"),
-    ({"network": "gru", "pole_rate": 0.1}, "--pole-rate has no effect with --network gru"),
+    ({"network": "gru", "pole_rate": 0.1}, "--pole-rate sets an LRU's poles and has no effect in this network"),
     ({"tau": 0.0}, "--tau 0.0: expected a positive number"),
     ({"shift": -1}, "--shift -1: expected 0 or more"),
     ({"epochs": 0}, "--epochs 0: expected a whole number, 1 or more"),

@@ -12,6 +12,7 @@ import argparse
 import base64
 import hashlib
 import json
+import os
 import re
 import sys
 import tempfile
@@ -51,7 +52,8 @@ def execute(path: Path, limit: float = LIMIT) -> Path:
             notebook, timeout_func=lambda cell: max(1, int(end - time.monotonic())), kernel_name="python3",
             resources={"metadata": {"path": folder}},
         )  # fmt: skip
-        client.execute()
+        # brainstate imports tqdm.auto, which warns where the widgets of Jupyter are not installed.
+        client.execute(env=os.environ | {"PYTHONWARNINGS": "ignore:IProgress not found"})
     EXECUTED.mkdir(parents=True, exist_ok=True)
     for old in EXECUTED.glob(f"{path.stem}-*.ipynb"):
         old.unlink()
@@ -79,7 +81,9 @@ def page(path: Path) -> tuple[str, dict[str, bytes]]:
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
         parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
-        parts.extend(_shown(output, path.stem, figures) for output in cell.get("outputs", ()))
+        shown = [_shown(output, path.stem, figures) for output in cell.get("outputs", ())]
+        text = "\n\n".join(filter(None, shown))
+        parts.append(text.replace("\n```\n\n```text\n", "\n"))  # all that a cell prints is one block
     about = f"[Download this notebook]({path.name})."
     if not copy.exists():
         about += " It was not executed when this page was built, so its outputs are missing."
@@ -95,7 +99,7 @@ def _shown(output: dict[str, Any], stem: str, figures: dict[str, bytes]) -> str:
         figures[name] = base64.b64decode("".join(data["image/png"]))
         return f"![What the code above draws]({name})"
     text = "".join(output.get("text", data.get("text/plain", "")))
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text).rstrip()
+    text = re.sub(r"\x1b\[[0-9;]*[mA]|[^\n]*\r(?!\n)", "", text).strip("\n")  # colours, and all but the end of a bar
     return f"```text\n{text}\n```" if text else ""
 
 

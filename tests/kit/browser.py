@@ -1,6 +1,7 @@
 """Headless Chromium, driven by the Chrome DevTools protocol over a pipe: no driver and no Python package is needed."""
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -26,7 +27,7 @@ function find(selector, root = document) {
 function text(node) {
   if (node.nodeType == Node.TEXT_NODE) return node.textContent.trim();
   if (['STYLE', 'SCRIPT', 'TEMPLATE'].includes(node.nodeName)) return '';
-  return [...(node.shadowRoot || node).childNodes].map(text).filter(Boolean).join('\\n');
+  return [...(node.shadowRoot?.childNodes ?? []), ...node.childNodes].map(text).filter(Boolean).join('\\n');
 }
 """
 
@@ -36,24 +37,25 @@ class Browser:
 
     Args:
         profile: A new folder for what the browser stores.
-        size: Width and height of the window in pixels.
+        size: Width and height of the page in pixels.
         patience: Seconds until a call or a condition counts as failed.
     """
 
-    def __init__(self, profile: Path, size: tuple[int, int] = (1400, 900), patience: float = 60):
-        self.patience, self.number, self.buffer = patience, 0, b""
+    def __init__(self, profile: Path, size: tuple[int, int] = (1400, 900), patience: float = 120):
+        self.size, self.patience, self.number, self.buffer = size, patience, 0, b""
         their_end, self.to = os.pipe()
         self.back, their_answers = os.pipe()
-        flags = [*FLAGS, f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}"]
-        # Chromium reads commands from file descriptor 3 and answers on 4. Only a shell can number them.
-        shell = f'exec "$@" 3<&{their_end} 4>&{their_answers}'
+        flags = [*FLAGS, f"--user-data-dir={profile}"]
+        # Chromium reads commands from file descriptor 3 and answers on 4. Bash numbers them (dash knows only 0 to 9).
+        theirs = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (their_end, their_answers)]
+        shell = 'exec "$@" 3<&{} 4>&{}'.format(*theirs)
         self.process = subprocess.Popen(
-            ["/bin/sh", "-c", shell, "sh", str(shutil.which("chromium")), *flags],
-            pass_fds=(their_end, their_answers), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            ["bash", "-c", shell, "bash", str(shutil.which("chromium")), *flags],
+            pass_fds=theirs, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        os.close(their_end)
-        os.close(their_answers)
+        for end in (their_end, their_answers, *theirs):
+            os.close(end)
         os.set_blocking(self.back, False)
         self.session: str | None = None
 
@@ -112,8 +114,12 @@ class Browser:
     def open(self, url: str) -> None:
         """Load a page in a new tab. (A navigation that changes the part after # only would not load anything.)"""
         self.session = None
-        page = self.call("Target.createTarget", url=url)["targetId"]
-        self.session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
+        tab = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=tab, flatten=True)["sessionId"]
+        width, height = self.size
+        options = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **options)
+        self.call("Page.navigate", url=url)
 
     def screenshot(self, path: Path) -> None:
         image = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=False)["data"]

@@ -182,7 +182,7 @@ def test_a_run_is_resumed_exactly(tmp_path):
     ("task", "steps"),
     [
         ("DelayPairedAssociation", 8),
-        ("ImmediateDirectionReproduction", 8),
+        ("ImmediateDirectionReproduction", 2),
         ("ReadySetGo", 40),
         ("PostDecisionWager", 40),
     ],

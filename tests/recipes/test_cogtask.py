@@ -183,7 +183,7 @@ def test_a_run_is_resumed_exactly(tmp_path):
     ("task", "steps"),
     [
         ("DelayPairedAssociation", 8),
-        ("ImmediateDirectionReproduction", 8),
+        ("ImmediateDirectionReproduction", 2),
         ("ReadySetGo", 40),
         ("PostDecisionWager", 40),
     ],
@@ -301,12 +301,14 @@ def test_the_page_records_and_draws(tmp_path, monkeypatch, capsys):
     (tmp_path / "recipes").symlink_to(FILE.parent)
     monkeypatch.chdir(tmp_path)
     page = {"__name__": "page"}
-    for program in blocks("docs/cognitive_tasks.md")[:2]:  # test_site runs the last one
+    *programs, last = blocks("docs/cognitive_tasks.md")
+    for program in programs:
         execute(program, "docs/cognitive_tasks.md", page)
     spikes = np.asarray(page["spikes"])
     assert spikes.shape == (450, 64, 100) and {*np.unique(spikes)} == {0.0, 1.0}
     assert float(capsys.readouterr().out.split()[0]) > 1, "Hz"
     assert (tmp_path / "cogtask.png").stat().st_size > 10_000
+    assert execute(last, "docs/cognitive_tasks.md")["result"].metrics["val/accuracy"] > 0.8
 
 
 NOT_LEARNED = {"HierarchicalReasoning"}

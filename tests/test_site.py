@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import importlib.util
-import json
 import os
 import re
 import subprocess
@@ -25,19 +24,14 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "checkpoints/README.md"]
 PAGES += [str(path.relative_to(ROOT)) for path in sorted(DOCS.rglob("*.md"))]
-NOTEBOOKS = [str(path.relative_to(ROOT)) for path in sorted((DOCS / "notebooks").glob("*.ipynb"))]
 CONFIG = (ROOT / "mkdocs.yml").read_text()
 
 # ------------------------------------------------------------------------------------------------------- links
 
 
 def prose(page: str) -> str:
-    """A page or a notebook without its code."""
-    text = (ROOT / page).read_text()
-    if page.endswith(".ipynb"):
-        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
-        text = "\n\n".join("".join(cell["source"]) for cell in cells)
-    return re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S)
+    """A page without its code."""
+    return re.sub(r"```.*?```|`[^`\n]*`", "", (ROOT / page).read_text(), flags=re.S)
 
 
 def links(page: str) -> list[tuple[str, str]]:
@@ -52,13 +46,10 @@ def sections(path: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS])
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    assert page in PAGES or links(page), "a notebook leads on"
     for target, section in links(page):
         path = (ROOT / page).parent / target if target else ROOT / page
-        if page in NOTEBOOKS and path.with_suffix(".ipynb").exists():
-            path = path.with_suffix(".ipynb")  # its page, which the site makes
         assert path.exists(), f"{page} links to {target}"
         assert not section or section in sections(path), f"{page} links to {target}#{section}"
 

@@ -230,11 +230,6 @@ def test_the_test_data_is_scored_for_the_reported_seeds_alone(tmp_path, monkeypa
     report, tuning = (tmp_path / "out/compare.md").read_text().split("were selected on")
     assert "| test/accuracy |" in report and report.count("| 0.05 [0, 0.1] |") == 3
     assert "test/accuracy" not in tuning
-    asked.clear()  # a file of options asks for it, too
-    (tmp_path / "options.json").write_text('{"test": true}')
-    file = ("--config", str(tmp_path / "options.json"))
-    assert run(tmp_path / "file", *file, "--lrs", "0.1,0.3", "--tune-seeds", "100") == 0
-    assert len(asked) == 12 and all(tuning is not test for tuning, test in asked.values())
     without = tmp_path / "without"
     assert run(without) == 0
     assert "test/accuracy" not in (without / "compare.md").read_text()

@@ -173,8 +173,7 @@ class Comparison:
         """What the process of a trial receives; see ``run_trial``."""
         strategy, goal = trial.strategy, self.goal
         own = {"lr": trial.lr, "seed": trial.seed, "max_steps": goal.steps}
-        reads_test = not trial.tuning and (goal.test or getattr(self.config, "test", False))
-        own["test"] = reads_test if hasattr(self.config, "test") else None
+        own["test"] = (not trial.tuning) if goal.test else None
         options = {**trial.options, **{name: value for name, value in own.items() if value is not None}}
         fields = strategy.all_fields(self.fields)
         config = dataclasses.replace(self.config, **options, strategy=strategy.name, strategy_fields=fields)

@@ -290,7 +290,8 @@ def test_every_task_has_finite_batches_with_decisions(task):
     assert len(data) == 2
     for step in range(2):
         batch = data.batch(step)
-        assert all(np.isfinite(np.asarray(leaf)).all() for leaf in (batch.inputs, batch.targets, batch.warmup or 0.0))
+        arrays = [array for array in (batch.inputs, batch.targets, batch.warmup) if array is not None]
+        assert all(np.isfinite(array).all() for array in arrays)
         assert batch.weights is None or (batch.weights.sum(0) > 0).all(), "every trial is decided"
     rate, count = chance(data)
     assert 0 < rate <= 1 and count == 16

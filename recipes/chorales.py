@@ -48,7 +48,7 @@ class Config(TrainingOptions, NetworkOptions):
     """sequences per batch"""
     decay: Literal["constant", "cosine"] = "cosine"
     """learning rate after the warm-up: cosine decays to zero at max_steps"""
-    max_steps: int = 600
+    max_steps: int = 1500
     """train steps, one batch each"""
 
     def __post_init__(self):
@@ -154,7 +154,7 @@ def make(config: Config):
     if config.sample is not None:
         from music.continuation import Continue
 
-        callbacks.append(Continue(Path(config.sample), val[0][:PROMPT], CONTINUED))
+        callbacks.append(Continue(Path(config.sample), val[0][:PROMPT], CONTINUED, PARTS))
     fit = jt.Fit(config.make_strategy(), callbacks=callbacks, **config.fit_options())
     return fit, Next(), data
 

@@ -114,8 +114,8 @@ PRESETS = {
         "max_steps": 300, "pp_prop": {"decay": 0.99},
     },
     "context": {
-        "task": "ContextDecisionMaking", "network": "vanilla", "hidden": 100, "lr": 3e-3, "decay": "cosine",
-        "max_steps": 1000,
+        "task": "ContextDecisionMaking", "network": "gru", "hidden": 100, "lr": 1e-2, "decay": "cosine",
+        "max_steps": 400,
     },
 }  # fmt: skip
 

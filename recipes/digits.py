@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtrain import cli
 from jaxtrain.cli.options import TrainingOptions, check_options
@@ -95,8 +95,8 @@ def make(config: Config):
         def __init__(self):
             super().__init__()
             self.current = braintrace.nn.Linear(64 + config.hidden, config.hidden)
-            surrogate = braintools.surrogate.ReluGrad()
-            self.neurons = brainpy.state.LIF(config.hidden, tau=TAU * u.ms, spk_fun=surrogate)
+            options: dict[str, Any] = {"tau": TAU * u.ms, "spk_fun": braintools.surrogate.ReluGrad()}
+            self.neurons = brainpy.state.LIF(config.hidden, **options)
             self.readout = braintrace.nn.Linear(config.hidden, 10)
 
         def init_state(self, batch_size=None, **_):

@@ -132,7 +132,7 @@ class Binned:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> "tuple[np.ndarray, np.ndarray]":
+    def __getitem__(self, index: int) -> "tuple[np.ndarray, np.int32]":
         import numpy as np
 
         row, steps, channels = int(self.rows[index]), self.config.steps, self.recordings.channels
@@ -218,7 +218,8 @@ def make(config: Config):
             options: dict[str, Any] = {"tau": config.tau * u.ms, "spk_fun": braintools.surrogate.ReluGrad()}
             self.current = braintrace.nn.Linear(train.channels + config.hidden, config.hidden)
             if config.neuron == "alif":
-                self.neurons = brainpy.state.ALIF(config.hidden, tau_a=config.tau_a * u.ms, **options)
+                options["tau_a"] = config.tau_a * u.ms
+                self.neurons = brainpy.state.ALIF(config.hidden, **options)
             else:
                 self.neurons = brainpy.state.LIF(config.hidden, **options)
             self.readout = braintrace.nn.Linear(config.hidden, classes)

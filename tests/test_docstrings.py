@@ -235,6 +235,9 @@ def surroundings():
 
 TRAINS = {"Fit", "Result", "load", "Fit.online", "Fit.predict_batches", "pretrained.load"}
 """Names whose examples compile a model."""
+NEEDS = {"jaxtrain.loggers.WandB": "wandb", "jaxtrain.pretrained.save_nir": "nir",
+         "jaxtrain.pretrained.save_safetensors": "safetensors", "jaxtrain.pretrained.load": "safetensors"}  # fmt: skip
+"""Packages of extras."""
 WITH_EXAMPLES = [
     pytest.param(name, marks=[pytest.mark.full] if name.removeprefix("jaxtrain.") in TRAINS else [])
     for name, each in NAMES.items()
@@ -244,6 +247,8 @@ WITH_EXAMPLES = [
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_the_examples_of_a_docstring_run(name, surroundings, tmp_path, monkeypatch):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name], reason="an extra is not installed")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
     each = NAMES[name]

@@ -20,6 +20,8 @@ SMALL = "--max-steps 5 --hidden 4 --batch-size 8 --log-every 5 --validate-every 
 @pytest.fixture
 def experiment(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # load_recipe adds the folder of a recipe, and the module
+    monkeypatch.delitem(sys.modules, "my_experiment", raising=False)
     assert tool(["new", "my_experiment.py"]) == 0
     assert "python my_experiment.py --help" in capsys.readouterr().out
     return Path("my_experiment.py")

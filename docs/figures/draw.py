@@ -1,8 +1,8 @@
 """Draws the figures that have a light and a dark version, from the numbers in data.json beside this file.
 
 python docs/figures/draw.py                              # all figures, from data.json
-python docs/figures/draw.py front COMPARE_DIRECTORY      # take new numbers from the output of `jaxtrain compare`
-python docs/figures/draw.py tmaze LABEL=RUN_DIR ...      # or from metrics.jsonl of runs
+python docs/figures/draw.py front RULE=RUN_DIR ...       # take new numbers of one figure from runs with several seeds
+python docs/figures/draw.py raster                       # or from the program of a page (raster, getting_started)
 
 The docstrings of the functions name the commands that made the numbers.
 """
@@ -43,15 +43,15 @@ def guessing(axes: Any, chance: float, label: str = "guessing") -> None:
 
 
 def front(data: dict[str, Any]) -> Figure:
-    """``jaxtrain compare recipes/copy_gru.py --preset short --time-lag 20 --strategies drtrl,pp_prop --steps 2000
-    --validate-every 100 --seeds 0-2 --lrs 1e-3,3e-3 --tune-seeds 100 --target 0.99``"""
+    """``python recipes/copy_gru.py --preset short --time-lag 10 --digits 3 --hidden 64 --batch-size 32 --seeds 3
+    --max-steps 1200 --validate-every 50 --devices 1 --strategy RULE``"""
     figure = Figure(figsize=(7.6, 3.4), layout="constrained")
     axes = figure.add_subplot()
     for rule, curves in data.items():
-        band(axes, [[[step, value] for step, _, value in curve] for curve in curves], rule, f"--strategy {rule}")
+        band(axes, curves, rule, f"--strategy {rule}")
     guessing(axes, 1 / 8)
     axes.set(xlabel="updates", ylabel="recall (fraction of digits)", ylim=(0, 1.02), xlim=(0, None))
-    axes.legend(frameon=False, loc="upper left")
+    figure.legend(frameon=False, loc="outside right center")
     return figure
 
 
@@ -117,7 +117,7 @@ def raster(data: dict[str, Any]) -> Figure:
 FIGURES: dict[str, Callable[[Any], Figure]] = {
     "front": front, "tmaze": tmaze, "integrator": integrator, "getting-started": getting_started, "raster": raster,
 }  # fmt: skip
-TAGS = {"tmaze": "val/correct", "integrator": "val/loss"}
+TAGS = {"front": "val/accuracy", "tmaze": "val/correct", "integrator": "val/loss"}
 
 
 def save(name: str, data: Any) -> None:
@@ -129,16 +129,6 @@ def save(name: str, data: Any) -> None:
                                               "font.size": 10}  # fmt: skip
         with rc_context(style):
             FIGURES[name](data).savefig(HERE / f"{name}-{theme}.png", dpi=160, transparent=True)
-
-
-def of_comparison(folder: Path) -> dict[str, Any]:
-    """The curves of the trials that count, by strategy: [[step, seconds, value], ...] for each seed."""
-    found: dict[str, Any] = {}
-    for trial in map(json.loads, (folder / "trials.jsonl").read_text().splitlines()):
-        if not trial["tuning"]:
-            curve = [[step, round(seconds, 2), round(value, 4)] for step, seconds, value in trial["curve"]]
-            found.setdefault(trial["strategy"], []).append(curve)
-    return found
 
 
 def of_runs(name: str, runs: list[str]) -> dict[str, Any]:
@@ -189,8 +179,7 @@ def main(argv: list[str]) -> None:
     if argv:
         name, *rest = argv
         name = name.replace("_", "-")
-        sources = {"front": lambda: of_comparison(Path(rest[0])), "getting-started": of_getting_started,
-                   "raster": of_raster}  # fmt: skip
+        sources = {"getting-started": of_getting_started, "raster": of_raster}
         data[name] = sources.get(name, lambda: of_runs(name, rest))()
         DATA.write_text("{\n" + ",\n".join(f'"{key}": {json.dumps(data[key])}' for key in sorted(data)) + "\n}\n")
     for name in data:

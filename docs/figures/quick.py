@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from jaxtrain.commands.compare.figures import COLORS, CONTROLS
 from jaxtrain.commands.load_recipe import load_recipe
 from jaxtrain.commands.output import new_figure, save_figure
+from jaxtrain.utils.compilation_cache import use_compilation_cache
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -62,7 +64,7 @@ def digits(figure):
     for digit in range(10):
         own = digit == labels[first]
         axes[2].plot(total[:, digit], color=COLORS[0] if own else "0.7", linewidth=2 if own else 1, zorder=2 + own)
-    axes[2].set_title(f"summed scores, that of {labels[first]} in green", fontsize=10)
+    axes[2].set_title(f"summed scores, thick: that of {labels[first]}", fontsize=10)
     axes[2].set_xlabel("time (ms)")
     axes[2].set_ylabel("score")
     confusion(axes[3], outputs.sum(0), labels, range(10))
@@ -86,14 +88,17 @@ def vowels(figure):
     left.set_title("a test utterance of speaker 1", fontsize=10)
     left.set_xlabel("frame")
     left.set_ylabel("LPC cepstrum coefficient")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.yaxis.set_major_locator(MaxNLocator(integer=True))
     scaled = np.exp(scores[first] - scores[first].max(-1, keepdims=True))
     probability = scaled / scaled.sum(-1, keepdims=True)
     for speaker in range(9):
         own = speaker == labels[first]
         middle.plot(probability[:, speaker], color=COLORS[0] if own else "0.7", linewidth=2 if own else 1)
-    middle.set_title("decision so far, speaker 1 in green", fontsize=10)
+    middle.set_title("decision so far, thick: speaker 1", fontsize=10)
     middle.set_xlabel("frame")
     middle.set_ylabel("probability")
+    middle.xaxis.set_major_locator(MaxNLocator(integer=True))
     confusion(right, np.stack([one[-1] for one in scores]), labels, range(1, 10))
     right.set_title("decisions on 370 test utterances", fontsize=10)
     right.set_xlabel("decided")
@@ -125,6 +130,7 @@ DRAWN = {"digits": (digits, (8, 6.5)), "vowels": (vowels, (10, 5)), "mnist_1d": 
 def main(names):
     if not names or not {*names} <= {*DRAWN}:
         return f"error: expected one or more of {', '.join(DRAWN)}"
+    use_compilation_cache()
     for name in names:
         draw, size = DRAWN[name]
         figure = new_figure(*size)

@@ -15,7 +15,7 @@ PAGES = {
 
 
 def on_config(config):
-    """Replace a pattern in the navigation by the pages that match it and are not listed."""
+    """Replace a pattern in the navigation by the pages, or notebooks, that match it and are not listed."""
     config.nav = _expanded(config.nav, Path(config.docs_dir), str(config.nav))
     return config
 
@@ -27,7 +27,7 @@ def _expanded(entries, docs, listed):
             ((title, inner),) = entry.items()
             found.append({title: _expanded(inner, docs, listed) if isinstance(inner, list) else inner})
         elif "*" in entry:
-            pages = sorted(path.relative_to(docs).as_posix() for path in docs.glob(entry))
+            pages = sorted(path.relative_to(docs).with_suffix(".md").as_posix() for path in docs.glob(entry))
             found += [page for page in pages if f"'{page}'" not in listed]
         else:
             found.append(entry)

@@ -47,10 +47,9 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
             else textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent)
             for text in text.split("\n\n")
         ]
-        lines = "\n\n".join(
-            paragraphs
-        ).splitlines()  # comments beside commands leave their column rather than the screen
-        return "\n".join(re.sub(r" {2,}#", "  #", line) if len(line) > width else line for line in lines)
+        lines = "\n\n".join(paragraphs).splitlines()
+        # A comment that does not fit beside its command goes below it.
+        return "\n".join(re.sub(r" {2,}#", "\n  #", line) if len(line) > width else line for line in lines)
 
 
 class Parser(argparse.ArgumentParser):

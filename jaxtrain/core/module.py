@@ -229,6 +229,7 @@ class Module:
         )
 
     configure_optimizers = configure_optimizer
+    """Another name for ``configure_optimizer``."""
 
     def group(self, name: str, /) -> str:
         """Choose the optimizer of a parameter. Called only if ``configure_optimizer`` returns a dict.

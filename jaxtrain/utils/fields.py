@@ -48,6 +48,8 @@ def _docs(cls: type) -> dict[str, str]:
             tree: Any = ast.parse(textwrap.dedent(inspect.getsource(base)))
         except (OSError, TypeError, SyntaxError):
             continue
+        if not (tree.body and isinstance(tree.body[0], ast.ClassDef)):  # the file has changed since it was imported
+            continue
         for statement, below in pairwise(tree.body[0].body):
             match statement, below:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):

@@ -1,5 +1,6 @@
 """A trained network continues the first beats of a chorale: as MIDI, as sound, and as a figure."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,24 +18,26 @@ NAMES = "C C# D D# E F F# G G# A A# B".split()
 class Continue(jt.Callback):
     """Writes ``continuation.mid``, ``.wav`` and ``.png`` at the end of a run.
 
-    Each note of a beat is drawn with the probability that the network gives it, independently of the other notes.
+    The notes of a beat are independent in the loss, and independent draws would be too many notes or too few. Here a
+    beat has as many notes as the music has parts, drawn one after the other by their odds, without replacement.
 
     Args:
         folder: Folder of the files.
         prompt: Beats ``(T, 88)``, 1 where a note sounds.
         beats: Number of beats to generate.
+        parts: Number of notes per beat.
         tempo: Beats per minute.
     """
 
-    def __init__(self, folder: Path, prompt: np.ndarray, beats: int, tempo: float = 80):
-        self.folder, self.prompt, self.beats, self.tempo = folder, prompt, beats, tempo
+    def __init__(self, folder: Path, prompt: np.ndarray, beats: int, parts: int, tempo: float = 80):
+        self.folder, self.prompt, self.beats, self.parts, self.tempo = folder, prompt, beats, parts, tempo
 
     def on_fit_end(self, run, status):
         if status == "failed":
             return
         # The input at a beat is the beat before it, at first silence.
         inputs = np.pad(self.prompt, ((1, 0), (0, 0)))[:, None].astype(np.float32)  # (T + 1, 1, 88)
-        made = run.generate(inputs, self.beats, sample=draw, batch_first=False)[:, 0]
+        made = run.generate(inputs, self.beats, sample=partial(draw, parts=self.parts), batch_first=False)[:, 0]
         roll = np.concatenate([self.prompt, made.astype(np.uint8)])
         self.folder.mkdir(parents=True, exist_ok=True)
         write_midi(self.folder / "continuation.mid", roll, self.tempo)
@@ -42,9 +45,10 @@ class Continue(jt.Callback):
         figure_of(roll, len(self.prompt)).savefig(self.folder / "continuation.png", dpi=150)
 
 
-def draw(logits, key):
-    """Notes 0.0 or 1.0, each with its own probability."""
-    return jax.random.bernoulli(key, jax.nn.sigmoid(logits)).astype(logits.dtype)
+def draw(logits, key, parts: int):
+    """Notes 0.0 or 1.0, ``parts`` of them in each sequence; the largest sums with Gumbel noise are such a draw."""
+    _, notes = jax.lax.top_k(logits + jax.random.gumbel(key, logits.shape), parts)  # (B, parts)
+    return jax.nn.one_hot(notes, logits.shape[-1], dtype=logits.dtype).sum(-2)
 
 
 def name_of(note: int) -> str:

@@ -1,6 +1,7 @@
 import io
 import logging
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -105,3 +106,29 @@ def test_a_run_that_ends_at_once_has_its_last_line(make_run, stderr, clock, capl
 def test_a_bad_period_is_one_clear_line():
     with pytest.raises(ValueError, match="every_seconds is 0"):
         ProgressBar(every_seconds=0)
+
+
+def test_a_notebook_without_widgets_has_a_bar_of_text_and_no_warning(make_run, stderr, monkeypatch, caplog):
+    page = stderr(terminal=False)
+    shell = SimpleNamespace(kernel="a kernel of IPython")
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    run = make_run(ProgressBar(every_seconds=None))
+    run.callbacks("on_fit_start", run)
+    run.step = 50
+    metrics = {"grad_norm": 2.0, "lr/rest": 0.1, "accuracy": 0.75, "loss": 0.5, "seeds/loss": 0.5}
+    run.callbacks("on_chunk_end", run, {name: np.full(2, value) for name, value in metrics.items()})
+    run.callbacks("on_validation_end", run, {"val/loss": 0.25})
+    run.callbacks("on_fit_end", run, "finished")
+    last = page.getvalue().split("\r")[-1]
+    assert "50/100" in last and "loss 0.5, accuracy 0.75, val/loss 0.25]" in last
+    assert "grad_norm" not in last and "lr" not in last and not caplog.records
+
+
+def test_a_shell_of_ipython_is_no_notebook(make_run, stderr, monkeypatch):
+    pipe = stderr(terminal=False)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: SimpleNamespace()))
+    run = make_run(ProgressBar(every_seconds=None))
+    run.callbacks("on_fit_start", run)
+    chunk(run, 50)
+    assert not pipe.getvalue()

@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import braintools.cogtask
 import numpy as np
@@ -178,10 +179,16 @@ def test_a_run_is_resumed_exactly(tmp_path):
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    "task", ["DelayPairedAssociation", "ImmediateDirectionReproduction", "ReadySetGo", "PostDecisionWager"]
+    ("task", "steps"),
+    [
+        ("DelayPairedAssociation", 8),
+        ("ImmediateDirectionReproduction", 8),
+        ("ReadySetGo", 40),
+        ("PostDecisionWager", 40),
+    ],
 )
-def test_the_decision_of_a_trial_in_numpy(task):
-    fit, module, data = ran(task=task, dt=50.0, max_steps=40, lr=0.02)
+def test_the_decision_of_a_trial_in_numpy(task, steps):
+    fit, module, data = ran(task=task, dt=50.0, max_steps=steps, lr=0.02)
     found, test = fit.test(module, data.test_data()), data.test_data()
     right, bets = [], []
     for step in range(len(test)):
@@ -293,7 +300,7 @@ def test_the_page_records_and_draws(tmp_path, monkeypatch, capsys):
     (tmp_path / "recipes").symlink_to(FILE.parent)
     monkeypatch.chdir(tmp_path)
     page = {"__name__": "page"}
-    for program in blocks("docs/cognitive_tasks.md"):
+    for program in blocks("docs/cognitive_tasks.md")[:2]:  # test_site runs the last one
         execute(program, "docs/cognitive_tasks.md", page)
     spikes = np.asarray(page["spikes"])
     assert spikes.shape == (450, 64, 100) and {*np.unique(spikes)} == {0.0, 1.0}
@@ -301,16 +308,20 @@ def test_the_page_records_and_draws(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "cogtask.png").stat().st_size > 10_000
 
 
-NOT_LEARNED = {"DualDelayMatchSample", "DelayMatchCategory", "HierarchicalReasoning"}
+NOT_LEARNED = {"HierarchicalReasoning"}
 """Tasks on which the GRU does not beat chance within the budget; docs/cognitive_tasks.md marks them."""
-BUDGET = {"max_steps": 300, "lr": 3e-3, "validate_every": None, "log_every": 100}
+BUDGET = {"max_steps": 300, "lr": 3e-3}
+HARD = {"max_steps": 500, "lr": 1e-2}
+"""The budget of those that need to compare, or to combine a rule with a stimulus; chosen on seed 100."""
+ARE_HARD = ("DualDelayMatchSample", "DelayMatchCategory", "HierarchicalReasoning")
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("task", [task for task in RECIPE.TASKS if task != OURS])
-def test_a_gru_beats_chance_within_300_updates(task):
+def test_a_gru_beats_chance_within_its_budget(task):
     """64 units, D-RTRL, 64 trials a batch; three standard errors on 2,048 fresh trials."""
-    fit, module, data = RECIPE.make(RECIPE.Config(task=task, progress=False, devices=1, **BUDGET))
+    budget: dict[str, Any] = HARD if task in ARE_HARD else BUDGET
+    fit, module, data = RECIPE.make(RECIPE.Config(task=task, progress=False, devices=1, validate_every=None, **budget))
     fit.run(module, jt.DataModule(data.train_data()))
     test = data.test_data()
     guess, count = chance(test)

@@ -172,12 +172,13 @@ def test_the_decision_is_the_sum_of_the_scores(folder):
     assert fit.test(module, data)["test/accuracy"] == pytest.approx(right.mean())
 
 
+@pytest.mark.full
 def test_the_committed_trials_are_complete(tmp_path, monkeypatch, capsys):
     """The command of docs/results/fashion.md trains nothing: the options of the recipe are those of its trials."""
     page = (ROOT / "docs" / "results" / "fashion.md").read_text()
-    command = next(line for line in page.splitlines() if line.startswith("jaxtrain compare recipes/fashion.py"))
-    argv = command.replace("docs/results/data/fashion", str(tmp_path)).split()[1:]
-    shutil.copy(ROOT / "docs" / "results" / "data" / "fashion" / "trials.jsonl", tmp_path)
+    command = next(line for line in page.splitlines() if "--out docs/results/data/fashion_two_epochs" in line)
+    argv = command.replace("docs/results/data/fashion_two_epochs", str(tmp_path)).split()[1:]
+    shutil.copy(ROOT / "docs" / "results" / "data" / "fashion_two_epochs" / "trials.jsonl", tmp_path)
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(Comparison, "_train", lambda *_: pytest.fail("a trial is missing"))
     assert tool(argv) == 0

@@ -38,6 +38,7 @@ TINY = {
     "chorales": "--data chorales --width 5 --mlp 4 --validate-every 4 --decay constant",
     "digits": "--data digits.csv.gz --validate-every 4 --decay constant --time 5",
     "shd": "--data shd_train.h5 --validate-every 4 --steps 6 --dt 200 --pool 100 --neuron alif",
+    "cogtask": "--task ImmediateDirectionClassification --dt 50 --val-trials 8 --validate-every 4",
 }
 
 TIERS = {
@@ -49,6 +50,7 @@ TIERS = {
     "chorales": pytest.mark.full,
     "digits": pytest.mark.full,
     "shd": pytest.mark.full,
+    "cogtask": pytest.mark.full,
 }
 """Each recipe once; the other tasks and presets are long."""
 

@@ -100,8 +100,10 @@ class Config(TrainingOptions):
             raise ConfigError(
                 f"--{given} does not apply to --network gru, whose gates mix signs and times; leave it out"
             )
-        if self.slow is not None and self.network not in ("alif", "gif"):
-            raise ConfigError(f"--slow {self.slow}: --network {self.network} has no slow variable; use alif or gif")
+        for name, default in (("slow", None), ("tau_slow", type(self).tau_slow)):
+            if (value := getattr(self, name)) != default and self.network not in ("alif", "gif"):
+                flag = f"--{name.replace('_', '-')} {value}"
+                raise ConfigError(f"{flag}: --network {self.network} has no slow variable; use alif or gif")
 
 
 PRESETS = {

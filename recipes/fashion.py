@@ -77,9 +77,9 @@ class Config(TrainingOptions):
 
     def __post_init__(self):
         check_options(self, counts=("steps", "hidden", "width", "scored", "epochs"), updates=self.max_steps or 2**31)
-        spiking, lru = self.network in ("lif", "alif"), self.network == "lru"
+        spiking = self.network in ("lif", "alif")
         unused = {
-            "tau": not spiking, "gain": not spiking, "width": spiking, "mlp": spiking, "pole_rate": not lru,
+            "tau": not spiking, "gain": not spiking, "width": spiking, "mlp": spiking,
             "steps": self.input in ("rows", "pixels"),
         }  # fmt: skip
         for field in fields(self):

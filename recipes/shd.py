@@ -66,6 +66,8 @@ class Config(TrainingOptions):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"--{name.replace('_', '-')} {value}: expected a positive number of milliseconds")
+        if self.neuron == "lif" and self.tau_a != type(self).tau_a:
+            raise ConfigError(f"--tau-a {self.tau_a}: lif neurons have no threshold that adapts; add --neuron alif")
 
 
 SIDE = 34
@@ -178,6 +180,8 @@ def recordings_of(config: Config) -> "tuple[Spikes | Pixels, Spikes | Pixels | N
     if "extra/train_keys" in file:
         if config.test_data is not None:
             raise ConfigError(f"--test-data: {path} holds the test recordings as well; leave it out")
+        if config.channels != type(config).channels:
+            raise ConfigError(f"--channels {config.channels}: {path} has the pixels of a sensor; leave it out")
         return Pixels(path, file, config, "train"), None, Pixels(path, file, config, "test")
 
     def other(part: str) -> Spikes | None:

@@ -75,6 +75,25 @@ def test_a_folder_without_arrays_is_one_line(experiment, capsys):
     assert capsys.readouterr().err == "error: --data here: it has no x.npy\n"
 
 
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        (np.ones((10, 7, 2)), np.ones(10)),  # a number per sequence
+        (np.ones((10, 7)), np.arange(10) % 2),
+        (np.ones((10, 7, 2)), np.arange(9) % 2),
+        (np.ones((10, 7, 2)), np.arange(10) % 2 - 1),
+    ],
+)
+def test_arrays_that_do_not_fit_are_one_line(experiment, capsys, x, y):
+    np.save("x.npy", x)
+    np.save("y.npy", y)
+    recipe = load_recipe(experiment)
+    assert cli.main(recipe.Config, recipe.make, argv=["--data", "."]) == 2
+    err = capsys.readouterr().err
+    assert f"x {x.shape} and y {y.shape} of {y.dtype}; expected x (N, T, features), and y" in err
+    assert len(err.splitlines()) == 1
+
+
 def test_inspect_prints_the_report_and_writes_nothing(experiment, capsys, caplog):
     argv = ["--hidden", "4", "--strategy", "drtrl", "--strategy.window", "1", "--cell", "gru", "--devices", "1"]
     with caplog.at_level("INFO", logger="jaxtrain"):

@@ -91,7 +91,7 @@ def uses(text: str, python: bool) -> list[tuple[int, str, str]]:
 def files() -> list[Path]:
     """The files that are searched."""
     folders = [path for place in PLACES for path in [ROOT / place, *(ROOT / place).rglob("*")]]
-    return sorted(path for path in folders if path.suffix in (".py", ".pyi", ".md"))
+    return sorted(path for path in folders if path.suffix in (".py", ".pyi", ".md", ".ipynb", ".txt"))
 
 
 def retired() -> list[str]:
@@ -100,7 +100,7 @@ def retired() -> list[str]:
     for path in files():
         name = path.relative_to(ROOT).as_posix()
         if name not in OLD_FILES:
-            hits = uses(path.read_text(), path.suffix != ".md")
+            hits = uses(path.read_text(), path.suffix in (".py", ".pyi"))
             lines += [f"{name}:{line}: {word} -> {new}" for line, word, new in hits if (name, word) not in EXCEPTIONS]
     return lines
 

@@ -108,6 +108,17 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_listed(runs, capsys, monke
     assert f"error: cannot read {runs}/a/0001-drtrl/config.json" in err and len(err.splitlines()) == 2
 
 
+@pytest.mark.parametrize("damage", [{"step": "x"}, {"step": None}, {"best": {"score": "low"}}], ids=str)
+def test_a_damaged_result_is_named_and_the_rest_is_listed(runs, capsys, damage):
+    path = runs / "b" / "0001-bptt" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    for sort in ("steps", "best"):
+        assert tool(["runs", str(runs), "--sort", sort]) == 1
+        out, err = capsys.readouterr()
+        assert {row[0] for row in rows(out)} == {"a/0001-drtrl", "c"}
+        assert err.startswith(f"error: {path} is damaged: ") and len(err.splitlines()) == 1
+
+
 def test_no_runs(tmp_path, capsys):
     assert tool(["runs", str(tmp_path)]) == 0 and capsys.readouterr().out == f"no runs below {tmp_path}\n"
     assert tool(["runs", str(tmp_path), "--json"]) == 0 and json.loads(capsys.readouterr().out) == []

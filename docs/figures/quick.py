@@ -48,26 +48,26 @@ def digits(figure):
     fit, module, data = trained("digits", strategy="pp_prop")
     recorded = fit.record(module, data.test_data(), ["neurons.spike", "output"])
     images, labels = data.test_data()._data.read(np.arange(data.test_data()._data.length))
-    spikes, outputs = recorded["neurons.spike"], recorded["output"]
+    spikes, outputs = recorded["neurons.spike"], recorded["output"]  # (N, T, neurons), (N, T, 10)
     axes = [figure.add_subplot(2, 2, place) for place in (1, 2, 3, 4)]
     first = 3
     axes[0].imshow(16 * images[first].reshape(8, 8), cmap="gray_r")
     axes[0].set_title(f"a test image: {labels[first]}", fontsize=10)
     axes[0].set_xlabel("pixels")
     axes[0].set_ylabel("pixels")
-    at, neuron = np.nonzero(spikes[:, first])
+    at, neuron = np.nonzero(spikes[first])
     axes[1].plot(at, neuron, "|", color=COLORS[1], markersize=3)
     axes[1].set_title("spikes of the network", fontsize=10)
     axes[1].set_xlabel("time (ms)")
     axes[1].set_ylabel("neuron")
-    total = np.cumsum(outputs[:, first], 0)
+    total = np.cumsum(outputs[first], 0)
     for digit in range(10):
         own = digit == labels[first]
         axes[2].plot(total[:, digit], color=COLORS[0] if own else "0.7", linewidth=2 if own else 1, zorder=2 + own)
     axes[2].set_title(f"summed scores, thick: that of {labels[first]}", fontsize=10)
     axes[2].set_xlabel("time (ms)")
     axes[2].set_ylabel("score")
-    confusion(axes[3], outputs.sum(0), labels, range(10))
+    confusion(axes[3], outputs.sum(1), labels, range(10))
     axes[3].set_title("decisions on 899 test images", fontsize=10)
     axes[3].set_xlabel("decided")
     axes[3].set_ylabel("digit")
@@ -114,7 +114,7 @@ def mnist_1d(figure):
         values = 100 * np.array([curve[:, 2] for curve in curves])
         color = CONTROLS.get(strategy, COLORS[0])
         style = "--" if strategy == "bptt" else "-"
-        axes.plot(curves[0][:, 0], np.median(values, 0), style, color=color, label=f"{strategy}, five seeds")
+        axes.plot(curves[0][:, 0], np.median(values, 0), style, color=color, label=f"{strategy}, seeds: {len(curves)}")
         axes.fill_between(curves[0][:, 0], values.min(0), values.max(0), color=color, alpha=0.18, linewidth=0)
     for name, value in (("human", 96), ("GRU", 91), ("MLP", 68), ("logistic regression", 32)):
         axes.axhline(value, color="0.4", linewidth=0.8, linestyle=":")

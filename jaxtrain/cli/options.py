@@ -191,7 +191,6 @@ def check_options(config: Options, counts: Sequence[str] = (), updates: int | No
         counts = (*counts, "hidden", "layers", "width")
         _not_below(config, 0, "mlp")
         _refuse_gates(config)
-        _refuse_poles(config)
     if isinstance(config, TrainingOptions):
         counts, periods = (*counts, "batch_size", "seeds"), ["validate_every", "checkpoint_every"]
         if config.devices not in ("auto", "all"):
@@ -204,6 +203,7 @@ def check_options(config: Options, counts: Sequence[str] = (), updates: int | No
             raise ConfigError(
                 f"--warmup {config.warmup:g}: expected a whole number below {bound}, or a fraction of it such as 0.1"
             )
+    _refuse_poles(config)
     check(config, counts=counts, periods=periods)
 
 
@@ -216,15 +216,16 @@ def _refuse_gates(config: NetworkOptions) -> None:
         )
 
 
-def _refuse_poles(config: NetworkOptions) -> None:
-    """Raise ConfigError for options of an LRU's poles with another cell."""
-    if config.cell == "lru":
+def _refuse_poles(config: Options) -> None:
+    """Raise ConfigError for options of an LRU's poles if the network has none."""
+    cell = getattr(config, "cell", None)
+    if config.has_poles() if isinstance(config, TrainingOptions) else cell == "lru":
         return
+    where = "in this network, which has none" if cell is None else f"with --cell {cell}"
     for field in dataclasses.fields(config):
         if field.name in ("r_min", "r_max", "max_phase", "pole_rate") and getattr(config, field.name) != field.default:
             raise ConfigError(
-                f"--{field.name.replace('_', '-')} sets an LRU's poles and has no effect with --cell {config.cell}: "
-                "leave it out"
+                f"--{field.name.replace('_', '-')} sets an LRU's poles and has no effect {where}: leave it out"
             )
 
 

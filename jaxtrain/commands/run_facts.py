@@ -27,6 +27,9 @@ def facts(run_dir: Path) -> dict[str, Any]:
     config, process, log = read_json(run_dir / "config.json"), user_of(run_dir), log_entries(run_dir)
     result = read_json(run_dir / "result.json") if (run_dir / "result.json").exists() and process is None else {}
     ended = result.get("status") if result else "killed"
+    for name, value in {"step": result.get("step", 0), "score": as_table(result.get("best")).get("score", 0)}.items():
+        if not isinstance(value, int | float) and (name, value) != ("score", None):  # null: not finite
+            raise RuntimeError(f"{run_dir / 'result.json'} is damaged: {name} is {value!r}, expected a number")
     fit, steps = as_table(config.get("fit")), saved_steps(run_dir)
     logged = [entry["step"] for entry in log if isinstance(entry.get("step"), int)]
     written = [run_dir / name for name in ("config.json", "metrics.jsonl", "result.json", "checkpoints")]

@@ -92,6 +92,8 @@ class WandB(Callback):
             raise RuntimeError(f"WandB: values for step {step} after on_fit_end; the run is finished")
         if step >= self._first:
             self._run.log(values, step=step)
+        else:  # W&B accepts no earlier steps; a run that has ended and is tested later has its test at its last step
+            self._run.summary.update({tag: value for tag, value in values.items() if tag.startswith("test/")})
 
     def _finish(self, code: int) -> None:
         run, self._run = self._run, None

@@ -119,11 +119,12 @@ def test_a_run_that_goes_on_from_an_earlier_step_shows_each_step_once(make_run, 
 
 def test_a_server_is_sent_only_what_it_lacks(make_run, tmp_path, monkeypatch):
     """Stands for W&B with a server: a resumed run begins after the last step there."""
-    sent, asked = [], []
+    sent, asked, made = [], [], []
 
     class Online:
         def __init__(self, step):
             self.step, self.summary = step, {}
+            made.append(self)
 
         def log(self, values, step):
             sent.append((step, values))
@@ -148,6 +149,9 @@ def test_a_server_is_sent_only_what_it_lacks(make_run, tmp_path, monkeypatch):
     rows(begin(), 10, 20, 30)
     rows(begin(20), 30, 40)
     assert [step for step, _ in sent] == [10, 20, 30, 40]
+    tested = begin(30)  # the run had ended, and is now tested
+    tested.callbacks("on_log", tested, {"step": 30, "test/loss": 0.5})
+    assert len(sent) == 4 and made[-1].summary == {"test/loss": 0.5}
     assert asked[0]["id"] == asked[1]["id"] and asked[1]["resume"] == "allow" and asked[1]["dir"] == tmp_path
     with pytest.raises(ValueError, match="WandB needs a run directory"):
         WandB().on_fit_start(SimpleNamespace(run_dir=None))  # pyright: ignore

@@ -70,6 +70,7 @@ def test_every_task_of_cogtask_has_a_line():
         ({"tau_slow": float("nan")}, "--tau-slow nan: expected a positive number of ms"),
         ({"dale": True}, "--dale does not apply to --network gru"),
         ({"slow": 0.1, "network": "lif"}, "--slow 0.1: --network lif has no slow variable; use alif or gif"),
+        ({"tau_slow": 500.0}, "--tau-slow 500.0: --network gru has no slow variable; use alif or gif"),
     ],
 )
 def test_a_mistake_is_one_line(options, message):

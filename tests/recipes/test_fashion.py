@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-import shutil
 import struct
 import subprocess
 import sys
@@ -14,9 +13,7 @@ import numpy as np
 import pytest
 
 from jaxtrain import cli
-from jaxtrain.commands.compare.runner import Comparison
 from jaxtrain.commands.load_recipe import load_recipe
-from jaxtrain.commands.main import tool
 from jaxtrain.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -105,7 +102,7 @@ def test_a_damaged_file_is_named(folder, name, change, said):
     ({"network": "gru", "gain": 3.0}, "--gain has no effect with --network gru --input rate: leave it out"),
     ({"network": "lif", "width": 8}, "--width has no effect with --network lif"),
     ({"input": "rows", "steps": 5}, "--steps has no effect with --network lif --input rows"),
-    ({"network": "gru", "pole_rate": 0.1}, "--pole-rate has no effect with --network gru"),
+    ({"network": "gru", "pole_rate": 0.1}, "--pole-rate sets an LRU's poles and has no effect in this network"),
     ({"tau": 0.0}, "--tau 0.0: expected a positive number"),
     ({"shift": -1}, "--shift -1: expected 0 or more"),
     ({"epochs": 0}, "--epochs 0: expected a whole number, 1 or more"),
@@ -170,20 +167,6 @@ def test_the_decision_is_the_sum_of_the_scores(folder):
     scores = fit.predict(module, data.test_data())  # (N, T, 10)
     right = np.asarray(scores).sum(1).argmax(-1) == made_up()[FILES[3]]
     assert fit.test(module, data)["test/accuracy"] == pytest.approx(right.mean())
-
-
-@pytest.mark.full
-def test_the_committed_trials_are_complete(tmp_path, monkeypatch, capsys):
-    """The command of docs/results/fashion.md trains nothing: the options of the recipe are those of its trials."""
-    page = (ROOT / "docs" / "results" / "fashion.md").read_text()
-    command = next(line for line in page.splitlines() if "--out docs/results/data/fashion_two_epochs" in line)
-    argv = command.replace("docs/results/data/fashion_two_epochs", str(tmp_path)).split()[1:]
-    shutil.copy(ROOT / "docs" / "results" / "data" / "fashion_two_epochs" / "trials.jsonl", tmp_path)
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(Comparison, "_train", lambda *_: pytest.fail("a trial is missing"))
-    assert tool(argv) == 0
-    assert "6 of 6 trials were done before" in capsys.readouterr().out
-    assert (tmp_path / "compare.md").read_text().split("\n\n")[-1].strip() in page
 
 
 def test_help_does_not_load_jax():

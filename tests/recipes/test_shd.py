@@ -57,6 +57,19 @@ def test_events_of_a_sensor_are_counted_by_time_step_and_pixel(tmp_path):
         assert label == y
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"channels": 64}, "--channels 64: .* has the pixels of a sensor; leave it out"),
+        ({"test_data": "x.h5"}, "--test-data: .* holds the test recordings as well; leave it out"),
+    ],
+)
+def test_options_without_effect_on_events_are_refused(tmp_path, options, said):
+    write_events(tmp_path / "n_mnist.hdf5")
+    with pytest.raises(ConfigError, match=said):
+        RECIPE.make(RECIPE.Config(data=str(tmp_path / "n_mnist.hdf5"), **SMALL, **options))
+
+
 def test_a_file_for_validation_is_used(tmp_path):
     for part, count in (("train", 23), ("valid", 9)):
         write_spikes(tmp_path / f"ssc_{part}.h5", count)

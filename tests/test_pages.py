@@ -13,7 +13,8 @@ from tests.test_readme import blocks, execute
 
 @pytest.mark.full
 def test_the_page_on_pretrained_parameters(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("safetensors", reason="the extra dev is not installed")
+    for package in ("safetensors", "nir"):
+        pytest.importorskip(package, reason="the extra dev is not installed")
     monkeypatch.chdir(tmp_path)
     page = None
     for block in blocks("docs/pretrained.md"):

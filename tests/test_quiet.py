@@ -150,3 +150,10 @@ def test_what_orbax_says_of_a_failed_save_when_all_is_closed_is_silent(tmp_path,
     assert caplog.records == []
     late.error("of another step: %s", store.directory / "00000003")
     assert len(caplog.records) == 1
+
+
+def test_a_level_that_the_program_set_stays():
+    for lines, level in (("", "INFO"), ("logging.getLogger('jaxtrain').setLevel('ERROR')", "ERROR")):
+        program = f"import logging\n{lines}\nimport jaxtrain.utils.logging as ours\nprint(logging.getLevelName(ours.log.level))"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert done.stdout == f"{level}\n"

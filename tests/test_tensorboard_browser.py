@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def runs(needed, tmp_path_factory):
     """The folder of the two runs of docs/tensorboard.md."""
     folder = tmp_path_factory.mktemp("tensorboard")
     (folder / "watch.py").write_text(blocks("docs/spiking.md")[0] + "\n" + blocks("docs/tensorboard.md")[0])
-    done = forks.run([sys.executable, "watch.py"], cwd=folder, stderr=forks.PIPE, text=True)
+    done = forks.run([sys.executable, "watch.py"], cwd=folder, stderr=forks.PIPE, text=True, timeout=550)
     assert done.returncode == 0, done.stderr
     return folder / "runs"
 
@@ -72,13 +73,14 @@ def browser(address, tmp_path_factory):
 
 @pytest.fixture
 def save(browser, tmp_path):
-    """Save a screenshot of the window, and require that it shows more than one colour."""
+    """Save a screenshot of the page, and return it."""
 
-    def screenshot(name: str) -> None:
+    def screenshot(name: str) -> Image.Image:
         path = Path(os.environ.get("SCREENSHOTS") or tmp_path) / f"tensorboard-{name}.png"
         browser.screenshot(path)
         with Image.open(path) as image:
-            assert image.size == (1300, 800) and len(image.convert("RGB").getcolors(1 << 24)) > 50
+            assert image.size == (1300, 800)
+            return image.convert("RGB")
 
     return screenshot
 
@@ -91,6 +93,17 @@ def last(runs: Path, rule: str) -> dict[str, float]:
 def texts(selector: str) -> str:
     """JavaScript for the texts of all elements that match a selector."""
     return f"find('{selector}').map(text)"
+
+
+CHART = """(({left, top, right, bottom}) => [left, top, right, bottom])(
+  find('scalar-card line-chart')[1].getBoundingClientRect())"""
+"""Where the chart of the firing rate is."""
+
+
+def colours(image: Image.Image, box: tuple[float, ...]) -> list[tuple[int, ...]]:
+    """The colours of more than 50 pixels within a part of a screenshot, without grey. The most frequent comes first."""
+    counts = sorted(image.crop(tuple(map(int, box))).getcolors(1 << 24), reverse=True)
+    return [colour for count, colour in counts if count > 50 and max(colour) - min(colour) > 20]
 
 
 TABLE = """(() => {
@@ -116,7 +129,14 @@ def test_scalars_of_two_runs_are_in_one_chart(browser, address, runs, save):
         "find('button').filter(button => text(button).includes('Settings')).map(panel => panel.click()).length"
     )
     browser.until("!find('settings-view').length")
-    save("scalars")
+    circles = (190, 165, 221, 255)  # in the list of runs
+    end = time.monotonic() + browser.patience
+    while True:  # the charts are drawn again after a change of size
+        image = save("scalars")
+        drawn = set(colours(image, browser.evaluate(CHART)))
+        if len(wanted := colours(image, circles)[:2]) == 2 and drawn.issuperset(wanted):
+            return
+        assert time.monotonic() < end, f"the chart has {drawn}, the list of runs {wanted}"
 
 
 def test_hparams_have_the_metric_of_the_module(browser, address, runs, save):

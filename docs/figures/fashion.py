@@ -1,7 +1,7 @@
 """Draws fashion.png: spikes of a trained network for three images, and every rule beside the published row.
 
 python recipes/fashion.py --preset neurotrain --epochs 2 --strategy eprop --run-dir checkpoints/figure
-python docs/figures/fashion.py checkpoints/figure docs/results/data/fashion_two_epochs/trials.jsonl
+python docs/figures/fashion.py checkpoints/figure docs/results/data/fashion/trials.jsonl
 """
 
 import json

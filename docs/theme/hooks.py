@@ -43,7 +43,7 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Lead links to those files to their pages. A link to another file of the repository becomes its path."""
+    """Lead links to those files and to notebooks to their pages. A link to another file becomes its path."""
 
     def of_the_repository(match):
         text, target, section = match["text"], match["target"], match["section"] or ""
@@ -53,6 +53,7 @@ def on_page_markdown(markdown, page, config, files):
 
     up = "../" * (1 + page.file.src_uri.count("/"))
     link = rf"\[(?P<text>[^\]]+)\]\({re.escape(up)}(?P<target>(?!\.\./)[^)#]+)(?P<section>#[^)]*)?\)"
+    markdown = re.sub(r"(?<!Download this notebook)(\]\((?!https?:)[\w/.]+)\.ipynb\)", r"\1.md)", markdown)
     return re.sub(link, of_the_repository, markdown)
 
 

@@ -127,8 +127,8 @@ def main() -> int:
             strip(path)
         elif paths or not executed(path).exists():
             start = time.monotonic()
-            execute(path, arguments.limit)
-            print(f"{path.stem}: {time.monotonic() - start:.0f} s", flush=True)
+            copy = execute(path, arguments.limit).relative_to(ROOT)
+            print(f"{path.stem}: {time.monotonic() - start:.0f} s, {copy}", flush=True)
     return 0
 
 

@@ -54,7 +54,7 @@ class FitSettings:
         if self.max_steps is not None and self.max_steps < self.accumulate:
             raise ValueError(f"Fit(accumulate={self.accumulate}, max_steps={self.max_steps}): there would be no update")
         if len(self._checkpoints) > 1:
-            raise ValueError("Fit takes one Checkpoint callback: it decides which checkpoints are kept")
+            raise ValueError("Fit takes one Checkpoint callback, to decide what is kept; config.callbacks() has one")
         if self._checkpoints and self.run_dir is None:
             raise ValueError("Checkpoint needs a run directory: Fit(run_dir=...)")
 

@@ -113,5 +113,6 @@ def one_line(error: BaseException) -> str:
 
 if not log.handlers:
     log.addHandler(_Console())
-    log.setLevel(logging.INFO)
+    if log.level == logging.NOTSET:  # a level that the program set before stays
+        log.setLevel(logging.INFO)
     log.propagate = False

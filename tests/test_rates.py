@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from jaxtrain.cli.options import NetworkOptions, TrainingOptions
+from jaxtrain.errors import ConfigError
 from jaxtrain.nn.networks import is_pole
 from jaxtrain.nn.schedules import adam, matrices, schedule
 
@@ -53,6 +54,10 @@ def test_poles_have_a_rate_of_their_own():
     class Config(TrainingOptions, NetworkOptions):
         pass
 
+    assert isinstance(Config().optimizer(), optax.GradientTransformation)
+    with pytest.raises(ConfigError, match="an LRU needs the time steps that the task must bridge: memory="):
+        Config(cell="lru").optimizer()
+    assert Config(cell="lru", pole_rate=0.5).optimizer().keys() == {"rest", "poles"}
     assert isinstance(Config().optimizer(50), optax.GradientTransformation)
     config = Config(cell="lru", lr=0.1)
     assert config.group("rnn.layers.0.theta_log") == "poles" and config.group("readout.weight") == "rest"

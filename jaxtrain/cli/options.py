@@ -119,12 +119,12 @@ class TrainingOptions(Options):
     test: bool = False
     """score the test data once the run is over"""
 
-    def optimizer(self, memory: float, updates: Callable[[], int] | None = None) -> Any:
+    def optimizer(self, memory: float | None = None, updates: Callable[[], int] | None = None) -> Any:
         """Create Adam for ``Module.configure_optimizer``, with a second optimizer for an LRU's poles (see ``group``).
 
         Args:
-            memory: Time steps that the task must bridge. A change of a pole's phase is multiplied by this number, so
-                the default rate of poles falls with it.
+            memory: Time steps that the task must bridge; only an LRU needs it. A change of a pole's phase is multiplied
+                by this number, so the default rate of poles falls with it.
             updates: Returns the number of updates in all steps; None: one update per step. It is called only if the
                 learning rate depends on it.
 
@@ -142,9 +142,13 @@ class TrainingOptions(Options):
             rate = schedule(lr, total, warmup=warmup, decay=self.decay)
             return adam(rate, self.weight_decay)
 
-        poles = min(1.0, 5 / memory) if self.pole_rate is None else self.pole_rate
-        both = {"rest": at(self.lr), "poles": at(poles * self.lr)}
-        return both if self.has_poles() else both["rest"]
+        if not self.has_poles():
+            return at(self.lr)
+        if (poles := self.pole_rate) is None:
+            if memory is None:
+                raise ConfigError("optimizer(): an LRU needs the time steps that the task must bridge: memory=...")
+            poles = min(1.0, 5 / memory)
+        return {"rest": at(self.lr), "poles": at(poles * self.lr)}
 
     def has_poles(self) -> bool:
         """Return whether the network has poles, which are trained by a separate optimizer."""

@@ -85,6 +85,8 @@ def _choose(wanted: Batching, model, u: Any, batch_size: int) -> Literal["batche
     hidden = [(name, jnp.shape(leaf)) for name, s in short_term(model).items() for leaf in jax.tree.leaves(s.value)]
     alone = next((f"{name!r} has shape {shape}" for name, shape in hidden if shape and batch_size not in shape), "")
     note = f"jaxtrain: the model was called with an input of shape {shapes}, (B, ...), one time step{axis_advice(u)}"
+    if all(leaf.ndim == 1 and jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(u)):
+        note += "; integers are symbols: make them one-hot in encode(x) of the data, or use braintrace.nn.Embedding"
     if alone:
         note += f"; the hidden state {alone}, without a batch axis: make it in init_state(self, batch_size=None, **_)"
     problem.add_note(note)

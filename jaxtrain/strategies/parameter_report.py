@@ -128,7 +128,7 @@ def describe(
     def past(lost: frozenset[str]) -> str:
         """Advice that passes credit through states without a trace."""
         if not traces.memory and not flow.after(lost) & (grouped - lost):
-            return f"Use drtrl with {MEMORY}, or strategy='bptt'"
+            return f"Use a rule with {MEMORY}, such as drtrl or eprop, or strategy='bptt'"
         return "Use strategy='bptt'" if single else reach.more
 
     def by_steps(name: str) -> Verdict:

@@ -154,6 +154,7 @@ def test_what_orbax_says_of_a_failed_save_when_all_is_closed_is_silent(tmp_path,
 
 def test_a_level_that_the_program_set_stays():
     for lines, level in (("", "INFO"), ("logging.getLogger('jaxtrain').setLevel('ERROR')", "ERROR")):
-        program = f"import logging\n{lines}\nimport jaxtrain.utils.logging as ours\nprint(logging.getLevelName(ours.log.level))"
+        shown = "import jaxtrain.utils.logging as ours\nprint(logging.getLevelName(ours.log.level))"
+        program = f"import logging\n{lines}\n{shown}"
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
         assert done.stdout == f"{level}\n"

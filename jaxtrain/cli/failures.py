@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..utils.logging import run_main
 
 STDLIB = (Path(os.__file__).parent, Path(os.__file__).parent / "pathlib")
-EXPECTED = (ValueError, TypeError, RuntimeError, OSError, LookupError, ArithmeticError)
+EXPECTED = (ValueError, TypeError, RuntimeError, OSError, LookupError, ArithmeticError, ModuleNotFoundError)
 
 
 def guarded(work: Callable[[], int]) -> int:

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import jaxtrain
+from jaxtrain.cli.failures import guarded
 from jaxtrain.loggers import JSONL, WandB
 
 MISSING = "the extra wandb is not installed: pip install 'jaxtrain[wandb]'"
@@ -157,8 +159,12 @@ def test_a_server_is_sent_only_what_it_lacks(make_run, tmp_path, monkeypatch):
         WandB().on_fit_start(SimpleNamespace(run_dir=None))  # pyright: ignore
 
 
-def test_without_the_package_one_line_names_the_extra(monkeypatch):
+def test_without_the_package_one_line_names_the_extra(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", None)
+    assert guarded(lambda: bool(WandB())) == 1
+    assert capsys.readouterr().err == "error: this needs the package wandb: pip install 'jaxtrain[wandb]'\n"
+    with pytest.raises(ModuleNotFoundError, match="wandb"):  # an import of the user's code keeps its traceback
+        guarded(lambda: bool(import_module("wandb")))
     with pytest.raises(ModuleNotFoundError, match=r"this needs the package wandb: pip install 'jaxtrain\[wandb\]'$"):
         WandB()
 

@@ -13,7 +13,7 @@ python recipes/vowels.py --strategy bptt --seeds 5
 
 import math
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -27,6 +27,10 @@ from jaxtrain.nn.cells import CellName
 @dataclass(frozen=True)
 class Config(TrainingOptions, NetworkOptions):
     """Japanese vowels: the speaker of an utterance, decided by the mean score of its frames."""
+
+    rule_defaults = {
+        rule: {"readout_memory": True} for rule in ("drtrl", "pp_prop", "eprop", "ostl_recurrent", "ostl_feedforward")
+    }
 
     data: str | None = None
     """folder of JapaneseVowels_TRAIN.ts and JapaneseVowels_TEST.ts; none: that of the installed package aeon"""
@@ -155,12 +159,11 @@ def make(config: Config):
         None if config.all_data else batches(x, y, held_out, encoder=taps, shuffle=False),
         batches(x_test, y_test, np.ones(len(x_test), bool), encoder=taps, shuffle=False),
     )
-    strategy = config.make_strategy()
-    if hasattr(strategy, "readout_memory"):
-        strategy = replace(strategy, readout_memory=True)
     callbacks = config.callbacks(validates=not config.all_data)
     validate_every = None if config.all_data else config.validate_every
-    fit = jt.Fit(strategy, callbacks=callbacks, **{**config.fit_options(), "validate_every": validate_every})
+    fit = jt.Fit(
+        config.make_strategy(), callbacks=callbacks, **{**config.fit_options(), "validate_every": validate_every}
+    )
     return fit, Classify(), data
 
 

@@ -242,7 +242,7 @@ def test_config_and_result(trained):
     assert saved == json.loads(json.dumps(result.summary)) and saved["status"] == "finished" and saved["step"] == 6
     assert set(saved["val"]) == {"loss", "accuracy"} and set(saved["train"]) == {"loss", "accuracy"}
     assert saved["digest"] == result.digest and len(result.digest) == 64 and saved["params"] == 376
-    assert set(saved["seconds"]) == {"compile", "train", "validate", "checkpoint", "total"}
+    assert set(saved["seconds"]) == {"compile", "train", "validate", "test", "checkpoint", "total"}
     assert result.best == saved["best"] and result.best["monitor"] == "val/loss"
 
 

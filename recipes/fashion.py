@@ -6,6 +6,7 @@ compressed or not; those of MNIST have the same names and the same form.
 python recipes/fashion.py --preset neurotrain --strategy pp_prop
 python recipes/fashion.py --preset neurotrain --strategy readout_only
 python recipes/fashion.py --preset rows
+python recipes/fashion.py --preset direct
 python recipes/fashion.py --preset stream
 """
 
@@ -104,6 +105,8 @@ PRESETS = {
                    "eprop": {"readout_memory": True}},
     "rows": {**ROWS, "hidden": 128, "width": 96, "mlp": 256, "scored": 1, "shift": 1, "flip": True, "lr": 4e-3,
              "epochs": 10},
+    "direct": {"input": "direct", "steps": 2, "network": "gru", "hidden": 384, "width": 512, "mlp": 768, "scored": 1,
+               "shift": 1, "flip": True, "lr": 1e-3, "batch_size": 256, "epochs": 30},
     "stream": {**ROWS, "hidden": 64, "width": 64, "mlp": 128, "decide": "last", "epochs": 10,
                "drtrl": {"update_every": 1}, "pp_prop": {"update_every": 1}},
 }  # fmt: skip

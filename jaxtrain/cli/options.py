@@ -130,6 +130,9 @@ class TrainingOptions(Options):
 
         Returns:
             An optimizer, or a dict of two by group, for ``configure_optimizer`` to return.
+
+        Raises:
+            ConfigError: The network is an LRU, and neither ``memory`` nor ``pole_rate`` is given.
         """
         from ..nn.schedules import adam, schedule
 

@@ -10,7 +10,6 @@ python recipes/chorales.py --strategy bptt
 
 import sys
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +19,7 @@ from jaxtrain import cli
 from jaxtrain.cli.options import NetworkOptions, TrainingOptions, check_options
 from jaxtrain.errors import ConfigError
 from jaxtrain.nn.cells import CellName
+from jaxtrain.utils.extras import data_in
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,7 @@ def folder_of(config: Config) -> Path:
     """The folder of the files."""
     if config.data is not None:
         return Path(config.data)
-    package = find_spec("music21")
-    if package is None or package.origin is None:
-        raise ConfigError('the package music21 is not installed: pip install "jaxtrain[music21]", or pass --data DIR')
-    return Path(package.origin).parent / "corpus" / "bach"
+    return data_in("music21", "corpus", "bach", package="music21", extra="music21", instead="pass --data DIR")
 
 
 def load(folder: Path):

@@ -15,13 +15,13 @@ import math
 import sys
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from jaxtrain import cli
 from jaxtrain.cli.options import TrainingOptions, check_options
 from jaxtrain.errors import ConfigError
+from jaxtrain.utils.extras import data_in
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,9 @@ def file_of(config: Config) -> Path:
     """The file of the images."""
     if config.data is not None:
         return Path(config.data)
-    package = find_spec("sklearn")
-    if package is None or package.origin is None:
-        raise ConfigError('the package scikit-learn is not installed: pip install "jaxtrain[digits]", or --data FILE')
-    return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    return data_in(
+        "sklearn", "datasets", "data", "digits.csv.gz", package="scikit-learn", extra="digits", instead="--data FILE"
+    )
 
 
 def read(path: Path):

@@ -14,7 +14,6 @@ python recipes/vowels.py --strategy bptt --seeds 5
 import math
 import sys
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +21,7 @@ from jaxtrain import cli
 from jaxtrain.cli.options import NetworkOptions, TrainingOptions, check_options
 from jaxtrain.errors import ConfigError
 from jaxtrain.nn.cells import CellName
+from jaxtrain.utils.extras import data_in
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,9 @@ def folder_of(config: Config) -> Path:
     """The folder of the files."""
     if config.data is not None:
         return Path(config.data)
-    package = find_spec("aeon")
-    if package is None or package.origin is None:
-        raise ConfigError('the package aeon is not installed: pip install "jaxtrain[aeon]", or pass --data DIR')
-    return Path(package.origin).parent / "datasets" / "data" / "JapaneseVowels"
+    return data_in(
+        "aeon", "datasets", "data", "JapaneseVowels", package="aeon", extra="aeon", instead="pass --data DIR"
+    )
 
 
 def read(path: Path):

@@ -1,5 +1,8 @@
 """A model from one compiled program has the values of a model from one program per operation, bit for bit."""
 
+import subprocess
+import sys
+
 import brainstate
 import jax
 import numpy as np
@@ -77,3 +80,17 @@ def test_a_value_that_is_read_too_early_is_an_error():
         in_one_program(lambda: np.asarray(brainstate.random.rand(2)))
     when_known(seen := [].append, np.ones(1))
     assert seen is not None, "calls outside of a program no longer wait"
+
+
+@pytest.mark.full
+def test_the_first_model_of_a_process():
+    """Before the first use of random numbers, brainstate traces twice."""
+    program = """
+from functools import partial
+from jaxtrain.core.one_program import in_one_program
+from jaxtrain.nn import Network
+model = in_one_program(partial(Network, 3, 2, cell="mini_gru", hidden=4, width=3, mlp=4))
+print(model.readout.weight.value["bias"].tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[0.0, 0.0]\n"

@@ -4,8 +4,8 @@ python docs/theme/notebooks.py                       # execute those that change
 python docs/theme/notebooks.py spiking --limit 600   # this one, with another limit in seconds
 python docs/theme/notebooks.py --strip               # remove what Jupyter saved with the sources, before a commit
 
-Notebooks are committed without outputs. Executed copies are in .cache/notebooks. A page without a current copy has no
-outputs and says so.
+Notebooks are committed without outputs. Executed copies are in .cache/notebooks. The page of a
+notebook without a current copy shows no outputs, and a note gives the reason.
 """
 
 import argparse

@@ -46,7 +46,7 @@ class Prepared:
 
 def prepare(
     settings: FitSettings, module: Module, data: DataModule, origin: Origin, config: Any, dry_run: bool, reader: Reads,
-    test: bool = False,
+    test: bool,
 ) -> Prepared:  # fmt: skip
     """Open the data, check that the run can be resumed, build the models, compile, and restore the checkpoint.
 

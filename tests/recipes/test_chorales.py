@@ -13,6 +13,7 @@ import pytest
 
 from jaxtrain.commands.load_recipe import load_recipe
 from jaxtrain.errors import ConfigError
+from jaxtrain.utils import extras
 from tests.kit.scores import note, write_chorales, write_score
 
 RECIPE = load_recipe(Path(__file__).parents[2] / "recipes" / "chorales.py")  # its folder is then on the path
@@ -82,7 +83,7 @@ def test_what_is_no_score_is_one_line(tmp_path, monkeypatch):
         RECIPE.load(tmp_path)
     with pytest.raises(ConfigError, match="a note has the MIDI number 109; expected 21 to 108"):
         roll_of(tmp_path / "high.mxl", [DIVISIONS.format(1) + note(109, 1)])
-    monkeypatch.setattr(RECIPE, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r'package music21 is not installed: pip install "jaxtrain\[music21\]", or'):
         RECIPE.make(RECIPE.Config())
 

@@ -14,45 +14,15 @@ import difflib
 import math
 import sys
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from cognitive.networks import network, signs_of
+from cognitive.tasks import CUES, TASKS, TIMING, VECTOR, Trials, make_task
 
 from jaxtrain import cli
 from jaxtrain.cli.options import TrainingOptions, check_options
 from jaxtrain.errors import ConfigError
 
-CUES = "CueAccumulation"
-TASKS = {
-    "PerceptualDecisionMaking": "which of two directions a noisy stimulus has",
-    "PerceptualDecisionMakingDelayResponse": "the same, after a delay",
-    "ContextDecisionMaking": "the direction in the modality that a cue named before",
-    "SingleContextDecisionMaking": "the direction in the first of two modalities",
-    "PulseDecisionMaking": "the side with the larger sum of seven graded pulses",
-    "MultiSensoryIntegration": "the direction that two noisy modalities share",
-    "EconomicDecisionMaking": "the offer of the greater value: juice A is worth 2.2 drops of juice B",
-    "DelayMatchSample": "whether a test stimulus equals the sample before the delay",
-    "DualDelayMatchSample": "which of two samples the test stimulus equals",
-    "DelayComparison": "whether the second of two magnitudes is larger",
-    "DelayMatchCategory": "whether sample and test have the same category",
-    "DelayPairedAssociation": "the associate of the sample, one of four",
-    "GoNoGo": "whether to respond, by a cue before the delay",
-    "IntervalDiscrimination": "which of two intervals is longer",
-    "PostDecisionWager": "the direction of a noisy stimulus (accuracy), then a high or a low bet (wager)",
-    "ReadySetGo": "when to go: after the interval between two cues",
-    "DelayDirectionReproduction": "the direction of the sample, as a vector, after a delay",
-    "ImmediateDirectionReproduction": "the direction of the stimulus, as a vector",
-    "DelayDirectionClassification": "the half of the circle with the sample's direction, after a delay",
-    "ImmediateDirectionClassification": "the half of the circle with the stimulus's direction",
-    "OneTwoThreeGo": "when to go: one interval after the third of three pulses",
-    "HierarchicalReasoning": "the side of a flash or the other side, by a rule cue and the length of a delay",
-    "ProbabilisticReasoning": "the sign of the sum of evidence of eight symbols",
-    "AntiReach": "one of eight locations: that of the stimulus or the opposite one, by a cue",
-    "Reaching1D": "one of eight locations, after a delay",
-    "EvidenceAccumulation": "which of two directions a noisy stimulus of two seconds has",
-    CUES: "the side with more of seven cues of Poisson spikes (Bellec et al. 2020; not a task of cogtask)",
-}
-"""Every task and what a trial decides."""
-TIMING, VECTOR = ("ReadySetGo", "OneTwoThreeGo"), ("DelayDirectionReproduction", "ImmediateDirectionReproduction")
-SPIKING = ("lif", "alif", "gif")
 TOLERANCE = 0.1
 """A timed response is right if its interval differs from the asked one by at most this fraction."""
 
@@ -122,87 +92,6 @@ PRESETS = {
 }  # fmt: skip
 
 
-def make_task(name: str, dt: float, seed: int):
-    """A task of cogtask, whose trials are a function of the seed and their number."""
-    import braintools.cogtask as cog
-    import jax.numpy as jnp
-    import saiunit as u
-
-    if name != CUES:
-        return getattr(cog, name)(dt=dt * u.ms, seed=seed)
-    # Seven cues of 100 ms, 150 ms apart, a delay, a decision period of 150 ms, as in the code of Bellec et al. (2020).
-    # Inputs are probabilities of a spike: cues and decision 40 Hz, background 10 Hz.
-    rate = 0.04 * dt
-
-    def side(ctx, feature):
-        return rate * jnp.repeat(jnp.eye(2)[ctx["sides"][ctx["repeat_index"]]], 10)
-
-    def start(ctx):
-        likely = ctx.rng.choice(2)
-        rare = ctx.rng.uniform(0.0, 1.0, size=7) < 0.3
-        ctx["sides"] = jnp.where(rare, 1 - likely, likely)
-        ctx["answer"] = (ctx["sides"].sum() > 3).astype(jnp.int32)
-
-    def period(duration: float, name: str = "period", answer: Any = 0, **given: Any):
-        inputs = {"noise": rate / 4, **given}
-        return cog.Stimulus(u.Quantity(duration, unit=u.ms), inputs=inputs, outputs={"label": answer}, name=name)
-
-    def answer(ctx, _):
-        return ctx["answer"] + 1
-
-    cues = cog.Repeat(period(50.0) >> period(100.0, cues=side), 7)
-    phases = [cues, period(1050.0), period(150.0, "response", answer, go=rate)]
-    inputs = cog.Feature(20, "cues") + cog.Feature(10, "go") + cog.Feature(10, "noise")
-    outputs = cog.Feature(1, "fixation") + cog.Feature(2, "choice")
-    return cog.Task(cog.concat(phases), inputs, outputs, start, CUES, num_classes=3, seed=seed, dt=dt * u.ms)
-
-
-class Trials:
-    """Batches of trials of a task. A batch is a function of the seed, the split and the step."""
-
-    batch_first = False
-
-    def __init__(self, config: Config, task, split: int, trials: int | None = None):
-        self.name, self.size, self.task = config.task, config.batch_size, task
-        self.batches = None if trials is None else math.ceil(trials / self.size)
-        self.key, self.first = (config.seed, split), split * SPLIT
-        history = [] if self.task.is_variable_length else self.task.sample_trial(0)[2]["phase_history"]
-        self.decides = [(start, end) for name, start, end in history if name.lower() in DECISIONS]
-
-    def __len__(self):
-        if self.batches is None:
-            raise TypeError("endless")
-        return self.batches
-
-    def batch(self, step: int):
-        import numpy as np
-
-        import jaxtrain as jt
-
-        start = self.first + step * self.size % SPLIT
-        made = self.task.batch_sample(self.size, start_index=start, return_mask=True)
-        x, y, there = map(np.asarray, made)
-        if self.name == CUES:
-            x = (np.random.default_rng((*self.key, step)).random(x.shape) < x).astype(np.float32)
-        if self.decides:  # all trials have the same length, so only the decision periods are in the learning phase
-            first = self.decides[0][0]
-            return jt.Phases(warmup=x[:first], inputs=x[first:], targets=y[first:])
-        if self.name == "ReadySetGo":  # 1: hold, 2: go
-            scored, y = y > 0, np.maximum(y - 1, 0)
-        elif self.name == "OneTwoThreeGo":  # from the end of the last pulse
-            time = np.arange(len(x))[:, None]
-            scored = there & (time > np.where(x[..., 1] > 0, time, 0).max(0))
-        else:
-            scored = y > 0
-        return jt.Phases(warmup=None, inputs=x, targets=y, weights=(scored & there).astype(np.float32))
-
-
-DECISIONS = ("response", "decision", "wager")
-"""Names of the phases in which a trial is decided."""
-SPLIT = 2**29
-"""Trials of a split; the seed and its number determine a trial."""
-
-
 def make(config: Config):
     """Create Fit, module and data. JAX is imported here, so that --help does not load it."""
     import braintools
@@ -265,104 +154,6 @@ def make(config: Config):
 
     fit = jt.Fit(config.make_strategy(), callbacks=config.callbacks(), **config.fit_options())
     return fit, UnderDalesLaw() if laws else Decide(), data
-
-
-def signs_of(config: Config):
-    """The sign of each unit under Dale's law, or None without it."""
-    import numpy as np
-
-    if not (config.network == "vanilla" if config.dale is None else config.dale):
-        return None
-    return np.where(np.arange(config.hidden) % 5 == 4, -1, 1)
-
-
-def network(config: Config, n_in: int, n_out: int, steps: int, signs):
-    """The network, one time step ``(B, n_in) -> (B, n_out)``. ``steps``: time steps of a trial."""
-    import brainstate
-    import braintools
-    import braintrace
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    import jaxtrain as jt
-
-    if config.network == "gru":
-        return jt.nn.Network(n_in, n_out, cell="gru", hidden=config.hidden, chrono=max(steps, 3))
-
-    n, spiking = config.hidden, config.network in SPIKING
-    tau = config.tau or (20.0 if spiking else 100.0)
-    keep, slow_keep = math.exp(-config.dt / tau), math.exp(-config.dt / config.tau_slow)
-    strength = config.slow if config.slow is not None else {"alif": 0.03, "gif": 0.02}.get(config.network, 0.0)
-
-    def initial(shape, **_):
-        """Inputs drive a unit to about its threshold. Under Dale's law, excitation and inhibition cancel."""
-        x, h = brainstate.random.normal(size=(n_in, n)), brainstate.random.normal(size=(n, n)) / math.sqrt(n)
-        x = 1.5 * (1 - keep) * x if spiking and config.task != CUES else x / math.sqrt(n_in)  # analog, or spikes
-        if signs is not None:
-            h = jnp.abs(h) * (signs * np.where(signs < 0, 4.0, 1.0) / 2.5)[:, None]
-        return jnp.concatenate([x, h])
-
-    def outgoing(shape, **_):
-        w = brainstate.random.normal(size=shape) / math.sqrt(n)
-        return w if signs is None else jnp.abs(w) * signs[:, None]
-
-    class Recurrent(brainstate.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.recurrent = braintrace.nn.Linear(n_in + n, n, w_init=initial)
-            self.readout = braintrace.nn.Linear(n, n_out, w_init=outgoing)
-
-    class Rate(Recurrent):
-        """Leaky units with rectified rates: ``r <- keep r + (1 - keep) relu(W [x, r] + b)``."""
-
-        rate: Any
-
-        def init_state(self, batch_size=None, **_):
-            self.rate = brainstate.HiddenState(zeros(batch_size))
-
-        def update(self, x):
-            drive = jax.nn.relu(self.recurrent(jnp.concatenate([x, self.rate.value], -1)))
-            self.rate.value = keep * self.rate.value + (1 - keep) * drive
-            return self.readout(self.rate.value)
-
-    class Spiking(Recurrent):
-        """Integrate-and-fire units with threshold 1 and soft reset, read through a filter of their spikes.
-
-        Each spike increments a slow variable, which decays with ``tau_slow``. In every second ALIF unit it raises the
-        threshold; in a GIF unit it is a depolarising current.
-        """
-
-        def init_state(self, batch_size=None, **_):
-            self.voltage = brainstate.HiddenState(zeros(batch_size))
-            self.trace = brainstate.HiddenState(zeros(batch_size))
-            if strength:
-                self.slow = brainstate.HiddenState(zeros(batch_size))
-
-        def threshold(self):
-            if config.network != "alif" or not strength:
-                return 1.0
-            return 1.0 + strength * (np.arange(n) % 2) * self.slow.value
-
-        def get_spike(self) -> Any:
-            return surrogate(self.voltage.value - self.threshold())
-
-        def update(self, x):
-            before = self.get_spike()
-            voltage = keep * self.voltage.value + self.recurrent(jnp.concatenate([x, before], -1)) - before
-            if config.network == "gif" and strength:
-                voltage = voltage + strength * self.slow.value
-            if strength:
-                self.slow.value = slow_keep * self.slow.value + before
-            self.voltage.value = voltage
-            self.trace.value = keep * self.trace.value + (1 - keep) * self.get_spike()
-            return self.readout(self.trace.value)
-
-    def zeros(batch_size):
-        return jnp.zeros((n,) if batch_size is None else (batch_size, n), jnp.float32)
-
-    surrogate = braintools.surrogate.ReluGrad(alpha=0.3)
-    return Spiking() if spiking else Rate()
 
 
 if __name__ == "__main__":

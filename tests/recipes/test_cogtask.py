@@ -81,7 +81,7 @@ def test_a_mistake_is_one_line(options, message):
 
 def test_help_does_not_load_jax():
     program = (
-        "import runpy, sys; sys.argv = ['cogtask.py', '--help']\n"
+        f"import runpy, sys; sys.argv = ['cogtask.py', '--help']; sys.path.insert(0, {str(FILE.parent)!r})\n"
         f"try: runpy.run_path({str(FILE)!r}, run_name='__main__')\n"
         "finally: assert 'jax' not in sys.modules"
     )

@@ -13,7 +13,7 @@ PAGES = {
 }
 """Files of the repository, and the pages of the site that show them."""
 
-PART = re.compile(r"[_.(=/,](?=\w)|[a-z](?=[A-Z])")
+PART = re.compile(r"[_.(=/,|](?=\w)|[a-z](?=[A-Z])")
 """Where a part of a name ends."""
 
 

@@ -93,7 +93,11 @@ def test_a_page_has_code_texts_and_figures(tmp_path, monkeypatch):
     png = b"\x89PNG of a figure"
     code["outputs"] = [
         {"output_type": "stream", "name": "stdout", "text": ["\x1b[31mred\x1b[0m\n"]},
-        {"output_type": "stream", "name": "stderr", "text": ["50 %\r100 %\n", "done\n"]},
+        {"output_type": "stream", "name": "stderr", "text": ["\r40 %"]},
+        {"output_type": "stream", "name": "stderr", "text": ["\r50 %", "\r100 %"]},
+        {"output_type": "stream", "name": "stdout", "text": ["trained\n"]},
+        {"output_type": "stream", "name": "stderr", "text": ["\n"]},
+        {"output_type": "stream", "name": "stderr", "text": ["done\n"]},
         {
             "output_type": "display_data",
             "data": {"image/png": base64.b64encode(png).decode(), "text/plain": "<Figure>"},
@@ -104,7 +108,7 @@ def test_a_page_has_code_texts_and_figures(tmp_path, monkeypatch):
     text, figures = notebooks.page(source)
     assert figures == {"one-1.png": png} and "not executed" not in text
     assert text.split("```python")[1] == (
-        "\nx = 1\nx\n```\n\n```text\nred\n100 %\ndone\n```\n\n"
+        "\nx = 1\nx\n```\n\n```text\nred\n100 %\ntrained\ndone\n```\n\n"
         "![What the code above draws](one-1.png)\n\n```text\n1\n```\n"
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -75,6 +76,11 @@ def test_every_page_is_in_the_navigation_once():
 
 def test_a_figure_for_light_pages_has_one_for_dark_pages():
     names = {path.name for path in (DOCS / "figures").glob("*.png")}
+    single = {name for name in names if "-light" not in name and "-dark" not in name and "tensorboard" not in name}
+    assert single == {"chorales.png", "cogtask.png"}, "only what programs of users draw and screenshots are single"
+    assert not [*(DOCS / "results").glob("*.png")]
+    drawn = {f"{name}-light.png" for name in json.loads((DOCS / "figures/data.json").read_text())}
+    assert drawn <= names
     assert {name.replace("-light", "-dark") for name in names if "-light" in name} <= names
     for page in PAGES:
         figures = [Path(target).name for target, _ in links(page) if "-light" in target or "-dark" in target]

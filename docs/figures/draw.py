@@ -1,6 +1,6 @@
-"""Draws the figures that have a light and a dark version, from the numbers in data.json beside this file.
+"""Draws figures from the numbers in data.json beside this file. All figures have a light and a dark version.
 
-python docs/figures/draw.py                              # all figures, from data.json
+python docs/figures/draw.py                              # all of them
 python docs/figures/draw.py front RULE=RUN_DIR ...       # take new numbers of one figure from runs with several seeds
 python docs/figures/draw.py raster                       # or from the program of a page (raster, getting_started)
 
@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,15 @@ from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 DATA = HERE / "data.json"
-COLORS = {"drtrl": "#0072b2", "bptt": "#d55e00", "pp_prop": "#009e73", "control": "#808080", "readout_only": "#808080"}
-LINES = {"bptt": "--", "readout_only": "-.", "control": "-."}
+COLORS = {
+    "drtrl": "#0072b2", "bptt": "#d55e00", "pp_prop": "#009e73", "eprop": "#cc79a7", "ostl_recurrent": "#e69f00",
+    "tbptt": "#a07000", "control": "#808080", "readout_only": "#808080",
+}  # fmt: skip
+"""Colors of rules, the same in every figure. Readers with any kind of colour vision can tell them apart."""
+LINES = {"bptt": "--", "tbptt": "--", "readout_only": "-.", "control": "-."}
 INK = {"light": "#24292f", "dark": "#d7dae0"}
+WIDTH = 5.2
+"""Inches. A phone shows this width with letters of about 10 pixels."""
 
 
 def band(axes: Any, curves: list[list[list[float]]], rule: str, label: str) -> None:
@@ -45,20 +52,99 @@ def guessing(axes: Any, chance: float, label: str = "guessing") -> None:
 def front(data: dict[str, Any]) -> Figure:
     """``python recipes/copy_gru.py --preset short --time-lag 10 --digits 3 --hidden 64 --batch-size 32 --seeds 3
     --max-steps 1200 --validate-every 50 --devices 1 --strategy RULE``"""
-    figure = Figure(figsize=(7.6, 3.4), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axes = figure.add_subplot()
     for rule, curves in data.items():
-        band(axes, curves, rule, f"--strategy {rule}")
+        band(axes, curves, rule, rule)
     guessing(axes, 1 / 8)
     axes.set(xlabel="updates", ylabel="recall (fraction of digits)", ylim=(0, 1.02), xlim=(0, None))
-    figure.legend(frameon=False, loc="outside right center")
+    figure.legend(frameon=False, loc="outside upper center", ncols=3, title="--strategy")
+    return figure
+
+
+def gru(data: dict[str, Any]) -> Figure:
+    """``jaxtrain compare recipes/copy_gru.py --strategies drtrl,bptt --target 0.99 --stop``: for every rule and
+    recall, the smallest and the largest number of steps and of seconds, over five seeds (docs/results/gru.md)."""
+    figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for column, (axes, label) in enumerate(zip(panels, ("train steps (thousands)", "training (s)"), strict=True)):
+        for rule, rows in data.items():
+            for place, (_, *ranges) in enumerate(rows):
+                low, high = np.divide(ranges[column], (1000, 1)[column])
+                at, color = place + (0.18 if rule == "bptt" else -0.18), COLORS[rule]
+                axes.plot([low, high], [at, at], "|-", color=color, linewidth=4, label="" if place else rule)
+        axes.set(xlabel=label, xlim=(0, None))
+    panels[0].set_yticks(range(3), [f"{100 * recall:g} %" for recall, *_ in data["drtrl"]])
+    panels[0].set_ylabel("recall of the digits")
+    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=2)
+    return figure
+
+
+def lru_reach(data: dict[str, Any]) -> Figure:
+    """``jaxtrain compare recipes/copy_lru.py --vary time_lag=50,100,200,500 --target 0.99 --stop --steps 2000
+    --validate-every 10 --stop-at none``: the steps of five seeds for every blank, or the budget
+    if no seed reached the target (docs/results/lru.md)."""
+    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    for rule, rows in data.items():
+        style = {"color": COLORS[rule], "label": rule}
+        blanks, steps = zip(*rows, strict=True)
+        if isinstance(steps[0], int):
+            axes.plot(blanks, steps, marker=r"$\uparrow$", markersize=12, linestyle="none", **style)
+            continue
+        size = 4 if rule == "bptt" else 8  # the mark of a rule with the same steps shows around that of BPTT
+        axes.plot(blanks, np.median(steps, 1), LINES.get(rule, "-"), marker="o", markersize=size, **style)
+        axes.vlines(blanks, np.min(steps, 1), np.max(steps, 1), color=COLORS[rule], linewidth=1)
+    axes.set(xlabel="blank (time steps)", ylabel="train steps until 99 % recall", xscale="log", yscale="log")
+    axes.set_xticks(blanks, [f"{blank:g}" for blank in blanks])
+    axes.set_yticks((50, 100, 200, 500, 1000, 2000), ("50", "100", "200", "500", "1,000", "2,000"))
+    axes.minorticks_off()
+    axes.legend(frameon=False, title="arrow: no seed in 2,000 steps")
+    return figure
+
+
+def binary_lru(data: dict[str, Any]) -> Figure:
+    """``jaxtrain compare recipes/copy_curriculum.py --preset lru --metric task/length --mode max --target L --steps
+    STEPS`` with 5,000 and 50,000 steps of ten time steps, and published means (docs/results/binary.md)."""
+    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    for marks, (name, rows) in zip(("s:", "^:"), data["published"].items(), strict=True):
+        axes.plot(*zip(*rows, strict=True), marks, color="#999999", markersize=5, label=f"{name}, published")
+    for shift, (rule, rows) in zip((1, 1.12, 1 / 1.12), data["measured"].items(), strict=True):
+        at = shift * np.array([time for time, _ in rows])
+        low, middle, high = (np.array([f(seeds) for _, seeds in rows]) for f in (np.min, np.median, np.max))
+        label = "tbptt, window 10" if rule == "tbptt" else rule
+        axes.errorbar(at, middle, [middle - low, high - middle], fmt="o", capsize=3, color=COLORS[rule], label=label)
+    axes.set(xlabel="time steps of the stream", ylabel="length of the sequence L (bits)", xscale="log", ylim=(0, None))
+    axes.legend(frameon=False)
+    return figure
+
+
+def stream_copy(data: dict[str, Any]) -> Figure:
+    """``jaxtrain compare recipes/copy_stream.py --metric train/accuracy --target 0.99 --strategies
+    drtrl,tbptt:window=20 --steps 1000 --lrs 3e-4,1e-3,3e-3 --tune-seeds 100,101``: median, smallest and largest number
+    of segments until the target over the seeds that reached it, their number, and the recall at the end
+    (docs/results/streams.md)."""
+    figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for place, (rule, (segments, reached, recall)) in enumerate(data.items()):
+        for axes, (middle, low, high) in zip(panels, (segments, recall), strict=True):
+            style = {"color": COLORS[rule], "capsize": 4, "linewidth": 2}
+            axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt="o", **style)
+        if not reached.startswith("5"):  # an arrow beyond the budget: the other seeds
+            panels[0].plot(1090, place, marker=r"$\rightarrow$", markersize=10, color=COLORS[rule])
+        panels[0].annotate(reached, (segments[1], place + 0.18), color=COLORS[rule])
+    panels[0].set_yticks(range(len(data)), ["tbptt,\nwindow 20" if rule == "tbptt" else rule for rule in data])
+    panels[0].set(xlabel="segments until 99 % recall", xlim=(0, 1150), ylim=(-0.5, len(data) - 0.4))
+    panels[1].axvline(0.99, linewidth=1.2, linestyle=":", color="#999999")
+    panels[1].set(xlabel="recall after 1,000 segments\n(fraction of symbols)", xlim=(0.97, 1.001))
     return figure
 
 
 def tmaze(data: dict[str, Any]) -> Figure:
     """``python recipes/tmaze.py --strategy drtrl --seeds 5 --max-steps 400 --validate-every 20``, with ``--strategy
     bptt``, and with ``--no-memory`` as the control."""
-    figure = Figure(figsize=(5.2, 3.1), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
     axes = figure.add_subplot()
     names = {"control": "no memory (control)"}
     for rule, curves in data.items():
@@ -72,7 +158,7 @@ def tmaze(data: dict[str, Any]) -> Figure:
 def integrator(data: dict[str, Any]) -> Figure:
     """``python recipes/integrator.py --strategy drtrl --seeds 3 --validate-every 25``, and with ``bptt`` and
     ``readout_only``."""
-    figure = Figure(figsize=(5.2, 3.1), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
     axes = figure.add_subplot()
     for rule, curves in data.items():
         band(axes, curves, rule, "readout_only (control)" if rule == "readout_only" else rule)
@@ -84,7 +170,7 @@ def integrator(data: dict[str, Any]) -> Figure:
 
 def getting_started(data: dict[str, Any]) -> Figure:
     """The program of docs/getting_started.md; ``python docs/figures/draw.py getting_started`` runs it again."""
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
     axes = figure.add_subplot()
     for rule, (curve,) in data.items():
         axes.plot(*zip(*curve, strict=True), LINES.get(rule, "-"), label=rule, color=COLORS[rule], linewidth=1.8)
@@ -97,7 +183,7 @@ def getting_started(data: dict[str, Any]) -> Figure:
 def raster(data: dict[str, Any]) -> Figure:
     """The program of docs/spiking.md, and ``fit.record(module, data.val_data(), ["neurons.spike", "output"])``;
     ``python docs/figures/draw.py raster`` runs it again."""
-    figure = Figure(figsize=(7.6, 3.1), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
     for place, trial in enumerate(data):
         axes = figure.add_subplot(1, 2, place + 1)
         axes.axvspan(-0.5, 4.5, color="#999999", alpha=0.25, lw=0, label="cue")
@@ -110,17 +196,18 @@ def raster(data: dict[str, Any]) -> Figure:
         axes.title.set_fontsize(10)
         if not place:
             axes.set_ylabel("neuron")
-    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside right center", fontsize=9)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=2)
     return figure
 
 
 FIGURES: dict[str, Callable[[Any], Figure]] = {
     "front": front, "tmaze": tmaze, "integrator": integrator, "getting-started": getting_started, "raster": raster,
+    "gru": gru, "lru-reach": lru_reach, "binary-lru": binary_lru, "stream-copy": stream_copy,
 }  # fmt: skip
 TAGS = {"front": "val/accuracy", "tmaze": "val/correct", "integrator": "val/loss"}
 
 
-def save(name: str, data: Any) -> None:
+def save(name: str, draw: Callable[[], Figure]) -> None:
     """Write NAME-light.png and NAME-dark.png, whose ground is transparent."""
     for theme, ink in INK.items():
         colors = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
@@ -128,7 +215,7 @@ def save(name: str, data: Any) -> None:
                                               "axes.spines.top": False, "axes.spines.right": False,
                                               "font.size": 10}  # fmt: skip
         with rc_context(style):
-            FIGURES[name](data).savefig(HERE / f"{name}-{theme}.png", dpi=160, transparent=True)
+            draw().savefig(HERE / f"{name}-{theme}.png", dpi=160, transparent=True)
 
 
 def of_runs(name: str, runs: list[str]) -> dict[str, Any]:
@@ -183,7 +270,7 @@ def main(argv: list[str]) -> None:
         data[name] = sources.get(name, lambda: of_runs(name, rest))()
         DATA.write_text("{\n" + ",\n".join(f'"{key}": {json.dumps(data[key])}' for key in sorted(data)) + "\n}\n")
     for name in data:
-        save(name, data[name])
+        save(name, partial(FIGURES[name], data[name]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""mkdocs hooks: pages outside of docs/, links to them, patterns in the navigation, and no script from elsewhere."""
+"""mkdocs hooks: pages outside of docs/, links, code in sentences, patterns in the navigation, no foreign scripts."""
 
 import re
 from pathlib import Path
@@ -12,6 +12,9 @@ PAGES = {
     "checkpoints/README.md": "run_directories.md",
 }
 """Files of the repository, and the pages of the site that show them."""
+
+PART = re.compile(r"[_.(=/,|](?=\w)|[a-z](?=[A-Z])")
+"""Where a part of a name ends."""
 
 
 def on_config(config):
@@ -55,6 +58,21 @@ def on_page_markdown(markdown, page, config, files):
     link = rf"\[(?P<text>[^\]]+)\]\({re.escape(up)}(?P<target>(?!\.\./)[^)#]+)(?P<section>#[^)]*)?\)"
     markdown = re.sub(r"(?<!Download this notebook)(\]\((?!https?:)[\w/.]+)\.ipynb\)", r"\1.md)", markdown)
     return re.sub(link, of_the_repository, markdown)
+
+
+def on_page_content(html, page, config, files):
+    """Line breaks in code within sentences and tables: none after the hyphens of an option; in tables, long names
+    break between their parts. ``\\|`` in a table is a bar."""
+
+    def of_code(match):
+        code = match[1].replace("\\|", "|")
+        return f"<code>{re.sub(r'(?<!\S)--?[a-z]+', r'<span class=option>\g<0></span>', code)}</code>"
+
+    def of_cell(match):
+        return re.sub(r"(?<=<code>)[^<]+", lambda code: re.sub(PART, r"\g<0><wbr>", code[0]), match[0])
+
+    html = re.sub(r"<td.*?</td>", of_cell, html, flags=re.S)
+    return re.sub(r"<code>((?:[^<]|<wbr>)*)</code>", of_code, html)
 
 
 def on_post_page(output, page, config):

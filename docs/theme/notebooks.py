@@ -17,6 +17,7 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,10 @@ def execute(path: Path, limit: float = LIMIT) -> Path:
             notebook, timeout_func=lambda cell: max(1, int(end - time.monotonic())), kernel_name="python3",
             resources={"metadata": {"path": folder}},
         )  # fmt: skip
-        # brainstate imports tqdm.auto, which warns where the widgets of Jupyter are not installed.
-        client.execute(env=os.environ | {"PYTHONWARNINGS": "ignore:IProgress not found"})
+        # brainstate imports tqdm.auto, which warns where the widgets of Jupyter are not installed. JAX warns of the
+        # fork before a command.
+        ignored = "ignore:IProgress not found,ignore:os.fork() was called"
+        client.execute(env=os.environ | {"PYTHONWARNINGS": ignored})
     EXECUTED.mkdir(parents=True, exist_ok=True)
     for old in EXECUTED.glob(f"{path.stem}-*.ipynb"):
         old.unlink()
@@ -81,9 +84,7 @@ def page(path: Path) -> tuple[str, dict[str, bytes]]:
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
         parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
-        shown = [_shown(output, path.stem, figures) for output in cell.get("outputs", ())]
-        text = "\n\n".join(filter(None, shown))
-        parts.append(text.replace("\n```\n\n```text\n", "\n"))  # all that a cell prints is one block
+        parts += _shown(cell.get("outputs", ()), path.stem, figures)
     about = f"[Download this notebook]({path.name})."
     if not copy.exists():
         about += " It was not executed when this page was built, so its outputs are missing."
@@ -91,15 +92,29 @@ def page(path: Path) -> tuple[str, dict[str, bytes]]:
     return "\n\n".join(filter(None, parts)) + "\n", figures
 
 
-def _shown(output: dict[str, Any], stem: str, figures: dict[str, bytes]) -> str:
-    """An output as Markdown. Its figure is added to ``figures``."""
-    data = output.get("data", {})
-    if "image/png" in data:
-        name = f"{stem}-{len(figures) + 1}.png"
-        figures[name] = base64.b64decode("".join(data["image/png"]))
-        return f"![What the code above draws]({name})"
-    text = "".join(output.get("text", data.get("text/plain", "")))
-    text = re.sub(r"\x1b\[[0-9;]*[mA]|[^\n]*\r(?!\n)", "", text).strip("\n")  # colours, and all but the end of a bar
+def _shown(outputs: Iterable[dict[str, Any]], stem: str, figures: dict[str, bytes]) -> list[str]:
+    """The outputs of a cell as Markdown: its figures, which are added to ``figures``, and a block of text before,
+    between and after them."""
+    parts, text, stream = [], "", None  # a progress bar is in many outputs
+    for output in outputs:
+        data = output.get("data", {})
+        if "image/png" in data:
+            name = f"{stem}-{len(figures) + 1}.png"
+            figures[name] = base64.b64decode("".join(data["image/png"]))
+            parts += [_block(text), f"![What the code above draws]({name})"]
+            text = ""
+            continue
+        new = "".join(output.get("text", data.get("text/plain", "")))
+        if text and text[-1] != "\n" and output.get("name") != stream:
+            text += "\n"  # the end of a progress bar's line may come after the next text
+        text += "" if new == "\n" and text[-1:] == "\n" else new
+        stream = output.get("name")
+    return [*parts, _block(text)]
+
+
+def _block(text: str) -> str:
+    """Printed text as Markdown, without colours and all but the end of a progress bar."""
+    text = re.sub(r"\x1b\[[0-9;]*[mA]|[^\n]*\r(?!\n)", "", text).strip("\n")
     return f"```text\n{text}\n```" if text else ""
 
 

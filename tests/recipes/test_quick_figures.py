@@ -4,8 +4,8 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
-from jaxtrain.commands.output import new_figure
 from tests.recipes.test_recipes import write_digits
 
 FILE = Path(__file__).parents[2] / "docs/figures/quick.py"
@@ -13,6 +13,7 @@ FILE = Path(__file__).parents[2] / "docs/figures/quick.py"
 
 @pytest.mark.full
 def test_the_figure_of_the_digits(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(FILE.parent)
     spec = importlib.util.spec_from_file_location("quick", FILE)
     assert spec is not None and spec.loader is not None
     quick = importlib.util.module_from_spec(spec)
@@ -30,7 +31,7 @@ def test_the_figure_of_the_digits(tmp_path, monkeypatch):
     monkeypatch.setattr(
         quick, "trained", lambda name, **options: trained(name, validate_every=None, **options, **small)
     )
-    figure = new_figure(8, 6.5)
+    figure = Figure()
     quick.digits(figure)
     _, _, scores, decisions = figure.axes
     assert [len(line.get_xdata()) for line in scores.lines] == [5] * 10, "time steps of every digit"

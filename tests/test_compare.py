@@ -126,7 +126,7 @@ def test_an_option_that_a_recipe_has_since_then_had_its_default(done, tmp_path, 
     assert "config.mlp: 0 before, 3 now" in capsys.readouterr().err
 
 
-@pytest.mark.full
+@pytest.mark.long
 def test_an_interrupted_trial_starts_from_scratch(tmp_path):
     """A kill leaves a directory without a result."""
     out = tmp_path / "out"
@@ -321,7 +321,7 @@ def test_a_process_that_dies_is_a_result(tmp_path, monkeypatch):
     assert {entry["failed"] for entry in results(tmp_path / "out")} == {"exit code 1: it printed nothing"}
 
 
-@pytest.mark.full
+@pytest.mark.long
 def test_a_trial_that_is_given_up_is_a_row(tmp_path, capsys):
     recipe = tmp_path / "hangs.py"
     recipe.write_text(

@@ -12,7 +12,6 @@ from jaxtrain.commands.fidelity import measure, table
 from jaxtrain.commands.load_recipe import load_recipe
 from jaxtrain.commands.main import tool
 from jaxtrain.commands.strategies_option import parse_strategies
-from tests.kit.tiers import longer
 
 pytestmark = pytest.mark.full
 
@@ -58,7 +57,8 @@ def test_a_stream_has_the_gradient_of_bptt_but_not_its_time(tmp_path, capsys):
     assert text.count("(1) ConfigError: --strategy bptt starts from fresh states with every segment of the stream") == 1
 
 
-@pytest.mark.parametrize("options", [[], *longer(["--recurrent"])], ids=str)
+@pytest.mark.long
+@pytest.mark.parametrize("options", [[], ["--recurrent"]], ids=str)
 def test_credit_through_a_leaky_readout(tmp_path, options):
     recipe = str(Path(__file__).with_name("spiking.py"))
     argv = ["--strategies", "drtrl:window=1,drtrl:readout_memory=True", "--steps", "1", "--out", str(tmp_path)]

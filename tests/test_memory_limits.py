@@ -51,7 +51,7 @@ def test_a_train_step_that_does_not_fit_is_refused_with_both_numbers(limit, tmp_
     assert jt.Fit("drtrl", max_steps=1).run(CopyGRU(), copies()).step == 1
 
 
-@pytest.mark.full
+@pytest.mark.long
 def test_what_the_program_holds_already_counts_as_available(limit):
     """Parameters and optimizer are part of the program's memory, but they need not be allocated again."""
     needed = peak()
@@ -72,12 +72,12 @@ def test_what_the_program_holds_already_counts_as_available(limit):
     "advice, large, small",
     [
         ("a smaller batch", {"batch_size": 64}, {"batch_size": 2}),
-        pytest.param("remat=True", {}, {"strategy": jt.BPTT(remat=True)}, marks=pytest.mark.full),
-        pytest.param("fewer seeds", {"seeds": 8}, {"seeds": 1}, marks=pytest.mark.full),
+        pytest.param("remat=True", {}, {"strategy": jt.BPTT(remat=True)}, marks=pytest.mark.long),
+        pytest.param("fewer seeds", {"seeds": 8}, {"seeds": 1}, marks=pytest.mark.long),
         pytest.param(
-            "a smaller segment", {"strategy": "drtrl"}, {"strategy": jt.DRTRL(segment=8)}, marks=pytest.mark.full
+            "a smaller segment", {"strategy": "drtrl"}, {"strategy": jt.DRTRL(segment=8)}, marks=pytest.mark.long
         ),
-        pytest.param("another strategy", {}, {"strategy": "readout_only"}, marks=pytest.mark.full),
+        pytest.param("another strategy", {}, {"strategy": "readout_only"}, marks=pytest.mark.long),
     ],
 )
 def test_the_advice_helps(limit, advice, large, small):
@@ -92,6 +92,7 @@ def test_the_advice_helps(limit, advice, large, small):
     assert jt.Fit(other, max_steps=1, **changed).run(CopyGRU(), smaller).step == 1
 
 
+@pytest.mark.full
 def test_nothing_is_refused_if_the_backend_reports_no_memory(limit, monkeypatch):
     monkeypatch.setattr("jaxtrain.engine.room.compiled_memory", lambda compiled: {})
     limit(1)

@@ -109,7 +109,7 @@ def test_inspect_prints_the_report_and_writes_nothing(experiment, capsys, caplog
     assert tool(["inspect", "none.py"]) == 2 and capsys.readouterr().err == "error: there is no recipe none.py\n"
 
 
-@pytest.mark.full
+@pytest.mark.long
 def test_the_experiment_can_be_compared(experiment, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", str(Path(jaxtrain.__file__).parents[1]))
     small = "--steps 4 --hidden 4 --batch-size 8 --validate-every 4 --log-every 4".split()

@@ -15,6 +15,7 @@ import pytest
 
 import jaxtrain as jt
 from jaxtrain.errors import NonFiniteError
+from tests.kit.tiers import longer
 from tests.small import Linear, leaves, steps_of
 from tests.test_readme import blocks, execute
 
@@ -67,15 +68,17 @@ def by_run(strategy, module, segment=6, **options):
 
 RULES = [
     jt.DRTRL(update_every=1, stateful=True),
-    jt.DRTRL(update_every=3, stateful=True),
     jt.DRTRL(window=3, update_every=3, stateful=True, batching="batched"),
     jt.strategies.PPProp(update_every=1, stateful=True),
-    jt.strategies.EProp(update_every=1, stateful=True),
-    jt.strategies.OSTLRecurrent(update_every=1, stateful=True),
-    jt.strategies.OSTLFeedforward(update_every=1, stateful=True),
     jt.strategies.SnAp(update_every=3, stateful=True),
-    jt.TBPTT(window=1, update_every=1, stateful=True),
     jt.TBPTT(window=3, update_every=3, stateful=True),
+    *longer(
+        jt.DRTRL(update_every=3, stateful=True),
+        jt.strategies.EProp(update_every=1, stateful=True),
+        jt.strategies.OSTLRecurrent(update_every=1, stateful=True),
+        jt.strategies.OSTLFeedforward(update_every=1, stateful=True),
+        jt.TBPTT(window=1, update_every=1, stateful=True),
+    ),
 ]
 
 

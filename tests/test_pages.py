@@ -44,7 +44,7 @@ def test_the_page_on_search_prunes(tmp_path, monkeypatch):
     assert trial.intermediate_values[50] == pytest.approx(result["val"]["loss"])
 
 
-@pytest.mark.full
+@pytest.mark.long
 def test_two_workers_of_the_page_on_search_share_a_study(tmp_path):
     optuna = pytest.importorskip("optuna", reason="the extra dev is not installed")
     program = blocks("docs/search.md")[0]

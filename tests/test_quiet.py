@@ -121,7 +121,7 @@ def test_logging_of_the_program_around_it_is_left_alone(tmp_path, words):
     assert run.stderr == "" and run.stdout.splitlines() == ["one line", f"{theirs}another", f"{theirs}the last"]
 
 
-@pytest.mark.full
+@pytest.mark.long
 def test_what_outlives_a_failed_read_is_silent(tmp_path, opened, caplog, capfd):
     """TensorStore and the garbage collector report at any time: many failed reads, one after the other."""
     for trial in range(60):

@@ -48,8 +48,15 @@ def test_every_strategy_trains(name):
     assert all(jnp.isfinite(leaf).all() for leaf in leaves(module).values())
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("name", ["bptt", "tbptt", "drtrl", "pp_prop"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("bptt", marks=pytest.mark.quick),
+        pytest.param("drtrl", marks=pytest.mark.quick),
+        pytest.param("tbptt", marks=pytest.mark.full),
+        pytest.param("pp_prop", marks=pytest.mark.full),
+    ],
+)
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, name):
     def run(where, *callbacks):
         module = CopyGRU(noise=0.2)

@@ -201,7 +201,7 @@ def test_allocator_saves_page_faults(tmp_path):
         assert max(ours["faults"], theirs["faults"]) < max(0.5 * default["faults"], 0.05 * pages)
 
 
-@pytest.mark.full
+@pytest.mark.long
 def test_live_compares_with_the_program_alone(tmp_path):
     output = run(BENCHMARKS / "live.py", "--smoke", "--rounds", "2", "--steps", "5", "--json", tmp_path / "live.json")
     assert "| by hand |" in output.stdout and "| median of session / by hand |" in output.stdout

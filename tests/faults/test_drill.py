@@ -82,8 +82,9 @@ CASES = {
 @pytest.mark.parametrize(
     "case",
     [
-        "accumulation", "drtrl", *longer(
-            "adam and a scheduler", "optax and a schedule", "one step a dispatch", "noise", "a generator", "a list",
+        "drtrl", *longer(
+            "accumulation", "adam and a scheduler", "optax and a schedule", "one step a dispatch", "noise",
+            "a generator", "a list",
         ),
     ],
 )  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit import forks
+from tests.kit.tiers import longer
 from tests.small import result_of, rows
 
 ROOT = Path(__file__).parents[2]
@@ -133,8 +134,8 @@ def until(process: forks.Popen, words: str) -> None:
 
 TERM, INT = (signal.SIGTERM, "terminated", 143), (signal.SIGINT, "interrupted", 130)
 HUP, USR1 = (signal.SIGHUP, "terminated", 129), (signal.SIGUSR1, "terminated", 138)
-CASES = [("training", *TERM), ("training", *INT), ("validation", *TERM), ("saving", *TERM), ("training", *HUP),
-         ("training", *USR1)]  # fmt: skip
+CASES = [("training", *USR1), ("validation", *TERM), ("saving", *TERM),
+         *longer(("training", *TERM), ("training", *INT), ("training", *HUP))]  # fmt: skip
 
 
 @pytest.mark.full

@@ -46,6 +46,7 @@ def pick(faults: list[Fault], mode: str) -> list[Fault]:
     return [own[i * len(own) // (SAMPLE // 4)] for i in range(SAMPLE // 4)]
 
 
+@pytest.mark.full
 def test_the_plan_has_every_call(truth):
     calls = truth[1]
     faults = plan(calls)

@@ -13,6 +13,7 @@ import pytest
 import jaxtrain as jt
 from jaxtrain.commands.load_recipe import load_recipe
 from jaxtrain.errors import ConfigError
+from tests.kit.tiers import longer
 from tests.small import leaves, same
 from tests.test_readme import blocks, execute
 
@@ -183,9 +184,8 @@ def test_a_run_is_resumed_exactly(tmp_path):
     ("task", "steps"),
     [
         ("DelayPairedAssociation", 8),
-        ("ImmediateDirectionReproduction", 2),
         ("ReadySetGo", 40),
-        ("PostDecisionWager", 40),
+        *longer(("ImmediateDirectionReproduction", 2), ("PostDecisionWager", 40)),
     ],
 )
 def test_the_decision_of_a_trial_in_numpy(task, steps):

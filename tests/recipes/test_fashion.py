@@ -15,6 +15,7 @@ import pytest
 from jaxtrain import cli
 from jaxtrain.commands.load_recipe import load_recipe
 from jaxtrain.errors import ConfigError
+from tests.kit.tiers import longer
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "fashion.py"
@@ -132,10 +133,12 @@ def test_training_images_are_shifted_and_mirrored(folder):
 
 @pytest.mark.parametrize("options", [
     {},
-    {"network": "alif", "input": "latency", "strategy": "bptt", "flip": True},
     {"network": "gru", "input": "direct", "strategy": "pp_prop", "width": 4, "mlp": 4},
-    {"network": "lru", "input": "rows", "width": 4, "scored": 1, "shift": 1},
     {"network": "lru", "input": "pixels", "decide": "last", "strategy_fields": {"update_every": 12}},
+    *longer(
+        {"network": "alif", "input": "latency", "strategy": "bptt", "flip": True},
+        {"network": "lru", "input": "rows", "width": 4, "scored": 1, "shift": 1},
+    ),
 ], ids=lambda options: " ".join(map(str, options.values())) or "default")  # fmt: skip
 @pytest.mark.full
 def test_every_input_and_network_trains(folder, options):
@@ -145,7 +148,7 @@ def test_every_input_and_network_trains(folder, options):
     assert 0 <= tested["test/accuracy"] <= 1
 
 
-@pytest.mark.full
+@pytest.mark.long
 def test_a_run_goes_on_for_more_epochs(folder, capsys):
     options = ["--data", folder, "--run-dir", folder / "run", "--hidden", 8, "--batch-size", 4, "--no-progress"]
 

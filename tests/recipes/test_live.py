@@ -78,7 +78,7 @@ def test_a_killed_session_continues_bit_for_bit(start):
         assert ({**other.params, **other.train}[name] == value).all(), name
 
 
-@pytest.mark.full
+@pytest.mark.long
 def test_lost_lines_are_counted(start):
     until_killed(start("--run-dir", "killed"))
     process = start("--run-dir", "killed")

@@ -43,16 +43,12 @@ TINY = {
 
 TIERS = {
     "copy_lru": pytest.mark.quick,
-    "integrator": pytest.mark.quick,
     "copy_stream": pytest.mark.full,
-    "mnist_1d": pytest.mark.full,
     "vowels": pytest.mark.full,
     "chorales": pytest.mark.full,
-    "digits": pytest.mark.full,
     "shd": pytest.mark.full,
-    "cogtask": pytest.mark.full,
 }
-"""Each recipe once; the other tasks and presets are long."""
+"""A recipe of each kind of data; the other recipes, tasks and presets are long."""
 
 
 STANDS_IN = """

@@ -35,6 +35,7 @@ def test_the_gradient_is_that_of_the_trace(lab, cell, kind):
         assert lab.cosine(*({"r": g["rnn.Wr.weight"]} for g in (grads, lab.learn(DRTRL(), made, phases)))) < 0.999
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("cell", ["gru", "lif"])
 def test_segments_updates_and_streams(lab, cell, options):

@@ -72,6 +72,7 @@ def test_the_gradient_is_that_of_the_trace(lab, model, kind):
     assert total == reverse.learner.trace_bytes() == trace.learner.trace_bytes()
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("options", [name for name in OPTIONS if "mapped" not in name])
 @pytest.mark.parametrize("cell", ["gru", "lif"])
 def test_segments_updates_and_streams(lab, cell, options):

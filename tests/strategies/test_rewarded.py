@@ -44,6 +44,7 @@ def test_the_gradient_is_that_of_the_trace(lab, cell, kind):
         assert reverse.learner.report(phases) == [replace(row, bytes=0) for row in trace.learner.report(phases)]
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("units", [False, True])
 @pytest.mark.parametrize("options", [name for name in OPTIONS if "mapped" not in name])
 @pytest.mark.parametrize("cell", ["gru", "lif"])

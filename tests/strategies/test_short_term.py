@@ -95,7 +95,7 @@ def test_what_begins_at_random_begins_alike(lab, fields):
 
 
 @pytest.mark.full
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=3, deadline=None, derandomize=True)
 @given(fields=st.sampled_from(FIELDS), **DRAWS)
 def test_any_states(lab, fields, kinds, elementwise, hidden, resets):
     draw(lab, fields, kinds, elementwise, hidden, resets)

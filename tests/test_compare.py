@@ -5,6 +5,8 @@ import math
 import shutil
 import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -299,13 +301,29 @@ def test_an_interrupted_trial_is_missing(ending, tmp_path, monkeypatch):
     def ended(command, **_):
         if ending is not None:
             Path(command[-1]).write_text(json.dumps({**ending, "failed": "at step 3", "curve": []}))
-        return SimpleNamespace(returncode=0 if ending else -signal.SIGINT, stdout="", stderr="")
+        return SimpleNamespace(returncode=0 if ending else -signal.SIGINT, communicate=lambda: ("", ""))
 
-    monkeypatch.setattr(runner.subprocess, "run", ended)
+    monkeypatch.setattr(runner.subprocess, "Popen", ended)
     goal = runner.Goal(Monitor("val/accuracy", "max"), None, None, None, False)
     trials = runner.Comparison(Path(RECIPE), load_recipe(Path(RECIPE)).Config(), {}, goal, tmp_path, 1)
     trials.run({"": {}}, parse_strategies("drtrl,bptt"), [0], [], [])
     assert trials.results() == [] and len(trials.trials) == 2 and not (tmp_path / "trials.jsonl").exists()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_comparison_alone_ends_its_trials(number, code, tmp_path):
+    command = [sys.executable, "-m", "jaxtrain", "compare", RECIPE, "--steps", "100000", "--out", str(tmp_path / "out")]
+    with forks.Popen([*command, *TINY, "--seeds", "0-3", "--jobs", "1"]) as process:
+        while not [*(tmp_path / "out/runs").glob("*/metrics.jsonl")]:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(100) == code
+    (run_dir,) = (path for path in (tmp_path / "out/runs").iterdir() if path.is_dir())  # no other trial has started
+    with RunLock(run_dir):  # nobody holds it
+        assert json.loads((run_dir / "result.json").read_text())["status"] == "terminated"
+    assert not (tmp_path / "out/trials.jsonl").exists()
 
 
 def test_results_are_sorted_by_steps_to_the_target_then_value():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from threading import current_thread, main_thread
 
 from .._version import __version__
 from ..cli.failures import guarded
@@ -46,7 +49,21 @@ def tool(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    return guarded(lambda: _dispatch(list(sys.argv[1:] if argv is None else argv)))
+    with _terminable():
+        return guarded(lambda: _dispatch(list(sys.argv[1:] if argv is None else argv)))
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises SystemExit(143), so that a command ends the processes that it has started."""
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL or current_thread() is not main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _dispatch(argv: list[str]) -> int:

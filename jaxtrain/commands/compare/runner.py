@@ -103,6 +103,7 @@ class Comparison:
         self.goal, self.out, self.jobs = goal, out, jobs
         self.trials: list[Trial] = []
         self.done: dict[str, dict[str, Any]] = {}
+        self._running: list[subprocess.Popen] | None = None  # processes of trials; None once no other may start
         if (out / "trials.jsonl").exists():
             for line in (out / "trials.jsonl").read_text().splitlines():
                 result = json.loads(line)
@@ -155,12 +156,15 @@ class Comparison:
         missing = [pair for pair in requests if self.done.get(pair[0].name, {"failed": True})["failed"]]
         if len(missing) < len(requests):
             print(f"{len(requests) - len(missing)} of {len(requests)} trials were done before", flush=True)
-        pool = ThreadPoolExecutor(self.jobs)
+        pool, self._running = ThreadPoolExecutor(self.jobs), []
         try:
             for future in as_completed([pool.submit(self._train, *pair) for pair in missing]):
                 if (result := future.result()) is not None:
                     self._keep(result)
-        finally:
+        finally:  # after an error or a signal, trials that still train end as well
+            running, self._running = self._running, None
+            for process in tuple(running):
+                process.send_signal(signal.SIGTERM)
             pool.shutdown(cancel_futures=True)
 
     def _keep(self, result: dict[str, Any]) -> None:
@@ -216,8 +220,15 @@ class Comparison:
         own = {"run_dir": str(run_dir), "progress": False}
         write_json(asked, {**request, "config": {**request["config"], **own}})
         command = [sys.executable, "-m", "jaxtrain.commands.compare.trial", str(asked), str(answer)]
-        process = subprocess.run(command, capture_output=True, text=True)
-        log.write_text(process.stdout + process.stderr)
+        if (running := self._running) is None:
+            return None
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        running.append(process)
+        if self._running is None:  # the comparison ended meanwhile
+            process.send_signal(signal.SIGTERM)
+        out, err = process.communicate()
+        running.remove(process)
+        log.write_text(out + err)
         code = process.returncode
         if -code in ENDING:
             return None
@@ -230,9 +241,7 @@ class Comparison:
             if result["status"] == "rejected":  # every other trial would fail, too
                 raise ConfigError(result["failed"])
         else:
-            reason = (
-                f"the process was ended by {signal.Signals(-code).name}" if code < 0 else last_words(process.stderr)
-            )
+            reason = f"the process was ended by {signal.Signals(-code).name}" if code < 0 else last_words(err)
             result = {"failed": f"exit code {code}: {reason}" if code > 0 else reason, "status": "failed", "curve": []}
         environment = {"date": datetime.date.today().isoformat(), "machine": platform.machine(), "cores": cores(),
                        "trials at once": self.jobs, **versions()}  # fmt: skip

@@ -13,8 +13,8 @@ A recording is read and binned when a batch needs it, so a file may be larger th
 h5py (pip install "jaxtrain[shd]").
 
 python recipes/shd.py --data shd_train.h5 --strategy pp_prop
-python recipes/shd.py --data ssc_train.h5 --dt 10 --steps 100 --pool 5 --neuron alif
-python recipes/shd.py --data n_mnist.hdf5 --dt 3 --steps 100 --pool 2
+python recipes/shd.py --data ssc_train.h5 --dt 10 --time 100 --pool 5 --neuron alif
+python recipes/shd.py --data n_mnist.hdf5 --dt 3 --time 100 --pool 2
 """
 
 import math
@@ -43,7 +43,7 @@ class Config(TrainingOptions):
     """the HDF5 file of the test recordings; none: named as --data, with "test" for "train", if it exists"""
     dt: float = 10.0
     """milliseconds of a time step"""
-    steps: int = 100
+    time: int = 100
     """time steps; later events are left out"""
     channels: int = 700
     """channels of a recording of SHD or SSC"""
@@ -61,7 +61,7 @@ class Config(TrainingOptions):
     """learning rate of Adam"""
 
     def __post_init__(self):
-        check_options(self, counts=("steps", "channels", "pool", "hidden"))
+        check_options(self, counts=("time", "channels", "pool", "hidden"))
         for name in ("dt", "tau", "tau_a"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
@@ -137,7 +137,7 @@ class Binned:
     def __getitem__(self, index: int) -> "tuple[np.ndarray, np.int32]":
         import numpy as np
 
-        row, steps, channels = int(self.rows[index]), self.config.steps, self.recordings.channels
+        row, steps, channels = int(self.rows[index]), self.config.time, self.recordings.channels
         times, at = self.recordings.events(row)
         if len(times) != len(at):
             raise ConfigError(
@@ -250,7 +250,7 @@ def make(config: Config):
             return loss, {"accuracy": jt.metrics.Accuracy(logits, y, decide="sum"), "firing_rate": rate}
 
         def configure_optimizer(self):
-            return config.optimizer(config.steps)
+            return config.optimizer(config.time)
 
     batches = partial(ArrayDataset, batch_size=config.batch_size, seed=config.seed)
     every = lambda part: Binned(part, np.arange(len(part.labels)), config)  # noqa: E731

@@ -231,6 +231,8 @@ def test_the_test_data_is_scored_for_the_reported_seeds_alone(tmp_path, monkeypa
     assert len(asked) == 12 and all(tuning is not test for tuning, test in asked.values())
     report, tuning = (tmp_path / "out/compare.md").read_text().split("were selected on")
     assert "| test/accuracy |" in report and report.count("| 0.05 [0, 0.1] |") == 3
+    (chance,) = [line for line in report.splitlines() if "| chance |" in line]
+    assert [cell for cell in chance.split(" | ") if cell.strip("| ")] == ["chance", "0.125"], "none of the test"
     assert "test/accuracy" not in tuning
     without = tmp_path / "without"
     assert run(without) == 0

@@ -101,13 +101,13 @@ def test_the_readme_is_short():
 
 RUN_ELSEWHERE = {
     "README.md": 1, "CONTRIBUTING.md": 3, "docs/cognitive_tasks.md": 3, "docs/loggers.md": 1, "docs/metrics.md": 3,
-    "docs/modules.md": 1, "docs/online.md": 3, "docs/pretrained.md": 4, "docs/recipes.md": 1, "docs/recording.md": 6,
-    "docs/search.md": 1, "docs/spiking.md": 1, "docs/strategies.md": 3, "docs/tensorboard.md": 1,
+    "docs/modules.md": 1, "docs/online.md": 3, "docs/pretrained.md": 4, "docs/recipes.md": 1, "docs/recording.md": 7,
+    "docs/search.md": 1, "docs/spiking.md": 2, "docs/strategies.md": 3, "docs/tensorboard.md": 1,
     "docs/your_model.md": 2,
 }  # fmt: skip
 """Python blocks that test_readme, test_pages, test_online, test_contributing, test_cogtask and test_tensorboard_browser
 run."""
-RUN_HERE = {"docs/callbacks.md": 3, "docs/coming_from.md": 5, "docs/data.md": 6, "docs/getting_started.md": 6,
+RUN_HERE = {"docs/callbacks.md": 3, "docs/coming_from.md": 6, "docs/data.md": 7, "docs/getting_started.md": 6,
             "docs/index.md": 1, "docs/scaling.md": 1}  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def test_the_example_of_the_home_page():
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore")  # those of the other libraries
 def test_coming_from_another_trainer():
-    shared, theirs, ours, loop, online = blocks("docs/coming_from.md")
+    shared, theirs, ours, _, loop, online = blocks("docs/coming_from.md")
     page = execute(shared, "docs/coming_from.md")
     for program in (theirs, ours, loop, online):
         execute(program, "docs/coming_from.md", page)
@@ -150,6 +150,32 @@ def test_coming_from_another_trainer():
     for trained in (page["model"].net, page["module"].model, page["net"]):
         assert any((np.asarray(value) != fresh[name]).any() for name, value in leaves(trained).items())
     assert page["result"].metrics["train/loss"] < 0.2 and page["learned"].metrics["train/loss"] < 0.2
+
+
+@pytest.mark.filterwarnings("ignore")  # those of the other libraries
+@pytest.mark.parametrize(("name", "reset"), [("Leaky", "hard"), ("Leaky", "soft"), ("Synaptic", "hard")])
+def test_the_neurons_of_the_page_follow_the_equations_of_snntorch(name, reset):
+    import brainstate
+    import saiunit as u
+
+    shared, _, _, neurons, *_ = blocks("docs/coming_from.md")
+    page = execute(neurons, "docs/coming_from.md", execute(shared, "docs/coming_from.md"))
+    x = np.random.default_rng(0).normal(size=(60, 4, 3)).astype("float32")
+    with brainstate.environ.context(dt=1.0 * u.ms):
+        layer = page[name](3, 5, reset=reset)
+        brainstate.nn.init_all_states(layer, batch_size=4)
+        found = np.asarray(brainstate.transform.for_loop(layer, x))
+        current = np.asarray(brainstate.transform.for_loop(layer.current, x))
+    mem = synapse = spike = np.zeros((4, 5))
+    spikes = []
+    for now in current:
+        synapse = (0.8 * synapse if name == "Synaptic" else 0.0) + now
+        kept = mem * (1 - spike) if reset == "hard" else mem - spike  # snnTorch's "subtract" has 0.9 * mem - spike
+        mem = 0.9 * kept + synapse
+        spike = (mem > 1).astype(float)
+        spikes.append(spike)
+    assert 50 < np.sum(spikes) < 1100
+    np.testing.assert_array_equal(found, spikes)
 
 
 def leaves(model):

@@ -37,7 +37,7 @@ TINY = {
     "vowels": "--data vowels --validate-every 4 --decay constant",
     "chorales": "--data chorales --width 5 --mlp 4 --validate-every 4 --decay constant",
     "digits": "--data digits.csv.gz --validate-every 4 --decay constant --time 5",
-    "shd": "--data shd_train.h5 --validate-every 4 --steps 6 --dt 200 --pool 100 --neuron alif",
+    "shd": "--data shd_train.h5 --validate-every 4 --time 6 --dt 200 --pool 100 --neuron alif",
     "cogtask": "--task ImmediateDirectionClassification --dt 50 --val-trials 8 --validate-every 4",
 }
 

@@ -13,7 +13,7 @@ from tests.recordings import write_events, write_spikes
 
 h5py = pytest.importorskip("h5py", reason="the extra dev is not installed")
 RECIPE = load_recipe(Path(__file__).parents[2] / "recipes" / "shd.py")
-SMALL = dict(hidden=6, batch_size=4, steps=20, dt=50.0, pool=100)
+SMALL = dict(hidden=6, batch_size=4, time=20, dt=50.0, pool=100)
 
 
 def histogram(times, channels, dt, steps, count):
@@ -32,7 +32,7 @@ def source_of(part, **options):
 @pytest.mark.parametrize(("dt", "steps", "pool"), [(10.0, 100, 5), (37.0, 20, 1), (14.0, 100, 13)])
 def test_spikes_are_counted_by_time_step_and_channel(tmp_path, dt, steps, pool):
     contents = {part: write_spikes(tmp_path / f"shd_{part}.h5", seed=i) for i, part in enumerate(("train", "test"))}
-    options = dict(data=str(tmp_path / "shd_train.h5"), dt=dt, steps=steps, pool=pool)
+    options = dict(data=str(tmp_path / "shd_train.h5"), dt=dt, time=steps, pool=pool)
     found = {part: source_of(part, **options) for part in ("train", "val", "test")}
     own = {"train": [i for i in range(23) if i % 10], "val": [0, 10, 20], "test": range(23)}
     for part, rows in own.items():
@@ -47,7 +47,7 @@ def test_spikes_are_counted_by_time_step_and_channel(tmp_path, dt, steps, pool):
 
 def test_events_of_a_sensor_are_counted_by_time_step_and_pixel(tmp_path):
     contents, order = write_events(tmp_path / "n_mnist.hdf5")
-    found = source_of("test", data=str(tmp_path / "n_mnist.hdf5"), dt=7.0, steps=30, pool=3)
+    found = source_of("test", data=str(tmp_path / "n_mnist.hdf5"), dt=7.0, time=30, pool=3)
     assert len(found) == 5
     for key, (counts, label) in zip(order[12:], found, strict=True):
         times, addrs, y = contents[key]

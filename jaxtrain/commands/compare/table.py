@@ -86,7 +86,7 @@ def _markdown(table: Sequence[Mapping[str, Any]], goal: Goal, chance: float | No
     hidden = [] if any(row["test"] for row in table) else [test]
     hidden += to_target if goal.target is None else []
     guess = "unknown" if chance is None else f"{chance:.4g}"
-    lines = [["", "chance", "", guess, guess, *[""] * 7], *map(cells, table)]
+    lines = [["", "chance", "", guess, *[""] * 8], *map(cells, table)]
     shown = [i for i in range(len(head)) if any(line[i] for line in lines) and head[i] not in hidden]
     return markdown([head[i] for i in shown], [[line[i] for i in shown] for line in lines])
 

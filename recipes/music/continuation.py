@@ -61,9 +61,9 @@ def figure_of(roll: np.ndarray, prompt: int):
     """A roll with a bar for each note, whose first ``prompt`` beats have another colour."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(5.2, 3.8), layout="constrained")
     axes = figure.subplots()
-    for label, colour, first, last in (("prompt", "0.35", 0, prompt), ("continuation", "C0", prompt, len(roll))):
+    for label, colour, first, last in (("prompt", "#808080", 0, prompt), ("continuation", "#0072b2", prompt, len(roll))):
         onsets, ends, notes = np.array(held(roll[first:last]), int).reshape(-1, 3).T
         axes.barh(
             notes, ends - onsets, 0.8, first + onsets, color=colour, edgecolor="white", linewidth=0.5, label=label
@@ -74,5 +74,5 @@ def figure_of(roll: np.ndarray, prompt: int):
     axes.set_yticks(ticks, [name_of(note) for note in ticks])
     axes.axvline(prompt, color="black", linewidth=0.8, linestyle="--")
     axes.set(xlabel="time in beats (quarter notes)", ylabel="note", xlim=(0, len(roll)), ylim=(low - 2, high + 2))
-    axes.legend(loc="upper right", ncols=2)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure

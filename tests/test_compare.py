@@ -391,6 +391,7 @@ def test_of_two_tuning_seeds_the_worse_one_counts(tmp_path, monkeypatch):
     assert {row["lr"] for row in rows} == {0.1}
 
 
+@pytest.mark.full
 def test_a_trial_that_still_trains_is_left_alone(tmp_path):
     with RunLock(tmp_path / "out/runs/lru-bptt-seed0"):
         assert run(tmp_path / "out", "--seeds", "0", "--strategies", "bptt") == 1

@@ -20,6 +20,7 @@ def example(heading):
     return names
 
 
+@pytest.mark.full
 def test_the_rule_trains(monkeypatch):
     rule = example("A learning rule")["Leaky"]
     monkeypatch.setitem(registry.REGISTRY, "leaky", rule)

@@ -77,6 +77,7 @@ def test_each_seed_is_tested():
     assert each[1] == pytest.approx(alone.metrics["test/loss"], rel=1e-5)
 
 
+@pytest.mark.full
 def test_a_finished_run_is_tested_on_request(tmp_path):
     fit(tmp_path).run(Linear(), data())
     speed = result_of(tmp_path)["steps_per_second"]

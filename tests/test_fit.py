@@ -334,6 +334,7 @@ def test_the_seed_decides_the_initial_values_and_leaves_the_callers_alone():
     assert (found[0] == found[1]).all() and (found[0] != found[2]).any()
 
 
+@pytest.mark.full
 def test_batches_that_make_no_update_are_named_before_and_after(tmp_path, caplog):
     def run(steps, **options):
         caplog.clear()

@@ -225,6 +225,7 @@ def test_made_inputs_are_encoded_as_those_of_the_prompt():
     np.testing.assert_allclose(found, np.concatenate(truth, axis=1), atol=1e-6)
 
 
+@pytest.mark.full
 def test_a_callback_generates_with_the_values_of_the_step():
     seen = []
 

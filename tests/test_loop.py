@@ -422,6 +422,7 @@ def weighted(*weights, targets=None):
     ]
 
 
+@pytest.mark.full
 def test_steps_without_any_weight_are_warned_of(caplog):
     module, data = Weighted(), jt.DataModule(weighted(*[0] * 5), weighted(0), batch_first=False)
     jt.Fit("bptt", max_steps=20, log_every=8).run(module, data)

@@ -40,6 +40,7 @@ def refused(strategy="bptt", data=None, **options) -> InsufficientMemory:
 # ------------------------------------------------------------------------------------------------- the train step
 
 
+@pytest.mark.full
 def test_a_train_step_that_does_not_fit_is_refused_with_both_numbers(limit, tmp_path):
     limit(1000)
     error = refused("drtrl", run_dir=tmp_path / "run")
@@ -128,6 +129,7 @@ def test_a_trace_is_refused_before_it_is_allocated(limit, compiled, batching):
     assert str(error).startswith("the trace of the strategy needs ")
 
 
+@pytest.mark.full
 def test_a_trace_of_each_weight_by_each_unit_is_refused_before_it_is_allocated(limit, compiled, monkeypatch):
     """SnAp's trace is larger than batch x parameters."""
     monkeypatch.setattr("jaxtrain.core.allocation.SMALL", 1)

@@ -175,6 +175,7 @@ def equal(found, wanted, **tolerance):
         np.testing.assert_allclose(found[name], value, err_msg=name, **{"rtol": 1e-6, "atol": 1e-7, **tolerance})
 
 
+@pytest.mark.full
 def test_batches_do_not_matter(found, monkeypatch):
     monkeypatch.setattr(Collected, "LIMIT", 3)  # more batches than are kept before they are merged
     equal(jt.Fit("bptt").validate(Scored(), batches(X, Y, 2)), found, rtol=1e-5)

@@ -107,6 +107,7 @@ def test_the_strategies_page_runs(capsys, monkeypatch):
     assert text == "how the loss responds to a random perturbation of all weights"
 
 
+@pytest.mark.full
 def test_the_recipe_of_the_page_is_a_recipe(capsys):
     Path("task.py").write_text(blocks("docs/recipes.md")[0])
     recipe = load_recipe(Path("task.py"))

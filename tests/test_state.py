@@ -43,6 +43,7 @@ def equal(a, b):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.full
 @settings(max_examples=50)
 @given(st.dictionaries(st.builds(".".join, st.lists(names, min_size=1, max_size=3)), trees, max_size=4))
 def test_flatten_round_trip(values):

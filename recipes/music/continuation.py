@@ -63,7 +63,10 @@ def figure_of(roll: np.ndarray, prompt: int):
 
     figure = Figure(figsize=(5.2, 3.8), layout="constrained")
     axes = figure.subplots()
-    for label, colour, first, last in (("prompt", "#808080", 0, prompt), ("continuation", "#0072b2", prompt, len(roll))):
+    for label, colour, first, last in (
+        ("prompt", "#808080", 0, prompt),
+        ("continuation", "#0072b2", prompt, len(roll)),
+    ):
         onsets, ends, notes = np.array(held(roll[first:last]), int).reshape(-1, 3).T
         axes.barh(
             notes, ends - onsets, 0.8, first + onsets, color=colour, edgecolor="white", linewidth=0.5, label=label

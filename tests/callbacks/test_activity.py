@@ -58,6 +58,7 @@ class Seen(jt.Callback):
 DATA = [(line(i, time=8)[0], line(i, time=6)[1]) for i in range(3)]  # two time steps of warm-up
 
 
+@pytest.mark.full
 def test_a_run_draws_what_it_does_and_learns_the_same(tmp_path):
     runs = {}
     for name, callbacks in (("plain", []), ("drawn", [Activity(2), SpikeRaster("1ep"), RecurrentSpectrum(2), Seen()])):

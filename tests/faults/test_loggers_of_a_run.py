@@ -26,6 +26,7 @@ class Breaks(jt.Callback):
         self.heard += 1
 
 
+@pytest.mark.full
 def test_a_logger_that_raises_ends_no_run(tmp_path, caplog):
     whole = fit(tmp_path / "whole", 8).run(Noisy(), lines())
     broken = Breaks(KeyError("column"))

@@ -59,6 +59,7 @@ def stop(run):
     raise RuntimeError("died")
 
 
+@pytest.mark.full
 def test_a_stateful_run_resumes_also_after_a_failure_that_left_a_new_config(tmp_path):
     whole = fit(tmp_path / "whole", 8).run(Linear(), lines())
     fit(tmp_path / "run", 4).run(Linear(), lines())

@@ -89,6 +89,7 @@ class Summed(CopyGRU):
         return Running(super().build(), 10)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("strategy", [DRTRL(readout_memory=True), jt.TBPTT(window=2)])
 def test_other_rules_refuse_it(strategy):
     fit = jt.Fit(strategy, max_steps=1)

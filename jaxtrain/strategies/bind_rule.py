@@ -15,6 +15,7 @@ from ..utils.logging import one_line
 from .base import Learner, choose_batching
 from .independence import dependence
 from .inputs import input_of
+from .memory import require_one_filter
 from .online import compile_rule, refused
 from .specs.online_rule import OnlineRule, SteppedRule
 
@@ -71,6 +72,8 @@ def _bind(rule: OnlineRule, objective: Objective, example: Phases, x: Any, batch
         error.add_note(f"jaxtrain: {where}")
         raise
     _check_width(rule, objective, compiled)
+    if kappa := getattr(getattr(compiled, "config", None), "kappa", None):
+        require_one_filter(type(rule).__name__, kappa, objective, compiled.graph)
     return rule.learner(objective, compiled, example)
 
 

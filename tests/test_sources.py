@@ -128,7 +128,7 @@ def test_empty(empty):
     ("source", "message"),
     [
         (None, "got a NoneType; expected batch"),
-        (3, "got a int; expected"),
+        (3, "got type int; expected"),
         ({"x": 1}, "got a dict"),
         ("text", "got a str"),
         (Addressed, "got the class Addressed.*call it first"),

@@ -64,7 +64,7 @@ def _bind(rule: OnlineRule, objective: Objective, example: Phases, x: Any, batch
     if options.get("vjp_method") == "single-step":
         _check_perturbed(rule, objective)
     try:
-        compiled = compile_rule(objective, x, example.sizes[2], batching == "vmap", algorithm, **options)
+        compiled: Any = compile_rule(objective, x, example.sizes[2], batching == "vmap", algorithm, **options)
     except Exception as error:
         where = f"strategy {rule.name!r} cannot run on {type(objective.model).__name__}"
         if refused(error):

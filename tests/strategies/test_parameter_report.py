@@ -231,7 +231,7 @@ def test_dni_estimates_what_comes_later_for_what_has_no_trace_at_all(lab):
     )
     with pytest.raises(AssertionError, match="off by"):
         lab.same({"e": grads["e.weight"]}, {"e": wanted["e.weight"]})
-    assert rows["v.weight"] == f"{PARTLY}the other has credit within one time step. {ELSEWHERE}"
+    assert rows["v.weight"] == f"{PARTLY}the other gets credit from one time step only. {ELSEWHERE}"
     lab.same({"v": grads["v.weight"]}, {"v": wanted["v.weight"]})
 
 

@@ -122,7 +122,13 @@ RUNS = {
         jt.errors.DataError,
         "CopyDataModule is a class; give an instance",
     ),
-    "a number": (Linear, 3, {}, jt.errors.DataError, r"train data: got a int; expected batch\(step\) or an iterable"),
+    "a number": (
+        Linear,
+        3,
+        {},
+        jt.errors.DataError,
+        r"train data: got type int; expected batch\(step\) or an iterable",
+    ),
     "text": (
         Linear,
         [(x(), np.full((3, 2), "a"))],

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import braintrace
 import pytest
 
 import jaxtrain as jt
@@ -41,7 +42,22 @@ FITS = {
     "strategy class": (
         dict(max_steps=1, strategy=jt.BPTT),
         TypeError,
-        "expected a name or a jaxtrain.strategies.Strategy object",
+        r"expected a name or a jaxtrain.strategies.Strategy object; did you mean BPTT\(\)\?$",
+    ),
+    "a class of braintrace": (
+        dict(max_steps=1, strategy=braintrace.D_RTRL),
+        TypeError,
+        r"object; use 'drtrl' or jaxtrain.strategies.DRTRL\(\)$",
+    ),
+    "an object of braintrace": (
+        dict(max_steps=1, strategy=braintrace.ETraceConfig()),
+        TypeError,
+        r"object; use 'etrace' or jaxtrain.strategies.ETrace\(\)$",
+    ),
+    "another name in braintrace": (
+        dict(max_steps=1, strategy="ES_D_RTRL"),
+        jt.errors.ConfigError,
+        "did you mean 'pp_prop'",
     ),
     "callback class": (dict(max_steps=1, callbacks=[jt.loggers.JSONL]), TypeError, "must be jaxtrain.Callback objects"),
     "a checkpoint nowhere": (

@@ -253,10 +253,18 @@ class Labels(Linear):
 @pytest.mark.parametrize("classes", [(), (3,)])
 def test_a_target_of_a_whole_sequence_is_refused_with_advice(classes):
     x, y = np.zeros((6, 4, 2), np.float32), np.ones((6, *classes), np.float32)
+    layout = r".*state batch_first=True, with bare data or on the DataModule, if and only if axis 0.*"
     advice = (
-        r".*needs batch_first=True, passed with bare data or set on the DataModule; a target for a whole sequence is "
-        r"\(1, B, ...\), or \(B, 1, ...\) with batch_first=True"
+        f"{layout if classes else '.*'}; a target for a whole sequence is "
+        r"\(1, B, ...\), or \(B, 1, ...\) with batch_first=True$"
     )
+    if not classes:  # stated or not: no swap adds the axis that is missing
+        for targets in (y, np.ones(3, np.float32)):
+            with pytest.raises(
+                ValueError, match="^targets have one axis, .6,.; a target|^targets has shape .3,.; exp"
+            ) as said:
+                fit().run(Labels(), [(x, targets)], batch_first=True)
+            assert "DataModule" not in str(said.value)
     with pytest.raises(ValueError, match=rf"^targets has shape \(6,{' 3' if classes else ''}\)" + advice):
         fit().run(Labels(), [(x, y)])
     result = fit().run(Labels(), [(x, y[:, None])], batch_first=True)
@@ -264,7 +272,8 @@ def test_a_target_of_a_whole_sequence_is_refused_with_advice(classes):
     assert fit().run(Labels(), jt.DataModule([(x, y[:, None])], batch_first=True)).digest == result.digest
     again = fit().run(Labels(), [(x.swapaxes(0, 1), y[None])], batch_first=False)
     assert again.digest == result.digest
-    with pytest.raises(ValueError, match="^targets have 6 time steps and inputs only 4" + advice):
+    start = "6 time steps and inputs only 4" if classes else "one axis, .6,."
+    with pytest.raises(ValueError, match=f"^targets have {start}{advice}"):
         fit().run(Labels(), [(x.swapaxes(0, 1), y)])
 
 

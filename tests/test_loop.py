@@ -387,12 +387,18 @@ def test_classes_that_are_no_outputs_are_asked_about():
         x = line(0)[0]
         return [jt.Phases(None, x, np.resize(np.int32(labels), x.shape[:2]))]
 
-    asked = (
-        r"step 1: train/loss is not finite; integer targets reach from 1 to 3: are all below the number of outputs\?"
-    )
+    advice = r"integer targets reach from {}: check that all are below the number of outputs\. Otherwise lower the le"
+    asked = f"step 1: train/loss is not finite; {advice.format('1 to 3')}"
     with pytest.raises(jt.errors.NonFiniteError, match=asked):
         jt.Fit("bptt", max_steps=2).run(Classify(), labelled([1, 2, 3]))  # three outputs
     jt.Fit("bptt", max_steps=2).run(Classify(), labelled([0, 1, 2]))
+    x, asked = line(0)[0][0], f"train/loss is not finite, but x and target are; {advice.format('7 to 7')}"
+    with (
+        pytest.raises(jt.errors.NonFiniteError, match=asked),
+        jt.Fit(jt.TBPTT(window=1, update_every=1)).online(Classify(), (x, np.zeros(len(x), np.int32))) as live,
+    ):
+        live.step(x, np.zeros(len(x), np.int32))
+        live.step(x, np.full(len(x), 7, np.int32))
 
 
 def test_a_place_in_the_data_is_that_of_the_users_layout():

@@ -57,8 +57,8 @@ def test_what_fits_passes():
 
 
 TIME_MAJOR = (
-    r"; arrays are time-major, \(T, B, ...\), here; data with the batch on axis 0 needs batch_first=True, passed with "
-    r"bare data or set on the DataModule; "
+    r"; arrays are time-major, \(T, B, ...\), here: state batch_first=True, with bare data or on the DataModule, if "
+    r"and only if axis 0 of the data is the batch; "
     r"a target for a whole sequence is \(1, B, ...\), or \(B, 1, ...\) with batch_first=True$"
 )
 REFUSED = {

@@ -141,7 +141,7 @@ CHAIN = "supported is a chain of layers"
     [
         (
             lambda m, x: m.b(m.cell(m.a(x))),
-            "the layer 'cell' is a GRUCell; supported are Linear, brainpy.state.LIF",
+            "the layer 'cell' has the type GRUCell; supported are Linear, brainpy.state.LIF",
         ),
         (lambda m, x: m.a(m.a(x)), "the layer 'a' is called twice"),
         (lambda m, x: m.b(jax.nn.relu(m.a(x))), f"what receives the output of 'a' is no layer .*{CHAIN}"),
@@ -161,7 +161,7 @@ def test_another_network_is_refused_by_the_name_of_the_layer(tmp_path, wire, mes
 
 def test_a_layer_that_overrides_call_is_refused(tmp_path):
     task = Task(lambda: brainstate.nn.Sequential(braintrace.nn.Linear(3, 3), brainstate.nn.Dropout(0.5)))
-    with pytest.raises(ValueError, match=r"the layer 'layers.1' is a Dropout; supported are"):
+    with pytest.raises(ValueError, match=r"the layer 'layers.1' has the type Dropout; supported are"):
         pretrained.save_nir(task, tmp_path / "net.nir")
 
 

@@ -127,12 +127,12 @@ def test_empty(empty):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (None, "got a NoneType; expected batch"),
-        (3, "got a int; expected"),
-        ({"x": 1}, "got a dict"),
-        ("text", "got a str"),
+        (None, "got type NoneType; expected batch"),
+        (3, "got type int; expected"),
+        ({"x": 1}, "got type dict"),
+        ("text", "got type str"),
         (Addressed, "got the class Addressed.*call it first"),
-        (lambda: iter(LIST), "got a function.*call it first"),
+        (lambda: iter(LIST), "got type function.*call it first"),
     ],
 )
 def test_no_source(source, message):

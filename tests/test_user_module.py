@@ -180,11 +180,17 @@ def test_a_value_that_the_environment_lacks_is_named_and_the_advice_works():
     run = lambda module: jt.Fit("bptt", max_steps=1).run(module, Lines(), batch_first=False)  # noqa: E731
     note = notes_of(lambda: run(Leaky()))
     assert note.startswith(
-        "jaxtrain: the model of Leaky needs 'dt': set Module.environ, as environ = {'dt': 0.1 * u.ms}"
+        "jaxtrain: the model of Leaky needs 'dt': set Module.environ, as environ = {'dt': 1.0 * u.ms}"
     )
 
+    class Plain(Leaky):
+        environ = {"dt": 1.0}
+
+    note = notes_of(lambda: run(Plain()))
+    assert "needs 'dt' with a unit, and has 1.0: set Module.environ, as environ = {'dt': 1.0 * u.ms}" in note
+
     class Advised(Leaky):
-        environ = {"dt": 0.1 * u.ms}
+        environ = {"dt": 1.0 * u.ms}
 
     assert run(Advised()).status == "finished"
 
@@ -226,7 +232,12 @@ def test_what_jax_says_of_a_step_comes_with_where_and_what_to_do():
         def learning_step(self, forward, x, y):
             return jnp.square(forward(x) @ jnp.zeros((7, 3)) - y).mean(-1)
 
+    class Labels(Linear):
+        def learning_step(self, forward, x, y):
+            return optax.softmax_cross_entropy_with_integer_labels(forward(x), y[:, 0])
+
     for module, kind, what in (
+        (Labels, TypeError, "y is float32, and class labels must be integers: give targets.astype('int32')"),
         (Branches, jax.errors.TracerBoolConversionError, "values are not known while tracing: use jnp.where or "),
         (Misfits, TypeError, "check that the model's sizes fit these shapes"),
     ):

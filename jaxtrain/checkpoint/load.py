@@ -139,7 +139,7 @@ def build(module: Module, seed: int) -> None:
     """Build a module's model under a seed, unless it already has one."""
     if module.model is None:
         named = environ_explained(f"the model of {type(module).__name__}")
-        with named, brainstate.environ.context(**module.environ, fit=True), seeded(seed):
+        with brainstate.environ.context(**module.environ, fit=True), seeded(seed), named:
             module.model = module.build()
     if not isinstance(module.model, brainstate.nn.Module):
         raise TypeError(

@@ -93,7 +93,7 @@ class Module:
     model: Any = None
     """The ``brainstate.nn.Module``. None until the first run builds it, unless the subclass sets it."""
     environ: Mapping[str, Any] = MappingProxyType({})
-    """``brainstate.environ`` values to build, compile and train under, for example ``{"dt": 0.1 * u.ms}``."""
+    """``brainstate.environ`` values to build, compile and train under, for example ``{"dt": 1.0 * u.ms}``."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -201,9 +201,9 @@ class Module:
             raise ValueError(f"targets have {max(scored)} time steps and inputs no time axis; {TIME_MAJOR}")
         warm = min(steps) - max(scored)
         if warm < 0:
-            raise ValueError(
-                f"targets have {max(scored)} time steps and inputs only {min(steps)}; {TIME_MAJOR}; {ONE_TARGET}"
-            )
+            flat, count = 1 in map(np.ndim, jax.tree.leaves(targets)), max(scored)
+            what = f"one axis, ({count},)" if flat else f"{count} time steps and inputs only {min(steps)}; {TIME_MAJOR}"
+            raise ValueError(f"targets have {what}; {ONE_TARGET}")
         if warm == 0:
             return Phases(warmup=None, inputs=inputs, targets=targets)
         head = jax.tree.map(lambda leaf: leaf[:warm], inputs)
@@ -270,8 +270,8 @@ class Module:
 
 
 TIME_MAJOR = (
-    "arrays are time-major, (T, B, ...), here; data with the batch on axis 0 needs batch_first=True, passed with bare "
-    "data or set on the DataModule"
+    "arrays are time-major, (T, B, ...), here: state batch_first=True, with bare data or on the DataModule, if and "
+    "only if axis 0 of the data is the batch"
 )
 ONE_TARGET = "a target for a whole sequence is (1, B, ...), or (B, 1, ...) with batch_first=True"
 TARGETS = ("y", "target", "targets", "label", "labels")

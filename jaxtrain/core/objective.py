@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
+import saiunit
 
 from .arrays import ArrayBatch
 from .decisions import Metric, SequenceLoss
@@ -47,7 +49,7 @@ def check_phases(phases: Any) -> Phases:
         if len(shape) < 2:
             raise ValueError(
                 f"{name} has shape {shape}; expected at least (T, B): every array has a time axis and a batch axis"
-                + advice[part]
+                + f"; {ONE_TARGET}" * (part == "targets")
             )
     warm, time, batch = phases.sizes
     for part, name, shape in leaves:
@@ -248,7 +250,7 @@ def _explained(where: str, x: Any, y: Any = None) -> Iterator[None]:
         if isinstance(error, TRACER_ERRORS):
             advice = "; values are not known while tracing: use jnp.where or jax.lax.cond for if, jax.numpy for numpy"
         elif isinstance(error, TypeError | ValueError):
-            advice = "; check that the model's sizes fit these shapes" + axis_advice(x)
+            advice = label_advice(error, y) or "; check that the model's sizes fit these shapes" + axis_advice(x)
         shapes = jax.tree.map(lambda leaf: tuple(np.shape(leaf)), (x,) if y is None else (x, y))
         named = " and ".join(f"{name} of shape {shape}" for name, shape in zip("xy", shapes, strict=False))
         error.add_note(f"jaxtrain: in {where}, traced for one time step of a batch with {named}, (B, ...){advice}")
@@ -261,14 +263,27 @@ def axis_advice(x: Any) -> str:
     return "; is the batch axis missing? expected (B, features)" if missing else ""
 
 
+def label_advice(error: Exception, y: Any) -> str:
+    """What to do about targets that are no integers, if the error asks for integers."""
+    kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(y) if jnp.issubdtype(leaf.dtype, jnp.floating)}
+    if not kinds or not re.search(r"\bint", str(error)):
+        return ""
+    return f"; y is {', '.join(sorted(kinds))}, and class labels must be integers: give targets.astype('int32')"
+
+
 @contextmanager
 def environ_explained(module: str) -> Iterator[None]:
-    """Add a note to the error of a model that reads a missing value of ``brainstate.environ``."""
+    """Add a note to the error of a model that reads a value of ``brainstate.environ`` without a value or a unit."""
     try:
         yield
-    except KeyError as error:
-        if match := re.search(r"Key '(\w+)' not found in environment", str(error)):
-            value, how = ("0.1 * u.ms", " (import saiunit as u)") if match[1] == "dt" else ("...", "")
-            environ = f"environ = {{{match[1]!r}: {value}}}"
-            error.add_note(f"jaxtrain: {module} needs {match[1]!r}: set Module.environ, as {environ} in its class{how}")
+    except Exception as error:
+        dt, text = brainstate.environ.get("dt", None), str(error)
+        key, value = "dt", "1.0 * u.ms"
+        if match := re.search(r"Key '(\w+)' not found in environment", text):
+            key, value = match[1], value if match[1] == "dt" else "..."
+        elif dt is None or isinstance(dt, saiunit.Quantity) or not re.search("unit|dimension", text):
+            raise
+        needs = f"{key!r}" if match else f"'dt' with a unit, and has {dt}"
+        how = f"set Module.environ, as environ = {{{key!r}: {value}}} in its class"
+        error.add_note(f"jaxtrain: {module} needs {needs}: {how}{' (import saiunit as u)' * (key == 'dt')}")
         raise

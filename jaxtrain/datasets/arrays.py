@@ -242,6 +242,6 @@ def _read_from(inputs: Any, targets: Any, item: Any, axis: int) -> Columns | Ite
         if both.length != columns.length:
             raise DataError(
                 f"ArrayDataset: inputs hold {columns.length} sequences on axis {axis}, targets {both.length}; expected "
-                "the same number"
+                "the same number" + "; is axis 0 the batch? Then batch_first=True" * axis
             )
     return Columns((inputs, targets), "inputs and targets", axis)

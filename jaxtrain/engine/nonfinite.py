@@ -65,11 +65,11 @@ def finite_steps(nonfinite: np.ndarray, first: int, batches: list[Any], policy: 
     early = fatal_name == "train/loss" and data is None and first + fatal[0] < EARLY
     remedies = [
         *([f"{data.text}: {data.advice}"] if data else []),
-        *(_labels(_train_phases(program, batches[int(fatal[0])])) if early else []),
         *(["return (value, weight), with weight 0 where the metric has no value"] if metric else []),
         "lower the learning rate, clip gradients, or choose Fit(nonfinite='skip' or 'warn')",
     ]
-    return int(fatal[0]), NonFiniteError(f"{fatal_text}{none_left}; {'; or '.join(remedies)}")
+    labels = label_advice(_train_phases(program, batches[int(fatal[0])])) if early else ""
+    return int(fatal[0]), NonFiniteError(f"{fatal_text}{none_left}; {labels}{'; or '.join(remedies)}")
 
 
 @dataclass(frozen=True)
@@ -94,17 +94,16 @@ def _train_phases(program: Program, batch: Any) -> Phases:
         return program.binding.phases_of(batch, learner.objective.learn, learner.carried)
 
 
-def _labels(phases: Phases) -> list[str]:
-    """A question about the range of integer targets with weight. A class that is no output makes the loss NaN."""
+def label_advice(phases: Phases) -> str:
+    """What to check about the range of integer targets with weight; "" if there are none.
+
+    A class that is no output makes the loss NaN. More advice can follow the text.
+    """
     counts = slice(None) if phases.weights is None else np.asarray(phases.weights) != 0
-    leaves = [
-        np.asarray(leaf)[counts] for leaf in jax.tree.leaves(phases.targets) if jnp.isdtype(leaf.dtype, "integral")
-    ]
-    return [
-        f"integer targets reach from {leaf.min()} to {leaf.max()}: are all below the number of outputs?"
-        for leaf in leaves
-        if leaf.size
-    ]
+    integers = [leaf for leaf in jax.tree.leaves(phases.targets) if jnp.isdtype(leaf.dtype, "integral")]
+    leaves = [np.asarray(leaf)[counts] for leaf in integers]
+    ranges = [f"integer targets reach from {leaf.min()} to {leaf.max()}" for leaf in leaves if leaf.size]
+    return f"{', '.join(ranges)}: check that all are below the number of outputs. Otherwise " if ranges else ""
 
 
 def _find(
@@ -220,11 +219,8 @@ class Watched:
             targets, extras = jax.tree.map(kept, (phases.targets, phases.extras))
             phases = replace(phases, targets=targets, extras=extras)
         data = _find(batch, phases, "", self._batch_first)
-        return (
-            data.text
-            if data
-            else "all of its arrays are finite, so the model's outputs, or what is computed from them, are not"
-        )
+        finite = "all of its arrays are finite, so the model's outputs, or what is computed from them, are not"
+        return data.text if data else finite
 
     def end(self, total: dict[str, Any]) -> None:
         """Warn about the metrics of all batches, ``total``."""

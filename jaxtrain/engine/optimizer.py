@@ -58,7 +58,8 @@ class Optimizer:
         self._weight, self._count = State(jnp.float32(0)), State(jnp.int32(0))
         self._loss = State(jnp.float32(0))
         self.wants_loss = any(part.wants_loss for part in self._parts.values())
-        self.leaves = leaf_names({name: params[name].value for name in params})
+        self.leaves = {leaf: name for name in params for leaf in leaf_names({name: params[name].value})}
+        """The parameter that each leaf belongs to, by the name of the leaf."""
         drop_weak_types(self.states().values())
         self._try(module)
 

@@ -23,8 +23,8 @@ NonFinite = Literal["raise", "skip", "warn"]
 TRAIN, EVALUATE, PREDICT, PROBE, GENERATE = range(5)
 """Random streams, each derived from the same root key."""
 NONFINITE_INDEX, ZERO_GRADIENT = "nonfinite", "dead"
-"""Outputs of a train program in addition to metrics: index of the first nonfinite quantity, and flags of the parameters
-whose gradient was exactly zero."""
+"""Outputs of a train program in addition to metrics: index of the first nonfinite quantity, and flags of the leaves of
+parameters whose gradient was exactly zero."""
 ALL_FINITE, FROZEN_SEED = -1, -2
 """Values of the nonfinite index that are no index: everything is finite; the seed was frozen at an earlier step."""
 
@@ -38,7 +38,7 @@ class TrainOutput:
     nonfinite: jax.Array
     """Index of the first nonfinite quantity, or ``ALL_FINITE``."""
     zero_gradient: jax.Array
-    """1.0 for each trained parameter whose gradient is exactly zero."""
+    """1.0 for each leaf of a trained parameter whose gradient is exactly zero."""
     checked: tuple[str, ...] = field(metadata={"static": True})
     """Names of the quantities that ``nonfinite`` counts."""
 
@@ -132,8 +132,7 @@ class Steps:
             long_term[name].value = value
         has_nonfinite = jnp.stack([(~jnp.isfinite(leaf)).any().astype(jnp.float32) for leaf in flatten(grads).values()])
         whole = optimizer.accumulated(grads)
-        parts = [jax.tree.leaves(whole[name]) for name in optimizer.names]
-        live = jnp.stack([sum((leaf != 0).any().astype(jnp.float32) for leaf in part) for part in parts])
+        live = jnp.stack([(leaf != 0).any().astype(jnp.float32) for leaf in flatten(whole).values()])
         checks = {NONFINITE_INDEX: Mean(has_nonfinite, jnp.float32(1)), ZERO_GRADIENT: Mean(live, jnp.float32(1))}
         loss = metrics["loss"].num if optimizer.wants_loss else 0.0
         return {**metrics, **optimizer.update(grads, weight, loss), **checks}

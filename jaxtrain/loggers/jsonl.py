@@ -87,7 +87,7 @@ class JSONL(Callback):
         entries = read_log(path) if path.exists() else []
         kept = [entry for entry in entries if entry["step"] <= last]
         if removed := len(entries) - len(kept):
-            log.info("%s: the run continues from step %d; %d later log entries are removed", path, run.step, removed)
+            log.info("%s: the run continues from step %d; later log entries removed: %d", path, run.step, removed)
         if path.exists():
             write_atomic(path, b"".join(map(encode, kept)))
         self._file = Appender(path)

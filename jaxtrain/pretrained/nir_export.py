@@ -127,7 +127,7 @@ def _chain(model: Any) -> dict[str, Any]:
 
 def _other_layer(name: str, layer: Any) -> str:
     return (
-        f"the layer {name!r} is a {type(layer).__name__}; supported are Linear, brainpy.state.LIF and "
+        f"the layer {name!r} has the type {type(layer).__name__}; supported are Linear, brainpy.state.LIF and "
         "braintrace.nn.LeakyRateReadout"
     )
 

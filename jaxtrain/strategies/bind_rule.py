@@ -15,6 +15,7 @@ from ..utils.logging import one_line
 from .base import Learner, choose_batching
 from .independence import dependence
 from .inputs import input_of
+from .memory import require_one_filter
 from .online import compile_rule, refused
 from .specs.online_rule import OnlineRule, SteppedRule
 
@@ -63,7 +64,7 @@ def _bind(rule: OnlineRule, objective: Objective, example: Phases, x: Any, batch
     if options.get("vjp_method") == "single-step":
         _check_perturbed(rule, objective)
     try:
-        compiled = compile_rule(objective, x, example.sizes[2], batching == "vmap", algorithm, **options)
+        compiled: Any = compile_rule(objective, x, example.sizes[2], batching == "vmap", algorithm, **options)
     except Exception as error:
         where = f"strategy {rule.name!r} cannot run on {type(objective.model).__name__}"
         if refused(error):
@@ -71,6 +72,8 @@ def _bind(rule: OnlineRule, objective: Objective, example: Phases, x: Any, batch
         error.add_note(f"jaxtrain: {where}")
         raise
     _check_width(rule, objective, compiled)
+    if kappa := getattr(getattr(compiled, "config", None), "kappa", None):
+        require_one_filter(type(rule).__name__, kappa, objective, compiled.graph)
     return rule.learner(objective, compiled, example)
 
 

@@ -14,6 +14,7 @@ from .base import Learner, Network, choose_batching, trained
 from .bind_rule import bind as by_trace
 from .equations import ELEMENTWISE, Irreversible
 from .inputs import input_of
+from .memory import require_one_filter
 from .parameter_report import WITHOUT_REVERSE
 from .reverse.detached_step import DetachedStep
 from .specs.online_rule import EngineRule
@@ -75,6 +76,8 @@ def _reverse(strategy: EngineRule, objective: Objective, example: Phases) -> Lea
             raise Irreversible(f"it cannot be run one sequence at a time ({one_line(error)})") from error
 
     step, segment = detached_step(per_sequence=False), None
+    if kappa := strategy.backward_rule().kappa:
+        require_one_filter(type(strategy).__name__, kappa, objective, step.report.graph)
     if _needs_trace(strategy, warm + scored):
         segment = SEGMENT if strategy.segment in ("auto", "sequence") else strategy.segment
         whole = not network.vmapped and not strategy.backward_rule().rank_one

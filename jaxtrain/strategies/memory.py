@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
+from ..core.objective import Objective
+from ..core.state import name_of
+from .base import trained
 from .equations import origins
 
 Variables = tuple[list[Any], list[Any]]
@@ -50,3 +55,33 @@ def find_memory(
         return any(group in reach[other] and other not in reach[group] for other in traced)
 
     return frozenset(group for group in groups if group not in traced or (behind(group) and not recurrent(group)))
+
+
+def require_one_filter(name: str, kappa: float, objective: Objective, graph: Any) -> None:
+    """Raise ValueError if ``kappa`` filters the traces of a leaky readout.
+
+    That is readout memory (``find_memory``) with trained weights that the model returns, without a weight in between:
+    an upper layer of spiking neurons in front of a readout is none.
+
+    Args:
+        name: Class name of the strategy.
+        kappa: Decay of the filter.
+        objective: The module, with its model and its loss.
+        graph: braintrace's graph of the model.
+    """
+    info, params, leaves = graph.module_info, trained(objective).keys(), jax.tree.leaves
+    relations = [r for r in graph.hidden_param_op_relations if params & {*map(name_of, r.trainable_paths.values())}]
+    traced = {group.index for relation in relations for group in relation.hidden_groups}
+    groups = {group.index: [*map(name_of, group.hidden_paths)] for group in graph.hidden_groups}
+    names = [name_of(info.state_id_to_path[id(state)]) for state in info.compiled_model_states]
+    before, after = (map(leaves, of) for of in (info.state_tree_invars, info.state_tree_outvars))
+    jaxpr, states = info.closed_jaxpr.jaxpr, dict(zip(names, zip(before, after, strict=True), strict=True))
+    memory = [state for group in find_memory(jaxpr, states, groups, traced) & traced for state in groups[group]]
+    found = origins(jaxpr, {id(var): state for state in memory for var in states[state][0]})
+    outputs = [found(var) for var in jaxpr.outvars[: info.num_var_out]]
+    if leaky := [state for state in memory if any(weighted.get(state) is False for weighted in outputs)]:
+        raise ValueError(
+            f"{name}(kappa={kappa}): kappa filters the traces in place of a leaky readout, but {', '.join(leaky)} of "
+            f"{type(objective.model).__name__} has a leak of its own, so the gradient of its weights would be filtered "
+            "twice: use EProp(readout_memory=True) without kappa, or a readout without a hidden state"
+        )

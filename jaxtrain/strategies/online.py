@@ -27,7 +27,7 @@ from .base import Learner, ParameterReport, Update, score, score_by_step, traine
 from .flow import Flow
 from .network import Network
 from .parameter_report import START, Traces, describe
-from .specs.online_rule import ONE_STEP, Reach
+from .specs.base import ONE_STEP, Reach
 from .update_schedule import SEQUENCE, UpdateSchedule, over_tiles
 
 UPSTREAM = Path(str(braintrace.__file__)).parent

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ..core.state import name_of
 from .base import ParameterReport
 from .flow import Flow
-from .specs.online_rule import Reach
+from .specs.base import Reach
 
 PARTLY = "one of its paths into the hidden state passes through another weight, and only the direct one is traced"
 UNUSED = (
@@ -21,8 +21,6 @@ START = "Use bptt, tbptt, or drtrl with engine='reverse', each with stateful=Fal
 """Advice for training an initial state."""
 WHOLE = "segment='sequence'"
 """Advice for making a sequence one segment of reverse mode."""
-MEMORY = "readout_memory=True (unless that is a second recurrent layer)"
-"""Advice for credit that passes through states between the traced units and the loss."""
 
 Verdict = tuple[Literal["yes", "in part", "no"], str]
 """Whether a parameter trains, and why."""
@@ -87,11 +85,11 @@ def describe_window(
         params: Names of the parameters.
         flow: The dependence analysis of the model.
         steps: Time steps that are differentiated together.
-        what: Their name in messages, for example "a window".
+        what: Their name in messages, for example "the window".
         advice: What trains an initial state; empty if the rule does.
         credits_resets: Whether the initial states after ``Phases.reset`` receive credit anyway.
     """
-    inside, late = flow.within(steps), f"more than the {steps} time steps of {what} later"
+    inside, late = flow.within(steps), f"later than {what} of {steps} time step{'s' * (steps > 1)}"
 
     def by_steps(name: str) -> Verdict:
         return TRAINS if name in inside else ("no", f"affects the loss only by {_listed(flow.through(name))}, {late}")
@@ -128,7 +126,7 @@ def describe(
     def past(lost: frozenset[str]) -> str:
         """Advice that passes credit through states without a trace."""
         if not traces.memory and not flow.after(lost) & (grouped - lost):
-            return f"Use a rule with {MEMORY}, such as drtrl or eprop, or strategy='bptt'"
+            return f"Use {reach.memory}, unless a second recurrent layer has {_listed(lost)}; or strategy='bptt'"
         return "Use strategy='bptt'" if single else reach.more
 
     def by_steps(name: str) -> Verdict:
@@ -144,22 +142,19 @@ def describe(
                 return "in part", f"its credit through {_listed(through & memory)} {traces.memory_end}"
             return TRAINS
         if name in traces.partial and some and lost <= grouped:
-            other = f"no credit. {reach.anyway}" if single else f"credit within {reach.within}. {reach.more}"
-            return "in part", f"{PARTLY}: the other has {other}"
+            other = f"has no credit. {reach.anyway}" if single else f"gets credit from {reach.within}. {reach.more}"
+            return "in part", f"{PARTLY}: the other {other}"
         if traced or not flow.into(name) & grouped:
             what = f"its credit does not pass through {_listed(lost or traced)}, of which no trace is kept"
             zero = "" if some else ": its gradient is exactly zero"
             return "in part" if some else "no", f"{what}{zero}. {past(lost)}"
-        by = (
-            "only through another weight"
-            if name in traces.chained
-            else "through no operation of braintrace (braintrace.nn)"
-        )
+        outside = "through no operation of braintrace (braintrace.nn)"
+        by = "only through another weight" if name in traces.chained else outside
         what = f"reaches the hidden state {by}, so no trace of it is kept"
         if not some:
             return "no", f"{what}: its gradient is exactly zero. {more}"
-        within = "one time step, on paths that bypass the hidden state" if single else reach.within
-        return "in part", f"{what}: its credit lies within {within}. {reach.besides or more}"
+        within = "one time step only, on paths that bypass the hidden state" if single else reach.within
+        return "in part", f"{what}: it gets credit from {within}. {reach.besides or more}"
 
     def by_start(begun: frozenset[str]) -> Verdict:
         if not traces.credits_initial_state:

@@ -72,6 +72,12 @@ def spikes_of(learner: Learner) -> dict[str, Callable[[], Any]]:
     return {name: spikes for name, spikes in found.items() if callable(spikes)}
 
 
+def spiked(learner: Learner, phases: Phases) -> dict[str, Any]:
+    """Whether a neuron of each layer spikes in a batch, by the name of the layer. Traced."""
+    found = record(learner, phases, list(spikes_of(learner)))
+    return {name.removesuffix(f".{SPIKE}"): jnp.any(value != 0) for name, value in found.items()}
+
+
 def _readers(learner: Learner, batch: int) -> dict[str, Callable[[], Any]]:
     """Functions that read each hidden state and the spikes of each neuron, with the sequences on axis 0, by name."""
     network, axes = learner.network, learner.network.axes(batch)

@@ -29,6 +29,8 @@ REGISTRY: dict[str, str | type[Strategy]] = {
 }
 """For each name, ``"file in specs:class"`` or a registered class."""
 ALIASES = {"es_drtrl": "pp_prop"}
+BRAINTRACE = {"d_rtrl": "drtrl", "es_d_rtrl": "pp_prop", "etraceconfig": "etrace"}
+"""Names in braintrace, in lower case, that differ from those of the classes here."""
 GROUP = "jaxtrain.strategies"
 """The group of entry points in which other packages announce their strategies."""
 
@@ -94,6 +96,16 @@ def _same_class(old: Any, new: type) -> bool:
     return isinstance(old, type) and (old.__module__, old.__qualname__) == (new.__module__, new.__qualname__)
 
 
+def here(name: str) -> str | None:
+    """The name here of an algorithm or a class, of braintrace or of jaxtrain; None if there is none.
+
+    >>> here("ES_D_RTRL")
+    'pp_prop'
+    """
+    classes = {spec.partition(":")[2].lower(): key for key, spec in REGISTRY.items() if isinstance(spec, str)}
+    return {**{key: key for key in REGISTRY}, **classes, **BRAINTRACE}.get(name.lower())
+
+
 def lookup(name: str) -> type[Strategy]:
     """Return the class of a strategy.
 
@@ -117,7 +129,7 @@ def lookup(name: str) -> type[Strategy]:
         own = (
             f"import the file that registers a rule of your own first, or declare the rule as an entry point of {GROUP}"
         )
-        raise ConfigError(f"unknown strategy {name!r}; {did_you_mean(name, available())}; {own}")
+        raise ConfigError(f"unknown strategy {name!r}; {did_you_mean(here(name) or name, available())}; {own}")
     found = REGISTRY[name]
     if isinstance(found, str):
         module, _, cls_name = found.partition(":")

@@ -111,4 +111,4 @@ class _Learner(Learner):
     def report(self, phases: Phases) -> list[ParameterReport]:
         advice = "" if self._start else f"{START}; a window of tbptt must be longer than the warm-up"
         flow, resets = Flow.of(self, phases), phases.reset is not None
-        return describe_window(self._params, flow, self._window, "a window", advice, resets)
+        return describe_window(self._params, flow, self._window, "the window", advice, resets)

@@ -11,11 +11,16 @@ import numpy as np
 
 from ..callbacks.run import Run
 from ..core.metrics import Pending
+from ..core.state import seeded
 from ..engine.nonfinite import Unscored, finite_steps
 from ..engine.steps import NONFINITE_INDEX, ZERO_GRADIENT
+from ..strategies.recording import spiked, spikes_of
 from ..utils.logging import log
 from .progress import Progress
+from .reader import What
 from .workload import Workload
+
+SPIKED = What("predict", lambda learner, phases, root, index: spiked(learner, phases), "spiked")
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class Delivery:
         weights = {name: mean.weight[:n] for name, mean in arrays.items()}
         self._unscored.add(first, weights["loss"], nonfinite)
         if not self._audited:
-            self._audit(zero_gradient, weights["grad_norm"], first)
+            self._audit(zero_gradient, weights["grad_norm"], first, chunk.batches)
         run.recorder.add(first, nums, weights)
         run.step = first + n
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -125,18 +130,31 @@ class Delivery:
         """Log a warning if no time step of the run was scored."""
         self._unscored.end(self.run.restored_step or 0, self.run.step)
 
-    def _audit(self, zero_gradient: np.ndarray, updates: np.ndarray, first: int) -> None:
-        """After the first update: name parameters whose gradient was exactly zero although the rule trains them."""
+    def _audit(self, zero_gradient: np.ndarray, updates: np.ndarray, first: int, batches: list[Any]) -> None:
+        """After the first update: name parameters whose gradient was exactly zero, and neurons that do not spike."""
         steps = np.flatnonzero(updates > 0)
         if not len(steps):
             return
         self._audited = True
+        optimizer, flags, number = self.workload.program.optimizer, zero_gradient[steps[0]], first + int(steps[0])
+        learns = {name for name, flag in zip(optimizer.leaves.values(), flags, strict=True) if not flag}
+        zero = ", ".join(name for name in optimizer.names if name not in learns)
+        what = f"the gradient of {zero} is exactly zero; " if zero else ""
+        if flags.any() and (silent := ", ".join(self._silent(batches[steps[0]], number))):
+            what += f"no neuron of {silent} spikes, so weights that read only its spikes have no gradient: "
+            log.warning("step %d: %sraise the scale of its input, or lower its V_th", number + 1, what)
+        elif zero:
+            log.warning("step %d: %sdoes the loss depend on it, or is a unit saturated?", number + 1, what)
+
+    def _silent(self, batch: Any, number: int) -> list[str]:
+        """The neurons of which none spikes in a batch, under the current parameters. Compiles a program."""
         program = self.workload.program
-        untrained = {report.name for report in program.parameter_reports if report.trains == "no"}
-        zero = [name for name, flag in zip(program.optimizer.names, zero_gradient[steps[0]], strict=True) if flag]
-        if surprising := [name for name in zero if name not in untrained]:
-            log.warning(
-                "step %d: the gradient of %s is exactly zero; does the loss depend on it, or is a unit saturated?",
-                first + int(steps[0]) + 1,
-                ", ".join(surprising),
-            )
+        if not spikes_of(program.learner):
+            return []
+        try:
+            with seeded(0):
+                step = SPIKED.step(program.learner, program.module)
+                found = program.read(SPIKED.key, step, batch, number, first=True)
+        except Exception:  # a warning must not end the run
+            return []
+        return [name for name, each in found.items() if not each]

@@ -16,7 +16,7 @@ from ..engine.seeds import is_seed
 from ..engine.steps import NonFinite
 from ..period import Period
 from ..strategies import Strategy
-from ..strategies.registry import make_strategy
+from ..strategies.registry import here, lookup, make_strategy
 from .schedule import Schedule, total_steps
 
 PLAIN = ("max_steps", "max_epochs", "clip", "accumulate", "seed", "devices", "chunk", "log_every", "nonfinite")
@@ -110,7 +110,10 @@ def as_strategy(strategy: Any) -> Strategy:
     """
     strategy = make_strategy(strategy) if isinstance(strategy, str) else strategy
     if not isinstance(strategy, Strategy):
-        hint = f"; did you mean {strategy.__name__}()?" if isinstance(strategy, type) else ""
+        kind = strategy if isinstance(strategy, type) else type(strategy)
+        hint = f"; did you mean {kind.__name__}()?" if issubclass(kind, Strategy) else ""
+        if not hint and (name := here(kind.__name__)):
+            hint = f"; use {name!r} or jaxtrain.strategies.{lookup(name).__name__}()"
         raise TypeError(f"Fit(strategy={strategy!r}): expected a name or a jaxtrain.strategies.Strategy object{hint}")
     return strategy
 

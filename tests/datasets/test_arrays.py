@@ -284,7 +284,8 @@ def test_bad_options(make, message):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: ArrayDataset(X, Y[:9], batch_size=2, batch_first=True), "hold 10 sequences on axis 0, targets 9"),
+        (lambda: ArrayDataset(X, Y[:9], batch_size=2, batch_first=True), "axis 0, targets 9; .* number$"),
+        (lambda: ArrayDataset(X, Y[:, :2], batch_size=2, batch_first=False), "; is axis 0 the batch\\? Then bat"),
         (lambda: ArrayDataset({"a": X, "b": X[:3]}, batch_size=2, batch_first=True), r"hold \[3, 10\] sequences"),
         (lambda: ArrayDataset(np.float32(1), batch_size=2, batch_first=True), r"holds an array of shape \(\)"),
         (lambda: ArrayDataset({"a": "x"}, batch_size=2, batch_first=True), "inputs holds a str; expected arrays"),

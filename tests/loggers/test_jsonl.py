@@ -41,7 +41,7 @@ def test_a_fresh_start_cuts_an_old_file_to_nothing_and_says_so(make_run, tmp_pat
         run = make_run(second := JSONL())
         second.on_fit_start(run)
     assert (tmp_path / "metrics.jsonl").read_bytes() == b""
-    assert "2 later log entries are removed" in caplog.text
+    assert "later log entries removed: 2" in caplog.text
 
 
 def test_a_resume_keeps_the_very_bytes_up_to_its_step_and_goes_on(make_run, tmp_path):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import saiunit as u
 
 import jaxtrain as jt
 from jaxtrain import BPTT, DRTRL, TBPTT
@@ -263,6 +264,24 @@ def test_a_healthy_model_draws_no_warning(lab, caplog, strategy):
     with caplog.at_level(logging.WARNING, logger="jaxtrain"):
         run(lab, strategy, every=None)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("strategy", [DRTRL(), *longer(BPTT())])
+def test_neurons_that_do_not_spike_are_named(lab, caplog, strategy):
+    """Although the bias of the readout learns. With a usual threshold there is no warning."""
+    said = []
+    for threshold in (1e3, 1.0):
+        task = task_of(lab, "lif")
+        task.model.neuron.V_th = threshold * u.mV
+        with caplog.at_level(logging.WARNING, logger="jaxtrain"):
+            run(lab, strategy, every=None, task=task)
+        said.append([record.getMessage() for record in caplog.records])
+        caplog.clear()
+    assert said[0] == [
+        "step 1: no neuron of neuron spikes, so weights that read only its spikes have no gradient: raise the scale of "
+        "its input, or lower its V_th"
+    ]
+    assert said[1] == []
 
 
 @pytest.mark.parametrize("name", ["single-step", "three_factor", "readout_only"])

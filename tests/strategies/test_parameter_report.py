@@ -87,28 +87,28 @@ def truth(lab, phases, window: int | None) -> dict:
 
 
 def within(window: int) -> str:
-    return f"within one window of {window} scored time step" + ("s" if window > 1 else "")
+    return f"from {'one scored time step' if window == 1 else f'{window} scored time steps'} only (window={window})"
 
 
-LARGER = "A larger window gives it more, strategy='bptt' all"
+LARGER = "A larger window gives it more credit; strategy='bptt' gives it all"
 RULES = {
     # strategy: the window of e (0: no gradient at all) and of v (None: the direct path alone, "-": not compared), and
     # what is said of how much there is, and of what gives more
     DRTRL(): (1, 1, within(1), LARGER),
     DRTRL(window=3): (3, 3, within(3), LARGER),
-    DRTRL(window=TIME): (TIME, TIME, within(TIME), "Use strategy='bptt' for all"),
+    DRTRL(window=TIME): (TIME, TIME, within(TIME), "Use strategy='bptt' for all credit"),
     DRTRL(engine="trace", window=4): (4, 4, within(4), LARGER),
     DRTRL(vjp="single-step"): (0, None, "", "Use vjp='multi-step'"),
     DRTRL(vjp="single-step", engine="trace"): (0, None, "", "Use vjp='multi-step'"),
     PPProp(window=3): (3, "-", within(3), LARGER),
     OSTLFeedforward(): (1, "-", within(1), LARGER),
     ETrace(): (1, 1, within(1), LARGER),
-    ETrace(recurrence_scope="coupled"): (1, 1, "within one time step", ELSEWHERE),
+    ETrace(recurrence_scope="coupled"): (1, 1, "from one time step only", ELSEWHERE),
     EProp(): (0, None, "", "Use vjp='multi-step'"),
-    EProp(vjp="multi-step"): (1, 1, "within one time step", ELSEWHERE),
-    OSTLRecurrent(): (1, 1, "within one time step", ELSEWHERE),
-    SnAp(): (1, 1, "within one time step", ELSEWHERE),
-    UORO(): (1, "-", "within one time step", ELSEWHERE),
+    EProp(vjp="multi-step"): (1, 1, "from one time step only", ELSEWHERE),
+    OSTLRecurrent(): (1, 1, "from one time step only", ELSEWHERE),
+    SnAp(): (1, 1, "from one time step only", ELSEWHERE),
+    UORO(): (1, "-", "from one time step only", ELSEWHERE),
 }
 
 
@@ -129,10 +129,10 @@ def test_what_is_said_is_what_the_gradient_has(lab, strategy):
         assert not any(leaf.any() for leaf in lab.flat({"": grads["e.weight"]}).values())
         assert (partly.trains, partly.why) == ("in part", f"{PARTLY}the other has no credit. {more}")
     else:
-        assert (chained.trains, chained.why) == ("in part", f"{CHAINED}its credit lies {reach}. {more}")
+        assert (chained.trains, chained.why) == ("in part", f"{CHAINED}it gets credit {reach}. {more}")
         lab.same({"e": grads["e.weight"]}, {"e": truth(lab, phases, e)["e.weight"]})
         assert lab.cosine({"e": grads["e.weight"]}, {"e": exact["e.weight"]}) < 0.999, "the test sees what is missing"
-        assert (partly.trains, partly.why) == ("in part", f"{PARTLY}the other has credit {reach}. {more}")
+        assert (partly.trains, partly.why) == ("in part", f"{PARTLY}the other gets credit {reach}. {more}")
     if v != "-":
         lab.same({"v": grads["v.weight"]}, {"v": truth(lab, phases, v)["v.weight"]})
         assert lab.cosine({"v": grads["v.weight"]}, {"v": exact["v.weight"]}) < 0.999
@@ -161,15 +161,15 @@ def test_what_is_advised_within_a_sequence_of_updates_can_be_had(lab, engine):
         learner = DRTRL(engine=engine, **fields).bind(Objective(task(lab), lambda x: x), check_phases(phases))
         return {row.name: row.why for row in learner.report(phases)}["e.weight"].partition(": ")[2]
 
-    multiple = "A larger window, of which update_every is a multiple, gives it more"
+    multiple = "A larger window, of which update_every is a multiple, gives it more credit"
     without = "strategy='bptt', which has no update_every,"
     for fields in ({"window": 2, "update_every": 2}, {"window": 5, "update_every": 10}):
-        assert said(**fields) == f"its credit lies {within(fields['window'])}. {multiple}, {without} all"
-    assert said(window=4, update_every=4).startswith(f"its credit lies {within(4)}. ")
+        assert said(**fields) == f"it gets credit {within(fields['window'])}. {multiple}; {without} gives it all"
+    assert said(window=4, update_every=4).startswith(f"it gets credit {within(4)}. ")
     with pytest.raises(ValueError, match="update_every=2.: .* update_every must be a multiple of it$"):
         said(window=4, update_every=2)
-    assert said(window=10, update_every=10) == f"its credit lies {within(10)}. Use {without} for all"
-    assert said(window=2) == f"its credit lies {within(2)}. {LARGER}"
+    assert said(window=10, update_every=10) == f"it gets credit {within(10)}. Use {without} for all credit"
+    assert said(window=2) == f"it gets credit {within(2)}. {LARGER}"
 
 
 class Read(brainstate.nn.Module):
@@ -196,7 +196,7 @@ def test_a_layer_before_the_recurrence_is_named(lab, kind, engine):
     phases = replace(phases, warmup=4 * phases.warmup, inputs=4 * phases.inputs)
     for strategy, trains, ending in (
         (DRTRL(engine=engine, vjp="single-step"), "no", "its gradient is exactly zero. Use vjp='multi-step'"),
-        (DRTRL(engine=engine, window=2), "in part", f"its credit lies {within(2)}. {LARGER}"),
+        (DRTRL(engine=engine, window=2), "in part", f"it gets credit {within(2)}. {LARGER}"),
     ):
         drive = lab.Drive(strategy, lab.Task(Read(lab, kind)), phases)
         row = next(row for row in drive.learner.report(phases) if row.name == "layer.weight")
@@ -226,12 +226,12 @@ def test_dni_estimates_what_comes_later_for_what_has_no_trace_at_all(lab):
     drive = lab.Drive(DNI(fit_epochs=3), task(lab), phases)
     grads, rows = drive.grads(phases), {row.name: row.why for row in drive.learner.report(phases)}
     wanted = truth(lab, phases, 1)
-    assert rows["e.weight"] == f"{CHAINED}its credit lies within one time step. For later losses it has the " + (
+    assert rows["e.weight"] == f"{CHAINED}it gets credit from one time step only. For later losses it has the " + (
         "synthesiser's estimate"
     )
     with pytest.raises(AssertionError, match="off by"):
         lab.same({"e": grads["e.weight"]}, {"e": wanted["e.weight"]})
-    assert rows["v.weight"] == f"{PARTLY}the other has credit within one time step. {ELSEWHERE}"
+    assert rows["v.weight"] == f"{PARTLY}the other gets credit from one time step only. {ELSEWHERE}"
     lab.same({"v": grads["v.weight"]}, {"v": wanted["v.weight"]})
 
 
@@ -268,7 +268,7 @@ def test_uoro_is_unbiased_where_there_is_a_trace_and_only_there(lab):
     lab.same(of(first, "rnn.Wr.weight"), of(diagonal, "rnn.Wr.weight"))
     assert lab.cosine(of(total, "rnn.Wr.weight"), of(exact, "rnn.Wr.weight")) < 0.99
     row = next(row for row in drive.learner.report(phases) if row.name == "rnn.Wr.weight")
-    assert row.trains == "in part" and row.why.endswith(f"its credit lies within one time step. {ELSEWHERE}")
+    assert row.trains == "in part" and row.why.endswith(f"it gets credit from one time step only. {ELSEWHERE}")
 
 
 class Begun(brainstate.nn.Module):

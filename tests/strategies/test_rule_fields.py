@@ -27,6 +27,7 @@ def test_wrong_fields_are_refused():
         (lambda: ETrace(feedback_seed=9), r"^ETrace\(feedback_seed=9\): the feedback is not random"),
         (lambda: EProp(feedback="none"), r"^EProp\(feedback='none'\): expected 'symmetric' or 'random'$"),  # type: ignore
         (lambda: EProp(kappa=-0.1), r"^EProp\(kappa=-0.1\): expected a number in \[0, 1\)$"),
+        (lambda: EProp(kappa=0.9, readout_memory=True), r"^EProp\(kappa=0.9\): expected 0 with readout_memory=True"),
         (lambda: SnAp(n=0), r"^SnAp\(n=0\): expected a whole number of time steps, at least 1$"),
         (lambda: DNI(fit_epochs=0), r"^DNI\(fit_epochs=0\): expected a whole number, at least 1$"),
         (lambda: DNI(fit_lr=0.0), r"^DNI\(fit_lr=0.0\): expected a positive rate$"),

@@ -19,7 +19,7 @@ from ..base import Learner, Network, ParameterReport, Update, split_reset, train
 from ..flow import Flow, initial_values
 from ..parameter_report import START, WHOLE, Traces, describe
 from ..specs.backward_rule import BackwardRule
-from ..specs.online_rule import ONE_STEP, Reach
+from ..specs.base import ONE_STEP, Reach
 from ..stretches import Stretch, scored_stretch, stretches_of, warm_stretch
 from ..update_schedule import SEQUENCE, UpdateSchedule, over_tiles
 from .blocks import Carry, Rows, leaf, parts_of

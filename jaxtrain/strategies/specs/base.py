@@ -21,6 +21,40 @@ UpdateEvery = Literal["sequence"] | int
 
 
 @dataclass(frozen=True)
+class Reach:
+    """Texts for the parameter report: how far back credit without a trace reaches, and which options extend it.
+
+    Attributes:
+        within: The time steps that give credit.
+        more: Advice that gives more credit.
+        besides: What a parameter without any trace has in addition.
+        anyway: Advice that gives credit to what a single-step rule holds constant.
+        memory: Advice that passes credit through readout memory.
+    """
+
+    within: str = "one time step only"
+    more: str = "For more use drtrl with a window, or tbptt"
+    besides: str = ""
+    anyway: str = "Use drtrl with vjp='multi-step', or tbptt"
+    memory: str = "a rule with readout_memory=True, such as drtrl or eprop"
+
+    @staticmethod
+    def of_window(window: int, scored: int, update_every: UpdateEvery = "sequence") -> Reach:
+        """The reach of windows of ``window`` time steps in a sequence with ``scored`` scored ones."""
+        steps = "one scored time step" if window == 1 else f"{window} scored time steps"
+        within = f"{steps} only (window={window})"
+        larger, exact = "A larger window", "strategy='bptt'"
+        if update_every != "sequence":  # advise only what these options allow
+            larger, exact = f"{larger}, of which update_every is a multiple,", f"{exact}, which has no update_every,"
+        if window >= scored:
+            return Reach(within, f"Use {exact} for all credit")
+        return Reach(within, f"{larger} gives it more credit; {exact} gives it all")
+
+
+ONE_STEP = Reach()
+
+
+@dataclass(frozen=True)
 class Strategy(ABC):
     """A method of computing gradients.
 

@@ -27,11 +27,13 @@ class EProp(ReversibleRule):
 
     Args:
         feedback: "symmetric" or "random".
-        kappa: Decay of the low-pass filter on the trace, in [0, 1).
+        kappa: Decay of the low-pass filter on the trace, in [0, 1). It stands for the leak of a readout outside of the
+            model. If the model has a leaky readout, use ``readout_memory=True`` instead.
         feedback_seed: Seed of the random feedback matrix.
 
     Raises:
-        ValueError: ``kappa`` is out of range, or a seed is given without random feedback.
+        ValueError: ``kappa`` is out of range or is combined with ``readout_memory``, or a seed is given without random
+            feedback.
 
     >>> fit = jaxtrain.Fit(EProp(feedback="random"), max_steps=1000)
     """
@@ -48,6 +50,8 @@ class EProp(ReversibleRule):
     def __post_init__(self):
         super().__post_init__()
         self._require_fraction("kappa")
+        twice = "0 with readout_memory=True, because each credits the past of the readout, which would count twice"
+        self._require(not (self.kappa and self.readout_memory), "kappa", twice)
         check_feedback_seed(self, self.feedback == "random")
 
     def works_in(self) -> tuple[RequiredBatching, str]:

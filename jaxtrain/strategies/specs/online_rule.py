@@ -6,7 +6,7 @@ from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from .base import ScheduledStrategy, UpdateEvery
+from .base import ONE_STEP, Reach, ScheduledStrategy
 
 if TYPE_CHECKING:
     from ...core.module import Phases
@@ -16,37 +16,6 @@ if TYPE_CHECKING:
 
 RequiredBatching = Literal["either", "batched", "vmap"]
 MULTI_STEP = "Use vjp='multi-step'"
-
-
-@dataclass(frozen=True)
-class Reach:
-    """Texts for the parameter report: how far back credit without a trace reaches, and which options extend it.
-
-    Attributes:
-        within: The time steps within which there is credit.
-        more: Advice that gives more credit.
-        besides: What a parameter without any trace has in addition.
-        anyway: Advice that gives credit to what a single-step rule holds constant.
-    """
-
-    within: str = "one time step"
-    more: str = "For more use drtrl with a window, or tbptt"
-    besides: str = ""
-    anyway: str = "Use drtrl with vjp='multi-step', or tbptt"
-
-    @staticmethod
-    def of_window(window: int, scored: int, update_every: UpdateEvery = "sequence") -> Reach:
-        """The reach of windows of ``window`` time steps in a sequence with ``scored`` scored ones."""
-        within = f"one window of {window} scored time step" + ("s" if window > 1 else "")
-        larger, exact = "A larger window", "strategy='bptt'"
-        if update_every != "sequence":  # advise only what these options allow
-            larger, exact = f"{larger}, of which update_every is a multiple,", f"{exact}, which has no update_every,"
-        if window >= scored:
-            return Reach(within, f"Use {exact} for all")
-        return Reach(within, f"{larger} gives it more, {exact} all")
-
-
-ONE_STEP = Reach()
 
 
 @dataclass(frozen=True)
@@ -246,6 +215,12 @@ class ReversibleRule(EngineRule, SteppedRule):
 
     def is_single_step(self) -> bool:
         return self.vjp == "single-step"
+
+    def reach(self, time: int) -> Reach:
+        memory = "readout_memory=True" + " with engine='auto'" * (self.engine == "trace")
+        if self.update_every != "sequence":
+            memory += f", which reaches back to the last update only (update_every={self.update_every})"
+        return replace(super().reach(time), memory=memory)
 
     def credits_memory(self) -> bool:
         return self.readout_memory

@@ -26,6 +26,8 @@ class Sequences(Setting):
     """A network, and random sequences in which every time step is scored."""
 
     inputs: int = 64
+    leaky: bool = True
+    """whether the readout of spiking neurons is leaky"""
 
     def environ(self) -> dict[str, Any]:
         return {"dt": 1.0 * u.ms} if self.cell in NEURONS else {}
@@ -41,19 +43,21 @@ class Sequences(Setting):
 
     def model(self) -> Any:
         with seeded(0), self.context():
-            network = Spiking if self.cell in NEURONS else Cell
-            return network(self.cell, self.hidden, self.inputs)
+            if self.cell in NEURONS:
+                return Spiking(self.cell, self.hidden, self.inputs, self.leaky)
+            return Cell(self.cell, self.hidden, self.inputs)
 
 
 class Spiking(brainstate.nn.Module):
-    """Recurrent spiking neurons with a leaky readout, (B, inputs) -> (B, 10)."""
+    """Recurrent spiking neurons with a leaky or a linear readout, (B, inputs) -> (B, 10)."""
 
-    def __init__(self, cell: str, hidden: int, inputs: int):
+    def __init__(self, cell: str, hidden: int, inputs: int, leaky: bool):
         super().__init__()
         tau: Any = 10.0 * u.ms
         self.current = braintrace.nn.Linear(inputs + hidden, hidden)
         self.neurons: Any = NEURONS[cell](hidden, tau=tau, V_reset=0.0 * u.mV, spk_reset="soft")
-        self.readout = braintrace.nn.LeakyRateReadout(hidden, CLASSES, tau=tau)
+        leak = braintrace.nn.LeakyRateReadout
+        self.readout: Any = leak(hidden, CLASSES, tau=tau) if leaky else braintrace.nn.Linear(hidden, CLASSES)
 
     def update(self, x):
         spikes = self.neurons.get_spike()

@@ -130,8 +130,64 @@ def test_a_bias_beside_a_masked_weight(lab, rule):
     lab.same(*(lab.learn(replace(RULES[rule], engine=engine), task(), phases) for engine in ("reverse", "trace")))
 
 
+class Twice(brainstate.nn.Module):
+    """``v`` reaches the units directly and through ``w``, which reads old units, too, if ``mixed``."""
+
+    mixed = False
+
+    def __init__(self, lab):
+        super().__init__()
+        self.v, self.w = braintrace.nn.Linear(lab.N_IN, lab.N), braintrace.nn.Linear(lab.N, lab.N)
+        self.out = braintrace.nn.Linear(lab.N, lab.N_OUT)
+
+    def init_state(self, batch_size=None, **_):
+        self.h = brainstate.HiddenState(jnp.zeros((batch_size, 6) if batch_size else (6,)))
+
+    def update(self, x):
+        a, h = self.v(x), self.h.value
+        self.h.value = jnp.tanh(0.9 * h + a + self.w(jnp.tanh(a + h if self.mixed else a)))
+        return self.out(self.h.value)
+
+
+class Mixed(Twice):
+    mixed = True
+
+
+class Stacked(brainstate.nn.Module):
+    """Two layers of equal size, which braintrace joins for this rule."""
+
+    def __init__(self, lab):
+        super().__init__()
+        self.first = braintrace.nn.ValinaRNNCell(lab.N_IN, lab.N)
+        self.between, self.own = braintrace.nn.Linear(lab.N, lab.N), braintrace.nn.Linear(lab.N, lab.N)
+        self.out = braintrace.nn.Linear(lab.N, lab.N_OUT)
+
+    def init_state(self, batch_size=None, **_):
+        self.h = brainstate.HiddenState(jnp.zeros((batch_size, 6) if batch_size else (6,)))
+
+    def update(self, x):
+        self.h.value = jnp.tanh(self.between(self.first(x)) + self.own(self.h.value))
+        return self.out(self.h.value)
+
+
+@pytest.mark.parametrize("rule", ["ostl_recurrent", "ostl_recurrent, single-step"])
+@pytest.mark.parametrize(
+    "model, irreversible", [(Twice, ""), (Mixed, "no element-wise form"), (Stacked, "states of equal shape")]
+)
+def test_only_recurrent_weights_lead_a_unit_to_itself(lab, rule, model, irreversible):
+    def task():
+        with brainstate.random.seed_context(0):
+            return lab.Task(model(lab))
+
+    phases = sequences(lab, "warm-up, weights, resets")
+    if irreversible:
+        with pytest.raises(ValueError, match=irreversible):
+            lab.Drive(replace(RULES[rule], engine="reverse"), task(), phases)
+    lab.same(*(lab.learn(replace(RULES[rule], engine=engine), task(), phases) for engine in ("auto", "trace")))
+
+
 @pytest.mark.cover
-@pytest.mark.parametrize("model", [Bypass, Layers, Leaky])
+@pytest.mark.parametrize("model", [Bypass, Layers, Leaky, Twice])
 @pytest.mark.parametrize("rule", RULES)
 def test_models_with_several_paths(lab, rule, model):
     def task():
@@ -145,6 +201,11 @@ def test_models_with_several_paths(lab, rule, model):
             lab.Drive(replace(RULES[rule], engine="reverse"), task(), sequences(lab, "plain"))
         return
     phases = sequences(lab, "warm-up, weights, resets")
+    if "filtered" in rule and model is Leaky:
+        for engine in ("reverse", "trace"):
+            with pytest.raises(ValueError, match="filters the traces in place of a leaky readout"):
+                lab.Drive(replace(RULES[rule], engine=engine), task(), phases)
+        return
     lab.same(*(lab.learn(replace(RULES[rule], engine=engine), task(), phases) for engine in ("reverse", "trace")))
 
 

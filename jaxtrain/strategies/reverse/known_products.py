@@ -61,10 +61,11 @@ class KnownProducts(Products):
         return width if inside.aval.shape == equation.outvars[0].aval.shape else None
 
     def check_own_recurrence(self) -> None:
-        """Raise Irreversible where a unit's way to itself has no element-wise form.
+        """Leave in ``own`` the products by which a unit reaches itself; raise Irreversible if they mix units.
 
         Each product between old and new hidden states reads one value per unit, position by position, and at most two
-        products follow each other, of which the first belongs to no relation.
+        products follow each other, of which the first belongs to no relation. None reads what a traced product gives
+        in the same time step, since the effect of that product through it is no part of the trace.
         """
         step = self.step
         needed = {id(var) for name in step.traced for var in step.short[name][1]}
@@ -76,6 +77,8 @@ class KnownProducts(Products):
                 inputs = [self.inside(k)] if k in self.split else equation.invars
                 inputs = [var for var in inputs if var is not None]
                 needed |= {id(var) for var in inputs if not isinstance(var, Literal)}
+        own: dict[int, int] = {}
+        perturbed: set[int] = set()  # what depends on a relation's output
         chained: dict[int, bool] = {}
         origin: dict[int, set[int]] = {}
         depends: dict[int, frozenset] = {
@@ -85,6 +88,8 @@ class KnownProducts(Products):
         }
         for equation in path[::-1]:
             k = self.number.get(id(equation))
+            if any(id(var) in perturbed for var in equation.invars) or (k is not None and self.relation[k] is not None):
+                perturbed |= {id(var) for var in equation.outvars}
             if k is None:
                 follow(equation, depends)
                 continue
@@ -100,15 +105,16 @@ class KnownProducts(Products):
                 continue  # it reads other states than it acts on, so no unit reaches itself through it
             if k not in self.own:
                 raise Irreversible("a recurrent product does not read one value per unit")
-            if any(self.relation[j] is not None or chained[j] for j in earlier):
+            if id(self.inside(k)) in perturbed or any(chained[j] for j in earlier):
                 raise Irreversible("recurrent products follow each other in a way that has no element-wise form")
             if earlier and (relation is None or not step.relations[relation].trained):
                 raise Irreversible("a recurrent product that follows another one has no trained weight")
-            chained[k], origin[k] = bool(earlier), from_groups
+            own[k], chained[k], origin[k] = self.own[k], bool(earlier), from_groups
             depends[id(equation.outvars[0])] = frozenset({("product", k)})
         reached = frozenset().union(*(depends.get(id(step.short[name][1][0]), frozenset()) for name in step.traced))
         if any(kind == "product" and self.relation[k] is None for kind, k in reached):
             raise Irreversible("a recurrent product has no trace")
+        self.own = own
 
     # -------------------------------------------------------------------------------------------------- passes
 

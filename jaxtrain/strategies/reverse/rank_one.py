@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import brainstate
-import braintrace
 import jax
 import jax.numpy as jnp
 
@@ -213,14 +212,7 @@ class RankOneLearner(ReverseLearner):
         return range(len(self.step.relations))
 
     def _check(self, found: Any) -> None:
-        """Raise Irreversible for a model whose random signs or projections would differ from braintrace's.
-
-        For this rule, braintrace also groups hidden states that recurrent weights connect, if their shapes are equal.
-        """
-        module = self.step.report.graph.module_info
-        coupled, _ = braintrace.find_hidden_groups_from_minfo(module, include_recurrent_mixing=True)
-        if [group.hidden_paths for group in found] != [group.hidden_paths for group in coupled]:
-            raise Irreversible("weights connect hidden states of equal shape, which then are one group")
+        """Raise Irreversible for a model whose random signs or projections would differ from braintrace's."""
         sizes = {group.index: len(group.hidden_paths) for group in found}
         if self.step.mapped:
             raise Irreversible("the model is mapped over sequences")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import braintrace
+
 from ..equations import ELEMENTWISE, Irreversible
 from ..network import Network
 from ..specs.backward_rule import BackwardRule
@@ -25,6 +27,8 @@ def require_reversible(rule: BackwardRule, step: DetachedStep, network: Network,
     values = [leaf(network.hidden[name].value) for name in step.traced]
     if any(each.dtype.itemsize < 4 for each in (*values, *(r.y_var.aval for r in step.relations))):
         raise Irreversible("its recurrence has less than 32 bits")
+    if rule.own_recurrence or rule.rank_one:
+        _require_uncoupled(step)
     if not rule.needs_factors:
         return
     if learns_starts:
@@ -33,6 +37,15 @@ def require_reversible(rule: BackwardRule, step: DetachedStep, network: Network,
         _require_units(step, i)
     if rule.own_recurrence and step.mapped:
         raise Irreversible("the model is mapped over sequences")
+
+
+def _require_uncoupled(step: DetachedStep) -> None:
+    """Raise Irreversible if braintrace makes one group of several: for rules with recurrent mixing, it joins hidden
+    states of equal shape that weights connect."""
+    module = step.report.graph.module_info
+    coupled, _ = braintrace.find_hidden_groups_from_minfo(module, include_recurrent_mixing=True)
+    if [group.hidden_paths for group in step.report.graph.hidden_groups] != [group.hidden_paths for group in coupled]:
+        raise Irreversible("weights connect hidden states of equal shape, which then are one group")
 
 
 def _require_units(step: DetachedStep, i: int) -> None:

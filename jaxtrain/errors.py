@@ -27,6 +27,8 @@ class DataEnded(DataError):
 class ConfigError(ValueError):
     """A configuration that cannot be used. The message names its origin and what was expected."""
 
+    exit_code = 2
+
 
 class CorruptCheckpoint(RuntimeError):
     """A checkpoint that does not contain what was saved.
@@ -55,6 +57,17 @@ class NonFiniteError(FloatingPointError):
 
 class ProcessError(RuntimeError):
     """Another process failed, so this one cannot continue."""
+
+    exit_code = 1
+
+
+class ProcessEnded(ProcessError):
+    """Another process has ended without a report, so this one cannot continue. All can be started again."""
+
+    exit_code = 75  # EX_TEMPFAIL: a temporary failure
+
+    def __init__(self, where: str = "") -> None:
+        super().__init__(f"another process has ended{where}: start all processes again with --resume last")
 
 
 class InsufficientMemory(MemoryError):

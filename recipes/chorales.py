@@ -16,7 +16,7 @@ from typing import Literal
 from music.musicxml import NOTES, piano_roll, read_score
 
 from jaxtrain import cli
-from jaxtrain.cli.options import NetworkOptions, TrainingOptions, check_options
+from jaxtrain.cli import NetworkOptions, TrainingOptions, check_options
 from jaxtrain.errors import ConfigError
 from jaxtrain.nn.cells import CellName
 from jaxtrain.utils.extras import data_in

@@ -20,7 +20,7 @@ from cognitive.networks import network, signs_of
 from cognitive.tasks import CUES, TASKS, TIMING, VECTOR, Trials, make_task
 
 from jaxtrain import cli
-from jaxtrain.cli.options import TrainingOptions, check_options
+from jaxtrain.cli import TrainingOptions, check_options
 from jaxtrain.errors import ConfigError
 
 TOLERANCE = 0.1

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxtrain import cli
-from jaxtrain.cli.options import TrainingOptions, check_options
+from jaxtrain.cli import TrainingOptions, check_options
 from jaxtrain.errors import ConfigError
 from jaxtrain.utils.extras import data_in
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxtrain import cli
-from jaxtrain.cli.options import NetworkOptions, TrainingOptions, check_options
+from jaxtrain.cli import NetworkOptions, TrainingOptions, check_options
 from jaxtrain.nn.cells import CellName
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Literal
 
 from jaxtrain import cli
-from jaxtrain.cli.options import NetworkOptions, TrainingOptions, check_options
+from jaxtrain.cli import NetworkOptions, TrainingOptions, check_options
 from jaxtrain.errors import ConfigError
 from jaxtrain.nn.cells import CellName
 

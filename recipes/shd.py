@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jaxtrain import cli
-from jaxtrain.cli.options import TrainingOptions, check_options
+from jaxtrain.cli import TrainingOptions, check_options
 from jaxtrain.errors import ConfigError
 
 if TYPE_CHECKING:

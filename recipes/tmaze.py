@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 
 from jaxtrain import cli
-from jaxtrain.cli.options import NetworkOptions, TrainingOptions, check_options
+from jaxtrain.cli import NetworkOptions, TrainingOptions, check_options
 from jaxtrain.errors import ConfigError
 from jaxtrain.nn.cells import CellName
 

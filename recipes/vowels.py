@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxtrain import cli
-from jaxtrain.cli.options import NetworkOptions, TrainingOptions, check_options
+from jaxtrain.cli import NetworkOptions, TrainingOptions, check_options
 from jaxtrain.errors import ConfigError
 from jaxtrain.nn.cells import CellName
 from jaxtrain.utils.extras import data_in

@@ -61,7 +61,7 @@ def test_a_config_checks_its_values(fit, call, capsys):
         """steps"""
 
         def __post_init__(self):
-            cli.check(self, counts=("batch_size",), periods=("every",))
+            cli.check_options(self, counts=("batch_size",), periods=("every",))
 
     for argv, message in (
         ("--batch-size 0", "error: --batch-size 0: expected a whole number, 1 or more\n"),

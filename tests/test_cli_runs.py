@@ -1,11 +1,13 @@
 """Which run directory a command line begins, and which run it resumes."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 import jaxtrain
+from jaxtrain.utils.files import RunLock
 from tests.commands import ROOT
 
 
@@ -62,6 +64,17 @@ def test_resume_a_path(fit, call):
     call("--resume", "r/checkpoints/50", "--run-dir", "new", "--lr", 0.25)
     assert fit.asked["resume"] == "r/checkpoints/50" and fit.config.run_dir == "new" and fit.config.lr == 0.25
     assert call("--resume", "r/checkpoints/60")[0] == 2
+
+
+def test_a_directory_in_use_is_refused_before_anything_is_made(fit, call):
+    call("--run-dir", "r")
+    fit.config = None
+    with RunLock(Path("r")):
+        code, _, err = call("--run-dir", "r", "--resume", "last")
+    assert code == 1 and err == f"error: run directory r is in use by process {os.getpid()}: " + (
+        "wait for it, or choose another run_dir\n"
+    )
+    assert fit.config is None and call("--run-dir", "r", "--resume", "last")[0] == 0
 
 
 def test_a_saved_config_that_the_recipe_no_longer_knows(fit, call):

@@ -95,7 +95,7 @@ class Wide(jt.Module):
         ((64, 100_000), None, (1, 4, "cpu"), 1, "there is one"),
         ((1, 1_000_000), 6, (4, 4, "cpu"), 3, "6 seeds do not divide over 4 cores"),
         ((64, 100_000), 5, (4, 4, "cpu"), 1, "5 seeds do not divide over 4 cores"),
-        ((64, 100_000), None, (4, 8, "gpu"), 1, "auto uses one gpu; --devices all uses each"),
+        ((64, 100_000), None, (4, 8, "gpu"), 1, "one gpu; --devices all uses each"),
     ],
 )
 def test_what_auto_chooses(monkeypatch, sizes, seeds, machine, count, why):
@@ -161,10 +161,12 @@ def test_auto_is_resolved_once_and_a_resume_on_other_cores_is_exact(tmp_path):
     text, config, digest = on_cores(4, tmp_path / "whole", "--max-steps", "6")
     assert "devices    4, 2 sequences each; memory is per device (auto: one per core)" in text
     assert config["fit"]["devices"] == 4 and config["config"]["devices"] == "auto"
+    (rule,) = [line for line in text.splitlines() if line.startswith("strategy")]
     on_cores(4, tmp_path / "parts", "--max-steps", "3")
     text, config, resumed = on_cores(1, tmp_path / "parts", "--resume", "last", "--max-steps", "6")
     assert "devices    4, 2 sequences each; memory is per device (auto: as at the start of the run)" in text
     assert config["fit"]["devices"] == 4 and "rounding" not in text
+    assert "batching=auto" in rule and rule in text.splitlines(), "the options as they were asked for, in every start"
     assert resumed == digest
     text, config, other = on_cores(1, tmp_path / "one", "--max-steps", "6")
     assert "devices    1 (auto: there is one)" in text and config["fit"]["devices"] == 1

@@ -89,7 +89,7 @@ def test_describe_run(tmp_path):
     assert run.splitlines()[:4] == [
         "run",
         f"  directory  {tmp_path}",
-        "  status     stopped unexpectedly after step 0; continue with --resume last",
+        "  status     stopped unexpectedly after step 0",
         "  rule       drtrl",
     ]
     assert rest == [
@@ -119,7 +119,11 @@ def test_describe_run_spells_nested_lists(tmp_path):
 
 def test_a_run_of_the_api_shows_its_fit(tmp_path):
     """It has no recipe's configuration."""
-    begin(tmp_path, config=None, fit={"max_steps": 300, "clip": None, "chunk": "auto", "checkpoint": {"keep_last": 2}})
+    fit = {"max_steps": 300, "clip": None, "chunk": "auto", "checkpoint": {"keep_last": 2}}
+    fit["callbacks"] = ["JSONL.0", "EarlyStopping.0"]
+    begin(tmp_path, config=None, strategy={"name": "drtrl"}, fit=fit)
     titles = dict(section.split("\n", 1) for section in describe_run(facts(tmp_path)).split("\n\n"))
-    fit = [line.split() for line in titles["fit"].splitlines()]
-    assert fit == [["max_steps", "300"], ["chunk", "auto"], ["checkpoint.keep_last", "2"]] and "config" not in titles
+    (options,) = [text for title, text in titles.items() if title.startswith("options")]
+    shown = ["fit.max_steps 300", "fit.checkpoint.keep_last 2", "fit.callbacks [EarlyStopping.0]"]
+    assert [" ".join(line.split()) for line in options.splitlines()] == ["strategy drtrl", *shown]
+    assert "config" not in titles and "fit" not in titles

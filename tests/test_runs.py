@@ -1,15 +1,20 @@
 """`jaxtrain runs` and `jaxtrain info`: what they say about runs of every status, as text and as JSON."""
 
+import inspect
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+import jaxtrain
+from jaxtrain.commands.info import DEFAULTS
 from jaxtrain.commands.main import tool
 from jaxtrain.commands.output import age, sparkline
 from jaxtrain.utils.files import RunLock
+from tests.small import Linear, LinesOf
 
 FIT = {"max_steps": 100, "checkpoint": {"monitor": "val/accuracy", "mode": "max"}}
 KEYS = """
@@ -132,6 +137,7 @@ def test_info_shows_options_that_differ_from_the_defaults(tmp_path, capsys):
         tmp_path / "run",
         config=options,
         scores=[0.5, 0.25],
+        command=["task.py", "--hidden", "7"],
         strategy={"name": "drtrl", "window": 4, "vjp": "multi-step"},
     )
     assert tool(["info", str(tmp_path / "run")]) == 0
@@ -140,10 +146,47 @@ def test_info_shows_options_that_differ_from_the_defaults(tmp_path, capsys):
     assert titles[:3] == ["run", "result", "curves"] and titles[4:] == ["checkpoints"]
     shown = text.split(titles[3])[1].split("\n\n")[0].split()
     assert shown == ["strategy", "drtrl", "strategy.window", "4", "hidden", "7", "time_lag", "20"]
-    assert "0.5 to 0.25" in text and "stopped unexpectedly after step 20 of 100; continue with --resume last" in text
+    assert "0.5 to 0.25" in text and "stopped unexpectedly after step 20 of 100\n" in text
+    assert f"  resume     python task.py --run-dir {tmp_path}/run --resume last\n" in text
     assert tool(["info", str(tmp_path / "run"), "--all"]) == 0
     text = capsys.readouterr().out
     assert "strategy.window" not in text and "lr" in text and "last log entry" in text
+
+
+def test_a_run_of_a_program_shows_what_differs_and_how_a_failure_continues(tmp_path, capsys):
+    class Ends(jaxtrain.Callback):
+        def on_chunk_end(self, run, metrics):
+            if run.step >= 4:
+                raise KeyError("recall")
+
+    def train(name, **options):
+        fit = jaxtrain.Fit("bptt", chunk=1, run_dir=tmp_path / name, **options)
+        with suppress(KeyError):
+            fit.run(Linear(), jaxtrain.DataModule(LinesOf(2)))
+        capsys.readouterr()
+        assert tool(["info", str(tmp_path / name)]) == 0
+        return fit, capsys.readouterr().out
+
+    saves = jaxtrain.Checkpoint(every="1ep")
+    _, text = train("failed", max_epochs=5, callbacks=[Ends(), saves])
+    assert "  status     failed at step 4 of 10 (KeyError: 'recall')\n" in text
+    assert '  resume     fit.run(..., resume="last")\n' in text
+    options = text.split("--all: every option)\n")[1].split("\n\n")[0].split("\n")
+    assert [line.split(maxsplit=1) for line in options] == [
+        ["strategy", "bptt"],
+        ["fit.max_epochs", "5"],
+        ["fit.chunk", "1"],
+        ["fit.callbacks", "[Ends.0]"],
+        ["fit.periods", "[Checkpoint.0 every 1ep]"],
+    ]
+    assert tool(["runs", str(tmp_path)]) == 0 and rows(capsys.readouterr().out)[0][2] == "4/10"
+    fit, text = train("plain", max_steps=1)
+    assert "fit.max_steps  1\n  fit.chunk      1\n\n" in text and "resume" not in text
+    defaults = {name: default.default for name, default in inspect.signature(jaxtrain.Fit).parameters.items()}
+    known = {"checkpoint", "callbacks", "periods"}
+    assert {name: DEFAULTS[name] for name in DEFAULTS.keys() - known} == {
+        name: defaults[name] for name in fit.settings.as_json().keys() - known
+    }
 
 
 def test_a_curve_in_one_line(monkeypatch):

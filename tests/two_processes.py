@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxtrain as jt
-from jaxtrain.distributed import processes
+from jaxtrain.distributed import ending, processes
 from tests.small import Linear, line
 
 SETTINGS = {"max_epochs": 2, "chunk": 3, "log_every": 2}
@@ -126,4 +126,4 @@ if __name__ == "__main__":
     port, rank, folder = sys.argv[1:]
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(rank), cluster_detection_method="deactivate",
                                heartbeat_timeout_seconds=20)  # fmt: skip
-    sys.exit(processes.run(lambda: main(Path(folder))))
+    sys.exit(ending.run(lambda: main(Path(folder))))

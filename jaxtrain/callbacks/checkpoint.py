@@ -39,7 +39,7 @@ class Checkpoint(ForeignArguments, Callback):
         mode: Whether a lower ("min") or a higher ("max") score is better. None: by the metric's
             name, such as loss, mse, accuracy or recall/1 (docs/metrics.md lists them); other names need a mode.
         keep_best: Number of checkpoints with the best scores to keep.
-        keep_last: Number of newest checkpoints to keep in addition.
+        keep_last: Number of newest checkpoints to keep, besides those with the best scores.
 
     Raises:
         ValueError: An argument is invalid, or ``monitor``, ``mode`` or ``keep_best`` is given but the run has no

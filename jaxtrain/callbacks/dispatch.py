@@ -147,6 +147,15 @@ class Callbacks:
                     self._excuse(name, "state", (), error)
         return states
 
+    def periods(self) -> list[str]:
+        """The periods of each callback that has some, such as "Checkpoint.0 every 500"."""
+        lines = []
+        for name, callback in self.keys().items():
+            given = [getattr(callback, "every", None), Period.of(callback.probe_every), *callback.boundaries()]
+            texts = [str(period) for period in given if isinstance(period, Period)]
+            lines += [f"{name} every {', '.join(dict.fromkeys(texts))}"] if texts else []
+        return lines
+
     def keys(self) -> dict[str, Callback]:
         """Name of each callback in checkpoints: its class name and its position among callbacks of that class."""
         counts: dict[str, int] = {}

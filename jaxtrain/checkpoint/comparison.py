@@ -43,7 +43,7 @@ def refuse_differences(
     saved: dict[str, Any],
     live: dict[str, Any],
     keys: Iterable[str],
-    advice: str = "resume with the original one, or start another run",
+    advice: str = "resume with the original one, or choose another run_dir",
 ) -> None:
     """Raise ValueError if the checkpoint belongs to another model, optimizer or strategy, or to other data."""
     for key in keys:
@@ -57,7 +57,7 @@ def log_changes(saved: dict[str, Any], live: dict[str, Any]) -> None:
     for part in ("fit", "config", "optimizer"):
         before, now = saved.get(part) or {}, live.get(part) or {}
         for key in sorted({*before, *now}):
-            if before.get(key) != now.get(key):
+            if before.get(key) != now.get(key) and (key != "periods" or key in before):  # earlier runs lack them
                 name = f"{part}.{key}" if key else part  # a single optimizer has no label
                 log.info("resume: %s changes from %r to %r", name, before.get(key), now.get(key))
 
@@ -76,7 +76,8 @@ def require_same_run(
     own = {key: value for key, value in config.items() if key != "command"}
     local = (LearningRateMonitor, Throughput)
     compared = [n for n, one in callbacks.keys().items() if one.rank != "record" and not isinstance(one, local)]
-    own |= {"fit": {**config["fit"], "callbacks": compared}, "model": params, "optimizer": train}
+    periods = [line for line in config["fit"]["periods"] if line.split()[0] in compared]
+    own |= {"fit": {**config["fit"], "callbacks": compared, "periods": periods}, "model": params, "optimizer": train}
     first = digest(flatten({"batch": program.example}))
     own |= {"data": {**config["data"], "epoch": iterator.length, "first batch": first}}
     for loader in val:

@@ -159,7 +159,7 @@ def _resume(source: Path, which: str, target: Path | None = None) -> Origin:
         target: The directory of the fork if the user chose it.
     """
     if which == "last" and not holds_run(source):
-        log.info("resume: %s holds no run yet, starting fresh", source)
+        log.info("resume: %s holds no run yet, starting fresh with the options given now", source)
         return Origin(source)
     config = read_config(source)
     saved, is_last = read_step(source, which, config)

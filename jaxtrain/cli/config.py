@@ -1,14 +1,12 @@
-"""The options that every recipe has, and a check of option values for a recipe's own Config."""
+"""The options that every recipe has."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..errors import ConfigError
-from ..period import Period
 from ..strategies import registry
 
 if TYPE_CHECKING:
@@ -76,26 +74,3 @@ class Options:
     def saved(self) -> dict[str, Any]:
         """Return the options as config.json holds them: a plain dict without `run_dir` and `progress`."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in NOT_SAVED}
-
-
-def check(config: Options, counts: Sequence[str] = (), periods: Sequence[str] = ()) -> None:
-    """Check option values; call it in a Config's `__post_init__`.
-
-    Args:
-        config: The configuration.
-        counts: Names of fields that must be None or a whole number from 1 to 2**31 - 1.
-        periods: Names of fields that must be None or a period such as `200`, `"1ep"` or `"10min"`.
-
-    Raises:
-        ConfigError: A value is invalid.
-
-    >>> check(TrainingOptions(), counts=("batch_size",), periods=("validate_every",))
-    """
-    for name in (*counts, *periods):
-        value, flag = getattr(config, name), "--" + name.replace("_", "-")
-        if name in counts and value is not None and not 1 <= value < 2**31:
-            raise ConfigError(f"{flag} {value}: expected a whole number, {'1 or more' if value < 1 else 'below 2**31'}")
-        try:
-            Period.of(value if name in periods else None)
-        except ValueError as error:
-            raise ConfigError(f"{flag} {value}: {error}") from None

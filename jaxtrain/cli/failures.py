@@ -23,8 +23,8 @@ def guarded(work: Callable[[], int]) -> int:
         work: The command; returns its exit code.
 
     Returns:
-        The exit code of `work`; 2 after a ConfigError, 1 after another error that jaxtrain raised deliberately, 130
-        after Ctrl-C.
+        The exit code of `work`; 2 after a ConfigError, 75 if another process of several has ended, 1 after another
+        error that jaxtrain raised deliberately, 130 after Ctrl-C.
 
     Raises:
         Exception: Any error of the user's code or a bug in jaxtrain, so that Python prints its traceback. With
@@ -45,7 +45,7 @@ def guarded(work: Callable[[], int]) -> int:
         if show_traceback or not (isinstance(error, ConfigError) or is_deliberate(error)):
             raise
         notes = [note for note in getattr(error, "__notes__", []) if "JAX_TRACEBACK_FILTERING" not in note]
-        return _print("; ".join([_text(error), *notes]), 2 if isinstance(error, ConfigError) else 1)
+        return _print("; ".join([_text(error), *notes]), getattr(error, "exit_code", 1))
 
 
 def _print(message: str, code: int) -> int:

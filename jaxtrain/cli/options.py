@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ConfigError
 from ..nn.cells import CellName
-from .recipe import Options, check
+from ..period import Period
+from .config import Options
 
 if TYPE_CHECKING:
     from ..callbacks.base import Callback
@@ -115,7 +116,7 @@ class TrainingOptions(Options):
     validate_every: int | str | None = 200
     """steps between validations and figures"""
     checkpoint_every: int | str = 500
-    """steps between checkpoints, or a time such as 10min; the best two by val/loss are kept as well"""
+    """steps between checkpoints, or a time such as 10min; the newest two are kept, and the best two by val/loss"""
     test: bool = False
     """score the test data once the run is over"""
 
@@ -182,24 +183,28 @@ class TrainingOptions(Options):
         return [Checkpoint(every=self.checkpoint_every, keep_last=2, **best)]
 
 
-def check_options(config: Options, counts: Sequence[str] = (), updates: int | None = None) -> None:
-    """Check the values of these options, in a Config's ``__post_init__``.
+def check_options(config: Options, counts: Sequence[str] = (), updates: int | None = None, *,
+                  periods: Sequence[str] = ()) -> None:  # fmt: skip
+    """Check the values of options; call it in a Config's ``__post_init__``.
 
     Args:
-        config: The options.
-        counts: Names of the recipe's own options that must be 1 or more.
+        config: The options. Those of ``NetworkOptions`` and ``TrainingOptions`` are checked as well.
+        counts: Names of the recipe's own options that must be None or a whole number from 1 to 2**31 - 1.
         updates: Largest number of updates in ``max_steps`` steps; None: one update per step.
+        periods: Names of the recipe's own options that must be None or a period such as ``200``, ``"1ep"`` or
+            ``"10min"``.
 
     Raises:
         ConfigError: A value is out of range, or has no effect.
+
+    >>> check_options(TrainingOptions(), counts=("log_every",), periods=("validate_every",))
     """
-    periods = []
     if isinstance(config, NetworkOptions):
         counts = (*counts, "hidden", "layers", "width")
         _not_below(config, 0, "mlp")
         _refuse_gates(config)
     if isinstance(config, TrainingOptions):
-        counts, periods = (*counts, "batch_size", "seeds"), ["validate_every", "checkpoint_every"]
+        counts, periods = (*counts, "batch_size", "seeds"), (*periods, "validate_every", "checkpoint_every")
         if config.devices not in ("auto", "all"):
             counts = (*counts, "devices")
         _not_below(config, 0, "warmup", "weight_decay")
@@ -211,7 +216,14 @@ def check_options(config: Options, counts: Sequence[str] = (), updates: int | No
                 f"--warmup {config.warmup:g}: expected a whole number below {bound}, or a fraction of it such as 0.1"
             )
     _refuse_poles(config)
-    check(config, counts=counts, periods=periods)
+    for name in (*counts, *periods):
+        value, flag = getattr(config, name), "--" + name.replace("_", "-")
+        if name in counts and value is not None and not 1 <= value < 2**31:
+            raise ConfigError(f"{flag} {value}: expected a whole number, {'1 or more' if value < 1 else 'below 2**31'}")
+        try:
+            Period.of(value if name in periods else None)
+        except ValueError as error:
+            raise ConfigError(f"{flag} {value}: {error}") from None
 
 
 def _refuse_gates(config: NetworkOptions) -> None:

@@ -4,7 +4,7 @@ Precedence, lowest first: the recipe's defaults, `--preset`, `--config FILE`, fl
 configuration instead of the first three. A mistake in the options is printed in one line on stderr
 (`JAXTRAIN_TRACEBACK=1` shows where it was raised); errors in the user's code keep their traceback.
 Exit codes: 0 success, 1 the run (or what a command measures) failed, 2 the command line, or a file it names, is
-invalid, 130 Ctrl-C, 143 SIGTERM, 128 + n for another signal n that ends a run.
+invalid, 75 another process of several has ended, 130 Ctrl-C, 143 SIGTERM, 128 + n for another signal n that ends a run.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..distributed import processes
+from ..distributed import ending, processes
 from ..errors import ConfigError
 from ..utils.allocator import keep_freed_memory
 from ..utils.compilation_cache import use_compilation_cache
 from ..utils.diff import require_equal
+from ..utils.files import RunLock
 from .config import Options as Options
-from .config import check as check
 from .failures import guarded, is_deliberate
 from .make import make_run
 from .parse import Start, parse
@@ -50,7 +50,7 @@ def main(Config: type[Options], make: Callable[[Any], tuple[Any, Any, Any]], *,
         if __name__ == "__main__":
             sys.exit(jaxtrain.cli.main(Config, make))
     """
-    return processes.run(lambda: guarded(lambda: _main(Config, make, presets or {}, chance or {}, argv)))
+    return ending.run(lambda: guarded(lambda: _main(Config, make, presets or {}, chance or {}, argv)))
 
 
 def _main(Config, make, presets, chance, argv) -> int:
@@ -63,10 +63,10 @@ def _main(Config, make, presets, chance, argv) -> int:
         Config, presets, list(sys.argv[1:] if argv is None else argv), str(relative(script)), root
     )
     distributed = [flags[name] for name in ("processes", "process", "coordinator", "process_timeout")]
-    try:
-        processes.check(*distributed)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    processes.check(*distributed)
+    if start.run_dir is not None and (start.run_dir / ".lock").exists() and flags["processes"] == 1:
+        with RunLock(start.run_dir):  # refuses a directory in use before JAX is imported
+            pass
     devices = getattr(config, "devices", 1)
     if devices == "auto" and flags["processes"] != 1:
         devices = 1  # what "auto" means in each of several processes

@@ -20,6 +20,14 @@ from .run_facts import as_table, facts
 
 CURVES = 6
 """Largest number of curves that are drawn."""
+CALLBACKS = [f"{name}.0" for name in
+             ("LearningRateMonitor", "Throughput", "JSONL", "TensorBoard", "ProgressBar", "Checkpoint")]  # fmt: skip
+DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(("max_steps", "max_epochs", "max_time", "clip", "seeds", "validate_every")),
+    "accumulate": 1, "seed": 0, "devices": 1, "chunk": "auto", "log_every": 50, "nonfinite": "raise", "periods": [],
+    "checkpoint": {"keep_last": 1, "keep_best": 1, "mode": "min", "monitor": "val/loss"}, "callbacks": [],
+}  # fmt: skip
+"""The fields of ``fit`` in config.json if everything has its default, without ``CALLBACKS``."""
 
 
 def command(parser: argparse.ArgumentParser, argv: list[str]) -> int:
@@ -36,7 +44,7 @@ def command(parser: argparse.ArgumentParser, argv: list[str]) -> int:
 def describe_run(run: Mapping[str, Any], *, everything: bool = False) -> str:
     """Describe the facts of a run in sections, one fact per line."""
     sections = {"run": _of_run(run), "result": _of_result(run), "curves": _curves(run["curves"])}
-    if everything or not run["config"]:
+    if everything:
         sections |= {name: _table(run[name], empty=False) for name in ("strategy", "config", "fit")}
     else:
         sections["options that differ from jaxtrain's defaults (--all: every option)"] = _changed(run)
@@ -55,9 +63,12 @@ def describe_run(run: Mapping[str, Any], *, everything: bool = False) -> str:
 def _of_run(run: Mapping[str, Any]) -> dict[str, str]:
     reason, step = f" ({run['reason']})" if run["reason"] else "", run["step"]
     of = f" of {run['max_steps']}" if run["max_steps"] not in (None, step) else ""
+    again, continues = 'fit.run(..., resume="last")', ("killed", "failed", "interrupted", "terminated")
+    if run["command"] and "strategy" in as_table(run["config"]):  # of a recipe
+        again = shlex.join(["python", str(run["command"][0]), "--run-dir", run["run"], "--resume", "last"])
     status = {
         "running": f"running, process {run['process']}, at step {step}{of}",
-        "killed": f"stopped unexpectedly after step {step}{of}; continue with --resume last",
+        "killed": f"stopped unexpectedly after step {step}{of}",
     }
     seconds = time.time() - run["changed"]
     return {
@@ -66,6 +77,7 @@ def _of_run(run: Mapping[str, Any]) -> dict[str, str]:
         "rule": str(run["rule"] or ""),
         "seeds": ", ".join(map(str, run["seeds"] or [])),
         "command": shlex.join(map(str, run["command"] or [])),
+        "resume": again if run["status"] in continues else "",
         "written": f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(run['changed']))}, {age(seconds)} ago",
     }
 
@@ -75,10 +87,9 @@ def _of_result(run: Mapping[str, Any]) -> dict[str, str]:
     texts = {"best": ", ".join(f"{name} {text}" for name, text in _table(run["best"]).items())}
     if {"monitor", "score", "step"} <= best.keys():
         texts["best"] = f"{best['monitor']} {short(best['score'])} at step {best['step']}"
-    for part in ("train", "val", "test"):
-        texts[part] = ", ".join(f"{name} {text}" for name, text in _table(run[part]).items())
+    texts |= {part: ", ".join(map(" ".join, _table(run[part]).items())) for part in ("train", "val", "test")}
     if isinstance(run["steps_per_second"], float) and {"total", "compile"} <= seconds.keys():
-        times = f"{seconds['total']:.0f} s in all, {seconds['compile']:.0f} s of it compilation"
+        times = f"{seconds['total']:.0f} s since its last start, {seconds['compile']:.0f} s of it compilation"
         texts["speed"] = f"{run['steps_per_second']:.4g} steps/s; {times}"
     return {**texts, "digest": str(run["digest"] or "")}
 
@@ -95,13 +106,17 @@ def _curves(curves: Mapping[str, list[list[Any]]]) -> dict[str, str]:
 
 
 def _changed(run: Mapping[str, Any]) -> dict[str, str]:
-    """Options of a recipe that jaxtrain does not know or that differ from its defaults, and fields of the strategy."""
+    """Options that jaxtrain does not know or that differ from its defaults, and fields of the strategy."""
     values, strategy = as_table(run["config"]), as_table(run["strategy"])
     known = {name: o.default for kind in (NetworkOptions, TrainingOptions) for name, o in options(kind).items()}
     own = {name: value for name, value in values.items() if name not in known or value != known[name]}
-    kind = registry.REGISTRY.get(str(run["rule"]))
-    fields = {} if kind is None else {n: o.default for n, o in options(registry.lookup(str(run["rule"]))).items()}
+    rule = [registry.lookup(str(run["rule"]))] if run["rule"] in registry.REGISTRY else []
+    fields = {name: option.default for kind in rule for name, option in options(kind).items()}
     changed = {f"strategy.{n}": v for n, v in strategy.items() if n != "name" and v != fields.get(n)}
+    if "strategy" not in values:  # a program with a Fit of its own
+        fit, defaults = dict(as_table(run["fit"])), dict(flat(DEFAULTS))
+        fit["callbacks"] = [name for name in fit.get("callbacks", []) if name not in CALLBACKS]
+        own |= {f"fit.{name}": text for name, text in flat(fit) if text != defaults.get(name)}
     return dict(flat({"strategy": run["rule"], **changed, **{n: v for n, v in own.items() if "strategy" not in n}}))
 
 

@@ -38,7 +38,7 @@ def facts(run_dir: Path) -> dict[str, Any]:
         "status": ended if process is None else "running",
         "process": process,
         "step": result.get("step", max([*logged, *steps], default=0)),
-        "max_steps": fit.get("max_steps"),
+        "max_steps": config.get("steps", fit.get("max_steps")),
         "rule": as_table(config.get("strategy")).get("name"),
         "best": result.get("best") or _best(log, as_table(fit.get("checkpoint"))),
         **{name: result.get(name) for name in COPIED},

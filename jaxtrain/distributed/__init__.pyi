@@ -1,1 +1,1 @@
-from .processes import run as run
+from .ending import run as run

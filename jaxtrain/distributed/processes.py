@@ -1,8 +1,8 @@
 """Several processes that train one model: how they start, exchange values, and end.
 
 All communication uses JAX's coordination service and costs the devices nothing. Every process calls the same functions
-in the same order. If a process dies, the service notices and ends the others. A process that fails reports the reason
-before it ends.
+in the same order. If a process dies, the service ends
+the others, or a broken connection does (`ending.py`). A process that fails reports the reason before it ends.
 """
 
 from __future__ import annotations
@@ -15,24 +15,21 @@ import socket
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from ..errors import ProcessError
+from ..errors import ConfigError, ProcessEnded, ProcessError
 
 SECONDS = 100
 """Seconds of silence after which a process counts as dead."""
 _SLICE_MS, _KEPT = 1000, 1000
-_FAILED, _LEFT = "jaxtrain/failed", "jaxtrain/left/"
-_LEAVE_SECONDS = 20
-"""Seconds that the first process waits for the others to report why they end."""
+_FAILED = "jaxtrain/failed"
 _run, _turns = 0, itertools.count()
 _polls = itertools.count(1)
 
 
-def _state() -> Any:
+def jax_state() -> Any:
     """JAX's distributed state, or None if there is one process. Does not import JAX."""
     module = sys.modules.get("jax._src.distributed")
     state = getattr(module, "global_state", None)
@@ -41,13 +38,13 @@ def _state() -> Any:
 
 def count() -> int:
     """Number of processes of the run: 1 unless ``start`` or ``jax.distributed.initialize`` was called."""
-    state = _state()
+    state = jax_state()
     return 1 if state is None else state.num_processes
 
 
 def index() -> int:
     """Number of this process, starting at 0."""
-    state = _state()
+    state = jax_state()
     return 0 if state is None else state.process_id
 
 
@@ -65,27 +62,30 @@ def rank_prefix() -> str:
 
 
 def check(processes: Any, process: int | None, coordinator: str | None, seconds: int) -> None:
-    """Raise ValueError if the options of ``start`` are invalid or do not fit together."""
+    """Raise ConfigError if the options of ``start`` are invalid or do not fit together."""
     if processes == "auto":
         if process is not None or coordinator is not None:
-            raise ValueError("--processes auto takes the process and the coordinator from the job: leave them out")
+            raise ConfigError("--processes auto takes the process and the coordinator from the job: leave them out")
     elif processes == 1:
         if process not in (None, 0):
-            raise ValueError(f"--process {process}: expected --processes N with it, the number of all processes")
+            raise ConfigError(f"--process {process}: expected --processes N with it, the number of all processes")
     elif type(processes) is not int or processes < 1:
-        raise ValueError(f"--processes {processes}: expected a whole number, 1 or more, or auto")
-    elif process is None or not 0 <= process < processes:
-        raise ValueError(f"--processes {processes} --process {process}: expected 0 to {processes - 1}")
-    elif coordinator is None or not re.fullmatch(r"\S+:\d{1,5}", coordinator):
-        raise ValueError(f"--coordinator {coordinator}: expected HOST:PORT, on which process 0 listens")
+        raise ConfigError(f"--processes {processes}: expected a whole number, 1 or more, or auto")
+    elif process is None or coordinator is None:
+        which = "0 or 1" if processes == 2 else f"0 to {processes - 1}"
+        raise ConfigError(f"--processes {processes} needs --process {which} and --coordinator HOST:PORT")
+    elif not 0 <= process < processes:
+        raise ConfigError(f"--processes {processes} --process {process}: expected 0 to {processes - 1}")
+    elif not re.fullmatch(r"\S+:\d{1,5}", coordinator):
+        raise ConfigError(f"--coordinator {coordinator}: expected HOST:PORT, on which process 0 listens")
     if seconds < 1:
-        raise ValueError(f"--process-timeout {seconds}: expected seconds, 1 or more")
+        raise ConfigError(f"--process-timeout {seconds}: expected seconds, 1 or more")
 
 
 def start(processes: Any, process: int | None = None, coordinator: str | None = None, seconds: int = SECONDS) -> None:
     """Join the other processes, before JAX is used; print an error and exit if not all have joined within ``seconds``.
 
-    With "auto", JAX reads the settings of SLURM, Open MPI or Kubernetes. Raises ValueError if the options are invalid
+    With "auto", JAX reads the settings of SLURM, Open MPI or Kubernetes. Raises ConfigError if the options are invalid
     and RuntimeError if the processes cannot be joined.
     """
     check(processes, process, coordinator, seconds)
@@ -150,7 +150,7 @@ def broadcast(value: Any = None) -> Any:
     """Return the first process's JSON ``value`` in every process."""
     if count() == 1:
         return value
-    turn, client = next(_turns), _state().client
+    turn, client = next(_turns), jax_state().client
     if is_first():
         client.key_value_set(_key(turn), json.dumps(value))
         if turn >= _KEPT:  # no process is so far behind: devices synchronise more often
@@ -163,7 +163,7 @@ def gather(value: Any = None) -> list[Any]:
     """Return the JSON values of all processes in the first process, and an empty list in the others."""
     if count() == 1:
         return [value]
-    turn, client = next(_turns), _state().client
+    turn, client = next(_turns), jax_state().client
     if not is_first():
         client.key_value_set(_key(turn, index()), json.dumps(value))
         return []
@@ -181,7 +181,7 @@ def barrier_within(name: str, seconds: float) -> bool:
     if count() == 1:
         return True
     try:
-        _state().client.wait_at_barrier(_key(name), int(1000 * seconds))
+        jax_state().client.wait_at_barrier(_key(name), int(1000 * seconds))
         return True
     except Exception:  # the client raises one kind of error for everything
         return False
@@ -189,21 +189,24 @@ def barrier_within(name: str, seconds: float) -> bool:
 
 def _wait(key: str) -> str:
     """Wait for the value that another process sets under ``key``. Has no timeout: JAX detects dead processes."""
-    client = _state().client
+    client = jax_state().client
     while True:
         try:
             return client.blocking_key_value_get(key, _SLICE_MS)
         except Exception as error:
-            failures: list[Any] = []
-            with suppress(Exception):  # the service cannot be reached; reported below
-                entries = [*client.key_value_dir_get(_key("failed")), *client.key_value_dir_get(_FAILED)]
-                failures = [json.loads(text) for _, text in entries]
-            if failures:
-                _, other, text = min(failures)  # the first one
-                raise ProcessError(f"process {other} failed: {text}") from None
-            if "DEADLINE_EXCEEDED" not in str(error):
-                reason = " ".join(str(error).split())[:200]
-                raise ProcessError(f"JAX's coordination service cannot be reached: {reason}") from None
+            failure = reported()
+            if failure is not None or "DEADLINE_EXCEEDED" not in str(error):
+                raise failure or ProcessEnded() from error
+
+
+def reported() -> ProcessError | None:
+    """The first failure that another process has reported, or None."""
+    with suppress(Exception):  # there is none, or the service cannot be reached
+        client = jax_state().client
+        entries = [*client.key_value_dir_get(_key("failed")), *client.key_value_dir_get(_FAILED)]
+        _, other, text = min(json.loads(text) for _, text in entries)
+        return ProcessError(f"process {other} failed: {text}")
+    return None
 
 
 @contextmanager
@@ -220,7 +223,7 @@ def report_failures(*, ends: bool = False) -> Iterator[None]:
             try:
                 failure = json.dumps([time.time(), index(), text[:500]])
                 key = f"{_FAILED}/{index()}" if ends else _key("failed", index())
-                _state().client.key_value_set(key, failure, allow_overwrite=True)
+                jax_state().client.key_value_set(key, failure, allow_overwrite=True)
             except Exception as failed:
                 error.add_note(f"jaxtrain: this error could not be reported to the other processes: {failed}")
         raise
@@ -247,52 +250,3 @@ def allgather(array: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(array, tiled=True)
-
-
-# ------------------------------------------------------------------------------------------------------- exiting
-
-
-def run(work: Callable[[], int]) -> int:
-    """Run a program that may train in several processes.
-
-    If one of several processes failed, it exits here, immediately: on a normal exit, JAX would wait for the others,
-    which wait for this one.
-
-    Args:
-        work: The program; returns an exit code.
-
-    Returns:
-        The exit code.
-
-    >>> code = jaxtrain.distributed.run(lambda: 0)  # then sys.exit(code)
-    """
-    try:
-        code = work()
-    except SystemExit as leaving:
-        if count() == 1 or leaving.code in (None, 0):
-            raise
-        code = leaving.code if isinstance(leaving.code, int) else 1
-    except BaseException:
-        if count() == 1:
-            raise
-        traceback.print_exc()
-        code = 1
-    if count() > 1 and code not in (0, 143):
-        _leave(code)
-    return code
-
-
-def _leave(code: int) -> None:
-    """Exit. The first process exits last: JAX ends the others with its own message as soon as the first is gone."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    client, others = _state().client, count() - 1
-    with suppress(Exception):  # this process exits in any case
-        if is_first():
-            until = time.monotonic() + _LEAVE_SECONDS
-            while time.monotonic() < until and len(client.key_value_dir_get(_LEFT)) < others:
-                time.sleep(0.1)
-            time.sleep(1)  # by then, those that reported have exited
-        else:
-            client.key_value_set(f"{_LEFT}{index()}", "")
-    os._exit(code)

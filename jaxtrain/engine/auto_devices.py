@@ -31,9 +31,9 @@ def choose(module: Module, example: Any, seeds: int | None) -> tuple[int, str]:
     """
     kind = jax.default_backend()
     if kind != "cpu":
-        return 1, f"auto uses one {kind}; --devices all uses each"
+        return 1, f"one {kind}; --devices all uses each"
     if processes.count() > 1:
-        return 1, "auto uses one per process"
+        return 1, "one per process"
     most = min(cores(), jax.local_device_count())
     if most == 1:
         return 1, "there is one"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ..callbacks.run import Requests, Run
 from ..distributed import processes
+from ..distributed.ending import explain_lost
 from ..utils.files import as_json
 from .progress import Ending
 from .schedule import Schedule
@@ -25,11 +26,6 @@ def in_all_processes() -> Iterator[None]:
         yield
 
 
-def one_process() -> bool:
-    """Whether this is the only process of the program."""
-    return processes.count() == 1
-
-
 class Control:
     """Combines the schedule, the clock, signals and the requests of callbacks.
 
@@ -43,7 +39,7 @@ class Control:
     @property
     def alone(self) -> bool:
         """Whether this is the only process."""
-        return one_process()
+        return processes.count() == 1
 
     @property
     def writes(self) -> bool:
@@ -53,6 +49,11 @@ class Control:
     def catch_signals(self) -> Any:
         """Context that catches signals. With several processes, JAX catches them, so that all end at the same step."""
         return self._signals if self.alone else nullcontext()
+
+    def explain_lost(self) -> Any:
+        """Context in which an error that the end of another process caused says so, and at which step."""
+        run = self._run
+        return explain_lost(lambda: f"step {run.step}" + (f" of {run.max_steps}" if run.max_steps else ""))
 
     def poll(self, step: int) -> Literal["boundary", "signal"] | None:
         """What is due once ``step`` is reached: a boundary, or only a signal; None if the next chunk may start.

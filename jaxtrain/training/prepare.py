@@ -69,6 +69,7 @@ def prepare(
     workload = make_workload(settings, module, data, iterator, val, tests, origin)
     program = workload.program
     stored = run_config(workload.settings, program, described, initial, config, origin.parent)
+    stored["steps"] = settings.total(iterator.length)
     require_same_run(stored, settings.callbacks, program, iterator, val)
     workload.compile(must_fit=not dry_run)
     schedule = settings.schedule(program.chunk, iterator.length)  # after compilation: its clock starts now
@@ -79,7 +80,7 @@ def prepare(
         log_changes({**origin.config, "optimizer": rates}, now)
     run, progress, live = restore(workload, schedule, origin, stored, reader)
     report = {**program.report(), "batch_first": workload.batch_first, "val": val_sizes(module, [*val, *tests])}
-    report["why_devices"] = workload.settings.why_devices
+    report |= {"why_devices": workload.settings.why_devices, "strategy": settings.strategy.config()}
     return Prepared(workload, run, schedule, progress, live, report)
 
 
@@ -187,7 +188,9 @@ def make_workload(
         program.load(saved.params, saved.train, saved.meta["optimizer_settings"])
         iterator.restore(saved.meta["position"])
         used = (before.get("fit") or {}).get("devices", 1) * before.get("processes", 1)
-        program.learner.notes.extend(program.devices.notes(used))
+        if notes := program.devices.notes(used):
+            program.learner.notes.extend(notes)
+            settings = replace(settings, why_devices="")
     return Workload(settings, data, iterator, val, tests, program)
 
 

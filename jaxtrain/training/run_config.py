@@ -23,7 +23,7 @@ def run_config(
     config: Any,
     parent: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """The contents of config.json.
+    """The contents of config.json, without the number of ``steps``.
 
     Args:
         settings: The settings of the run.

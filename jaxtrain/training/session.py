@@ -12,7 +12,7 @@ from ..checkpoint.locate import Origin
 from ..checkpoint.run_directory import CHECKPOINTS
 from ..checkpoint.store import Store
 from ..core.metrics import numbers
-from ..errors import NonFiniteError
+from ..errors import NonFiniteError, ProcessEnded, ProcessError
 from ..utils.files import read_json, write_json
 from ..utils.logging import log, one_line
 from .checkpointer import Checkpointer
@@ -62,14 +62,14 @@ class Session(ExitStack):
         self._loop = Loop(workload, run, progress, self._control, self._checkpointer, prepared.live)
         self._at_exit("on_fit_end", self._announce_end)
         self._at_exit("writing the result", self._write_result)
-        self._at_exit("closing the store", lambda error: self._checkpointer.close())
+        self._at_exit("closing the store", self._close_store)
         self._at_exit("writing values back to the module", self._write_back)
         self._at_exit("on_exception", self._announce_error)
 
     def train(self) -> None:
         """Train until the run ends."""
         run, origin, earlier = self._prepared.run, self._origin, self._earlier
-        with self._control.catch_signals():
+        with self._control.catch_signals(), self._control.explain_lost():
             run.callbacks("on_fit_start", run)
             if origin.saved is not None or origin.restarted:
                 run.callbacks("on_restore", run)
@@ -125,9 +125,16 @@ class Session(ExitStack):
         if not isinstance(error, NonFiniteError) and (self._status != "failed" or self._control.alone):
             self._readers.seed = self._prepared.workload.program.write_back()
 
+    def _close_store(self, error: BaseException | None) -> None:
+        if not isinstance(error, ProcessEnded):  # Orbax would wait for the process that has ended
+            self._checkpointer.close()
+
     def _write_result(self, error: BaseException | None) -> None:
         prepared, seconds = self._prepared, time.perf_counter() - self._started
         run_dir, status = prepared.run.run_dir, self._status
+        if error is not None and status == "failed":
+            reason = str(error) if isinstance(error, ProcessError) else one_line(error)
+            prepared.progress.ending = Ending("failed", reason)
         self.result = summarize(prepared, status, self._loop.delivery.history, self._saved, seconds)
         if run_dir is not None and self._control.writes:
             path = run_dir / "result.json"

@@ -99,6 +99,7 @@ class FitSettings:
             **{name: None if period is None else str(period) for name, period in periods.items()},
             "checkpoint": kept_by(self.checkpoint),
             "callbacks": list(self.callbacks.keys()),
+            "periods": self.callbacks.periods(),
         }
 
 

@@ -39,11 +39,6 @@ class Signals:
     def __init__(self) -> None:
         self._old: dict[int, Any] = {}
 
-    @property
-    def exit_code(self) -> int:
-        """143 after SIGTERM, 130 after SIGINT, and so on; 0 if no signal was received."""
-        return 0 if self.received is None else exit_code(self.received)
-
     def __enter__(self) -> Self:
         self.received = None
         if threading.current_thread() is threading.main_thread():

@@ -40,7 +40,7 @@ class Config(cli.Options):
     validate_every: int | str = 200
 
     def __post_init__(self):
-        cli.check(self, counts=("hidden",), periods=("validate_every",))
+        cli.check_options(self, counts=("hidden",), periods=("validate_every",))
 
 
 PRESETS = {"small": {"lr": 1e-3, "drtrl": {"window": 2}}}

@@ -1,8 +1,8 @@
 """Several processes that train one model: how they start, exchange values, and end.
 
 All communication uses JAX's coordination service and costs the devices nothing. Every process calls the same functions
-in the same order. If a process dies, the service ends
-the others, or a broken connection does (`ending.py`). A process that fails reports the reason before it ends.
+in the same order. If a process dies, the service or a broken connection ends the others (`ending.py`). A process that
+fails reports the reason before it ends.
 """
 
 from __future__ import annotations

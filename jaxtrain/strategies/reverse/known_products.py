@@ -68,15 +68,6 @@ class KnownProducts(Products):
         in the same time step, since the effect of that product through it is no part of the trace.
         """
         step = self.step
-        needed = {id(var) for name in step.traced for var in step.short[name][1]}
-        path = []
-        for equation in reversed(step.jaxpr.eqns):
-            if any(id(var) in needed for var in equation.outvars):
-                path.append(equation)
-                k = self.number.get(id(equation))
-                inputs = [self.inside(k)] if k in self.split else equation.invars
-                inputs = [var for var in inputs if var is not None]
-                needed |= {id(var) for var in inputs if not isinstance(var, Literal)}
         own: dict[int, int] = {}
         perturbed: set[int] = set()  # what depends on a relation's output
         chained: dict[int, bool] = {}
@@ -86,7 +77,7 @@ class KnownProducts(Products):
             for name in step.traced
             for var in step.short[name][0]
         }
-        for equation in path[::-1]:
+        for equation in self._between_states():
             k = self.number.get(id(equation))
             if any(id(var) in perturbed for var in equation.invars) or (k is not None and self.relation[k] is not None):
                 perturbed |= {id(var) for var in equation.outvars}
@@ -115,6 +106,18 @@ class KnownProducts(Products):
         if any(kind == "product" and self.relation[k] is None for kind, k in reached):
             raise Irreversible("a recurrent product has no trace")
         self.own = own
+
+    def _between_states(self) -> list[Any]:
+        """The equations that the new hidden states depend on, in order."""
+        needed = {id(var) for name in self.step.traced for var in self.step.short[name][1]}
+        found = []
+        for equation in reversed(self.step.jaxpr.eqns):
+            if any(id(var) in needed for var in equation.outvars):
+                found.append(equation)
+                k = self.number.get(id(equation))
+                inputs = [self.inside(k)] if k in self.split else equation.invars
+                needed |= {id(var) for var in inputs if var is not None and not isinstance(var, Literal)}
+        return found[::-1]
 
     # -------------------------------------------------------------------------------------------------- passes
 

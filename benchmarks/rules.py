@@ -4,8 +4,8 @@ python benchmarks/rules.py
 python benchmarks/rules.py --settings long --networks lif gru --rules drtrl pp_prop --rounds 5
 
 Settings: "wide" (784 inputs, 256 units, 10 time steps, batch 128) and "long" (64 inputs, 128 units, 100 time steps,
-batch 64) classify random sequences at every time step; spiking networks have a leaky readout, but a linear one for
-"eprop-kappa", whose filter takes the place of the leak. "copy" is the copying
+batch 64) classify random sequences at every time step; spiking networks have a leaky readout, except under
+"eprop-kappa", whose filter replaces the leak. "copy" is the copying
 task of braintrace's tutorial: a GRU of 128 units, 60 warm-up and 10 scored time steps, batch 64.
 
 A new process measures one rule on one network. In it, the train program of Fit with this rule and a BPTT loop in the

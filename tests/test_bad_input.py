@@ -127,7 +127,7 @@ RUNS = {
         3,
         {},
         jt.errors.DataError,
-        r"train data: got type int; expected batch\(step\) or an iterable",
+        r"train data: got an object of type int; expected batch\(step\) or an iterable",
     ),
     "text": (
         Linear,

@@ -317,8 +317,9 @@ def test_an_interrupted_trial_is_missing(ending, tmp_path, monkeypatch):
 def test_a_signal_to_the_comparison_alone_ends_its_trials(number, code, tmp_path):
     command = [sys.executable, "-m", "jaxtrain", "compare", RECIPE, "--steps", "100000", "--out", str(tmp_path / "out")]
     with forks.Popen([*command, *TINY, "--seeds", "0-3", "--jobs", "1"]) as process:
+        end = time.monotonic() + 200
         while not [*(tmp_path / "out/runs").glob("*/metrics.jsonl")]:
-            assert process.poll() is None
+            assert process.poll() is None and time.monotonic() < end
             time.sleep(0.05)
         process.send_signal(number)
         assert process.wait(100) == code

@@ -22,6 +22,10 @@ def restarted() -> set[int]:
     return {int(code) for codes, again in found if again.startswith("yes") for code in codes.split(",")}
 
 
+def test_the_page_has_a_script_for_an_array_and_one_for_processes():
+    assert ["--array" in script for script in SCRIPTS] == [True, False]
+
+
 def test_the_table_has_the_codes_that_runs_give():
     own = {exit_code(number.name) for number in ENDING}
     assert restarted() == own | {ProcessEnded.exit_code} | KILLED
@@ -41,4 +45,3 @@ def test_the_scripts_requeue_after_these_codes_only(script, restarts, tmp_path):
         done = subprocess.run(["bash", "-c", tools + script], env=environment, capture_output=True, text=True)
         again = code in restarted() and restarts != "20"
         assert (done.returncode, done.stdout, done.stderr) == (code, expected if again else "", ""), code
-    assert len(SCRIPTS) == 2

@@ -253,11 +253,10 @@ class Labels(Linear):
 @pytest.mark.parametrize("classes", [(), (3,)])
 def test_a_target_of_a_whole_sequence_is_refused_with_advice(classes):
     x, y = np.zeros((6, 4, 2), np.float32), np.ones((6, *classes), np.float32)
-    layout = r".*state batch_first=True, with bare data or on the DataModule, if and only if axis 0.*"
-    advice = (
-        f"{layout if classes else '.*'}; a target for a whole sequence is "
-        r"\(1, B, ...\), or \(B, 1, ...\) with batch_first=True$"
-    )
+    layout = ".*If axis 0 of the data is the batch, pass batch_first=True with bare data or set it on the DataModule"
+    axes = "; expected at least .T, B.: every array has a time axis and a batch axis"
+    target = r"; a target for a whole sequence is \(1, B, ...\), or \(B, 1, ...\) with batch_first=True$"
+    advice = (layout if classes else axes) + target
     if not classes:  # stated or not: no swap adds the axis that is missing
         for targets in (y, np.ones(3, np.float32)):
             with pytest.raises(

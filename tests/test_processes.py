@@ -108,7 +108,11 @@ def test_what_cannot_be_a_group_is_refused(given, text):
         (SaveFailed("the checkpoint of step 3: JaxRuntimeError: INTERNAL: Barrier failed"), None, ENDED),
         (ProcessEnded(), None, ENDED),
         (JaxRuntimeError("UNAVAILABLE: Socket closed"), ProcessError("process 1 failed: no disk"), "process 1 failed"),
-        (JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), None, None),
+        (JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory, op_name="jit(step)/connection/dot"'), None, None),
+        (JaxRuntimeError("INTERNAL: NCCL operation failed: out of memory"), None, None),
+        (JaxRuntimeError("INVALID_ARGUMENT: opt-barrier operand"), None, None),
+        (JaxRuntimeError("INTERNAL: a kernel failed\nin jit(connection)/socket"), None, None),
+        (RuntimeError("DATABASE: connection refused"), None, None),
         (RuntimeError("Connection reset by peer"), None, None),  # of the user's own code
     ],
 )

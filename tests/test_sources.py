@@ -127,12 +127,12 @@ def test_empty(empty):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (None, "got type NoneType; expected batch"),
-        (3, "got type int; expected"),
-        ({"x": 1}, "got type dict"),
-        ("text", "got type str"),
+        (None, "got an object of type NoneType; expected batch"),
+        (3, "got an object of type int; expected"),
+        ({"x": 1}, "got an object of type dict"),
+        ("text", "got an object of type str"),
         (Addressed, "got the class Addressed.*call it first"),
-        (lambda: iter(LIST), "got type function.*call it first"),
+        (lambda: iter(LIST), "got an object of type function.*call it first"),
     ],
 )
 def test_no_source(source, message):

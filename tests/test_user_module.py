@@ -232,13 +232,18 @@ def test_what_jax_says_of_a_step_comes_with_where_and_what_to_do():
         def learning_step(self, forward, x, y):
             return jnp.square(forward(x) @ jnp.zeros((7, 3)) - y).mean(-1)
 
+    class Reshapes(Linear):
+        def learning_step(self, forward, x, y):  # JAX's message has the word "into"
+            return forward(x).reshape(7)
+
     class Labels(Linear):
         def learning_step(self, forward, x, y):
             return optax.softmax_cross_entropy_with_integer_labels(forward(x), y[:, 0])
 
     for module, kind, what in (
-        (Labels, TypeError, "y is float32, and class labels must be integers: give targets.astype('int32')"),
+        (Labels, TypeError, "y is float32, and class labels must be integers: pass targets.astype('int32')"),
         (Branches, jax.errors.TracerBoolConversionError, "values are not known while tracing: use jnp.where or "),
+        (Reshapes, TypeError, "check that the model's sizes fit these shapes"),
         (Misfits, TypeError, "check that the model's sizes fit these shapes"),
     ):
         with pytest.raises(kind) as caught:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..distributed import processes
+from ..distributed.ending import exit_code_of
 from ..errors import ConfigError
 from ..utils.logging import run_main
 
@@ -45,7 +46,7 @@ def guarded(work: Callable[[], int]) -> int:
         if show_traceback or not (isinstance(error, ConfigError) or is_deliberate(error)):
             raise
         notes = [note for note in getattr(error, "__notes__", []) if "JAX_TRACEBACK_FILTERING" not in note]
-        return _print("; ".join([_text(error), *notes]), getattr(error, "exit_code", 1))
+        return _print("; ".join([_text(error), *notes]), exit_code_of(error))
 
 
 def _print(message: str, code: int) -> int:

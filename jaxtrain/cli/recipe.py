@@ -64,7 +64,8 @@ def _main(Config, make, presets, chance, argv) -> int:
     )
     distributed = [flags[name] for name in ("processes", "process", "coordinator", "process_timeout")]
     processes.check(*distributed)
-    if start.run_dir is not None and (start.run_dir / ".lock").exists() and flags["processes"] == 1:
+    dry_run = flags["dry_run"]
+    if start.run_dir is not None and (start.run_dir / ".lock").exists() and flags["processes"] == 1 and not dry_run:
         with RunLock(start.run_dir):  # refuses a directory in use before JAX is imported
             pass
     devices = getattr(config, "devices", 1)
@@ -80,7 +81,7 @@ def _main(Config, make, presets, chance, argv) -> int:
         start_devices(devices)  # must come before `make` initialises JAX
     processes.start(*distributed)
     with processes.report_failures(ends=True):
-        return _train(make, config, flags["dry_run"], start, script, root, chance)
+        return _train(make, config, dry_run, start, script, root, chance)
 
 
 def _train(make, config: Options, dry_run: bool, start: Start, script: Path, root: Path, chance) -> int:

@@ -89,7 +89,7 @@ def _of_result(run: Mapping[str, Any]) -> dict[str, str]:
         texts["best"] = f"{best['monitor']} {short(best['score'])} at step {best['step']}"
     texts |= {part: ", ".join(map(" ".join, _table(run[part]).items())) for part in ("train", "val", "test")}
     if isinstance(run["steps_per_second"], float) and {"total", "compile"} <= seconds.keys():
-        times = f"{seconds['total']:.0f} s since its last start, {seconds['compile']:.0f} s of it compilation"
+        times = f"{seconds['total']:.0f} s since the last start, including {seconds['compile']:.0f} s of compilation"
         texts["speed"] = f"{run['steps_per_second']:.4g} steps/s; {times}"
     return {**texts, "digest": str(run["digest"] or "")}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from threading import current_thread, main_thread
 
@@ -25,7 +25,7 @@ COMMANDS = {
     "verify-resume": (".verify_resume", "Check that a run killed at random moments resumes bit for bit."),
 }
 """Command -> module and description. The module has ``command(parser, argv)``, which returns the exit code."""
-
+START_PROCESSES = ("compare", "verify-resume")
 
 ABOUT = """\
 A trainer for recurrent and spiking networks in JAX. One option selects how gradients are computed: backpropagation \
@@ -49,8 +49,7 @@ def tool(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    with _terminable():
-        return guarded(lambda: _dispatch(list(sys.argv[1:] if argv is None else argv)))
+    return guarded(lambda: _dispatch(list(sys.argv[1:] if argv is None else argv)))
 
 
 @contextmanager
@@ -81,4 +80,6 @@ def _dispatch(argv: list[str]) -> int:
     if args.command is None:
         raise ConfigError(f"unknown option {argv[0]}; expected a command, see --help")
     module, description = COMMANDS[args.command]
-    return import_module(module, __package__).command(Parser(f"jaxtrain {args.command}", description=description), rest)
+    command = import_module(module, __package__).command
+    with _terminable() if args.command in START_PROCESSES else nullcontext():
+        return command(Parser(f"jaxtrain {args.command}", description=description), rest)

@@ -270,8 +270,8 @@ class Module:
 
 
 TIME_MAJOR = (
-    "arrays are time-major, (T, B, ...), here: state batch_first=True, with bare data or on the DataModule, if and "
-    "only if axis 0 of the data is the batch"
+    "arrays are read as time-major, (T, B, ...). If axis 0 of the data is the batch, pass batch_first=True with bare "
+    "data or set it on the DataModule"
 )
 ONE_TARGET = "a target for a whole sequence is (1, B, ...), or (B, 1, ...) with batch_first=True"
 TARGETS = ("y", "target", "targets", "label", "labels")

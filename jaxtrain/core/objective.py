@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import brainstate
@@ -250,7 +251,7 @@ def _explained(where: str, x: Any, y: Any = None) -> Iterator[None]:
         if isinstance(error, TRACER_ERRORS):
             advice = "; values are not known while tracing: use jnp.where or jax.lax.cond for if, jax.numpy for numpy"
         elif isinstance(error, TypeError | ValueError):
-            advice = label_advice(error, y) or "; check that the model's sizes fit these shapes" + axis_advice(x)
+            advice = dtype_advice(error, y) or "; check that the model's sizes fit these shapes" + axis_advice(x)
         shapes = jax.tree.map(lambda leaf: tuple(np.shape(leaf)), (x,) if y is None else (x, y))
         named = " and ".join(f"{name} of shape {shape}" for name, shape in zip("xy", shapes, strict=False))
         error.add_note(f"jaxtrain: in {where}, traced for one time step of a batch with {named}, (B, ...){advice}")
@@ -263,17 +264,25 @@ def axis_advice(x: Any) -> str:
     return "; is the batch axis missing? expected (B, features)" if missing else ""
 
 
-def label_advice(error: Exception, y: Any) -> str:
+def dtype_advice(error: Exception, y: Any) -> str:
     """What to do about targets that are no integers, if the error asks for integers."""
     kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(y) if jnp.issubdtype(leaf.dtype, jnp.floating)}
-    if not kinds or not re.search(r"\bint", str(error)):
+    if not kinds or not re.search(r"\b(u?int\d*|integers?|integral)\b", str(error)):
         return ""
-    return f"; y is {', '.join(sorted(kinds))}, and class labels must be integers: give targets.astype('int32')"
+    return f"; y is {', '.join(sorted(kinds))}, and class labels must be integers: pass targets.astype('int32')"
+
+
+def origin_of(error: Exception) -> Path:
+    """The file that raised an error."""
+    call = error.__traceback__
+    while call is not None and call.tb_next is not None:
+        call = call.tb_next
+    return Path("" if call is None else call.tb_frame.f_code.co_filename)
 
 
 @contextmanager
 def environ_explained(module: str) -> Iterator[None]:
-    """Add a note to the error of a model that reads a value of ``brainstate.environ`` without a value or a unit."""
+    """Add a note to the error of a model whose ``brainstate.environ`` lacks a value or the unit of ``dt``."""
     try:
         yield
     except Exception as error:
@@ -281,7 +290,7 @@ def environ_explained(module: str) -> Iterator[None]:
         key, value = "dt", "1.0 * u.ms"
         if match := re.search(r"Key '(\w+)' not found in environment", text):
             key, value = match[1], value if match[1] == "dt" else "..."
-        elif dt is None or isinstance(dt, saiunit.Quantity) or not re.search("unit|dimension", text):
+        elif dt is None or isinstance(dt, saiunit.Quantity) or "saiunit" not in origin_of(error).parts:
             raise
         needs = f"{key!r}" if match else f"'dt' with a unit, and has {dt}"
         how = f"set Module.environ, as environ = {{{key!r}: {value}}} in its class"

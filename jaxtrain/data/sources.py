@@ -225,7 +225,8 @@ def adapt(source: Any, name: str, batch_first: bool | None = None) -> IndexedRea
             if reader.kind == "reiterable" and _is_sequence(source):
                 reader = IndexedReader(source, name, "reiterable")
     if reader is None:
-        what = f"the class {source.__qualname__}" if isinstance(source, type) else f"type {type(source).__name__}"
+        of_class = isinstance(source, type)
+        what = f"the class {source.__qualname__}" if of_class else f"an object of type {type(source).__name__}"
         advice = "call it first" if callable(source) else "see jaxtrain.DataModule"
         raise DataError(f"{name} data: got {what}; expected batch(step) or an iterable of batches; {advice}")
     reader.batch_first = stated_layout(source, name, batch_first)

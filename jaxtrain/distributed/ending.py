@@ -10,13 +10,17 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from ..errors import ProcessEnded, ProcessError
+from ..errors import ConfigError, ProcessEnded, ProcessError
 from .processes import count, index, is_first, jax_state, rank_prefix, reported
 
 LEFT = "jaxtrain/left/"
-SECONDS = 20
+LEAVE_SECONDS = 20
 """Seconds that the first process waits for the others to report why they end."""
-BROKEN = re.compile(r"\b[A-Z_]{7,}: (?is:.*(gloo|nccl|connection|socket|broken pipe|heartbeat|coordination|barrier))")
+BROKEN = re.compile(
+    r"\b(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): "
+    r"(?![^\n]*out of memory)[^\n]*(?i:\b(gloo|heartbeat|coordination service|barrier (failed|timed out)|broken pipe|"
+    r"socket closed|connection (reset|closed|refused|aborted))\b|\bnccl\b[^\n]*(remote|connection|abort|time))"
+)
 """Errors of JAX that a lost connection causes: a status and its message. JAX raises them as ValueError, too."""
 
 
@@ -37,6 +41,12 @@ def explain_lost(where: Callable[[], str]) -> Iterator[None]:
         if count() == 1 or not (isinstance(error, ProcessEnded) or BROKEN.search(str(error))):
             raise
         raise reported() or ProcessEnded(f" (at {where()})") from error
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code of a program that ends with this error."""
+    own = error.exit_code if isinstance(error, ConfigError | ProcessError) else 1
+    return 130 if isinstance(error, KeyboardInterrupt) else own
 
 
 def run(work: Callable[[], int]) -> int:
@@ -62,7 +72,7 @@ def run(work: Callable[[], int]) -> int:
     except BaseException as error:
         if count() == 1:
             raise
-        code, known = getattr(error, "exit_code", 1), isinstance(error, ProcessError)
+        code, known = exit_code_of(error), isinstance(error, ProcessError)
         if known and os.environ.get("JAXTRAIN_TRACEBACK") != "1":
             print(f"{rank_prefix()}error: {error}", file=sys.stderr)
         else:
@@ -80,7 +90,7 @@ def _leave(code: int) -> None:
     client, others = jax_state().client, count() - 1 - (code == ProcessEnded.exit_code)
     with suppress(Exception):  # this process exits in any case
         if is_first():
-            until = time.monotonic() + SECONDS
+            until = time.monotonic() + LEAVE_SECONDS
             while time.monotonic() < until and len(client.key_value_dir_get(LEFT)) < others:
                 time.sleep(0.1)
             time.sleep(1)  # by then, those that reported have exited

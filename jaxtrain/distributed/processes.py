@@ -1,4 +1,4 @@
-"""Several processes that train one model: how they start, exchange values, and end.
+"""Several processes that train one model: how they start, and exchange values.
 
 All communication uses JAX's coordination service and costs the devices nothing. Every process calls the same functions
 in the same order. If a process dies, the service or a broken connection ends the others (`ending.py`). A process that

@@ -68,7 +68,7 @@ def finite_steps(nonfinite: np.ndarray, first: int, batches: list[Any], policy: 
         *(["return (value, weight), with weight 0 where the metric has no value"] if metric else []),
         "lower the learning rate, clip gradients, or choose Fit(nonfinite='skip' or 'warn')",
     ]
-    labels = label_advice(_train_phases(program, batches[int(fatal[0])])) if early else ""
+    labels = class_range_advice(_train_phases(program, batches[int(fatal[0])])) if early else ""
     return int(fatal[0]), NonFiniteError(f"{fatal_text}{none_left}; {labels}{'; or '.join(remedies)}")
 
 
@@ -94,7 +94,7 @@ def _train_phases(program: Program, batch: Any) -> Phases:
         return program.binding.phases_of(batch, learner.objective.learn, learner.carried)
 
 
-def label_advice(phases: Phases) -> str:
+def class_range_advice(phases: Phases) -> str:
     """What to check about the range of integer targets with weight; "" if there are none.
 
     A class that is no output makes the loss NaN. More advice can follow the text.

@@ -45,7 +45,7 @@ def bind(strategy: EngineRule, objective: Objective, example: Phases) -> Learner
         if strategy.engine == "reverse":
             raise ValueError(f"{name}(engine='reverse') does not fit {model}: {reason}; use engine='auto'") from None
         learner: Any = by_trace(replace(strategy, engine="trace", segment="auto"), objective, example)
-        learner.advice = WITHOUT_REVERSE
+        learner.advice, learner.reach = WITHOUT_REVERSE, replace(learner.reach, memory="")
         learner.notes.append(f"engine: a trace, since {reason}")
         return learner
 

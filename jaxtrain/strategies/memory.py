@@ -82,6 +82,6 @@ def require_one_filter(name: str, kappa: float, objective: Objective, graph: Any
     if leaky := [state for state in memory if any(weighted.get(state) is False for weighted in outputs)]:
         raise ValueError(
             f"{name}(kappa={kappa}): kappa filters the traces in place of a leaky readout, but {', '.join(leaky)} of "
-            f"{type(objective.model).__name__} has a leak of its own, so the gradient of its weights would be filtered "
+            f"{type(objective.model).__name__} has memory of its own, so the gradient of its weights would be filtered "
             "twice: use EProp(readout_memory=True) without kappa, or a readout without a hidden state"
         )

@@ -89,10 +89,12 @@ def describe_window(
         advice: What trains an initial state; empty if the rule does.
         credits_resets: Whether the initial states after ``Phases.reset`` receive credit anyway.
     """
-    inside, late = flow.within(steps), f"later than {what} of {steps} time step{'s' * (steps > 1)}"
+    inside, late = flow.within(steps), f"after {what} of {steps} time step{'s' * (steps > 1)}"
 
     def by_steps(name: str) -> Verdict:
-        return TRAINS if name in inside else ("no", f"affects the loss only by {_listed(flow.through(name))}, {late}")
+        return (
+            TRAINS if name in inside else ("no", f"affects the loss only through {_listed(flow.through(name))}, {late}")
+        )
 
     def by_start(begun: frozenset[str]) -> Verdict:
         if advice:
@@ -125,9 +127,10 @@ def describe(
 
     def past(lost: frozenset[str]) -> str:
         """Advice that passes credit through states without a trace."""
-        if not traces.memory and not flow.after(lost) & (grouped - lost):
-            return f"Use {reach.memory}, unless a second recurrent layer has {_listed(lost)}; or strategy='bptt'"
-        return "Use strategy='bptt'" if single else reach.more
+        if reach.memory and not traces.memory and not flow.after(lost) & (grouped - lost):
+            what = _listed(lost)
+            return f"Use {reach.memory}, unless {what} belongs to a second recurrent layer; or {reach.exact}"
+        return f"Use {reach.exact}" if single else reach.more
 
     def by_steps(name: str) -> Verdict:
         through = flow.through(name)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..callbacks.recorder import tag
 from ..core.metrics import is_rate
-from ..engine.nonfinite import label_advice, nonfinite_leaves
+from ..engine.nonfinite import class_range_advice, nonfinite_leaves
 from ..engine.steps import ALL_FINITE, NONFINITE_INDEX, ZERO_GRADIENT, Packed
 from ..errors import NonFiniteError
 from ..utils.logging import log
@@ -123,7 +123,7 @@ class OnlineSession:
     def _report_nonfinite(self, index: Any, batch: Any) -> None:
         stream, policy, name = self._stream, self._settings.nonfinite, self._stream.program.bad_name(int(index))
         time, text = stream.every - 1, f"{name} is not finite, but x and target are"
-        advice = label_advice(batch) * (name == "train/loss") + "lower the learning rate, clip gradients"
+        advice = class_range_advice(batch) * (name == "train/loss") + "lower the learning rate, clip gradients"
         for path, bad in reversed(list(nonfinite_leaves(batch))):  # the first one counts
             time, advice = int(np.argwhere(bad)[0, 0]), "check inputs before live.step"
             part = {"inputs": "x", "targets": "target"}[path[0].name] + jax.tree_util.keystr(path[1:])

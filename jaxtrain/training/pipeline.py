@@ -141,8 +141,8 @@ class Delivery:
         zero = ", ".join(name for name in optimizer.names if name not in learns)
         what = f"the gradient of {zero} is exactly zero; " if zero else ""
         if flags.any() and (silent := ", ".join(self._silent(batches[steps[0]], number))):
-            what += f"no neuron of {silent} spikes, so weights that read only its spikes have no gradient: "
-            log.warning("step %d: %sraise the scale of its input, or lower its V_th", number + 1, what)
+            what += f"{silent} emits no spikes, so weights that read only its spikes have no gradient: "
+            log.warning("step %d: %sscale up its input, or lower its V_th", number + 1, what)
         elif zero:
             log.warning("step %d: %sdoes the loss depend on it, or is a unit saturated?", number + 1, what)
 
@@ -156,5 +156,6 @@ class Delivery:
                 step = SPIKED.step(program.learner, program.module)
                 found = program.read(SPIKED.key, step, batch, number, first=True)
         except Exception:  # a warning must not end the run
+            log.debug("spikes could not be read", exc_info=True)
             return []
         return [name for name, each in found.items() if not each]

@@ -278,8 +278,8 @@ def test_neurons_that_do_not_spike_are_named(lab, caplog, strategy):
         said.append([record.getMessage() for record in caplog.records])
         caplog.clear()
     assert said[0] == [
-        "step 1: no neuron of neuron spikes, so weights that read only its spikes have no gradient: raise the scale of "
-        "its input, or lower its V_th"
+        "step 1: neuron emits no spikes, so weights that read only its spikes have no gradient: scale up its input, "
+        "or lower its V_th"
     ]
     assert said[1] == []
 

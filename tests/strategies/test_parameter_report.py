@@ -90,7 +90,7 @@ def within(window: int) -> str:
     return f"from {'one scored time step' if window == 1 else f'{window} scored time steps'} only (window={window})"
 
 
-LARGER = "A larger window gives it more credit; strategy='bptt' gives it all"
+LARGER = "A larger window extends the credit; strategy='bptt' gives full credit"
 RULES = {
     # strategy: the window of e (0: no gradient at all) and of v (None: the direct path alone, "-": not compared), and
     # what is said of how much there is, and of what gives more
@@ -161,10 +161,10 @@ def test_what_is_advised_within_a_sequence_of_updates_can_be_had(lab, engine):
         learner = DRTRL(engine=engine, **fields).bind(Objective(task(lab), lambda x: x), check_phases(phases))
         return {row.name: row.why for row in learner.report(phases)}["e.weight"].partition(": ")[2]
 
-    multiple = "A larger window, of which update_every is a multiple, gives it more credit"
+    multiple = "A larger window, of which update_every is a multiple, extends the credit"
     without = "strategy='bptt', which has no update_every,"
     for fields in ({"window": 2, "update_every": 2}, {"window": 5, "update_every": 10}):
-        assert said(**fields) == f"it gets credit {within(fields['window'])}. {multiple}; {without} gives it all"
+        assert said(**fields) == f"it gets credit {within(fields['window'])}. {multiple}; {without} gives full credit"
     assert said(window=4, update_every=4).startswith(f"it gets credit {within(4)}. ")
     with pytest.raises(ValueError, match="update_every=2.: .* update_every must be a multiple of it$"):
         said(window=4, update_every=2)

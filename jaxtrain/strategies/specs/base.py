@@ -29,7 +29,8 @@ class Reach:
         more: Advice that gives more credit.
         besides: What a parameter without any trace has in addition.
         anyway: Advice that gives credit to what a single-step rule holds constant.
-        memory: Advice that passes credit through readout memory.
+        memory: Advice that passes credit through readout memory; "" if there is none.
+        exact: Advice that gives all credit.
     """
 
     within: str = "one time step only"
@@ -37,18 +38,19 @@ class Reach:
     besides: str = ""
     anyway: str = "Use drtrl with vjp='multi-step', or tbptt"
     memory: str = "a rule with readout_memory=True, such as drtrl or eprop"
+    exact: str = "strategy='bptt'"
 
     @staticmethod
     def of_window(window: int, scored: int, update_every: UpdateEvery = "sequence") -> Reach:
         """The reach of windows of ``window`` time steps in a sequence with ``scored`` scored ones."""
         steps = "one scored time step" if window == 1 else f"{window} scored time steps"
         within = f"{steps} only (window={window})"
-        larger, exact = "A larger window", "strategy='bptt'"
+        larger, exact = "A larger window", Reach.exact
         if update_every != "sequence":  # advise only what these options allow
             larger, exact = f"{larger}, of which update_every is a multiple,", f"{exact}, which has no update_every,"
         if window >= scored:
-            return Reach(within, f"Use {exact} for all credit")
-        return Reach(within, f"{larger} gives it more credit; {exact} gives it all")
+            return Reach(within, f"Use {exact} for all credit", exact=exact.rstrip(","))
+        return Reach(within, f"{larger} extends the credit; {exact} gives full credit", exact=exact.rstrip(","))
 
 
 ONE_STEP = Reach()

@@ -1,11 +1,8 @@
-"""The other online rules of braintrace. Each class declares the options of a rule and its call of braintrace.
-
-``ScheduledStrategy``, ``SteppedRule`` and ``WindowedRule`` describe the options that a rule inherits.
-"""
+"""The other online rules of braintrace: their options and calls. Base classes describe the options they inherit."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from .backward_rule import BackwardRule
@@ -50,12 +47,16 @@ class EProp(ReversibleRule):
     def __post_init__(self):
         super().__post_init__()
         self._require_fraction("kappa")
-        twice = "0 with readout_memory=True, because each credits the past of the readout, which would count twice"
+        twice = "0 with readout_memory=True, because both credit the past of the readout, which would then count twice"
         self._require(not (self.kappa and self.readout_memory), "kappa", twice)
         check_feedback_seed(self, self.feedback == "random")
 
     def works_in(self) -> tuple[RequiredBatching, str]:
         return FILTERED if self.kappa else super().works_in()
+
+    def reach(self, time: int) -> Reach:
+        found = super().reach(time)
+        return replace(found, memory=f"kappa=0 and {found.memory}") if self.kappa else found
 
     def rule(self) -> tuple[Any, dict[str, Any]]:
         options: dict[str, Any] = {"vjp_method": self.vjp, "feedback": self.feedback}

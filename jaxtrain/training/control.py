@@ -26,6 +26,11 @@ def in_all_processes() -> Iterator[None]:
         yield
 
 
+def one_process() -> bool:
+    """Whether this is the only process of the program."""
+    return processes.count() == 1
+
+
 class Control:
     """Combines the schedule, the clock, signals and the requests of callbacks.
 
@@ -39,7 +44,7 @@ class Control:
     @property
     def alone(self) -> bool:
         """Whether this is the only process."""
-        return processes.count() == 1
+        return one_process()
 
     @property
     def writes(self) -> bool:

@@ -22,11 +22,11 @@ from ..core.module import Module
 from ..core.ownership import alone, refuse_in_use, under_way
 from ..core.state import flatten, parameters, signature, states_of
 from ..data.datamodule import DataModule, as_data
-from ..distributed import processes
 from ..engine.program import Program
 from ..strategies import ThreeFactor
 from ..strategies.specs.base import ScheduledStrategy
 from ..utils.logging import log
+from .control import one_process
 from .live import View
 from .online_saves import Saves
 from .online_session import OnlineSession
@@ -163,7 +163,7 @@ def _session_settings(settings: FitSettings, callbacks: Iterable[Callback], logg
         raise ValueError(f"Fit.online: leave {unfit[0]} out; a session trains one seed, without a budget or validation")
     if settings.accumulate > 1:
         raise ValueError("Fit.online: leave accumulate out, and choose update_every of the strategy")
-    if settings.devices not in (1, "auto") or processes.count() > 1:
+    if settings.devices not in (1, "auto") or not one_process():
         raise ValueError("Fit.online: a session runs on one device, in one process; leave devices out")
     other = [one for one in callbacks if not isinstance(one, Checkpoint)]
     other += [] if isinstance(loggers, str) else list(loggers)

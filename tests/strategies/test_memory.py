@@ -152,7 +152,7 @@ KAPPA = EProp(kappa=LEAK), EProp(kappa=LEAK, engine="trace"), ETrace(trace_filte
 def test_kappa_with_a_readout_that_leaks_by_itself_is_refused(lab, strategy, monkeypatch):
     phases = lab.sequences(warm=0, time=9)
     name = type(strategy).__name__
-    with pytest.raises(ValueError, match=rf"^{name}\(kappa=0.7\): kappa filters .* but total of Units has a leak"):
+    with pytest.raises(ValueError, match=rf"^{name}\(kappa=0.7\): kappa filters .* but total of Units has memory"):
         lab.learn(strategy, task(lab, "leaky"), phases)
     for fine in (task(lab, "none"), task(lab, "none", layers=2), task(lab, "delay")):  # their readouts do not leak
         strategy.bind(Objective(fine, lambda x: x), phases)

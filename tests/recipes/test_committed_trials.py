@@ -41,9 +41,9 @@ def test_committed_trials_are_accepted(page, command, tmp_path, monkeypatch):
 
     def interrupted(command, **_):
         asked.append(Path(command[-1]).name.removesuffix(".result"))
-        return SimpleNamespace(returncode=-signal.SIGINT, stdout="", stderr="")
+        return SimpleNamespace(returncode=-signal.SIGINT, communicate=lambda: ("", ""))
 
-    monkeypatch.setattr(runner, "subprocess", SimpleNamespace(run=interrupted))
+    monkeypatch.setattr(runner, "subprocess", SimpleNamespace(Popen=interrupted, PIPE=None))
     monkeypatch.chdir(ROOT)
     words = shlex.split(" ".join(command.split()))[1:]
     out = words.index("--out") + 1

@@ -57,8 +57,8 @@ def test_what_fits_passes():
 
 
 TIME_MAJOR = (
-    r"; arrays are time-major, \(T, B, ...\), here: state batch_first=True, with bare data or on the DataModule, if "
-    r"and only if axis 0 of the data is the batch; "
+    r"; arrays are read as time-major, \(T, B, ...\)\. If axis 0 of the data is the batch, pass batch_first=True with "
+    r"bare data or set it on the DataModule; "
     r"a target for a whole sequence is \(1, B, ...\), or \(B, 1, ...\) with batch_first=True$"
 )
 REFUSED = {

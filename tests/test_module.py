@@ -115,7 +115,9 @@ def test_a_batch_is_split_at_the_scored_end():
         assert whole.inputs is inputs and whole.warmup is None and whole.targets is None
     given = phases()
     assert Module().phases(given) is given
-    with pytest.raises(ValueError, match=r"^targets have 6 time steps and inputs only 5; arrays are time-major"):
+    with pytest.raises(
+        ValueError, match=r"^targets have 6 time steps and inputs only 5; arrays are read as time-major"
+    ):
         Module().phases((np.zeros((5, B)), np.zeros((6, B))))
 
 

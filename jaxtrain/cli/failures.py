@@ -11,7 +11,7 @@ from pathlib import Path
 from ..distributed import processes
 from ..distributed.ending import exit_code_of
 from ..errors import ConfigError
-from ..utils.logging import run_main
+from ..utils.logging import calls_of, run_main
 
 STDLIB = (Path(os.__file__).parent, Path(os.__file__).parent / "pathlib")
 EXPECTED = (ValueError, TypeError, RuntimeError, OSError, LookupError, ArithmeticError, ModuleNotFoundError)
@@ -66,16 +66,13 @@ def is_deliberate(error: BaseException) -> bool:
 
     False means a bug, or an error in the user's code.
     """
-    calls, call = [], error.__traceback__
-    while call is not None:
-        calls.append(call)
-        call = call.tb_next
-    files = [Path(call.tb_frame.f_code.co_filename) for call in calls]
+    calls = calls_of(error)
+    files = [file for file, _ in calls]
     if isinstance(error, OSError):
         while files and (str(files[-1]).startswith("<frozen") or files[-1].parent in STDLIB):
             files.pop()
     if not files or not files[-1].is_relative_to(Path(__file__).parents[1]):
         return False
     # A `raise` statement, rather than an operation that failed.
-    raised = dis.opname[calls[-1].tb_frame.f_code.co_code[calls[-1].tb_lasti]] == "RAISE_VARARGS"
+    raised = dis.opname[calls[-1][1].tb_frame.f_code.co_code[calls[-1][1].tb_lasti]] == "RAISE_VARARGS"
     return raised or isinstance(error, OSError)

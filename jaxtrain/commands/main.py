@@ -13,6 +13,7 @@ from .._version import __version__
 from ..cli.failures import guarded
 from ..cli.help import Parser
 from ..errors import ConfigError
+from ..training.signals import exit_code
 from ..utils.coerce import did_you_mean
 
 COMMANDS = {
@@ -58,7 +59,7 @@ def _terminable() -> Iterator[None]:
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL or current_thread() is not main_thread():
         yield
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(exit_code("SIGTERM")))
     try:
         yield
     finally:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import brainstate
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import saiunit
 
+from ..utils.logging import calls_of
 from .arrays import ArrayBatch
 from .decisions import Metric, SequenceLoss
 from .metrics import Mean
@@ -272,14 +272,6 @@ def dtype_advice(error: Exception, y: Any) -> str:
     return f"; y is {', '.join(sorted(kinds))}, and class labels must be integers: pass targets.astype('int32')"
 
 
-def origin_of(error: Exception) -> Path:
-    """The file that raised an error."""
-    call = error.__traceback__
-    while call is not None and call.tb_next is not None:
-        call = call.tb_next
-    return Path("" if call is None else call.tb_frame.f_code.co_filename)
-
-
 @contextmanager
 def environ_explained(module: str) -> Iterator[None]:
     """Add a note to the error of a model whose ``brainstate.environ`` lacks a value or the unit of ``dt``."""
@@ -290,7 +282,7 @@ def environ_explained(module: str) -> Iterator[None]:
         key, value = "dt", "1.0 * u.ms"
         if match := re.search(r"Key '(\w+)' not found in environment", text):
             key, value = match[1], value if match[1] == "dt" else "..."
-        elif dt is None or isinstance(dt, saiunit.Quantity) or "saiunit" not in origin_of(error).parts:
+        elif dt is None or isinstance(dt, saiunit.Quantity) or "saiunit" not in calls_of(error)[-1][0].parts:
             raise
         needs = f"{key!r}" if match else f"'dt' with a unit, and has {dt}"
         how = f"set Module.environ, as environ = {{{key!r}: {value}}} in its class"

@@ -26,7 +26,7 @@ BROKEN = re.compile(
 
 @contextmanager
 def explain_lost(where: Callable[[], str]) -> Iterator[None]:
-    """Turn an error that the end of another process caused into one that says so.
+    """Re-raise an error caused by a lost process as an error that says so.
 
     Args:
         where: Returns how far this process is, such as "step 100 of 600".

@@ -56,7 +56,7 @@ class Control:
         return self._signals if self.alone else nullcontext()
 
     def explain_lost(self) -> Any:
-        """Context in which an error that the end of another process caused says so, and at which step."""
+        """Context that re-raises an error caused by a lost process as one that says so, with the step."""
         run = self._run
         return explain_lost(lambda: f"step {run.step}" + (f" of {run.max_steps}" if run.max_steps else ""))
 

@@ -9,6 +9,8 @@ import select
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
 from typing import TextIO
 
 from ..distributed import processes
@@ -103,6 +105,15 @@ def warn_of_foreign(cls: type, names: Mapping[str, str]) -> None:
         if name in names:
             # stacklevel 3: the class statement, seen from its __init_subclass__.
             warnings.warn(f"{cls.__name__}.{name} is never called by jaxtrain; {names[name]}", stacklevel=3)
+
+
+def calls_of(error: BaseException) -> list[tuple[Path, TracebackType]]:
+    """The file and the traceback of each call that an error passed through, the innermost last."""
+    calls, call = [], error.__traceback__
+    while call is not None:
+        calls.append((Path(call.tb_frame.f_code.co_filename), call))
+        call = call.tb_next
+    return calls
 
 
 def one_line(error: BaseException) -> str:

@@ -72,6 +72,13 @@ def test_every_rule_differs_from_d_rtrl(lab, rule):
     assert lab.cosine(one, other) < 0.9999
 
 
+class Units(brainstate.nn.Module):
+    """A model with the hidden state ``h`` of six units."""
+
+    def init_state(self, batch_size=None, **_):
+        self.h = brainstate.HiddenState(jnp.zeros((batch_size, 6) if batch_size else (6,)))
+
+
 class Bypass(brainstate.nn.Module):
     """The output also reads the hidden state before the time step."""
 
@@ -103,7 +110,7 @@ class Leaky(brainstate.nn.Module):
         return self.out(self.rnn(x))
 
 
-class Masked(brainstate.nn.Module):
+class Masked(Units):
     """A recurrence whose weight, but not its bias, passes through a function."""
 
     def __init__(self, lab):
@@ -111,9 +118,6 @@ class Masked(brainstate.nn.Module):
         mask = np.random.default_rng(0).random((lab.N_IN + lab.N, lab.N)) < 0.5
         self.rnn = braintrace.nn.Linear(lab.N_IN + lab.N, lab.N, w_mask=jnp.asarray(mask, jnp.float32))
         self.out = braintrace.nn.Linear(lab.N, lab.N_OUT)
-
-    def init_state(self, batch_size=None, **_):
-        self.h = brainstate.HiddenState(jnp.zeros((batch_size, 6) if batch_size else (6,)))
 
     def update(self, x):
         self.h.value = jnp.tanh(self.rnn(jnp.concatenate([x, self.h.value], -1)))
@@ -130,7 +134,7 @@ def test_a_bias_beside_a_masked_weight(lab, rule):
     lab.same(*(lab.learn(replace(RULES[rule], engine=engine), task(), phases) for engine in ("reverse", "trace")))
 
 
-class Twice(brainstate.nn.Module):
+class TwoWays(Units):
     """``v`` reaches the units directly and through ``w``, which reads old units, too, if ``mixed``."""
 
     mixed = False
@@ -140,20 +144,17 @@ class Twice(brainstate.nn.Module):
         self.v, self.w = braintrace.nn.Linear(lab.N_IN, lab.N), braintrace.nn.Linear(lab.N, lab.N)
         self.out = braintrace.nn.Linear(lab.N, lab.N_OUT)
 
-    def init_state(self, batch_size=None, **_):
-        self.h = brainstate.HiddenState(jnp.zeros((batch_size, 6) if batch_size else (6,)))
-
     def update(self, x):
         a, h = self.v(x), self.h.value
         self.h.value = jnp.tanh(0.9 * h + a + self.w(jnp.tanh(a + h if self.mixed else a)))
         return self.out(self.h.value)
 
 
-class Mixed(Twice):
+class Mixed(TwoWays):
     mixed = True
 
 
-class Stacked(brainstate.nn.Module):
+class Stacked(Units):
     """Two layers of equal size, which braintrace joins for this rule."""
 
     def __init__(self, lab):
@@ -161,9 +162,6 @@ class Stacked(brainstate.nn.Module):
         self.first = braintrace.nn.ValinaRNNCell(lab.N_IN, lab.N)
         self.between, self.own = braintrace.nn.Linear(lab.N, lab.N), braintrace.nn.Linear(lab.N, lab.N)
         self.out = braintrace.nn.Linear(lab.N, lab.N_OUT)
-
-    def init_state(self, batch_size=None, **_):
-        self.h = brainstate.HiddenState(jnp.zeros((batch_size, 6) if batch_size else (6,)))
 
     def update(self, x):
         self.h.value = jnp.tanh(self.between(self.first(x)) + self.own(self.h.value))
@@ -177,13 +175,13 @@ IRREVERSIBLE = {  # for the rules that include recurrent mixing
 
 
 @pytest.mark.cover
-@pytest.mark.parametrize("model", [Bypass, Layers, Leaky, Twice, Mixed, Stacked])
+@pytest.mark.parametrize("model", [Bypass, Layers, Leaky, TwoWays, Mixed, Stacked])
 @pytest.mark.parametrize("rule", RULES)
 def test_models_with_several_paths(lab, rule, model):
     several_paths(lab, rule, model)
 
 
-@pytest.mark.parametrize("model", [Twice, Mixed, Stacked])
+@pytest.mark.parametrize("model", [TwoWays, Mixed, Stacked])
 @pytest.mark.parametrize("rule", ["ostl_recurrent", "ostl_recurrent, single-step"])
 def test_only_recurrent_weights_lead_a_unit_to_itself(lab, rule, model):
     several_paths(lab, rule, model)
@@ -210,7 +208,7 @@ def several_paths(lab, rule, model):
     lab.same(*(learner(engine).grads(phases) for engine in ("auto" if refused else "reverse", "trace")))
 
 
-class Plain(brainstate.nn.Module):
+class Plain(Units):
     """A recurrence through three products one after another."""
 
     def __init__(self, lab):
@@ -218,9 +216,6 @@ class Plain(brainstate.nn.Module):
         make = lambda: braintrace.nn.Linear(lab.N, lab.N)  # noqa: E731
         self.inputs, self.a, self.b, self.c = braintrace.nn.Linear(lab.N_IN, lab.N), make(), make(), make()
         self.out = braintrace.nn.Linear(lab.N, lab.N_OUT)
-
-    def init_state(self, batch_size=None, **_):
-        self.h = brainstate.HiddenState(jnp.zeros((batch_size, 6) if batch_size else (6,)))
 
     def update(self, x):
         h = self.h.value

@@ -10,7 +10,7 @@ import pytest
 from jaxtrain.strategies import UORO
 from jaxtrain.strategies.reverse.rank_one import RankOneLearner
 from tests.strategies.sums import assert_same_sums
-from tests.strategies.test_passes import CELLS, OPTIONS, Bypass, Layers, Masked, in_trace, sequences
+from tests.strategies.test_passes import CELLS, OPTIONS, Bypass, Layers, Masked, Units, in_trace, sequences
 
 pytestmark = pytest.mark.full
 
@@ -27,16 +27,13 @@ class Equal(brainstate.nn.Module):
         return self.out(self.second(self.first(x)))
 
 
-class Twice(brainstate.nn.Module):
+class Twice(Units):
     """One weight acts on the hidden state twice."""
 
     def __init__(self, lab):
         super().__init__()
         self.a, self.b = braintrace.nn.Linear(lab.N_IN, lab.N), braintrace.nn.Linear(lab.N, lab.N)
         self.out = braintrace.nn.Linear(lab.N, lab.N_OUT)
-
-    def init_state(self, batch_size=None, **_):
-        self.h = brainstate.HiddenState(jnp.zeros((batch_size, 6) if batch_size else (6,)))
 
     def update(self, x):
         self.h.value = jnp.tanh(self.a(x) + jnp.sin(self.a(-2 * x)) + self.b(self.h.value))

@@ -203,12 +203,24 @@ def show(sections: Mapping[str, list[str]]) -> None:
         print(f"\n### {title}\n\n" + "\n".join(lines), flush=True)
 
 
-def save(name: str, sections: Mapping[str, list[str]], numbers: Any, path: Path, goals: Iterable[Goal] = ()) -> None:
-    """Write a result as JSON: the command, the machine, the printed sections, the goals and every number."""
+def save(name: str, sections: Mapping[str, list[str]], numbers: Any, path: Path, goals: Iterable[Goal] = (),
+         earlier: Sequence[Any] = ()) -> None:  # fmt: skip
+    """Write a result as JSON: the command, the machine, the printed sections, the goals and every number.
+
+    Args:
+        name: Name of the benchmark.
+        sections: Printed lines by title.
+        numbers: Every number.
+        path: The file.
+        goals: Goals, met or missed.
+        earlier: Commands and machines of earlier runs of which the result has a part.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     result = {"benchmark": name, "command": command, "machine": machine(), "sections": sections,
               "goals": [goal.to_json() for goal in goals], "numbers": numbers}  # fmt: skip
+    if earlier:
+        result["earlier"] = list(earlier)
     text = json.dumps(_short(result), indent=1)
     lists = re.compile(r"\[\s+([-+.\d\w]+(?:,\s+[-+.\d\w]+)*)\s+\]")  # lists of numbers go on one line
     path.write_text(lists.sub(lambda match: f"[{re.sub(r',\s+', ', ', match[1])}]", text) + "\n")

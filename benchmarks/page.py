@@ -46,7 +46,9 @@ def filled(text: str, results: Mapping[str, Any], names: Sequence[str] = NAMES) 
 
 
 def block(result: dict[str, Any]) -> str:
-    lines = [f"`{result['command']}`", "", f"({result['machine']})", ""]
+    lines = []
+    for run in (*result.get("earlier", ()), result):
+        lines += [f"`{run['command']}`", "", f"({run['machine']})", ""]
     for title, section in result["sections"].items():
         lines += [f"**{title}**", "", *section, ""]
     return "\n".join(lines)

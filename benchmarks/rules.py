@@ -2,6 +2,7 @@
 
 python benchmarks/rules.py
 python benchmarks/rules.py --settings long --networks lif gru --rules drtrl pp_prop --rounds 5
+python benchmarks/rules.py --networks lru --json rules.json --add
 
 Settings: "wide" (784 inputs, 256 units, 10 time steps, batch 128) and "long" (64 inputs, 128 units, 100 time steps,
 batch 64) classify random sequences at every time step; spiking networks have a leaky readout, except under
@@ -20,6 +21,8 @@ whose size is in brackets.
 
 A rule that cannot run on a network, or needs more memory than there is, has the reason in its row. Memory is compared
 before the first step. Exit code 1 means that a process failed or that two gradients differ that must be equal.
+
+All of it takes hours. ``--add`` keeps the networks that the file of ``--json`` has and that are not measured again.
 """
 
 from __future__ import annotations
@@ -268,6 +271,26 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Rows], dict[str, list[st
     return measured, sections
 
 
+def with_nan(value: Any) -> Any:
+    """Numbers of a result file, in which a round that a contender skipped is null."""
+    if isinstance(value, dict):
+        return {name: with_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [math.nan if item is None else item for item in value]
+    return value
+
+
+def joined(measured: dict[str, Rows], sections: dict[str, list[str]], earlier: dict[str, Any]) -> tuple[Any, Any]:
+    """Measurements and tables of this run, and those of the networks that only an earlier result has."""
+    every, tables = {**with_nan(earlier["numbers"]), **measured}, {}
+    titles = {title.partition(":")[0]: title for title in (*earlier["sections"], *sections)}
+    for place in (f"{setting}, {network}" for setting, network in itertools.product(SETTINGS, NETWORKS)):
+        if place in every:
+            tables[titles[place]] = (sections if place in measured else earlier["sections"])[titles[place]]
+    every = {place: every[place] for place in (title.partition(":")[0] for title in tables)}
+    return every, {**tables, "Overview": overview(every)}
+
+
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
@@ -280,6 +303,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1, help="devices of Fit; the reference runs on one")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds after which a process is stopped")
     parser.add_argument("--small", action="store_true", help="test run with tiny sizes")
+    parser.add_argument("--add", action="store_true", help="keep the other networks in the file of --json")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--engine", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -292,10 +316,17 @@ def main() -> None:
         return print(json.dumps(alone(options)))
     if there := sorted(set(ALLOCATOR) & set(os.environ)):
         parser.error(f"unset {', '.join(there)}: this benchmark compares runs with and without")
+    if options.add and not (options.json and options.json.exists()):
+        parser.error("--add needs --json with a file that exists")
     measured, sections = run(options)
+    wrong, earlier = failures(measured), []
+    if options.add:
+        before = json.loads(options.json.read_text())
+        earlier = [*before.get("earlier", []), {name: before[name] for name in ("command", "machine")}]
+        measured, sections = joined(measured, sections, before)
     if options.json:
-        common.save("rules", sections, measured, options.json)
-    if wrong := failures(measured):
+        common.save("rules", sections, measured, options.json, earlier=earlier)
+    if wrong:
         sys.exit(f"failed, or with another gradient than expected: {'; '.join(wrong)}")
 
 

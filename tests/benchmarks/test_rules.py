@@ -21,6 +21,26 @@ def result(rule, own, reference, engine="reverse", temporary=2, far=0.5):
     return {"seconds": seconds, "far": far, "engine": engine, **memory}
 
 
+def test_networks_that_are_not_measured_again_are_kept(tmp_path):
+    def measured(*places, seconds=8.0):
+        rows = {"drtrl": {"kept": result("drtrl", [seconds, math.nan], [10.0, 10.0])}}
+        return dict.fromkeys(places, rows), {f"{place}: size": [f"table of {seconds}"] for place in places}
+
+    (numbers, sections), path = measured("long, lru", "wide, lif"), tmp_path / "rules.json"
+    rules.common.save("rules", {**sections, "Overview": []}, numbers, path)
+    again = measured("wide, lru", "long, lru", seconds=5.0)
+    numbers, sections = rules.joined(*again, json.loads(path.read_text()))
+    assert list(numbers) == ["wide, lif", "wide, lru", "long, lru"], "in the order of the settings"
+    assert [lines[0] for lines in sections.values()][:3] == ["table of 8.0", "table of 5.0", "table of 5.0"]
+    assert sections["Overview"][-1] == "| drtrl | 0.80 | 0.50 | 0.50 |"
+
+
+def test_add_needs_a_result():
+    command = [sys.executable, str(SCRIPT), "--add", "--small"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 2 and "--add needs --json with a file that exists" in found.stderr
+
+
 def test_the_arithmetic_of_a_table():
     nan = math.nan
     rows = {

@@ -37,7 +37,7 @@ RULES = {
     "ostl_recurrent": OSTLRecurrent(),
     "ostl_recurrent, single-step": OSTLRecurrent(vjp="single-step"),
 }
-CELLS = ["gru", "lstm", "mgu", "minigru", "vanilla", "lif"]
+CELLS = ["gru", "lstm", "mgu", "minigru", "vanilla", "lru", "lif"]
 
 
 def sequences(lab, kind: str, seed: int = 0):
@@ -248,7 +248,7 @@ def in_trace(rule, fields):
 
 @pytest.mark.cover
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("cell", ["gru", "lif"])
+@pytest.mark.parametrize("cell", ["gru", "lru", "lif"])
 @pytest.mark.parametrize("kind", ["plain", "warm-up, weights, resets"])
 @pytest.mark.parametrize("rule", RULES)
 def test_segments_updates_and_streams(lab, rule, kind, cell, options):
@@ -265,6 +265,33 @@ def test_segments_updates_and_streams(lab, rule, kind, cell, options):
     every = replace(strategy, engine="reverse", **fields), in_trace(strategy, fields)
     batches = [sequences(lab, kind, seed) for seed in range(3)]
     assert_same_sums(lab, every, lambda: lab.task(cell), batches)
+
+
+class Leaks(Units):
+    """Units whose only trained weights before the readout are element-wise; one of them passes through a function."""
+
+    def __init__(self, lab):
+        super().__init__()
+        self.leak, self.gain = (brainstate.ParamState(jnp.linspace(low, 1.0, lab.N)) for low in (-1.0, 0.2))
+        self.inputs = jax.random.normal(jax.random.key(0), (lab.N_IN, lab.N))
+        self.out = braintrace.nn.Linear(lab.N, lab.N_OUT)
+
+    def update(self, x):
+        leak = braintrace.element_wise(self.leak.value, weight_fn=jax.nn.sigmoid)
+        gain = braintrace.element_wise(self.gain.value)
+        self.h.value = jnp.tanh(leak * self.h.value + gain * (x @ self.inputs))
+        return self.out(self.h.value)
+
+
+@pytest.mark.parametrize("options", [{}, {"stateful": True, "update_every": 3}])
+@pytest.mark.parametrize("rule", ["pp_prop", "pp_prop, window 3", "pp_prop, single-step", "ostl_recurrent"])
+def test_element_wise_weights_alone(lab, rule, options):
+    def task():
+        with brainstate.random.seed_context(0):
+            return lab.Task(Leaks(lab))
+
+    every = replace(RULES[rule], engine="reverse", **options), in_trace(RULES[rule], options)
+    assert_same_sums(lab, every, task, [sequences(lab, "warm-up, weights, resets", seed) for seed in range(3)])
 
 
 @pytest.mark.parametrize("rule", ["pp_prop", "ostl_feedforward"])

@@ -54,9 +54,9 @@ class Relation:
         self.direct = bool(self.groups) and self.groups <= memory
         self.groups = self.groups if self.direct else self.groups - memory
 
-    def alone(self, weights: list[Any]) -> Any:
-        """``y`` of an element-wise weight."""
-        return bind(self.equation, weights)[0]
+    def alone(self, weights: list[Any], cotangent: Any) -> list[Any]:
+        """Gradients of an element-wise weight from the cotangent of ``y``."""
+        return jax.vjp(lambda w: bind(self.equation, w)[0], weights)[1](cotangent.reshape(self.y_var.aval.shape))[0]
 
     def product(self, x: Any, weights: list[Any]) -> Any:
         """``y`` for inputs with an additional leading axis, ``(N, ...)``."""

@@ -18,7 +18,10 @@ from .traces import FullTrace, Kept, Trace
 class FactoredTrace(Trace):
     """The two sides of a factored trace of each relation, ``(B, I)`` and for each hidden state ``(B, O)``.
 
+    An element-wise weight has no input side.
+
     Attributes:
+        inputs: The input sides by relation.
         outputs: The output sides by hidden state and relation.
     """
 
@@ -27,9 +30,11 @@ class FactoredTrace(Trace):
         assert rule.decay is not None
         self._decay, self._current = rule.decay, current
         self._count = self.states["steps"] = SHORT(jnp.zeros((), jnp.int32))
+        self.inputs: dict[int, State] = {}
         self.outputs: dict[str, dict[int, State]] = {name: {} for name in step.traced}
         for i, relation in self.relations.items():
-            self._add(i, f"input{i}", (step.batch_size, self._rows(relation) or 0))
+            if (rows := self._rows(relation)) is not None:
+                self.inputs[i] = self._add(i, f"input{i}", (step.batch_size, rows))
             for name in self._names(relation):
                 (value,) = jax.tree.leaves(step.network.hidden[name].value)
                 self.outputs[name][i] = self._add(i, f"output{i}.{name}", value.shape)
@@ -46,33 +51,34 @@ class FactoredTrace(Trace):
         fix = correction(self._decay, self._count.value, self._current)
         total, q = received_factored(self._decay, later, late, eps, fix)
         flat = lambda value: value.reshape(self.step.batch_size, -1)  # noqa: E731
+        matrices = {i: state.value.T @ flat(total[i]) for i, state in self.inputs.items()}
         return {
-            i: self._pull(relation, self.arrays[i][0].value.T @ flat(total[i]), flat(q[i]).sum(0), weights[i])
+            i: self._pull(relation, matrices.get(i), flat(q[i]).sum(0), weights[i])
             for i, relation in self.relations.items()
         }
 
     def advance(self, kept: Kept, ends: list[Any], is_filtered: bool) -> None:
         """See ``Trace``; ``ends`` holds the output sides."""
-        time = jax.tree.leaves(kept.inputs)[0].shape[0]
+        time = len(kept.steps)
         keep = jnp.ones((time, 1)) if kept.keep is None else kept.keep
 
         def back(weight, keep):
             return self._decay * keep * weight, weight
 
         first, weights = jax.lax.scan(back, jnp.ones(keep.shape[1]), keep, reverse=True)
-        for i, relation in self.relations.items():
-            state, batch = self.arrays[i][0], self.step.batch_size
-            before = first[:, None] * state.value
+        for i, state in self.inputs.items():
+            batch, before = self.step.batch_size, first[:, None] * state.value
             parts = [part.reshape(time, batch, -1) for part in kept.inputs[i]]
-            if relation.name in EMBEDDING:
+            if self.relations[i].name in EMBEDDING:
                 rows = parts[0][..., 0]
                 sequences = jnp.broadcast_to(jnp.arange(batch), rows.shape)
                 added = jnp.broadcast_to(weights, rows.shape).astype(before.dtype)
                 state.value = before.at[sequences, rows].add(added)
             else:
                 state.value = before + jnp.concatenate([(weights[..., None] * part).sum(0) for part in parts], -1)
-            for name in self._names(relation):
-                self.outputs[name][i].value = ends[0][name][i]
+        for name, by_relation in self.outputs.items():
+            for i, state in by_relation.items():
+                state.value = ends[0][name][i]
         self._count.value = self._count.value + time
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from ..equations import ELEMENTWISE
 from .blocks import Rows, leaf
 
 if TYPE_CHECKING:
@@ -46,6 +47,15 @@ class Differentiate:
     def __init__(self, learner: ReverseLearner, learn: Callable, block: Rows):
         self._learner, self._learn = learner, learn
         self._step = self._detached(block)
+        rule, products, step = learner.rule, learner.products, learner.step
+        wanted = {products.relation[k] for k in products.own} if rule.own_recurrence else set()
+        chosen = [i for i in step.chosen if rule.decay is not None or i in wanted]
+        self._shared = [i for i in chosen if step.relations[i].name == ELEMENTWISE]
+        """Relations whose output the sequences may share: their factors are the transposed derivative times ones."""
+        self._factored = [i for i in chosen if i not in self._shared]
+
+    def _acts(self, i: int, group: int) -> bool:
+        return group in self._learner.step.relations[i].groups
 
     def _perturbations(self, block: Rows) -> dict[int, Any]:
         learner = self._learner
@@ -93,9 +103,13 @@ class Differentiate:
             by_state, by_product, _ = vjp(({**none[0], name: jnp.ones_like(value)}, none[1]))
             group = learner.step.hidden_of[name]
             state[name] = {other: leaf(by_state[other]) for other in learner.step.groups[group] if other in by_state}
-            if rule.needs_factors:
-                acting = [i for i in learner.step.chosen if group in learner.step.relations[i].groups]
-                factor[name] = {i: by_product[i].reshape(value.shape) for i in acting}
+            factor[name] = {i: by_product[i].reshape(value.shape) for i in self._factored if self._acts(i, group)}
+        for i in self._shared:
+            back = lambda cotangents, i=i: pull(cotangents)[0][i]  # noqa: E731
+            (along_y,) = jax.vjp(back, none[0])[1](jnp.ones_like(given[1][i]))
+            for name, value in along_y.items():
+                if self._acts(i, learner.step.hidden_of[name]):
+                    factor[name][i] = value
         if rule.own_recurrence:
             through = lambda k: vjp((none[0], {**none[1], k: jnp.ones_like(inside[k])}))  # noqa: E731
             self._add_two_products(state, factor, through)

@@ -105,6 +105,8 @@ class KnownProducts(Products):
         reached = frozenset().union(*(depends.get(id(step.short[name][1][0]), frozenset()) for name in step.traced))
         if any(kind == "product" and self.relation[k] is None for kind, k in reached):
             raise Irreversible("a recurrent product has no trace")
+        if own and step.mapped:
+            raise Irreversible("the model is mapped over sequences")
         self.own = own
 
     def _between_states(self) -> list[Any]:

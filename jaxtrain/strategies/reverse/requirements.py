@@ -35,8 +35,6 @@ def require_reversible(rule: BackwardRule, step: DetachedStep, network: Network,
         raise Irreversible("an initial state is learned")
     for i in step.chosen:
         _require_units(step, i)
-    if rule.own_recurrence and step.mapped:
-        raise Irreversible("the model is mapped over sequences")
 
 
 def _require_uncoupled(step: DetachedStep) -> None:
@@ -52,9 +50,8 @@ def _require_units(step: DetachedStep, i: int) -> None:
     """Raise Irreversible unless relation ``i`` has one output per unit of the hidden states that it acts on."""
     relation = step.relations[i]
     paths, y = ", ".join(sorted(relation.paths)), relation.y_var.aval
-    if relation.name == ELEMENTWISE:
-        raise Irreversible(f"{paths} acts by {relation.name}")
     sizes = {step.units_of(n) for group in relation.groups for n in step.groups[group]}
-    batch = 1 if step.mapped and not step.as_batch else y.shape[0]
+    alone = relation.name == ELEMENTWISE or (step.mapped and not step.as_batch)
+    batch = 1 if alone else y.shape[0]
     if sizes != {y.size // batch}:
         raise Irreversible(f"{paths} or the hidden state that it acts on has other axes than sequences and units")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from ...core.metrics import Metrics, sum_over_time
 from ...core.state import add_to, differentiable
 from .. import reward
+from ..equations import ELEMENTWISE
 from ..products import is_plain, matrix_gradient, merge
 from .blocks import Carry, Rows, leaf, windows_per_block
 from .jacobians import Differentiate, Jacobians
@@ -88,17 +89,15 @@ class TimeSteps:
                 bias = delta
             else:
                 current = learner.single or learner.window > 1
-                recursion, (delta, bias) = propagate_factored(learner.rule, carry.recursion, signals, eps, current)
+                recursion, found = propagate_factored(learner.rule, carry.recursion, signals, eps, current)
+                delta, bias = ({i: self._as_output(i, value) for i, value in by.items()} for by in found)
             totals = dict(carry.totals)
             for i in learner.step.chosen:
                 own = direct.get(i, 0)
-                more = self._weight_gradients(
-                    i, jacobians.inputs.get(i), self._as_output(i, delta[i]) + own, self._as_output(i, bias[i]) + own,
-                    weights[i],
-                )  # fmt: skip
+                more = self._weight_gradients(i, jacobians.inputs.get(i), delta[i] + own, bias[i] + own, weights[i])
                 totals[i] = add_to(totals[i], more)
             ends, deltas = self._ends(carry.ends, signals, jacobians)
-            kept = None if learner.trace is None else Kept(deltas, jacobians.inputs, keep)
+            kept = None if learner.trace is None else Kept(deltas, jacobians.inputs, keep, block.steps)
             return Carry(recursion, ends, memory, grads, totals), (metrics, kept)
 
         metrics: Any
@@ -106,7 +105,7 @@ class TimeSteps:
         if kept is not None:
             merged = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])  # noqa: E731
             deltas = jax.tree.map(lambda leaf: jax.vmap(merged)(jnp.moveaxis(leaf, 1, 0)), kept.deltas)
-            kept = Kept(deltas, *jax.tree.map(merged, (kept.inputs, kept.keep)))
+            kept = Kept(deltas, *jax.tree.map(merged, (kept.inputs, kept.keep, kept.steps)))
         return carry, sum_over_time(metrics) if self._is_scored else None, kept
 
     def _ends(self, ends: list[Any], signals: Signals, jacobians: Jacobians) -> tuple[list[Any], list[Any]]:
@@ -121,8 +120,10 @@ class TimeSteps:
         return states, deltas
 
     def _as_output(self, i: int, value: Any) -> Any:
-        """A value in the shape of a hidden state, in the shape of the output of relation ``i``."""
+        """Cotangents in the shape of a hidden state, in the shape of the output of relation ``i``."""
         relation, step = self._learner.step.relations[i], self._learner.step
+        if relation.name == ELEMENTWISE and not step.mapped:
+            value = value.sum(1)  # all sequences share its output
         batch = (step.batch_size,) if step.mapped else ()
         return value.reshape(value.shape[0], *batch, *relation.y_var.aval.shape)
 
@@ -131,7 +132,7 @@ class TimeSteps:
         relation = self._learner.step.relations[i]
         units = len(relation.y_var.aval.shape)
         if inputs is None:
-            return jax.vjp(relation.alone, weights)[1](merge(delta, units).sum(0))[0]
+            return relation.alone(weights, merge(bias, units).sum(0))
         kept = len(relation.x_var.aval.shape) - relation.batched
         if is_plain(relation.equation) and kept == 1:
             product = matrix_gradient(inputs, delta)

@@ -28,21 +28,23 @@ class Kept:
             ``(depth, T, *y)``.
         inputs: Inputs of the relations, ``(T, B, I)``, in parts that belong together along the last axis.
         keep: 0 where a sequence restarts, else 1, ``(T, B)``; None without resets.
+        steps: Numbers of the time steps, ``(T,)``.
     """
 
     deltas: list[dict[int, Any]]
     inputs: dict[int, tuple[Any, ...]]
     keep: Any
+    steps: Any
 
     @staticmethod
     def joined(kept: Sequence[Kept]) -> Kept:
         """What consecutive time steps have kept."""
         join = lambda axis: lambda *leaves: jnp.concatenate(leaves, axis)  # noqa: E731
         deltas = jax.tree.map(join(1), *(each.deltas for each in kept))
-        return Kept(deltas, *jax.tree.map(join(0), *((each.inputs, each.keep) for each in kept)))
+        return Kept(deltas, *jax.tree.map(join(0), *((each.inputs, each.keep, each.steps) for each in kept)))
 
 
-jax.tree_util.register_dataclass(Kept, ["deltas", "inputs", "keep"], [])
+jax.tree_util.register_dataclass(Kept, ["deltas", "inputs", "keep", "steps"], [])
 
 
 class Trace(ABC):
@@ -136,7 +138,12 @@ class Trace(ABC):
         return relation.x_var.aval.shape[-1]
 
     def _pull(self, relation: Relation, total: Any, bias: Any, weights: list[Any]) -> list[Any]:
-        """Gradients of the weights from those of the matrix ``total``, ``(I, O)``, and of the bias, ``(O,)``."""
+        """Gradients of the weights from those of the matrix ``total``, ``(I, O)``, and of the bias, ``(O,)``.
+
+        An element-wise weight is like a bias without a matrix.
+        """
+        if relation.x_place is None:
+            return relation.alone(weights, bias)
         if relation.name in EMBEDDING:
             x: Any = jnp.arange(len(total))
         else:
@@ -231,8 +238,7 @@ class FullTrace(Trace):
                 else:
                     total += jnp.einsum("bsio,bso->io", trace.value, each)
             if relation.x_place is None:
-                y = relation.y_var.aval.shape
-                grads[i] = jax.vjp(lambda w, r=relation: r.alone(w), weights[i])[1](total.reshape(y))[0]
+                grads[i] = self._pull(relation, None, total, weights[i])
             elif relation.name in EMBEDDING:
                 grads[i] = self._pull(relation, total, None, weights[i])
             else:

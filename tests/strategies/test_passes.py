@@ -283,7 +283,8 @@ class Leaks(Units):
         return self.out(self.h.value)
 
 
-@pytest.mark.parametrize("options", [{}, {"stateful": True, "update_every": 3}])
+@pytest.mark.cover
+@pytest.mark.parametrize("options", [{}, {"stateful": True, "update_every": 3}], ids=["sequences", "a stream"])
 @pytest.mark.parametrize("rule", ["pp_prop", "pp_prop, window 3", "pp_prop, single-step", "ostl_recurrent"])
 def test_element_wise_weights_alone(lab, rule, options):
     def task():

@@ -230,12 +230,20 @@ def section(rows: Rows) -> list[str]:
     return lines
 
 
-def overview(measured: dict[str, Rows]) -> list[str]:
-    """A table of all ratios to BPTT: a row per rule, a column per network of a setting."""
-    rules = dict.fromkeys(rule for rows in measured.values() for rule in rows)
-    cell = lambda rule, row: "-" if "reason" in row["kept"] else ratio(rule, row["kept"])  # noqa: E731
-    rows = [[rule, *(cell(rule, rows[rule]) for rows in measured.values())] for rule in rules]
-    return common.table(["/ BPTT", *measured], rows)
+def overview(sections: dict[str, list[str]]) -> list[str]:
+    """A table of all ratios to BPTT, from the tables of the networks: a row per rule, a column per network."""
+    columns: dict[str, dict[str, str]] = {}
+    for title, lines in sections.items():
+        rows = [line.strip("| ").split(" | ") for line in lines[2:] if line.startswith("|")]
+        columns[place_of(title)] = {row[0]: "-" if row[2].startswith("cannot run") else row[3] for row in rows}
+    rules = dict.fromkeys(rule for column in columns.values() for rule in column)
+    rows = [[rule, *(column.get(rule, "-") for column in columns.values())] for rule in rules]
+    return common.table(["/ BPTT", *columns], rows)
+
+
+def place_of(title: str) -> str:
+    """The setting and the network of a section."""
+    return title.partition(":")[0]
 
 
 def failures(measured: dict[str, Rows]) -> list[str]:
@@ -266,29 +274,17 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Rows], dict[str, list[st
             sizes = ", ".join(f"{name} {size}" for name, size in sizes_of(setting, options.small).items())
             sections[f"{place}: {sizes}"] = section(rows)
             common.show({f"{place}: {sizes}": section(rows)})
-    sections["Overview"] = overview(measured)
+    sections["Overview"] = overview(sections)
     common.show({"Overview": sections["Overview"]})
     return measured, sections
 
 
-def with_nan(value: Any) -> Any:
-    """Numbers of a result file, in which a round that a contender skipped is null."""
-    if isinstance(value, dict):
-        return {name: with_nan(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [math.nan if item is None else item for item in value]
-    return value
-
-
-def joined(measured: dict[str, Rows], sections: dict[str, list[str]], earlier: dict[str, Any]) -> tuple[Any, Any]:
-    """Measurements and tables of this run, and those of the networks that only an earlier result has."""
-    every, tables = {**with_nan(earlier["numbers"]), **measured}, {}
-    titles = {title.partition(":")[0]: title for title in (*earlier["sections"], *sections)}
-    for place in (f"{setting}, {network}" for setting, network in itertools.product(SETTINGS, NETWORKS)):
-        if place in every:
-            tables[titles[place]] = (sections if place in measured else earlier["sections"])[titles[place]]
-    every = {place: every[place] for place in (title.partition(":")[0] for title in tables)}
-    return every, {**tables, "Overview": overview(every)}
+def joined(sections: dict[str, list[str]], earlier: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The sections of this run, and those of the networks that only an earlier run measured, in one order."""
+    every = {place_of(title): (title, lines) for title, lines in [*earlier.items(), *sections.items()]}
+    places = [f"{setting}, {network}" for setting, network in itertools.product(SETTINGS, NETWORKS)]
+    tables = dict(every[place] for place in places if place in every)
+    return {**tables, "Overview": overview(tables)}
 
 
 def main() -> None:
@@ -323,7 +319,7 @@ def main() -> None:
     if options.add:
         before = json.loads(options.json.read_text())
         earlier = [*before.get("earlier", []), {name: before[name] for name in ("command", "machine")}]
-        measured, sections = joined(measured, sections, before)
+        measured, sections = {**before["numbers"], **measured}, joined(sections, before["sections"])
     if options.json:
         common.save("rules", sections, measured, options.json, earlier=earlier)
     if wrong:

@@ -21,18 +21,15 @@ def result(rule, own, reference, engine="reverse", temporary=2, far=0.5):
     return {"seconds": seconds, "far": far, "engine": engine, **memory}
 
 
-def test_networks_that_are_not_measured_again_are_kept(tmp_path):
-    def measured(*places, seconds=8.0):
-        rows = {"drtrl": {"kept": result("drtrl", [seconds, math.nan], [10.0, 10.0])}}
-        return dict.fromkeys(places, rows), {f"{place}: size": [f"table of {seconds}"] for place in places}
+def test_networks_that_are_not_measured_again_are_kept():
+    def sections(*places, seconds):
+        rows = {"drtrl": {name: result("drtrl", [seconds], [10.0]) for name in ("kept", "default")}}
+        return {f"{place}: size": rules.section(rows) for place in places}
 
-    (numbers, sections), path = measured("long, lru", "wide, lif"), tmp_path / "rules.json"
-    rules.common.save("rules", {**sections, "Overview": []}, numbers, path)
-    again = measured("wide, lru", "long, lru", seconds=5.0)
-    numbers, sections = rules.joined(*again, json.loads(path.read_text()))
-    assert list(numbers) == ["wide, lif", "wide, lru", "long, lru"], "in the order of the settings"
-    assert [lines[0] for lines in sections.values()][:3] == ["table of 8.0", "table of 5.0", "table of 5.0"]
-    assert sections["Overview"][-1] == "| drtrl | 0.80 | 0.50 | 0.50 |"
+    earlier = {**sections("long, lru", "wide, lif", seconds=8.0), "Overview": []}
+    found = rules.joined({**sections("wide, lru", "long, lru", seconds=5.0), "Overview": []}, earlier)
+    assert list(found) == ["wide, lif: size", "wide, lru: size", "long, lru: size", "Overview"]
+    assert found["Overview"][-1] == "| drtrl | 0.80 | 0.50 | 0.50 |"
 
 
 def test_add_needs_a_result():
@@ -74,7 +71,8 @@ def test_the_arithmetic_of_a_table():
     assert kept == "BPTT by hand: 10.0 ms per step." and default == (
         "BPTT by hand, with the default allocator: 12.0 ms per step."
     )
-    assert rules.overview({"long, gru": rows, "wide, gru": {**rows, "dni": rows["uoro"]}})[3:] == [
+    tables = {"long, gru": rules.section(rows), "wide, gru": rules.section({**rows, "dni": rows["uoro"]})}
+    assert rules.overview(tables)[3:] == [
         "| drtrl | 0.80 | 0.80 |", "| eprop | 0.90 | 0.90 |", "| dni | 3.00 | - |", "| uoro | - | - |"
     ]  # fmt: skip
     assert rules.failures({"long, gru": rows}) == []

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxtrain import cli
-from jaxtrain.cli.options import TrainingOptions, check_options, time_steps_of
+from jaxtrain.cli.options import TrainingOptions, check_options, streamed, time_steps_of
 from jaxtrain.errors import ConfigError
 
 DATA = "/usr/share/datasets/fashion-mnist"
@@ -61,6 +61,9 @@ class Config(TrainingOptions):
     """largest random shift of a training image, in pixels"""
     flip: bool = False
     """mirror half of the training images"""
+    stream: bool = False
+    """rows, pixels: every sequence of a training batch continues that of the batch before, an endless stream of images
+    that begin at different times; online rules make an update at every time step"""
     batch_size: int = 128
     """images per batch"""
     lr: float = 2e-3
@@ -88,6 +91,8 @@ class Config(TrainingOptions):
                 option = f"--{field.name.replace('_', '-')}"
                 with_these = f"--network {self.network} --input {self.input}"
                 raise ConfigError(f"{option} has no effect with {with_these}: leave it out")
+        if self.stream and (self.input not in ("rows", "pixels") or self.shift or self.flip or self.decide != "last"):
+            raise ConfigError("--stream: expected --input rows or pixels and --decide last, without --shift and --flip")
         for name in ("tau", "gain"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"--{name} {getattr(self, name)}: expected a positive number")
@@ -107,8 +112,8 @@ PRESETS = {
              "epochs": 10},
     "direct": {"input": "direct", "steps": 2, "network": "gru", "hidden": 384, "width": 512, "mlp": 768, "scored": 1,
                "shift": 1, "flip": True, "lr": 1e-3, "batch_size": 256, "epochs": 30},
-    "stream": {**ROWS, "hidden": 64, "width": 64, "mlp": 128, "decide": "last", "epochs": 10,
-               "drtrl": {"update_every": 1}, "pp_prop": {"update_every": 1}},
+    "stream": {**ROWS, "stream": True, "hidden": 128, "mlp": 256, "scored": 2, "decide": "last",
+               "epochs": 10},
 }  # fmt: skip
 
 
@@ -181,6 +186,51 @@ def encoder_of(config: Config):
     return code, (changed,)
 
 
+class Stream:
+    """Endless streams of images: batch ``step`` has the next rows of every stream, as many as an image has.
+
+    An image begins at another time step in each stream, so the sequences of an update are at all parts of an image. An
+    epoch takes every image once, in an order that depends on (seed, epoch).
+
+    Args:
+        images: ``(N, T, n_in)``, 8 bits.
+        labels: ``(N,)``.
+        batch_size: Number of streams.
+        scored: The last rows of an image, those with a loss.
+        seed: Seed of the order.
+    """
+
+    batch_first = False
+
+    def __init__(self, images, labels, batch_size: int, scored: int, seed: int):
+        self.images, self.labels, self.scored, self.seed = images, labels, scored, seed
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return len(self.images) // self.batch_size
+
+    def which(self, step: int):
+        """Images that begin in a batch, ``(B,)``; -1 is the batch before the first."""
+        import numpy as np
+
+        epoch, number = divmod(step, len(self))
+        order = np.random.default_rng((self.seed, epoch + 1)).permutation(len(self.images))
+        return order[number * self.batch_size :][: self.batch_size]
+
+    def batch(self, step: int):
+        import numpy as np
+
+        from jaxtrain import Phases
+
+        time, size = self.images.shape[1], self.batch_size
+        begin, now = np.arange(size) * time // size, np.arange(time)[:, None]
+        image, row = np.where(now >= begin, self.which(step), self.which(step - 1)), (now - begin) % time  # (T, B)
+        return Phases(
+            warmup=None, inputs=self.images[image, row] / np.float32(255), targets=self.labels[image],
+            weights=(row >= time - self.scored).astype("float32"), reset=row == 0,
+        )  # fmt: skip
+
+
 def spiking(config: Config, n_in: int):
     """Recurrent spiking neurons and a leaky readout that does not spike, one time step ``(B, n_in) -> (B, 10)``."""
     import brainpy.state
@@ -219,6 +269,7 @@ def spiking(config: Config, n_in: int):
 def make(config: Config):
     """Create Fit, module and data. JAX is imported here, so that --help does not load it."""
     import braintools
+    import numpy as np
     import saiunit as u
 
     import jaxtrain as jt
@@ -230,15 +281,22 @@ def make(config: Config):
     held_out = len(x) // HELD_OUT
     code, augment = encoder_of(config)
     batches = partial(ArrayDataset, batch_size=config.batch_size, scored=config.scored, seed=config.seed)
-    train = batches(x[held_out:], y[held_out:], encoder=(*augment, *code) if config.shift or config.flip else code)
-    if not config.max_steps:
-        config = replace(config, max_steps=config.epochs * len(train))
     n_in = {"rows": x.shape[2], "pixels": 1}.get(config.input, x[0].size)
     time = {"rows": x.shape[1], "pixels": x[0].size}.get(config.input, config.steps)
-    if (config.scored or 1) > time:
+    scored, strategy = config.scored or time, config.make_strategy()
+    if scored > time:
         raise ConfigError(f"--scored {config.scored}: an image has {time} time steps with --input {config.input}")
-    strategy, scored = config.make_strategy(), config.scored or time
-    updates = -(-scored // time_steps_of(strategy, scored))  # in each batch
+    if config.stream:
+        strategy = streamed(strategy)
+        train = Stream(x[held_out:].reshape(-1, time, n_in), y[held_out:], config.batch_size, scored, config.seed)
+        has_loss = train.batch(0).weights.any(1)
+    else:
+        train = batches(x[held_out:], y[held_out:], encoder=(*augment, *code) if config.shift or config.flip else code)
+        has_loss = np.ones(scored, bool)
+    if not config.max_steps:
+        config = replace(config, max_steps=config.epochs * len(train))
+    each = time_steps_of(strategy, len(has_loss))
+    updates = int(np.logical_or.reduceat(has_loss, range(0, len(has_loss), each)).sum())  # in each batch
 
     class Classify(jt.Module):
         environ = {"dt": 1.0 * u.ms}

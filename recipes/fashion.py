@@ -62,8 +62,8 @@ class Config(TrainingOptions):
     flip: bool = False
     """mirror half of the training images"""
     stream: bool = False
-    """rows, pixels: every sequence of a training batch continues that of the batch before, an endless stream of images
-    that begin at different times; online rules make an update at every time step"""
+    """rows: every sequence of a training batch continues that of the batch before, an endless stream of images that
+    begin at different times; online rules make an update at every time step"""
     batch_size: int = 128
     """images per batch"""
     lr: float = 2e-3
@@ -91,8 +91,8 @@ class Config(TrainingOptions):
                 option = f"--{field.name.replace('_', '-')}"
                 with_these = f"--network {self.network} --input {self.input}"
                 raise ConfigError(f"{option} has no effect with {with_these}: leave it out")
-        if self.stream and (self.input not in ("rows", "pixels") or self.shift or self.flip or self.decide != "last"):
-            raise ConfigError("--stream: expected --input rows or pixels and --decide last, without --shift and --flip")
+        if self.stream and (self.input != "rows" or self.shift or self.decide != "last"):
+            raise ConfigError("--stream: expected --input rows and --decide last, without --shift")
         for name in ("tau", "gain"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"--{name} {getattr(self, name)}: expected a positive number")
@@ -197,25 +197,28 @@ class Stream:
         labels: ``(N,)``.
         batch_size: Number of streams.
         scored: The last rows of an image, those with a loss.
+        flip: Mirror half of the images of each epoch.
         seed: Seed of the order.
     """
 
     batch_first = False
 
-    def __init__(self, images, labels, batch_size: int, scored: int, seed: int):
-        self.images, self.labels, self.scored, self.seed = images, labels, scored, seed
+    def __init__(self, images, labels, batch_size: int, scored: int, flip: bool, seed: int):
+        self.images, self.labels, self.scored, self.flip, self.seed = images, labels, scored, flip, seed
         self.batch_size = batch_size
 
     def __len__(self) -> int:
         return len(self.images) // self.batch_size
 
-    def which(self, step: int):
-        """Images that begin in a batch, ``(B,)``; -1 is the batch before the first."""
+    def begin(self, step: int):
+        """Images that begin in a batch, and which are mirrored, ``(B,)`` each; -1 is the batch before the first."""
         import numpy as np
 
         epoch, number = divmod(step, len(self))
-        order = np.random.default_rng((self.seed, epoch + 1)).permutation(len(self.images))
-        return order[number * self.batch_size :][: self.batch_size]
+        rng = np.random.default_rng((self.seed, epoch + 1))
+        order, mirrored = rng.permutation(len(self.images)), rng.random(len(self.images)) < self.flip / 2
+        part = slice(number * self.batch_size, (number + 1) * self.batch_size)
+        return order[part], mirrored[part]
 
     def batch(self, step: int):
         import numpy as np
@@ -223,10 +226,13 @@ class Stream:
         from jaxtrain import Phases
 
         time, size = self.images.shape[1], self.batch_size
-        begin, now = np.arange(size) * time // size, np.arange(time)[:, None]
-        image, row = np.where(now >= begin, self.which(step), self.which(step - 1)), (now - begin) % time  # (T, B)
+        start, now = np.arange(size) * time // size, np.arange(time)[:, None]
+        begun = zip(self.begin(step), self.begin(step - 1), strict=True)
+        image, mirrored = (np.where(now >= start, new, old) for new, old in begun)  # (T, B)
+        row = (now - start) % time
+        rows = self.images[image, row] / np.float32(255)  # (T, B, n_in)
         return Phases(
-            warmup=None, inputs=self.images[image, row] / np.float32(255), targets=self.labels[image],
+            warmup=None, inputs=np.where(mirrored[..., None], rows[..., ::-1], rows), targets=self.labels[image],
             weights=(row >= time - self.scored).astype("float32"), reset=row == 0,
         )  # fmt: skip
 
@@ -288,7 +294,7 @@ def make(config: Config):
         raise ConfigError(f"--scored {config.scored}: an image has {time} time steps with --input {config.input}")
     if config.stream:
         strategy = streamed(strategy)
-        train = Stream(x[held_out:].reshape(-1, time, n_in), y[held_out:], config.batch_size, scored, config.seed)
+        train = Stream(x[held_out:], y[held_out:], config.batch_size, scored, config.flip, config.seed)
         has_loss = train.batch(0).weights.any(1)
     else:
         train = batches(x[held_out:], y[held_out:], encoder=(*augment, *code) if config.shift or config.flip else code)

@@ -107,7 +107,7 @@ def test_a_damaged_file_is_named(folder, name, change, said):
     ({"tau": 0.0}, "--tau 0.0: expected a positive number"),
     ({"shift": -1}, "--shift -1: expected 0 or more"),
     ({"epochs": 0}, "--epochs 0: expected a whole number, 1 or more"),
-    ({"stream": True}, "--stream: expected --input rows or pixels and --decide last, without --shift and --flip"),
+    ({"stream": True}, "--stream: expected --input rows and --decide last, without --shift"),
     ({"scored": 11}, "--scored 11: an image has 10 time steps"),
 ])  # fmt: skip
 def test_an_option_without_effect_is_refused(folder, options, said):
@@ -132,25 +132,29 @@ def test_training_images_are_shifted_and_mirrored(folder):
     assert found == set(possible)
 
 
-def test_a_stream_shows_every_image_once_per_epoch():
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_stream_shows_every_image_once_per_epoch(flip):
     x, y = np.arange(22 * 5 * 3, dtype="uint8").reshape(22, 5, 3), np.arange(22)
-    stream = fashion.Stream(x, y, batch_size=4, scored=2, seed=0)
+    stream = fashion.Stream(x, y, batch_size=4, scored=2, flip=flip, seed=0)
     assert len(stream) == 5
     batches = [stream.batch(step) for step in range(11)]
     parts = ("inputs", "targets", "weights", "reset")
     rows, labels, weights, reset = (np.concatenate([getattr(batch, part) for batch in batches]) for part in parts)
     assert len({tuple(column) for column in reset.T}) == 4, "streams are aligned"
-    seen = []
+    seen, mirrored = [], 0
     for lane in range(4):
         begins = np.flatnonzero(reset[:, lane])
         np.testing.assert_array_equal(np.diff(begins), 5)
         for number, begin in enumerate(begins[:10]):
             part = np.s_[begin : begin + 5, lane]
             (label,) = set(labels[part])
-            np.testing.assert_allclose(rows[part] * 255, x[label], rtol=1e-6)
+            shown = np.round(rows[part] * 255)
+            mirrored += not np.array_equal(shown, x[label])
+            assert any(np.array_equal(shown, image) for image in (x[label], x[label][:, ::-1]))
             np.testing.assert_array_equal(weights[part], [0, 0, 0, 1, 1])
             seen.append((number // 5, label))
     assert len(set(seen)) == len(seen) == 40, "an image is shown twice in an epoch"
+    assert 10 < mirrored < 30 if flip else not mirrored
 
 
 @pytest.mark.parametrize("options", [

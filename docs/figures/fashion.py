@@ -55,7 +55,7 @@ def draw_scores(axes, trials: Path) -> None:
         own = [trial["test"]["accuracy"] for trial in done if trial["strategy"] == name]
         median, published = statistics.median(own), PUBLISHED.get(name)
         axes.plot(own, [row] * len(own), linestyle="none", color=COLORS[name], marker=MARKS[name], markersize=8)
-        text = f"{label}: {median:.3f}" + (f"   (published {published:.3f})" if published else "")
+        text = f"{label}: {median:.4f}" + (f"   (published {published:.3f})" if published else "")
         axes.text(0.665, row - 0.25, text)
         if published:
             axes.plot(published, row, "o", markersize=9, markerfacecolor="none", color=COLORS[name])

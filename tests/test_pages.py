@@ -1,6 +1,7 @@
 """The examples of docs/pretrained.md, docs/search.md and docs/loggers.md run as they stand."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -42,6 +43,11 @@ def test_the_page_on_search_prunes(tmp_path, monkeypatch):
     assert trial.state == optuna.trial.TrialState.PRUNED and list(trial.intermediate_values) == [50]
     assert (result["status"], result["reason"], result["step"]) == ("stopped", "pruned", 50)
     assert trial.intermediate_values[50] == pytest.approx(result["val"]["loss"])
+
+    page["Report"].on_validation_end = lambda *_: signal.raise_signal(signal.SIGINT)
+    with pytest.raises(SystemExit) as ended:
+        study.optimize(page["objective"], n_trials=1)
+    assert ended.value.code == 130 and len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) == 0
 
 
 @pytest.mark.long

@@ -23,7 +23,7 @@ FOLDERS = """
 """A file imports only from its own folder and from folders to the left. nn and datasets do not know each other's files
 either way, but no rule needs that."""
 
-LONGEST_FILE, LONGEST_FUNCTION, MOST_ATTRIBUTES, MOST_CODE = 300, 40, 12, 17_687
+LONGEST_FILE, LONGEST_FUNCTION, MOST_ATTRIBUTES, MOST_CODE = 300, 40, 12, 17_697
 """Lines of a file, statements of a function, attributes that a class sets outside dataclass fields, code lines."""
 
 # Older code that is still longer. Remove an entry when it fits; never add one.

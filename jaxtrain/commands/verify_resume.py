@@ -77,14 +77,15 @@ def verify(recipe: Path, flags: Sequence[str], kills: int, seed: int, folder: Pa
     """Train once without interruption, then with ``kills`` SIGKILLs at moments drawn from ``seed``, and compare.
 
     The kinds of moments alternate: a time, which may fall into the start-up; after a step has been logged; and while a
-    checkpoint is being saved. A run that finishes before all kills have happened is compared, and another one starts.
+    checkpoint is being saved. If no run has continued from a checkpoint, the last kill comes after one. A run that
+    finishes before all kills have happened is compared, and another one starts.
     All files are written below ``folder``.
 
     Returns:
         The first difference in each part of the outcome, or None.
 
     Raises:
-        RuntimeError: A run failed.
+        RuntimeError: A run failed, or no run could continue from a checkpoint.
     """
     rng = random.Random(seed)
     run_dir = folder / "whole"
@@ -98,13 +99,16 @@ def verify(recipe: Path, flags: Sequence[str], kills: int, seed: int, folder: Pa
     seconds -= float(read_json(run_dir / "result.json")["seconds"]["compile"])  # later runs use the compilation cache
     differences: dict[str, str | None] = dict.fromkeys(expected)
     killed = runs = attempts = 0
+    resumed = False
     while killed < kills:
         runs += 1
         run_dir = folder / f"killed-{runs}"
         finished = False
         while not finished:
             start = max(saved_steps(run_dir), default=0)
-            moment, due = _moment(KINDS[attempts % len(KINDS)], rng, seconds, last_step(run_dir), total)
+            resumed = resumed or 0 < start < total
+            kind = KINDS[attempts % len(KINDS)] if resumed or killed != kills - 1 else "checkpoint"
+            moment, due = _moment(kind, rng, seconds, last_step(run_dir), total)
             attempts += 1
             with _started(recipe, flags, run_dir) as process:
                 if killed < kills and _wait(process, run_dir, due, rng.uniform(0.0, 0.05)):
@@ -115,6 +119,11 @@ def verify(recipe: Path, flags: Sequence[str], kills: int, seed: int, folder: Pa
                 else:
                     _require_success(process, run_dir, f"a run started at step {start}")
                     finished = True
+        if not resumed and killed >= kills - 1:
+            raise RuntimeError(
+                "resume was not tested: no run continued from a checkpoint before the last step; save checkpoints more "
+                "often (a recipe's --checkpoint-every), or train for more steps"
+            )
         actual = outcome(run_dir)
         for part, value in expected.items():
             differences[part] = differences[part] or difference(value, actual.get(part))
@@ -228,6 +237,8 @@ def _moment(
     if kind == "step":
         step = rng.randint(logged + 1, max(logged + 1, total - 1))
         return f"past step {step}", lambda run_dir, now: last_step(run_dir) >= step
+    if kind == "checkpoint":
+        return "after a checkpoint", lambda run_dir, now: 0 < max(saved_steps(run_dir), default=0) < total
     clean = False  # an earlier kill may have left an incomplete save, which this run removes before it saves
 
     def saves(run_dir: Path, now: float) -> bool:

@@ -26,6 +26,8 @@ class Config(cli.Options):
     strategy: cli.StrategyName = "bptt"
     forgetful: bool = False
     """data that counts its batches in Python, and not from the step"""
+    rarely: bool = False
+    """one checkpoint, at the last step"""
     fails: bool = False
 
 
@@ -46,7 +48,8 @@ def make(config):
             self.count += 1
             return line(self.count if config.forgetful else step)
 
-    callbacks = [jt.loggers.JSONL(), jt.loggers.TensorBoard(), jt.Checkpoint(every=20, monitor=None)]
+    checkpoint = jt.Checkpoint(every=200 if config.rarely else 20, monitor=None)
+    callbacks = [jt.loggers.JSONL(), jt.loggers.TensorBoard(), checkpoint]
     fit = jt.Fit("bptt", max_steps=200, chunk=5, log_every=2, validate_every=50, callbacks=callbacks,
                  run_dir=config.run_dir)
     return fit, Noisy(), jt.DataModule(Slow(), LinesOf(2))
@@ -86,6 +89,13 @@ def test_an_exact_recipe_and_one_that_forgets(recipe, tmp_path, capsys):
     assert code == 1, said
     assert "  training state    DIFFERS: " in said.out and "  metrics.jsonl     DIFFERS: " in said.out
     assert "\nresume is NOT exact\n" in said.out
+
+    code, said = run(capsys, recipe, "--forgetful", "--kills", 1)
+    assert code == 1 and "kill 1: after a checkpoint, " in said.out and "resume is NOT exact" in said.out
+
+    code, said = run(capsys, recipe, "--rarely", "--kills", 1)
+    assert code == 1 and said.err.startswith("error: resume was not tested: no run continued from a checkpoint"), said
+    assert "save checkpoints more often" in said.err
 
     code, said = run(capsys, recipe, "--fails")
     assert code == 1 and said.err.startswith("error: the run without kills ended with exit code 1: ")

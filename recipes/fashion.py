@@ -10,14 +10,13 @@ python recipes/fashion.py --preset direct
 python recipes/fashion.py --preset stream
 """
 
-import gzip
 import math
 import sys
-import zlib
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from pathlib import Path
 from typing import Literal
+
+from images.idx import CLASSES, load
 
 from jaxtrain import cli
 from jaxtrain.cli.options import TrainingOptions, check_options, streamed, time_steps_of
@@ -26,7 +25,6 @@ from jaxtrain.errors import ConfigError
 DATA = "/usr/share/datasets/fashion-mnist"
 HELD_OUT = 12
 """One part of so many of the training images is the validation set: the first 5,000 of 60,000."""
-CLASSES = 10
 CHANCE = {"accuracy": 1 / CLASSES, "loss": math.log(CLASSES)}
 
 
@@ -112,54 +110,8 @@ PRESETS = {
              "epochs": 10},
     "direct": {"input": "direct", "steps": 2, "network": "gru", "hidden": 384, "width": 512, "mlp": 768, "scored": 1,
                "shift": 1, "flip": True, "lr": 1e-3, "batch_size": 256, "epochs": 30},
-    "stream": {**ROWS, "stream": True, "hidden": 128, "mlp": 256, "scored": 2, "decide": "last",
-               "epochs": 10},
+    "stream": {**ROWS, "stream": True, "hidden": 128, "mlp": 256, "scored": 2, "decide": "last", "epochs": 10},
 }  # fmt: skip
-
-
-def read_idx(folder: str, name: str, axes: int):
-    """The uint8 array of an IDX file, ``name`` or ``name.gz`` in ``folder``.
-
-    Its header is the magic number 0x800 + number of axes, then the length of each axis, in 32-bit big-endian numbers.
-
-    Raises:
-        ConfigError: The file is missing, or is not an IDX file of bytes with this number of axes.
-    """
-    import numpy as np
-
-    path = next((path for path in (Path(folder) / name, Path(folder) / f"{name}.gz") if path.is_file()), None)
-    if path is None:
-        raise ConfigError(
-            f"--data {folder}: there is no {name}.gz; install it with apt-get install dataset-fashion-mnist, or pass "
-            "the folder of the IDX files"
-        )
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise ConfigError(f"--data: {path} cannot be read: {error}") from None
-    magic, *shape = np.frombuffer(content[: 4 * (1 + axes)].ljust(4 * (1 + axes), b"\0"), ">u4").tolist()
-    if magic != 0x800 + axes:
-        raise ConfigError(f"--data: {path} begins with {magic:#x}; expected {0x800 + axes:#x}, bytes with {axes} axes")
-    if len(content) != 4 * (1 + axes) + math.prod(shape):
-        raise ConfigError(f"--data: {path} has {len(content):,} bytes, but its header says {tuple(shape)}")
-    return np.frombuffer(content, np.uint8, offset=4 * (1 + axes)).reshape(shape)
-
-
-def load(folder: str):
-    """Images ``(N, H, W)`` and labels ``(N,)`` of the training files, then those of the test files."""
-    arrays = []
-    for part in ("train", "t10k"):
-        x, y = read_idx(folder, f"{part}-images-idx3-ubyte", 3), read_idx(folder, f"{part}-labels-idx1-ubyte", 1)
-        if len(x) != len(y):
-            raise ConfigError(f"--data {folder}: {part} has {len(x)} images and {len(y)} labels")
-        if y.max() >= CLASSES:
-            raise ConfigError(f"--data {folder}: {part} has the label {y.max()}; expected 0 to {CLASSES - 1}")
-        arrays += [x, y.astype("int32")]
-    (_, *one), (_, *other) = arrays[0].shape, arrays[2].shape
-    if one != other:
-        shapes = [" x ".join(map(str, shape)) for shape in (other, one)]
-        raise ConfigError(f"--data {folder}: the test images have {shapes[0]} pixels, the training images {shapes[1]}")
-    return arrays
 
 
 def encoder_of(config: Config):
@@ -184,57 +136,6 @@ def encoder_of(config: Config):
         "direct": (flat, Repeat(config.steps)), "rows": (Rows(),), "pixels": (Pixels(),),
     }[config.input]  # fmt: skip
     return code, (changed,)
-
-
-class Stream:
-    """Endless streams of images: batch ``step`` has the next rows of every stream, as many as an image has.
-
-    An image begins at another time step in each stream, so the sequences of an update are at all parts of an image. An
-    epoch takes every image once, in an order that depends on (seed, epoch).
-
-    Args:
-        images: ``(N, T, n_in)``, 8 bits.
-        labels: ``(N,)``.
-        batch_size: Number of streams.
-        scored: The last rows of an image, those with a loss.
-        flip: Mirror half of the images of each epoch.
-        seed: Seed of the order.
-    """
-
-    batch_first = False
-
-    def __init__(self, images, labels, batch_size: int, scored: int, flip: bool, seed: int):
-        self.images, self.labels, self.scored, self.flip, self.seed = images, labels, scored, flip, seed
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return len(self.images) // self.batch_size
-
-    def begin(self, step: int):
-        """Images that begin in a batch, and which are mirrored, ``(B,)`` each; -1 is the batch before the first."""
-        import numpy as np
-
-        epoch, number = divmod(step, len(self))
-        rng = np.random.default_rng((self.seed, epoch + 1))
-        order, mirrored = rng.permutation(len(self.images)), rng.random(len(self.images)) < self.flip / 2
-        part = slice(number * self.batch_size, (number + 1) * self.batch_size)
-        return order[part], mirrored[part]
-
-    def batch(self, step: int):
-        import numpy as np
-
-        from jaxtrain import Phases
-
-        time, size = self.images.shape[1], self.batch_size
-        start, now = np.arange(size) * time // size, np.arange(time)[:, None]
-        begun = zip(self.begin(step), self.begin(step - 1), strict=True)
-        image, mirrored = (np.where(now >= start, new, old) for new, old in begun)  # (T, B)
-        row = (now - start) % time
-        rows = self.images[image, row] / np.float32(255)  # (T, B, n_in)
-        return Phases(
-            warmup=None, inputs=np.where(mirrored[..., None], rows[..., ::-1], rows), targets=self.labels[image],
-            weights=(row >= time - self.scored).astype("float32"), reset=row == 0,
-        )  # fmt: skip
 
 
 def spiking(config: Config, n_in: int):
@@ -277,6 +178,7 @@ def make(config: Config):
     import braintools
     import numpy as np
     import saiunit as u
+    from images.stream import Stream
 
     import jaxtrain as jt
     from jaxtrain.core.one_program import in_one_program

@@ -52,8 +52,8 @@ def pytest_collection_finish():
     import brainstate.transform._error_if
     import jax
 
-    # Every initial weight of braintrace's layers is a draw whose bounds are checked by a program of its own, which is
-    # compiled anew for each draw of a model that is not built by Fit: a tenth of the tests' time.
+    # The initial weights of braintrace's layers are drawn by a function that checks its bounds in a separate program.
+    # Outside Fit, every draw compiles this program again, which takes a tenth of the time of all tests.
     brainstate.transform._error_if.jit_error_if = lambda *_, **__: None
 
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):

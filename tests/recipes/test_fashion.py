@@ -134,8 +134,10 @@ def test_training_images_are_shifted_and_mirrored(folder):
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_stream_shows_every_image_once_per_epoch(flip):
+    from images.stream import Stream  # beside the recipe
+
     x, y = np.arange(22 * 5 * 3, dtype="uint8").reshape(22, 5, 3), np.arange(22)
-    stream = fashion.Stream(x, y, batch_size=4, scored=2, flip=flip, seed=0)
+    stream = Stream(x, y, batch_size=4, scored=2, flip=flip, seed=0)
     assert len(stream) == 5
     batches = [stream.batch(step) for step in range(11)]
     parts = ("inputs", "targets", "weights", "reset")
@@ -201,7 +203,7 @@ def test_the_decision_is_the_sum_of_the_scores(folder):
 
 def test_help_does_not_load_jax():
     code = (
-        "import runpy, sys\n"
+        f"import runpy, sys; sys.path.insert(0, {str(RECIPE.parent)!r})\n"
         f"sys.argv = ['fashion.py', '--help']\ntry:\n    runpy.run_path({str(RECIPE)!r}, run_name='__main__')\n"
         "except SystemExit as end:\n    assert not end.code\nprint('jax' in sys.modules)"
     )
